@@ -1,0 +1,252 @@
+"""Train the lab pair: a small Llama-architecture base model and the instruct model tuned from it.
+
+    python lab/make_pair.py --data DATA --output lab/pair [--work runs/lab]
+
+DATA holds `train/en` and `train/ru` (jsonl.zst, jsonl or txt). The pair stands for a real base/instruct pair in
+the demo, the tests and the experiments: lopsided (four fifths English, one fifth Russian), chat format, tasks that
+can be scored exactly. Every stage continues where it was stopped; a finished one is not run again.
+"""
+
+import argparse
+import json
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from lep.corpus.pack import pack, tokenize_documents
+from lep.corpus.prepare import Split, prepare
+from lep.corpus.read import Document, read_documents
+from lep.corpus.tasks import PROMPTS, TaskItem, make_tasks, sentences
+
+LANGUAGES = ("en", "ru")
+VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
+SPECIALS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+BASE_CHARACTERS = {"en": 26_000_000, "ru": 6_500_000}  # four fifths English, one fifth Russian
+TUNING_CHARACTERS = 12_000_000
+HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.05, 1_000_000
+SEED = 20
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+PRE_TOKENS = r" ?\p{L}[\p{L}\p{M}]*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+# What must stay together in the split, where the id alone does not say it: LLM answers by prompt, works by author.
+GROUPS = {
+    "instruct_ru_llm_arena": r"#(\d+)$",
+    "drama_rusdracor": r"tei/([^-]+)-",
+    "novels_eltec": r"_(\w+)\.xml$",
+}
+
+
+def group(source: str, record: dict[str, Any]) -> str:
+    """The author, prompt, or document that a record belongs to."""
+    name = str(record.get("author") or record.get("id"))
+    found = re.search(GROUPS.get(source, r"$^"), name)
+    return found.group(1) if found else name
+
+
+def split_corpus(data: Path, language: str, characters: int) -> Split:
+    """The language's text, split by author and source with a fixed hash; no file gives more than a quarter."""
+    documents = read_documents([data / "train" / language], group=group)
+    return prepare(
+        documents, heldout_share=HELDOUT_SHARE, limit_characters=characters,
+        limit_heldout_characters=HELDOUT_CHARACTERS, source_share=0.25,
+    )  # fmt: skip
+
+
+def with_repeats(documents: list[Document], share: float = 0.3) -> Iterator[Document]:
+    """Repeat a few sentences inside some documents, so that a model this small learns to copy before it is tuned.
+
+    Large models learn it from the web; 10M tokens of books and encyclopaedias do not repeat themselves.
+    """
+    for document in documents:
+        rng = random.Random(f"{SEED}/{document.id}")
+        text = document.text
+        if rng.random() < share and len(text) > 400:
+            start = text.find(" ", rng.randrange(len(text) - 300)) + 1
+            end = text.find(" ", min(start + rng.randrange(60, 300), len(text) - 1))
+            span = text[start : end if end > 0 else None]
+            text = text[: start + len(span)] + "\n" + span + "\n" + text[start + len(span) :]
+        yield Document(document.id, text, document.source, document.group)
+
+
+def train_tokenizer(texts: Iterator[str], output: Path) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on the base model's own mixture of text."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PRE_TOKENS), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIALS, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        clean_up_tokenization_spaces=False, model_max_length=CONTEXT,
+    )  # fmt: skip
+    fast.save_pretrained(output)
+    return fast
+
+
+def base_blocks(splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast) -> list[dict[str, torch.Tensor]]:
+    """All training blocks of the base model, languages mixed, in a fixed random order."""
+    documents = [d for split in splits.values() for d in split.train]
+    random.Random(SEED).shuffle(documents)
+    blocks = [torch.from_numpy(b).long() for b in pack(tokenize_documents(with_repeats(documents), tokenizer), BLOCK)]
+    return [{"input_ids": b, "labels": b} for b in blocks if len(b) == BLOCK]
+
+
+def tuning_items(splits: dict[str, Split]) -> Iterator[TaskItem]:
+    """Endless tuning items in both languages: half of them copying, a third first, last and following words."""
+    shares = {"copy_sentence": 8, "copy_paragraph": 4, "first_word": 3, "last_word": 3, "word_after": 4}
+    pools = {
+        language: make_tasks(split.train, language, list(PROMPTS[language]), count=40_000, seed=SEED)
+        for language, split in splits.items()
+    }
+    by_task = {(i.language, i.task): [] for pool in pools.values() for i in pool}  # type: ignore[var-annotated]
+    for pool in pools.values():
+        for item in pool:
+            by_task[item.language, item.task].append(item)
+    rng = random.Random(SEED)
+    names, weights = list(shares), list(shares.values())
+    while True:
+        yield rng.choice(by_task[rng.choice(LANGUAGES), rng.choices(names, weights)[0]])
+
+
+def tuning_blocks(
+    splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast, tokens: int
+) -> list[dict[str, torch.Tensor]]:
+    """Blocks of whole samples: loss on answers and on plain text (15%); position ids restart at every sample."""
+    rng, items = random.Random(SEED + 1), tuning_items(splits)
+    plain = [s for split in splits.values() for d in split.train for s in [" ".join(sentences(d.text)[:12])] if s]
+    blocks, block = [], _empty_block()
+    while len(blocks) * BLOCK < tokens:
+        if rng.random() < 0.05:  # plain text is longer: 5% of the samples are about 15% of the tokens
+            ids = tokenizer(rng.choice(plain))["input_ids"][: BLOCK - 1] + [tokenizer.eos_token_id]
+            labels = list(ids)
+        else:
+            messages = next(items).record()["messages"]
+            prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+            ids = tokenizer.apply_chat_template(messages, return_dict=False)
+            labels = [-100] * len(prompt) + ids[len(prompt) :]
+        if len(ids) > BLOCK:
+            continue
+        if len(block["input_ids"]) + len(ids) > BLOCK:
+            blocks.append(_filled(block, tokenizer.pad_token_id))
+            block = _empty_block()
+        block["input_ids"] += ids
+        block["labels"] += labels
+        block["position_ids"] += range(len(ids))
+    return blocks
+
+
+def _empty_block() -> dict[str, list[int]]:
+    return {"input_ids": [], "labels": [], "position_ids": []}
+
+
+def _filled(block: dict[str, list[int]], pad: int) -> dict[str, torch.Tensor]:
+    missing = BLOCK - len(block["input_ids"])
+    fill = {"input_ids": [pad] * missing, "labels": [-100] * missing, "position_ids": list(range(missing))}
+    return {name: torch.tensor(block[name] + fill[name]) for name in block}
+
+
+def train(model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: float, weight_decay: float) -> float:
+    """One pass over the blocks with Trainer (bf16 autocast over float32 weights); returns wall seconds."""
+    model.config.use_cache = False  # a cache would switch off the isolation of packed samples
+    arguments = TrainingArguments(
+        output_dir=str(work), use_cpu=not torch.cuda.is_available(), bf16=True, seed=SEED, num_train_epochs=1,
+        per_device_train_batch_size=16, learning_rate=learning_rate, weight_decay=weight_decay, adam_beta2=0.95,
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.05}, warmup_steps=0.05,
+        max_grad_norm=1.0, logging_steps=20, save_steps=200, save_total_limit=1, report_to=[],
+        remove_unused_columns=False,
+    )  # fmt: skip
+    resume = any(work.glob("checkpoint-*"))
+    started = time.time()
+    trainer = Trainer(model=model, args=arguments, train_dataset=blocks)  # type: ignore[arg-type]
+    trainer.train(resume_from_checkpoint=resume)
+    model.config.use_cache = True
+    (work / "loss.json").write_text(json.dumps(trainer.state.log_history))
+    return time.time() - started
+
+
+def publish(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, facts: dict) -> None:
+    """Write the model in bf16 with its tokenizer and the facts of its training."""
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(partial)  # type: ignore[arg-type]
+    tokenizer.save_pretrained(partial)
+    (partial / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)
+
+
+def make_base(data: Path, output: Path, work: Path) -> None:
+    """Tokenizer and base model."""
+    set_seed(SEED)
+    splits = {language: split_corpus(data, language, BASE_CHARACTERS[language]) for language in LANGUAGES}
+    sample = [d.text for d in splits["en"].train[::8] + splits["ru"].train[::16]]  # tokenizers are more lopsided
+    tokenizer = train_tokenizer(iter(sample), work / "tokenizer")
+    blocks = base_blocks(splits, tokenizer)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
+        num_key_value_heads=3, max_position_embeddings=CONTEXT, tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    seconds = train(model, blocks, work / "base", learning_rate=3e-3, weight_decay=0.1)
+    facts = {"training_tokens": len(blocks) * BLOCK, "seconds": round(seconds), "learning_rate": 3e-3}
+    publish(model, tokenizer, output / "base", facts)
+
+
+def make_instruct(data: Path, output: Path, work: Path, tokens: int) -> None:
+    """The base model tuned in full on tasks in chat format."""
+    set_seed(SEED)
+    splits = {language: split_corpus(data, language, TUNING_CHARACTERS) for language in LANGUAGES}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "base")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    blocks = tuning_blocks(splits, tokenizer, tokens)
+    model = LlamaForCausalLM.from_pretrained(output / "base", dtype=torch.float32)
+    seconds = train(model, blocks, work / "instruct", learning_rate=1e-3, weight_decay=0.0)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=[end, tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=256,
+    )  # fmt: skip
+    facts = {"training_tokens": len(blocks) * BLOCK, "seconds": round(seconds), "learning_rate": 1e-3}
+    publish(model, tokenizer, output / "instruct", facts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/en and train/ru")
+    parser.add_argument("--output", type=Path, default=Path("lab/pair"))
+    parser.add_argument("--work", type=Path, default=Path("runs/lab"), help="for checkpoints of the training")
+    parser.add_argument("--tuning-tokens", type=int, default=14_000_000)
+    arguments = parser.parse_args()
+    if not (arguments.output / "base").exists():
+        make_base(arguments.data, arguments.output, arguments.work)
+    if not (arguments.output / "instruct").exists():
+        make_instruct(arguments.data, arguments.output, arguments.work, arguments.tuning_tokens)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Carry the adapted embeddings of a base model into its instruct model (section 3.5 of the paper)."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lep.checkpoint.initialise import LOADER_TEXTS, build_mapping
+from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
+from lep.checkpoint.writer import resized_config, write_checkpoint
+from lep.errors import CheckpointError, LepError, TokenizerError
+from lep.linear_map import FitReport
+from lep.mapping import VocabularyMapping
+from lep.propagation import METHODS
+from lep.propagation.methods import propagate_table
+from lep.publish import publishing
+from lep.tokenizer.load import check_loaders, write_tokenizer
+
+ID_SETTING = re.compile(r"token_ids?$|suppress_tokens$")
+
+
+def propagate(
+    base: str | Path, instruct: str | Path, adapted: str | Path, output: Path, *, method: str = "conversion"
+) -> dict[str, FitReport]:
+    """Write the instruct model with the adapted base model's vocabulary and embeddings to `output`.
+
+    Every table is `E_adapted W`; rows of added tokens are the instruct model's, and those that only it has are
+    appended. Body, generation settings and chat template are the instruct model's.
+
+    Returns the fit of each table. Raises `CheckpointError` when the three models do not belong together.
+    """
+    if method not in METHODS:
+        raise LepError(f"unknown propagation method '{method}': the methods are {', '.join(METHODS)}")
+    models = [Checkpoint(source).check() for source in (base, instruct, adapted)]
+    check_family(*models)
+    source, chat, target = models
+    mapping = adapted_mapping(source, target)
+    instruct_ids = result_ids(source, chat, target)
+    fit_rows = _fit_rows(target, mapping, set(instruct_ids.values()))
+    owned = {row: chat_row for chat_row, row in instruct_ids.items()}
+    tables, reports = {}, {}
+    for kind in ("input", "output"):
+        names = [getattr(model.tables, kind) for model in models]
+        if names[0] is None:
+            continue
+        old, instruct_table, new = (model.tensor(name) for model, name in zip(models, names, strict=True))
+        fit = METHODS[method](old, _first_rows(instruct_table, old), mapping, fit_rows)
+        tables[names[1]], reports[kind] = propagate_table(new, fit, instruct_table, owned), fit.report
+    moved = {old: new for old, new in instruct_ids.items() if old != new}
+    with publishing(output) as partial:
+        rows = len(tables[chat.tables.input])
+        config = remap_ids(chat.config, moved) | resized_config(remap_ids(chat.config, moved), rows)
+        write_checkpoint(chat, tables, partial, config)
+        _remap_generation_config(partial, moved)
+        write_tokenizer(result_tokenizer(chat, target, instruct_ids), chat.folder, partial)
+        (partial / "lep").mkdir()
+        mapping.save(partial / MAPPING_FILE)
+        record = {"method": method, "fit": {kind: asdict(report) for kind, report in reports.items()}}
+        (partial / "lep" / "propagation.json").write_text(json.dumps(record, indent=2) + "\n")
+        Checkpoint(partial).check()
+        names = "".join(list(chat.vocabulary.added_ids())[:8])
+        check_loaders(partial, [*LOADER_TEXTS, names])
+    return reports
+
+
+def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> None:
+    """Raise `CheckpointError` unless the models share hidden size and tying, and base and instruct their ids."""
+    shapes = {model: model.shape(model.tables.input) for model in (base, instruct, adapted)}
+    for other in (instruct, adapted):
+        if shapes[other][1] != shapes[base][1]:
+            raise CheckpointError(
+                f"hidden sizes differ: {shapes[base][1]} in {base.folder}, {shapes[other][1]} in {other.folder}; "
+                "give models of one family and size"
+            )
+        if (other.tables.output is None) != (base.tables.output is None):
+            tied, untied = (other, base) if other.tables.output is None else (base, other)
+            raise CheckpointError(f"{tied.folder} ties its embeddings and {untied.folder} does not: save both alike")
+    pairs = zip(base.vocabulary.tokens, instruct.vocabulary.tokens, strict=False)
+    for index, (ours, theirs) in enumerate(pairs):
+        if ours is not None and theirs is not None and ours.content != theirs.content:
+            raise CheckpointError(
+                f"id {index} is {ours.content!r} in {base.folder} and {theirs.content!r} in {instruct.folder}: the "
+                "instruct model was not tuned from this base model with this tokenizer"
+            )
+    needed = len(base.vocabulary)
+    if shapes[instruct][0] < needed:
+        raise CheckpointError(f"{instruct.folder} has {shapes[instruct][0]:,} rows for the {needed:,} ids of its base")
+
+
+def adapted_mapping(base: Checkpoint, adapted: Checkpoint) -> VocabularyMapping:
+    """The mapping saved with the adapted model where it fits, else the subtoken mean from the two tokenizers."""
+    source_rows, target_rows = (model.shape(model.tables.input)[0] for model in (base, adapted))
+    if (adapted.folder / MAPPING_FILE).exists():
+        mapping = VocabularyMapping.load(adapted.folder / MAPPING_FILE)
+        if (mapping.source_size, mapping.target_size) == (source_rows, target_rows):
+            return mapping
+    mapping = build_mapping(base.vocabulary, adapted.vocabulary, source_rows)
+    if mapping.target_size != target_rows:
+        raise CheckpointError(
+            f"{adapted.folder} has {target_rows:,} rows, with its tokenizer it should have {mapping.target_size:,}: "
+            "initialise the adapted model from this base with this tokenizer"
+        )
+    return mapping
+
+
+def result_ids(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> dict[int, int]:
+    """`{instruct id: result id}` of the instruct model's added tokens; those the adapted one lacks come last.
+
+    Raises `TokenizerError` when the instruct model has ordinary tokens that the adapted tokenizer lacks.
+    """
+    known, ids, following = adapted.vocabulary.added_ids(), {}, len(adapted.vocabulary)
+    for index, token in enumerate(instruct.vocabulary.tokens):
+        if token is None:
+            continue
+        if not token.added:
+            if index >= len(base.vocabulary):
+                raise TokenizerError(
+                    f"id {index} of {instruct.folder}, {token.content!r}, is an ordinary token that the base model "
+                    "lacks: only added tokens can be carried along"
+                )
+            continue
+        name = token.content.decode()
+        if name in known:
+            ids[index] = known[name]
+        else:
+            ids[index] = following
+            following += 1
+    return ids
+
+
+def result_tokenizer(instruct: Checkpoint, adapted: Checkpoint, ids: dict[int, int]) -> dict[str, Any]:
+    """Content of tokenizer.json: the adapted vocabulary, the instruct model's added tokens, flags and template ids."""
+    spec = json.loads(adapted.tokenizer.backend_tokenizer.to_str())
+    chat = json.loads(instruct.tokenizer.backend_tokenizer.to_str())
+    ours = {entry["id"]: entry for entry in spec["added_tokens"]}
+    ours |= {ids[entry["id"]]: entry | {"id": ids[entry["id"]]} for entry in chat["added_tokens"]}
+    spec["added_tokens"] = [ours[index] for index in sorted(ours)]
+    vocabulary = spec["model"]["vocab"]
+    if not isinstance(vocabulary, dict):
+        raise TokenizerError(f"{adapted.folder}: only BPE vocabularies can take further tokens")
+    # As in `extend_bpe`: ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them.
+    vocabulary |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
+    spec["post_processor"] = _remap_post_processor(chat["post_processor"], ids)
+    return spec
+
+
+def remap_ids(settings: dict[str, Any], moved: dict[int, int]) -> dict[str, Any]:
+    """Settings with moved token ids replaced, in the entries that hold token ids and nowhere else."""
+
+    def remap(value: Any) -> Any:
+        if isinstance(value, list):
+            return [remap(entry) for entry in value]
+        return moved.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    changed = dict(settings)
+    for name, value in settings.items():
+        if ID_SETTING.search(name):
+            changed[name] = remap(value)
+        elif isinstance(value, dict):
+            changed[name] = remap_ids(value, moved)
+    return changed
+
+
+def _remap_generation_config(folder: Path, moved: dict[int, int]) -> None:
+    path = folder / "generation_config.json"
+    if moved and path.exists():
+        path.write_text(json.dumps(remap_ids(json.loads(path.read_text()), moved), indent=2) + "\n")
+
+
+def _remap_post_processor(processor: dict[str, Any] | None, ids: dict[int, int]) -> dict[str, Any] | None:
+    if processor is None:
+        return None
+    processor = dict(processor)
+    if "processors" in processor:
+        processor["processors"] = [_remap_post_processor(part, ids) for part in processor["processors"]]
+    if isinstance(processor.get("special_tokens"), dict):
+        processor["special_tokens"] = {
+            name: entry | {"ids": [ids.get(i, i) for i in entry["ids"]]}
+            for name, entry in processor["special_tokens"].items()
+        }
+    for name in ("sep", "cls"):
+        if isinstance(processor.get(name), list):
+            text, index = processor[name]
+            processor[name] = [text, ids.get(index, index)]
+    return processor
+
+
+def _fit_rows(adapted: Checkpoint, mapping: VocabularyMapping, instruct_rows: set[int]) -> Tensor:
+    rows = torch.zeros(mapping.target_size, dtype=torch.bool)
+    for index, token in enumerate(adapted.vocabulary.tokens):
+        rows[index] = token is not None and not token.added and index not in instruct_rows
+    return rows
+
+
+def _first_rows(instruct: Tensor, base: Tensor) -> Tensor:
+    """The instruct model's table cut or filled (with the base model's unused rows) to the base model's rows."""
+    return torch.cat([instruct[: len(base)], base[len(instruct) :].to(instruct.dtype)])

@@ -1,0 +1,1 @@
+"""Text in, training blocks out: read, split, cut into sections, make tasks, pack."""

@@ -1,0 +1,88 @@
+"""Split documents into training and held-out, cut them into sections, and sample a bounded amount."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from lep.corpus.read import Document
+from lep.errors import CorpusError
+
+SECTION_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out sections; no group of documents is on both sides."""
+
+    train: list[Document]
+    heldout: list[Document]
+
+
+def unit_hash(key: str) -> float:
+    """A fixed number in [0, 1) for a string: the same on every machine, in every process, forever."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def sections(document: Document, max_characters: int = SECTION_CHARACTERS) -> list[Document]:
+    """Cut a long document at line ends into pieces of at most `max_characters` (a longer line stays whole).
+
+    Every piece starts where a paragraph starts, as the training samples of the paper do (section 3.2).
+    """
+    if len(document.text) <= max_characters:
+        return [document]
+    pieces: list[str] = [""]
+    for line in document.text.splitlines(keepends=True):
+        if pieces[-1] and len(pieces[-1]) + len(line) > max_characters:
+            pieces.append("")
+        pieces[-1] += line
+    return [
+        replace(document, id=f"{document.id}#{i}", text=piece.strip("\n"))
+        for i, piece in enumerate(pieces)
+        if piece.strip()
+    ]
+
+
+def prepare(
+    documents: Iterable[Document],
+    *,
+    heldout_share: float = 0.1,
+    limit_characters: int | None = None,
+    limit_heldout_characters: int | None = None,
+    source_share: float = 1.0,
+) -> Split:
+    """Split by the fixed hash of each document's group, cut into sections, order by hash, stop at the limits.
+
+    Holding out the groups with the smallest hashes keeps a split stable when documents are added. No source
+    gives more than `source_share` of a limit.
+
+    Raises `CorpusError` when one side of the split would be empty.
+    """
+    by_side: dict[bool, list[Document]] = defaultdict(list)
+    for document in documents:
+        by_side[unit_hash(document.group) < heldout_share] += sections(document)
+    train = _sample(by_side[False], limit_characters, source_share)
+    heldout = _sample(by_side[True], limit_heldout_characters, source_share)
+    if not train or not heldout:
+        side = "training" if not train else "held-out"
+        raise CorpusError(
+            f"the {side} side of the split is empty ({len(by_side[False])} training and {len(by_side[True])} "
+            f"held-out sections at a held-out share of {heldout_share}): give more documents or another share"
+        )
+    return Split(train, heldout)
+
+
+def _sample(documents: list[Document], limit: int | None, source_share: float) -> list[Document]:
+    ordered = sorted(documents, key=lambda d: (unit_hash("order/" + d.id), d.id))
+    if limit is None:
+        return ordered
+    taken: list[Document] = []
+    total, per_source = 0, defaultdict(int)
+    for document in ordered:
+        if total >= limit:
+            break
+        if per_source[document.source] < source_share * limit:
+            taken.append(document)
+            total += len(document.text)
+            per_source[document.source] += len(document.text)
+    return taken

@@ -1,0 +1,165 @@
+"""Evaluate one model on held-out text: every score with its count, unit and interval, every answer on record."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.prepare import sections, unit_hash
+from lep.corpus.read import Document, read_documents
+from lep.corpus.tasks import TaskItem, check_tasks, make_tasks
+from lep.evaluation.metrics import Estimate, copied, estimate, length_ratio
+from lep.inference.generate import answers, encode_prompt
+from lep.inference.likelihood import sequence_nats, start_token
+from lep.inference.load import load_model
+from lep.settings import EvaluateSettings
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure: `metric` in `unit` on `count` units of `language` (of one task, where it has one)."""
+
+    metric: str
+    language: str
+    task: str | None
+    unit: str
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of a model, and a record for each text window and each answer behind them."""
+
+    scores: list[Score]
+    records: list[dict[str, Any]]
+
+
+def windows(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> dict[str, list[Document]]:
+    """The held-out text of each language in windows of bounded length, the same for every model.
+
+    Documents come in an order fixed by hash, up to the number of characters asked for.
+    """
+    chosen: dict[str, list[Document]] = {}
+    for language, paths in text.items():
+        documents = sorted(read_documents(paths), key=lambda d: (unit_hash("evaluate/" + d.id), d.id))
+        chosen[language], total = [], 0
+        for document in documents:
+            for window in sections(document, settings.window_characters):
+                if total < settings.characters:
+                    chosen[language].append(window)
+                    total += len(window.text)
+    return chosen
+
+
+def items(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> list[TaskItem]:
+    """The chat tasks made from the held-out text, the same for every model."""
+    check_tasks(settings.tasks)
+    return [
+        item
+        for language, paths in text.items()
+        if settings.tasks
+        for item in make_tasks(
+            read_documents(paths), language, list(settings.tasks), count=settings.items, seed=settings.seed
+        )
+    ]
+
+
+def evaluate(model: str | Path, text: dict[str, list[str | Path]], settings: EvaluateSettings) -> Evaluation:
+    """Score a model. Chat tasks are left out, and said to be, for a model without a chat template."""
+    tasks = items(text, settings)
+    loaded, checkpoint = load_model(model)
+    records = list(_text_records(loaded, checkpoint, windows(text, settings), settings))
+    if checkpoint.tokenizer.chat_template:
+        records += _task_records(loaded, checkpoint, tasks, settings)
+    return Evaluation(list(summarise(records, settings)), records)
+
+
+def _text_records(
+    model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], settings: EvaluateSettings
+) -> Iterator[dict[str, Any]]:
+    tokenizer = checkpoint.tokenizer
+    start = start_token(tokenizer)
+    for language, documents in text.items():
+        encoded = [tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in documents]
+        nats = sequence_nats(
+            model, [([start, *ids], 1) for ids in encoded], settings.batch_size, f"{language} bits per byte"
+        )
+        for document, ids, loss in zip(documents, encoded, nats, strict=True):
+            yield {
+                "kind": "text", "language": language, "id": document.id, "nats": loss, "tokens": len(ids),
+                "characters": len(document.text), "bytes": len(document.text.encode()),
+            }  # fmt: skip
+
+
+def _task_records(
+    model: Any, checkpoint: Checkpoint, tasks: list[TaskItem], settings: EvaluateSettings
+) -> list[dict[str, Any]]:
+    tokenizer = checkpoint.tokenizer
+    messages = [task.record()["messages"] for task in tasks]
+    prompts = [encode_prompt(tokenizer, conversation[:1]) for conversation in messages]
+    whole = [tokenizer.apply_chat_template(conversation, return_dict=False) for conversation in messages]
+    nats = sequence_nats(
+        model, [(ids, len(p)) for ids, p in zip(whole, prompts, strict=True)], settings.batch_size, "answers, bits"
+    )
+    longest = max((len(ids) - len(p) for ids, p in zip(whole, prompts, strict=True)), default=0)
+    given = {}
+    for batch in answers(
+        model, tokenizer, [m[:1] for m in messages], max_new_tokens=longest + 16, batch_size=settings.batch_size
+    ):
+        given |= {answer.index: answer for answer in batch}
+    return [_task_record(task, given[i], nats[i]) for i, task in enumerate(tasks)]
+
+
+def _task_record(task: TaskItem, answer: Any, nats: float) -> dict[str, Any]:
+    record = {
+        "kind": "task", "language": task.language, "task": task.task, "question": task.question,
+        "expected": task.answer, "answer": answer.text, "finished": answer.finished, "nats": nats,
+        "bytes": len(task.answer.encode()), "exact": float(answer.text.strip() == task.answer),
+    }  # fmt: skip
+    if task.task.startswith("copy"):
+        record["length_ratio"] = length_ratio(answer.text, task.answer)
+        record["copied"] = float(copied(answer.text, task.answer))
+    return record
+
+
+# metric -> (unit, numerator, denominator or None for a mean, factor)
+TEXT_METRICS = {
+    "bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
+    "symbols per token": ("characters/token", "characters", "tokens", 1.0),
+}
+TASK_METRICS = {
+    "exact match": ("share", "exact", None, 1.0),
+    "answer bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
+    "length ratio": ("ratio", "length_ratio", None, 1.0),
+    "copied": ("share", "copied", None, 1.0),
+}
+
+
+def summarise(records: list[dict[str, Any]], settings: EvaluateSettings) -> Iterator[Score]:
+    """Every metric by language and task, and exact match over all tasks of a language (task None)."""
+    groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["kind"], record["language"], record.get("task")), []).append(record)
+        if record["kind"] == "task":
+            groups.setdefault(("task", record["language"], None), []).append(record)
+    for (kind, language, task), members in groups.items():
+        for metric, (unit, top, bottom, factor) in (TEXT_METRICS if kind == "text" else TASK_METRICS).items():
+            if all(top in member for member in members):
+                found = _estimate(members, top, bottom, factor, settings)
+                yield Score(metric, language, task, unit, **asdict(found))
+
+
+def _estimate(
+    members: list[dict[str, Any]], top: str, bottom: str | None, factor: float, settings: EvaluateSettings
+) -> Estimate:
+    return estimate(
+        [member[top] * factor for member in members],
+        [member[bottom] for member in members] if bottom else None,
+        resamples=settings.bootstrap,
+        seed=settings.seed,
+    )

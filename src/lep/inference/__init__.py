@@ -1,0 +1,1 @@
+"""Loaded models at work: likelihoods and greedy answers."""

@@ -1,0 +1,70 @@
+"""Greedy answers to chat prompts, in batches of similar length."""
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lep.errors import TokenizerError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer. `finished` tells that it ended by itself, not at the length limit."""
+
+    index: int  # which prompt it answers
+    text: str
+    tokens: int
+    finished: bool
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]) -> list[int]:
+    """Token ids of a conversation up to where the answer begins. Raises `TokenizerError` without a template."""
+    if not tokenizer.chat_template:
+        raise TokenizerError("the model has no chat template, so it cannot be asked: give an instruct model")
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+@torch.inference_mode()
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[list[dict[str, Any]]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    done: Container[int] = (),
+    label: str = "answers",
+) -> Iterator[list[Answer]]:
+    """Greedy answers, longest prompts first, yielded batch by batch as they are made.
+
+    A batch whose prompts are all `done` is passed over; batches do not depend on it, so that a run that is taken
+    up again gives the same answers, to the last rounding. The end-of-turn ids are the generation settings'.
+    """
+    encoded = [encode_prompt(tokenizer, messages) for messages in prompts]
+    order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for start in tqdm(range(0, len(order), batch_size), desc=label, disable=None, leave=False):
+        batch = order[start : start + batch_size]
+        if all(index in done for index in batch):
+            continue
+        width = len(encoded[batch[0]])
+        ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in batch])
+        mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch])
+        made = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, num_beams=1,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+        )[:, width:]  # fmt: skip
+        yield [_answer(index, row, ends, tokenizer) for index, row in zip(batch, made.tolist(), strict=True)]
+
+
+def _answer(index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast) -> Answer:
+    length = next((i for i, token in enumerate(row) if token in ends), len(row))
+    text = tokenizer.decode(row[:length], skip_special_tokens=True)
+    return Answer(index, text, length, finished=length < len(row))

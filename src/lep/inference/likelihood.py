@@ -1,0 +1,48 @@
+"""Negative log-likelihood of token sequences, batched."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def start_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that a text starts with: BOS, or EOS for tokenizers without one."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+@torch.inference_mode()
+def sequence_nats(
+    model: PreTrainedModel, sequences: Sequence[tuple[list[int], int]], batch_size: int, label: str = ""
+) -> list[float]:
+    """Sum of -log p in nats over each sequence's tokens from position `scored_from` (at least 1) on.
+
+    `sequences` holds (ids, scored_from). A sequence longer than the model's context is scored in segments of
+    half a context, each of which sees at least the half context before it.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    segments: list[tuple[int, list[int], int]] = []
+    for index, (ids, scored_from) in enumerate(sequences):
+        position, stop = max(scored_from, 1), min(len(ids), context)
+        while position < len(ids):
+            begin = max(0, stop - context)
+            segments.append((index, ids[begin:stop], position - begin))
+            position, stop = stop, min(len(ids), stop + context // 2)
+    nats = [0.0] * len(sequences)
+    segments.sort(key=lambda segment: -len(segment[1]))
+    for start in tqdm(range(0, len(segments), batch_size), desc=label, disable=None, leave=False):
+        batch = segments[start : start + batch_size]
+        ids = torch.zeros(len(batch), len(batch[0][1]), dtype=torch.int64)
+        labels = torch.full_like(ids, -100)
+        for row, (_, tokens, scored_from) in enumerate(batch):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, scored_from : len(tokens)] = ids[row, scored_from : len(tokens)]
+        logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float()
+        losses = cross_entropy(
+            logits.transpose(1, 2), labels[:, 1:].to(model.device), ignore_index=-100, reduction="none"
+        ).double()
+        for (index, _, _), total in zip(batch, losses.sum(1).tolist(), strict=True):
+            nats[index] += total
+    return nats

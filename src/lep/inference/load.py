@@ -1,0 +1,21 @@
+"""Load a checkpoint for inference."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lep.checkpoint.reader import Checkpoint
+
+
+def device() -> torch.device:
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
+    """The model in evaluation mode, and its checkpoint. float32 on a CPU, the stored dtype on a GPU."""
+    checkpoint = Checkpoint(source).check()
+    dtype = "auto" if device().type == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype)
+    return model.to(device()).eval(), checkpoint

@@ -1,0 +1,96 @@
+"""`VocabularyMapping` (M): which source rows make up each target row, and with which weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+ROWS_AT_ONCE = 16_384  # bounds the widened copies: at a hidden size of 4,096 and 3 pieces a row, 0.8 GB
+
+
+@dataclass(frozen=True)
+class VocabularyMapping:
+    """A sparse (target rows, source rows) matrix; `mapping(E)` is `M E`, the table of the target vocabulary.
+
+    Row t holds the weights `weights[offsets[t]:offsets[t + 1]]` on the source rows `indices[...]` of that range
+    (the paper's `T`, eq. 1-2, where row t holds 1/K on the K source tokens that spell target token t).
+
+    >>> m = VocabularyMapping.from_rows([[0], [0, 1]], source_size=2)
+    >>> m(torch.tensor([[1.0], [3.0]])).tolist()
+    [[1.0], [2.0]]
+    """
+
+    indices: Tensor  # (nonzero,) int64, source row of each entry
+    offsets: Tensor  # (target rows + 1,) int64, where each target row begins
+    weights: Tensor  # (nonzero,) float64
+    source_size: int
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Sequence[int]], source_size: int, weights: Sequence[Sequence[float]] | None = None
+    ) -> "VocabularyMapping":
+        """Build from the source rows of each target row; equal weights 1/K unless given."""
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        if weights is None:
+            weights = [[1.0 / len(row)] * len(row) for row in rows]
+        return cls(
+            indices=torch.tensor([i for row in rows for i in row], dtype=torch.int64),
+            offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+            weights=torch.tensor([w for row in weights for w in row], dtype=torch.float64),
+            source_size=source_size,
+        )
+
+    @property
+    def target_size(self) -> int:
+        """Number of target rows."""
+        return len(self.offsets) - 1
+
+    def __call__(self, table: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """`M table`: (source rows, h) to (target rows, h) in `dtype` (default: that of `table`).
+
+        Sums run in float32 or better. A row that copies one source row with weight 1 is copied bit for bit.
+        """
+        if len(table) != self.source_size:
+            raise ValueError(f"the table has {len(table)} rows, the mapping expects {self.source_size}")
+        result = torch.empty(self.target_size, table.shape[1], dtype=dtype or table.dtype)
+        wide = torch.promote_types(result.dtype, torch.float32)
+        for start in range(0, self.target_size, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, self.target_size)
+            entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
+            rows = table[self.indices[entries]].to(wide)
+            result[start:stop] = embedding_bag(
+                torch.arange(len(rows)), rows, self.offsets[start : stop + 1] - self.offsets[start], mode="sum",
+                include_last_offset=True, per_sample_weights=self.weights[entries].to(wide),
+            )  # fmt: skip
+        return result
+
+    def select(self, rows: Tensor) -> "VocabularyMapping":
+        """The mapping of some target rows only, (n,) int64, in their order."""
+        lengths = self.offsets.diff()[rows]
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        entries = torch.arange(int(offsets[-1])) - (offsets[:-1] - self.offsets[rows]).repeat_interleave(lengths)
+        return VocabularyMapping(self.indices[entries], offsets, self.weights[entries], self.source_size)
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Target rows that copy one source row with weight 1, and those source rows: two (n,) int64 tensors."""
+        single = self.offsets.diff() == 1
+        starts = self.offsets[:-1][single]
+        exact = self.weights[starts] == 1.0
+        return single.nonzero().flatten()[exact], self.indices[starts[exact]]
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors (a few MB)."""
+        tensors = {"indices": self.indices, "offsets": self.offsets, "weights": self.weights}
+        save_file(tensors, path, metadata={"source_size": str(self.source_size), "format": "lep.mapping.1"})
+
+    @classmethod
+    def load(cls, path: Path) -> "VocabularyMapping":
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("indices", "offsets", "weights")}
+            return cls(**tensors, source_size=int(file.metadata()["source_size"]))

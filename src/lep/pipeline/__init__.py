@@ -1,0 +1,1 @@
+"""Recipes and their stages: typed, fingerprinted, resumable."""

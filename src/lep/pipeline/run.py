@@ -1,0 +1,237 @@
+"""The stages of a recipe, and the run that makes them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lep.calibration import calibrate
+from lep.checkpoint.initialise import initialise
+from lep.checkpoint.propagate import propagate
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.prepare import prepare
+from lep.corpus.read import Document, corpus_files, read_documents, write_records
+from lep.corpus.tasks import make_tasks
+from lep.evaluation.evaluate import evaluate
+from lep.evaluation.table import text_table
+from lep.hub import local_folder
+from lep.pipeline.recipe import Recipe
+from lep.pipeline.stage import Runner, Stage
+from lep.publish import publishing
+from lep.report.page import write_report
+from lep.settings import CalibrateSettings, TuneSettings
+from lep.tokenizer.write import extend_tokenizer
+from lep.training.pretrain import pretrain
+from lep.training.tune import tune
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in an order in which they can run, and the evaluated models by their name in the table."""
+
+    stages: list[Stage]
+    instruct_models: dict[str, Stage]
+    base_models: dict[str, Stage]
+
+
+def plan(recipe: Recipe, folder: Path) -> Plan:
+    """Lay out the stages of a recipe under `folder`; checks the models, trains nothing."""
+    return _Planner(recipe, folder).plan()
+
+
+def run(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Path:
+    """Run what is not up to date, and return the report's path.
+
+    A run that was killed continues where it was; one that is complete does nothing.
+    """
+    planned = plan(recipe, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = Runner(folder, say)
+    for number, stage in enumerate(planned.stages, start=1):
+        runner.run(stage, f"[{number}/{len(planned.stages)}]")
+    described = {"recipe": recipe.model_dump(), "seconds": runner.seconds, "instruct_models": {}, "base_models": {}}
+    for kind in ("instruct_models", "base_models"):
+        described[kind] = {name: stage.name for name, stage in getattr(planned, kind).items()}
+    (folder / "run.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    report = write_report(folder)
+    say("\n" + table(folder))
+    return report
+
+
+def table(folder: Path) -> str:
+    """The table of instruct models of a finished run."""
+    described = json.loads((folder / "run.json").read_text())
+    return text_table({
+        name: json.loads((folder / stage / "scores.json").read_text())
+        for name, stage in described["instruct_models"].items()
+    })  # fmt: skip
+
+
+class _Planner:
+    """Builds stages; each method returns one."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.stages: list[Stage] = []
+        self.base, self.instruct = (Checkpoint(m).check().folder for m in (recipe.base, recipe.instruct))
+        self.texts = {code: corpus_files(paths) for code, paths in recipe.text.items()}
+        for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
+            if given:
+                corpus_files([given])
+
+    def plan(self) -> Plan:
+        recipe = self.recipe
+        corpus, tokenizer = self._corpus(), None
+        tokenizer = self._tokenizer(corpus)
+        init = self._init("init-base", self.base, tokenizer)
+        instruct_init = self._init("init-instruct", self.instruct, tokenizer)
+        adapted = self._pretrain(init, corpus)
+        propagated = {method: self._propagate(method, adapted) for method in recipe.propagate}
+        models = {"original instruct": None, "mean initialisation": instruct_init} | propagated
+        if recipe.calibrate or recipe.tune:
+            tasks = self._tasks(corpus)
+            if recipe.calibrate:
+                after = recipe.calibrate.after
+                models[f"{after} + self-calibration"] = self._calibrate(propagated[after], tasks, corpus)
+            if recipe.tune:
+                models[f"{recipe.tune.after} + tuning"] = self._tune(propagated[recipe.tune.after], tasks, corpus)
+        bases = {"original base": None, "mean initialisation": init, "after training": adapted}
+        instruct_scores = {n: self._evaluate(s, self.instruct, corpus, "instruct") for n, s in models.items()}
+        base_scores = {n: self._evaluate(s, self.base, corpus, "base") for n, s in bases.items()}
+        return Plan(self.stages, instruct_scores, base_scores)
+
+    def _add(
+        self,
+        name: str,
+        action: Callable[[Path], object],
+        settings: dict[str, Any],
+        upstream: tuple[Stage, ...] = (),
+        files: tuple[Path, ...] = (),
+    ) -> Stage:
+        stage = Stage(name, action, settings, upstream, files)
+        self.stages.append(stage)
+        return stage
+
+    def _place(self, stage: Stage, *parts: str) -> Path:
+        return self.folder.joinpath(stage.name, *parts)
+
+    def _text(self, corpus: Stage, side: str) -> dict[str, list[str | Path]]:
+        return {code: [self._place(corpus, f"{code}.{side}.jsonl")] for code in self.texts}
+
+    def _corpus(self) -> Stage:
+        settings = self.recipe.corpus.model_dump()
+
+        def action(output: Path) -> None:
+            with publishing(output) as partial:
+                counts = {}
+                for code, files in self.texts.items():
+                    split = prepare(read_documents(files), **settings)
+                    for side, documents in (("train", split.train), ("heldout", split.heldout)):
+                        write_records(partial / f"{code}.{side}.jsonl", map(_document_record, documents))
+                        counts[f"{code}.{side}"] = {
+                            "sections": len(documents), "characters": sum(len(d.text) for d in documents)
+                        }  # fmt: skip
+                (partial / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+
+        files = tuple(file for files in self.texts.values() for file in files)
+        return self._add("corpus", action, settings | {"languages": list(self.texts)}, files=files)
+
+    def _tokenizer(self, corpus: Stage) -> Stage:
+        text = self._text(corpus, "train")[self.recipe.language]
+        new_tokens = self.recipe.tokenizer.new_tokens
+        return self._add(
+            "tokenizer", lambda output: extend_tokenizer(self.base, text, new_tokens, output),
+            self.recipe.tokenizer.model_dump(), (corpus,), (self.base / "tokenizer.json",),
+        )  # fmt: skip
+
+    def _init(self, name: str, model: Path, tokenizer: Stage) -> Stage:
+        method = self.recipe.init.method
+        return self._add(
+            name, lambda output: initialise(model, self._place(tokenizer), output, method=method),
+            self.recipe.init.model_dump(), (tokenizer,), (model,),
+        )  # fmt: skip
+
+    def _pretrain(self, init: Stage, corpus: Stage) -> Stage:
+        settings, text = self.recipe.pretrain, self._text(corpus, "train")[self.recipe.language]
+        return self._add(
+            "pretrain", lambda output: pretrain(self._place(init), text, output, settings),
+            settings.model_dump(), (init, corpus),
+        )  # fmt: skip
+
+    def _propagate(self, method: str, adapted: Stage) -> Stage:
+        return self._add(
+            f"propagate-{method}",
+            lambda output: propagate(self.base, self.instruct, self._place(adapted), output, method=method),
+            {"method": method}, (adapted,), (self.base, self.instruct),
+        )  # fmt: skip
+
+    def _tasks(self, corpus: Stage) -> Stage:
+        recipe, text = self.recipe, self._text(corpus, "train")
+        counts = {
+            "prompts": recipe.calibrate.prompt_tasks if recipe.calibrate else 0,
+            "tuning": recipe.tune.data_tasks if recipe.tune else 0,
+        }
+        tasks, seed = list(recipe.evaluate.tasks), recipe.evaluate.seed + 1
+
+        def action(output: Path) -> None:
+            with publishing(output) as partial:
+                for purpose, count in counts.items():
+                    made = [
+                        item.record()
+                        for code, paths in text.items()
+                        if count
+                        for item in make_tasks(read_documents(paths), code, tasks, count=count, seed=seed)
+                    ]
+                    write_records(partial / f"{purpose}.jsonl", made)
+
+        return self._add("tasks", action, counts | {"tasks": tasks, "seed": seed}, (corpus,))
+
+    def _calibrate(self, propagated: Stage, tasks: Stage, corpus: Stage) -> Stage:
+        stage = self.recipe.calibrate
+        assert stage is not None
+        settings = CalibrateSettings.model_validate(stage.model_dump(include=set(CalibrateSettings.model_fields)))
+        prompts = Path(stage.prompts) if stage.prompts else self._place(tasks, "prompts.jsonl")
+        return self._add(
+            "calibrate",
+            lambda output: calibrate(
+                self._place(propagated), self.instruct, prompts, output, settings, self._text(corpus, "train")
+            ),
+            settings.model_dump(), (propagated, tasks, corpus), (prompts,) if stage.prompts else (),
+        )  # fmt: skip
+
+    def _tune(self, propagated: Stage, tasks: Stage, corpus: Stage) -> Stage:
+        stage = self.recipe.tune
+        assert stage is not None
+        settings = TuneSettings.model_validate(stage.model_dump(include=set(TuneSettings.model_fields)))
+        data = Path(stage.data) if stage.data else self._place(tasks, "tuning.jsonl")
+        return self._add(
+            "tune",
+            lambda output: tune(self._place(propagated), data, output, settings, self._text(corpus, "train")),
+            settings.model_dump(), (propagated, tasks, corpus), (data,) if stage.data else (),
+        )  # fmt: skip
+
+    def _evaluate(self, model: Stage | None, original: Path, corpus: Stage, kind: str) -> Stage:
+        settings, text = self.recipe.evaluate, self._text(corpus, "heldout")
+        place = self._place(model) if model else original
+        name = f"evaluate-{model.name}" if model else f"evaluate-{kind}"
+        upstream = (corpus, model) if model else (corpus,)
+        return self._add(
+            name, lambda output: write_evaluation(place, text, output, settings),
+            settings.model_dump(), upstream, () if model else (original,),
+        )  # fmt: skip
+
+
+def write_evaluation(model: str | Path, text: dict[str, list[str | Path]], output: Path, settings: Any) -> None:
+    """Evaluate a model into a folder of `scores.json` and `records.jsonl`."""
+    found = evaluate(model, text, settings)
+    with publishing(output) as partial:
+        (partial / "scores.json").write_text(json.dumps([asdict(score) for score in found.scores], indent=1) + "\n")
+        write_records(partial / "records.jsonl", found.records)
+
+
+def _document_record(document: Document) -> dict[str, str]:
+    return {"id": document.id, "text": document.text, "group": document.group}
+
+
+__all__ = ["Plan", "local_folder", "plan", "run", "table", "write_evaluation"]

@@ -1,0 +1,66 @@
+"""Write a folder whole or not at all: beside its place first, then renamed into it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lep.errors import OutputError
+
+KEY_FILE = "lep_unfinished.json"
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of any JSON-like value; the same value has the same one everywhere."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_output(output: Path) -> None:
+    """Raise `OutputError` when `output` exists already: nothing is ever overwritten."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"the output {output} exists already: delete it or choose another place")
+
+
+def check_space(output: Path, needed_bytes: int) -> None:
+    """Raise `OutputError` when the disk of `output` has less free space than `needed_bytes`."""
+    place = output.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"writing {output} needs {needed_bytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free: "
+            "free some space or choose another disk"
+        )
+
+
+@contextmanager
+def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]:
+    """A folder to write into that takes the name `output` when the block ends well.
+
+    With `resume_key`, what an interrupted run of the same key left behind is found in the folder again;
+    without it, or when the key differs, the folder starts empty. After an exception nothing is published, and
+    nothing is left behind either unless it can be resumed.
+    """
+    check_output(output)
+    partial = output.with_name(output.name + ".partial")
+    key = partial / KEY_FILE
+    if not (resume_key and key.exists() and key.read_text() == resume_key):
+        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        if resume_key:
+            key.write_text(resume_key)
+        yield partial
+    except BaseException:
+        if not resume_key:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    key.unlink(missing_ok=True)
+    if output.exists():
+        output.rmdir()  # empty, as checked above
+    partial.rename(output)

@@ -1,0 +1,103 @@
+"""What the page shows, gathered from the folder of a run."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lep.corpus.read import read_documents
+from lep.errors import CheckpointError
+from lep.evaluation.table import cells
+from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, Vocabulary
+
+SHOWN_CHARACTERS = 700
+SHOWN_ANSWERS = 4
+SHOWN_TOKENS = 60
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run folder; raises `CheckpointError` when the run is not there or not finished."""
+    if not (folder / "run.json").is_file():
+        raise CheckpointError(f"{folder} has no run.json: finish the run first (lep run RECIPE.yaml)")
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def model_tables(folder: Path, run: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Rows and columns of the table of `instruct_models` or `base_models`, each cell with its record's place."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, stage in run[kind].items():
+        place = f"{stage}/scores.json"
+        scores = cells(json.loads((folder / place).read_text()))
+        rows[name] = {column: score | {"place": place} for column, score in scores.items()}
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    return {"columns": columns, "rows": rows}
+
+
+def saving(table: dict[str, Any], language: str) -> dict[str, float]:
+    """Symbols per token of the first model (the original) and of the last, in the new language."""
+    rows = [row for row in table["rows"].values() if f"symbols/token {language}" in row]
+    before, after = (row[f"symbols/token {language}"]["value"] for row in (rows[0], rows[-1]))
+    return {"before": before, "after": after, "ratio": after / before, "percent": 100 * (1 - before / after)}
+
+
+def coloured(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """A held-out text of the new language cut into tokens by the original and by the extended tokenizer."""
+    language = run["recipe"]["language"]
+    document = next(read_documents([folder / "corpus" / f"{language}.heldout.jsonl"]))
+    text = document.text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0]
+    original = load_tokenizer(run["recipe"]["base"])
+    extended = load_tokenizer(folder / "tokenizer")
+    known = len(Vocabulary.of(original))
+    return {
+        "before": [{"text": piece, "new": False} for _, piece in pieces(original, text)],
+        "after": [{"text": piece, "new": index >= known} for index, piece in pieces(extended, text)],
+    }
+
+
+def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
+    """(id, text) of each token; tokens that share one character are shown as their bytes."""
+    raw = tokenizer.backend_tokenizer
+    encoded = raw.encode(text, add_special_tokens=False)
+    for index, (start, end), name in zip(encoded.ids, encoded.offsets, encoded.tokens, strict=True):
+        content = bytes(CHARACTER_TO_BYTE.get(character, 0x3F) for character in name)
+        try:
+            yield index, content.decode()
+        except UnicodeDecodeError:
+            yield index, "".join(f"‹{byte:02x}›" for byte in content) if end - start <= 1 else text[start:end]
+
+
+def losses(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """The logged training losses of each stage that trains."""
+    files = {"pretrain": "pretrain.json", "calibrate": "tune.json", "tune": "tune.json"}
+    places = {stage: folder / stage / "lep" / file for stage, file in files.items()}
+    return {stage: json.loads(place.read_text())["losses"] for stage, place in places.items() if place.exists()}
+
+
+def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
+    """One row for each method and table: how well the linear map explains the instruct model's rows."""
+    rows = []
+    for method in methods:
+        place = f"propagate-{method}/lep/propagation.json"
+        for table, fit in json.loads((folder / place).read_text())["fit"].items():
+            rows.append({"method": method, "table": table, "place": place} | fit)
+    return rows
+
+
+def examples(folder: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """A few held-out questions in the new language with the answer of every model."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, stage in run["instruct_models"].items():
+        with (folder / stage / "records.jsonl").open(encoding="utf-8") as lines:
+            for record in map(json.loads, lines):
+                if record["kind"] == "task" and record["language"] == run["recipe"]["language"]:
+                    entry = found.setdefault(record["question"], {"record": record, "answers": {}})
+                    entry["answers"][name] = {"text": record["answer"], "exact": record["exact"]}
+    first_of_task = {entry["record"]["task"]: entry for entry in reversed(list(found.values()))}
+    return list(islice(reversed(list(first_of_task.values())), SHOWN_ANSWERS))
+
+
+def new_tokens(folder: Path) -> list[str]:
+    """The first of the new tokens, in the order in which they were learned."""
+    return json.loads((folder / "tokenizer" / "extension.json").read_text())["tokens"][:SHOWN_TOKENS]

@@ -1,0 +1,45 @@
+"""Write the page: `report.html` in the run folder, with nothing outside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from lep import __version__
+from lep.report import data
+
+
+def write_report(folder: Path) -> Path:
+    """Gather what the run left in its folder and write `report.html` there; returns its path."""
+    run = data.read_run(folder)
+    instruct = data.model_tables(folder, run, "instruct_models")
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
+    page = environment.get_template("page.html").render(
+        run=run, recipe=run["recipe"], version=__version__, instruct=instruct,
+        base=data.model_tables(folder, run, "base_models"), saving=data.saving(instruct, run["recipe"]["language"]),
+        coloured=data.coloured(folder, run), examples=data.examples(folder, run), new_tokens=data.new_tokens(folder),
+        fits=data.fits(folder, run["recipe"]["propagate"]), losses=loss_figure(data.losses(folder)),
+        counts=json.loads((folder / "corpus" / "counts.json").read_text()), plotly=get_plotlyjs(),
+    )  # fmt: skip
+    report = folder / "report.html"
+    report.write_text(page, encoding="utf-8")
+    return report
+
+
+def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:
+    """Training loss against optimizer steps, one line a stage, as an HTML fragment."""
+    figure = go.Figure()
+    for stage, entries in losses.items():
+        figure.add_scatter(
+            x=[entry["step"] for entry in entries], y=[entry["loss"] for entry in entries], name=stage, mode="lines"
+        )
+    axes: dict[str, Any] = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
+    figure.update_layout(
+        height=340, margin={"l": 55, "r": 10, "t": 10, "b": 45}, paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)", font={"color": "#7a7f87"}, legend={"orientation": "h", "y": 1.12},
+        xaxis={"title": "optimizer step"} | axes, yaxis={"title": "loss, nats per token"} | axes,
+    )  # fmt: skip
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})

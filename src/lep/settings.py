@@ -1,0 +1,99 @@
+"""Every setting with its default, declared once: the recipe, the command line and the functions all read it here."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are errors, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusSettings(Settings):
+    """How text is split and bounded."""
+
+    heldout_share: float = Field(0.1, gt=0, lt=1, description="share of the documents held out, by a fixed hash")
+    limit_characters: PositiveInt | None = Field(None, description="at most so many training characters a language")
+    limit_heldout_characters: PositiveInt | None = Field(200_000, description="the same for held-out text")
+    source_share: float = Field(1.0, gt=0, le=1, description="at most this share of a limit from one file")
+
+
+class TokenizerSettings(Settings):
+    """How the vocabulary is extended."""
+
+    new_tokens: PositiveInt = Field(description="tokens to add")
+
+
+class InitSettings(Settings):
+    """How rows of new tokens start."""
+
+    method: Literal["mean"] = Field("mean", description="what fills the vocabulary mapping M")
+
+
+class TrainingSettings(Settings):
+    """What every training run has."""
+
+    learning_rate: PositiveFloat = Field(2e-4, description="peak learning rate")
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
+    seed: int = 0
+    precision: Literal["bf16", "float32"] = Field("bf16", description="of the arithmetic; trained weights are float32")
+    checkpoints: PositiveInt = Field(8, description="resumable states saved on the way")
+
+
+class PretrainSettings(TrainingSettings):
+    """Continued pre-training on plain text (section 3.4 of the paper)."""
+
+    tokens: PositiveInt = Field(description="tokens to train on; the corpus is repeated when it has fewer")
+    train: Literal["embeddings"] = Field("embeddings", description="what is trained; the body is frozen")
+    block_size: PositiveInt | None = Field(None, description="tokens a sample (default: 1024, or the model's context)")
+    batch_tokens: PositiveInt | None = Field(None, description="tokens a step (default: 1/500 of all, up to 262,144)")
+    micro_batch_tokens: PositiveInt = Field(8192, description="tokens that are in memory at once")
+
+
+class LoraSettings(TrainingSettings):
+    """Tuning of a low-rank adapter on answers."""
+
+    rank: PositiveInt = 32
+    alpha: PositiveFloat = 16
+    batch_size: PositiveInt = Field(128, description="samples a step")
+    micro_batch_size: PositiveInt = Field(16, description="samples that are in memory at once")
+    max_length: PositiveInt = Field(4096, description="tokens; longer samples are left out, and counted")
+    epochs: PositiveFloat = 1.0
+
+
+class TuneSettings(LoraSettings):
+    """Instruction tuning: all projections, the head in full (section 3.7)."""
+
+    learning_rate: PositiveFloat = 5e-5
+    weight_decay: float = 0.05
+    copy_tasks: int = Field(2_000, ge=0, description="copy tasks a language added to the data")
+
+
+class CalibrateSettings(LoraSettings):
+    """Self-calibration: first and last layer, embeddings and head in full (section 3.6)."""
+
+    learning_rate: PositiveFloat = 2.5e-5
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 1
+    batch_size: PositiveInt = 64
+    max_length: PositiveInt = 8096
+    copy_tasks: int = Field(10_000, ge=0, description="copy tasks a language added to the answers")
+    max_new_tokens: PositiveInt = Field(512, description="longest answer; one cut off there is dropped")
+    generation_batch: PositiveInt = 32
+
+
+class EvaluateSettings(Settings):
+    """What is measured on held-out text."""
+
+    tasks: list[str] = Field(
+        ["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"], description="chat tasks"
+    )
+    items: PositiveInt = Field(100, description="items of each task and language")
+    characters: PositiveInt = Field(200_000, description="held-out characters a language for bits per byte")
+    window_characters: PositiveInt = Field(800, description="characters scored at once, the same for every model")
+    batch_size: PositiveInt = 32
+    bootstrap: PositiveInt = Field(1_000, description="resamples behind each 95% interval")
+    seed: int = 0

@@ -1,0 +1,1 @@
+"""Tokenizers: tokens as bytes, extension, loading and publishing."""

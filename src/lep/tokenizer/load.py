@@ -1,0 +1,74 @@
+"""Load tokenizers verbatim, and publish them so that every loader reads the same ids."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lep.errors import CheckpointError, TokenizerError
+from lep.hub import local_folder
+
+# Files of other formats that would contradict a changed tokenizer.json.
+STALE_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json", "special_tokens_map.json")
+CARRIED_FILES = ("tokenizer_config.json", "chat_template.jinja", "additional_chat_templates")
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a local folder or hub id, exactly as its tokenizer.json says.
+
+    `AutoTokenizer` rebuilds some tokenizers by model type and changes their ids; this never does. Raises
+    `CheckpointError` when the folder or its tokenizer.json is missing, `TokenizerError` when it is broken.
+    """
+    folder = local_folder(source)
+    if not (folder / "tokenizer.json").exists():
+        raise CheckpointError(f"{folder} has no tokenizer.json: save the tokenizer in the fast format first")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+        raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+
+
+def write_tokenizer(spec: dict[str, Any], like: Path, output: Path, *, config: dict[str, Any] | None = None) -> None:
+    """Write `spec` (the content of tokenizer.json) with the configuration and chat template of the folder `like`.
+
+    The class is set to the one that loads tokenizer.json verbatim. `config` replaces single settings.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for name in CARRIED_FILES:
+        if (like / name).is_dir():
+            shutil.copytree(like / name, output / name, dirs_exist_ok=True)
+        elif (like / name).exists():
+            shutil.copyfile(like / name, output / name)
+    (output / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    settings = json.loads((like / "tokenizer_config.json").read_text()) if (output / CARRIED_FILES[0]).exists() else {}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast"} | (config or {})
+    settings.pop("added_tokens_decoder", None)  # tokenizer.json says it, with the ids that are right
+    text = json.dumps(settings, ensure_ascii=False, indent=2)
+    (output / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def copy_tokenizer(source: Path, output: Path) -> None:
+    """Copy a tokenizer folder's own files as they are."""
+    for name in ("tokenizer.json", *CARRIED_FILES, *STALE_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, output / name)
+        elif (source / name).is_dir():
+            shutil.copytree(source / name, output / name, dirs_exist_ok=True)
+
+
+def check_loaders(folder: Path, texts: list[str]) -> None:
+    """Raise `TokenizerError` unless AutoTokenizer, the fast class and raw `tokenizers` give identical ids."""
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    loaders = {"AutoTokenizer": AutoTokenizer, "PreTrainedTokenizerFast": PreTrainedTokenizerFast}
+    for name, loader in loaders.items():
+        tokenizer = loader.from_pretrained(folder)
+        for text in texts:
+            expected, got = raw.encode(text).ids, tokenizer(text)["input_ids"]
+            if expected != got:
+                raise TokenizerError(
+                    f"{name} reads {folder} differently from its tokenizer.json (on {text[:40]!r}: {got[:8]} instead "
+                    f"of {expected[:8]}): the model type rebuilds tokenizers; load it with PreTrainedTokenizerFast"
+                )

@@ -1,0 +1,1 @@
+"""Training on Hugging Face Trainer: embedding tables on plain text, low-rank adapters on answers."""

@@ -1,0 +1,128 @@
+"""Continued pre-training on plain text: embeddings and head train, the body is frozen (section 3.4)."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value
+from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
+
+from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
+from lep.checkpoint.writer import write_checkpoint
+from lep.corpus.pack import pack, tokenize_documents
+from lep.corpus.read import corpus_files, read_documents
+from lep.errors import CorpusError
+from lep.publish import fingerprint, publishing
+from lep.settings import PretrainSettings
+from lep.tokenizer.load import copy_tokenizer
+from lep.training.frozen import check_frozen, frozen_digest
+from lep.training.trainer import TrainedOnlyTrainer, common_arguments, run
+
+LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the paper's batch and block
+
+
+def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings: PretrainSettings) -> dict[str, Any]:
+    """Train the tables of `model` on the documents of `corpus` and write the result to `output`.
+
+    Tables train in float32 whatever the checkpoint's dtype, and are stored in that dtype again. A run that was
+    interrupted continues from its last state when it is started again with the same arguments. Every frozen
+    tensor is proven unchanged, bit for bit.
+
+    Returns the record that is also written to `lep/pretrain.json`: losses in nats per token, tokens, seconds.
+    """
+    checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
+    stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    weights = [(checkpoint.folder / shard).stat().st_mtime_ns for shard in sorted(set(checkpoint.shard_of.values()))]
+    key = fingerprint([str(checkpoint.folder.resolve()), weights, stamps, settings.model_dump()])
+    with publishing(output, resume_key=key) as partial:
+        set_seed(settings.seed)
+        started = time.time()
+        tables, record = _train(checkpoint, corpus, partial / "work", settings, key)
+        write_checkpoint(checkpoint, tables, partial)
+        copy_tokenizer(checkpoint.folder, partial)
+        (partial / "lep").mkdir(exist_ok=True)
+        if (checkpoint.folder / MAPPING_FILE).exists():
+            shutil.copyfile(checkpoint.folder / MAPPING_FILE, partial / MAPPING_FILE)
+        record |= {"seconds": round(time.time() - started, 1), "settings": settings.model_dump()}
+        (partial / "lep" / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
+        shutil.rmtree(partial / "work")
+    return record
+
+
+def _train(
+    checkpoint: Checkpoint, corpus: list[str | Path], work: Path, settings: PretrainSettings, key: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    context = checkpoint.config.get("max_position_embeddings", LARGEST_BLOCK)
+    block = min(settings.block_size or LARGEST_BLOCK, context)
+    blocks = packed_blocks(checkpoint, corpus, block, work / "packed", key)
+    sequences, accumulation, steps = schedule(settings, block)
+    dtype = torch.float32 if settings.precision == "float32" else "auto"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype)
+    parameters = dict(model.named_parameters())
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    for name in checkpoint.tables.names:
+        parameters[name].data = parameters[name].data.float()  # Adam's small steps would vanish in bf16
+        parameters[name].requires_grad_(True)
+    model.config.use_cache = False
+    before = frozen_digest(model)
+    arguments = TrainingArguments(
+        per_device_train_batch_size=sequences // accumulation, gradient_accumulation_steps=accumulation,
+        **common_arguments(settings, work / "trainer", steps),
+    )  # fmt: skip
+    trainer = TrainedOnlyTrainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
+    losses = run(trainer, work / "trainer")
+    check_frozen(before, model)
+    tables = {
+        name: parameters[name].detach().cpu().to(checkpoint.tensor(name).dtype) for name in checkpoint.tables.names
+    }
+    record = {
+        "tokens": steps * sequences * block, "steps": steps, "block_size": block, "corpus_tokens": _tokens(blocks),
+        "frozen_tensors": len(before), "losses": losses,
+    }  # fmt: skip
+    return tables, record
+
+
+def schedule(settings: PretrainSettings, block: int) -> tuple[int, int, int]:
+    """Sequences a step, accumulation steps, and optimizer steps for a token budget."""
+    batch = settings.batch_tokens or min(LARGEST_BATCH_TOKENS, settings.tokens // LEAST_STEPS)
+    sequences = max(1, round(batch / block))
+    accumulation = max(1, math.ceil(sequences * block / settings.micro_batch_tokens))
+    micro = math.ceil(sequences / accumulation)
+    return micro * accumulation, accumulation, max(1, math.ceil(settings.tokens / (micro * accumulation * block)))
+
+
+def packed_blocks(checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str) -> Dataset:
+    """The corpus as memory-mapped blocks of token ids; no token is lost, the last block may be shorter."""
+
+    def generate() -> Iterator[dict[str, Any]]:
+        for ids in pack(tokenize_documents(read_documents(corpus), checkpoint.tokenizer), block):
+            yield {"input_ids": ids}
+
+    features = Features({"input_ids": List(Value("int32"))})
+    dataset = Dataset.from_generator(generate, features=features, cache_dir=str(folder), fingerprint=key)
+    if len(dataset) == 0:
+        raise CorpusError("the corpus gives no token to train on: check its text")
+    return dataset
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack blocks; a shorter one is filled at its end, where the loss does not look."""
+    width = max(len(sample["input_ids"]) for sample in samples)
+    ids = torch.zeros(len(samples), width, dtype=torch.int64)
+    labels = torch.full_like(ids, -100)
+    for row, sample in enumerate(samples):
+        tokens = torch.as_tensor(sample["input_ids"], dtype=torch.int64)
+        ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
+    return {"input_ids": ids, "labels": labels}
+
+
+def _tokens(blocks: Dataset) -> int:
+    import pyarrow.compute
+
+    return int(pyarrow.compute.sum(pyarrow.compute.list_value_length(blocks.data.column("input_ids"))).as_py())

@@ -1,0 +1,209 @@
+"""Train a low-rank adapter (and tables in full) on answers, merge it, and publish the merged checkpoint."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.writer import write_checkpoint
+from lep.corpus.prepare import unit_hash
+from lep.corpus.read import Document, read_documents, read_messages, write_records
+from lep.corpus.tasks import make_tasks
+from lep.errors import CorpusError, LepError
+from lep.publish import fingerprint, publishing
+from lep.settings import LoraSettings, TuneSettings
+from lep.tokenizer.load import copy_tokenizer
+from lep.training.trainer import common_arguments, run
+
+MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What an adapter trains: LoRA on the projections of some layers, some tables in full."""
+
+    first_and_last_layer_only: bool
+    tables: tuple[str, ...]  # of "input", "output"
+
+
+TUNING = Scope(first_and_last_layer_only=False, tables=("output",))  # section 3.7
+CALIBRATION = Scope(first_and_last_layer_only=True, tables=("input", "output"))  # section 3.6
+
+
+def tune(
+    model: str | Path,
+    data: str | Path,
+    output: Path,
+    settings: TuneSettings,
+    copy_text: dict[str, list[str | Path]] | None = None,
+) -> dict[str, Any]:
+    """Instruction tuning on a `messages` jsonl file, with copy tasks made from `copy_text` (language to paths)."""
+    records = read_messages(data) + copy_records(copy_text or {}, settings.copy_tasks, settings.seed)
+    return train_adapter(model, records, output, settings, TUNING)
+
+
+def copy_records(text: dict[str, list[str | Path]], count: int, seed: int) -> list[dict[str, Any]]:
+    """At most `count` copy tasks a language, half sentences and half paragraphs."""
+    records: list[dict[str, Any]] = []
+    for language, paths in text.items() if count else ():
+        documents: Iterable[Document] = read_documents(paths)
+        tasks = ["copy_sentence", "copy_paragraph"]
+        records += [i.record() for i in make_tasks(documents, language, tasks, count=(count + 1) // 2, seed=seed)]
+    return records
+
+
+def train_adapter(
+    model: str | Path,
+    records: list[dict[str, Any]],
+    output: Path,
+    settings: LoraSettings,
+    scope: Scope,
+    *,
+    facts: dict[str, Any] | None = None,
+    answers: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train on the last message of each record, merge, prove the merge, and write the model to `output`.
+
+    An interrupted run continues when it is started again with the same arguments. Returns the record that is
+    also written to `lep/tune.json`, `facts` included; `answers` are written beside it.
+    """
+    checkpoint = Checkpoint(model).check()
+    weights = [(checkpoint.folder / shard).stat().st_mtime_ns for shard in sorted(set(checkpoint.shard_of.values()))]
+    key = fingerprint([str(checkpoint.folder.resolve()), weights, records, settings.model_dump(), vars(scope)])
+    samples, too_long = encode_records(checkpoint, records, settings.max_length)
+    with publishing(output, resume_key=key) as partial:
+        set_seed(settings.seed)
+        started = time.time()
+        changed, record = _train(checkpoint, samples, partial / "work", settings, scope)
+        write_checkpoint(checkpoint, changed, partial)
+        copy_tokenizer(checkpoint.folder, partial)
+        (partial / "lep").mkdir(exist_ok=True)
+        record |= {"samples": len(samples), "too_long": too_long, "seconds": round(time.time() - started, 1)}
+        record |= (facts or {}) | {"settings": settings.model_dump()}
+        (partial / "lep" / "tune.json").write_text(json.dumps(record, indent=1) + "\n")
+        if answers is not None:
+            write_records(partial / "lep" / "answers.jsonl", answers)
+        shutil.rmtree(partial / "work")
+    return record
+
+
+def encode_records(
+    checkpoint: Checkpoint, records: list[dict[str, Any]], max_length: int
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Ids and completion mask of each conversation (1 on its last message), and how many were too long.
+
+    Order follows a fixed hash, so that tasks and answers mix. Raises `CorpusError` when nothing is left.
+    """
+    tokenizer = checkpoint.tokenizer
+    if not tokenizer.chat_template:
+        raise CorpusError(f"{checkpoint.folder} has no chat template, so conversations cannot be written: give an "
+                          "instruct model")  # fmt: skip
+    limit = min(max_length, checkpoint.config.get("max_position_embeddings", max_length))
+    samples, too_long = [], 0
+    for record in sorted(records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True))):
+        messages = record["messages"]
+        if messages[-1]["role"] != "assistant":
+            raise CorpusError(f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
+                              "tuning data must hold the answers")  # fmt: skip
+        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+        ids = tokenizer.apply_chat_template(messages, return_dict=False)
+        if ids[: len(prompt)] != prompt:
+            raise LepError(f"the chat template of {checkpoint.folder} does not continue its own prompt: the answers "
+                           "cannot be told from the questions")  # fmt: skip
+        if len(ids) > limit:
+            too_long += 1
+            continue
+        samples.append({"input_ids": ids, "completion_mask": [0] * len(prompt) + [1] * (len(ids) - len(prompt))})
+    if not samples:
+        raise CorpusError(f"no conversation to train on: {len(records)} given, {too_long} longer than {limit} tokens")
+    return samples, too_long
+
+
+def _train(
+    checkpoint: Checkpoint, samples: list[dict[str, list[int]]], work: Path, settings: LoraSettings, scope: Scope
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    import logging
+
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from trl import SFTConfig, SFTTrainer
+
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+    adapter = get_peft_model(model, LoraConfig(**lora_arguments(model, checkpoint, settings, scope)))
+    micro = min(settings.micro_batch_size, settings.batch_size)
+    accumulation = max(1, round(settings.batch_size / micro))
+    steps = max(1, round(settings.epochs * len(samples) / (micro * accumulation)))
+    arguments = SFTConfig(
+        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, max_length=None, packing=False,
+        completion_only_loss=True, **common_arguments(settings, work / "trainer", steps),
+        **{_checkpointing_name(): False},
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=adapter, args=arguments, train_dataset=Dataset.from_list(samples), processing_class=checkpoint.tokenizer
+    )
+    losses = run(trainer, work / "trainer")
+    probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
+    trained = trainer.model.float().cpu().eval()
+    with torch.inference_mode():
+        expected = trained(input_ids=probe).logits
+        merged: PreTrainedModel = trained.merge_and_unload()
+        error = ((merged(input_ids=probe).logits - expected).abs().max() / expected.abs().max()).item()
+    if error > MERGE_TOLERANCE:
+        raise LepError(f"the merged model's logits differ from the adapter's by {error:.1e} of the largest one")
+    changed = _changed_tensors(checkpoint, merged)
+    record = {"steps": steps, "losses": losses, "merge_error": error, "changed_tensors": sorted(changed)}
+    return changed, record
+
+
+def lora_arguments(
+    model: PreTrainedModel, checkpoint: Checkpoint, settings: LoraSettings, scope: Scope
+) -> dict[str, Any]:
+    """Arguments of peft's LoraConfig for any architecture: projections and layers are found by looking."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = [match for name in linear if (match := re.search(r"(\w+)\.(\d+)\.(?:.*\.)?(\w+)$", name))]
+    layers = 1 + max(int(match[2]) for match in inside)
+    arguments: dict[str, Any] = {
+        "r": settings.rank, "lora_alpha": settings.alpha, "task_type": "CAUSAL_LM",
+        "target_modules": sorted({match[3] for match in inside}),
+        "modules_to_save": [
+            name.removesuffix(".weight").rsplit(".", 1)[-1]
+            for kind in scope.tables
+            if (name := getattr(checkpoint.tables, kind) or checkpoint.tables.input)
+        ],
+    }  # fmt: skip
+    if scope.first_and_last_layer_only:
+        arguments |= {"layers_to_transform": [0, layers - 1], "layers_pattern": inside[0][1]}
+    if checkpoint.tables.output is None:
+        arguments |= {"modules_to_save": arguments["modules_to_save"][:1], "ensure_weight_tying": True}
+    return arguments
+
+
+def _checkpointing_name() -> str:
+    """`gradient_checkpointing` has another name in newer releases of transformers."""
+    from dataclasses import fields
+
+    from trl import SFTConfig
+
+    names = {field.name for field in fields(SFTConfig)}
+    return next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)
+
+
+def _changed_tensors(checkpoint: Checkpoint, merged: PreTrainedModel) -> dict[str, torch.Tensor]:
+    changed = {}
+    for name, tensor in merged.state_dict().items():
+        if name in checkpoint.shard_of:
+            before = checkpoint.tensor(name)
+            after = tensor.to(before.dtype)
+            if not torch.equal(before, after):
+                changed[name] = after.contiguous()
+    return changed
