@@ -31,7 +31,7 @@ from transformers import (
 
 from lep.corpus.pack import pack, tokenize_documents
 from lep.corpus.prepare import Split, prepare
-from lep.corpus.read import Document, read_documents
+from lep.corpus.read import Document, read_documents, write_records
 from lep.corpus.tasks import PROMPTS, TaskItem, make_tasks, sentences
 
 LANGUAGES = ("en", "ru")
@@ -39,6 +39,7 @@ VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
 SPECIALS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 BASE_CHARACTERS = {"en": 26_000_000, "ru": 6_500_000}  # four fifths English, one fifth Russian
 TUNING_CHARACTERS = 12_000_000
+CORPUS_CHARACTERS = {"en": 4_000_000, "ru": 34_000_000}  # for the experiments on the pair
 HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.05, 1_000_000
 SEED = 20
 CHAT_TEMPLATE = (
@@ -68,6 +69,15 @@ def split_corpus(data: Path, language: str, characters: int) -> Split:
         documents, heldout_share=HELDOUT_SHARE, limit_characters=characters,
         limit_heldout_characters=HELDOUT_CHARACTERS, source_share=0.25,
     )  # fmt: skip
+
+
+def write_corpus(data: Path, folder: Path) -> None:
+    """The split as files for the experiments: what the pair was trained on comes first in `train`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for language in LANGUAGES:
+        split = split_corpus(data, language, CORPUS_CHARACTERS[language])
+        for side, documents in (("train", split.train), ("heldout", split.heldout)):
+            write_records(folder / f"{language}.{side}.jsonl", ({"id": d.id, "text": d.text} for d in documents))
 
 
 def with_repeats(documents: list[Document], share: float = 0.3) -> Iterator[Document]:
@@ -138,10 +148,11 @@ def tuning_blocks(
     """Blocks of whole samples: loss on answers and on plain text (15%); position ids restart at every sample."""
     rng, items = random.Random(SEED + 1), tuning_items(splits)
     plain = [s for split in splits.values() for d in split.train for s in [" ".join(sentences(d.text)[:12])] if s]
-    blocks, block = [], _empty_block()
+    blocks: list[dict[str, torch.Tensor]] = []
+    block = _empty_block()
     while len(blocks) * BLOCK < tokens:
         if rng.random() < 0.05:  # plain text is longer: 5% of the samples are about 15% of the tokens
-            ids = tokenizer(rng.choice(plain))["input_ids"][: BLOCK - 1] + [tokenizer.eos_token_id]
+            ids = [*tokenizer(rng.choice(plain))["input_ids"][: BLOCK - 1], tokenizer.eos_token_id]
             labels = list(ids)
         else:
             messages = next(items).record()["messages"]
@@ -242,6 +253,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/lab"), help="for checkpoints of the training")
     parser.add_argument("--tuning-tokens", type=int, default=14_000_000)
     arguments = parser.parse_args()
+    if not (arguments.work / "corpus").exists():
+        write_corpus(arguments.data, arguments.work / "corpus")
     if not (arguments.output / "base").exists():
         make_base(arguments.data, arguments.output, arguments.work)
     if not (arguments.output / "instruct").exists():

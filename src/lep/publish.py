@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lep.errors import OutputError
+from lep.errors import LepError, OutputError
 
 KEY_FILE = "lep_unfinished.json"
 
@@ -56,8 +56,8 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
         if resume_key:
             key.write_text(resume_key)
         yield partial
-    except BaseException:
-        if not resume_key:
+    except BaseException as error:
+        if not resume_key or isinstance(error, LepError):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     key.unlink(missing_ok=True)

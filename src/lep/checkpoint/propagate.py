@@ -62,8 +62,8 @@ def propagate(
         record = {"method": method, "fit": {kind: asdict(report) for kind, report in reports.items()}}
         (partial / "lep" / "propagation.json").write_text(json.dumps(record, indent=2) + "\n")
         Checkpoint(partial).check()
-        names = "".join(list(chat.vocabulary.added_ids())[:8])
-        check_loaders(partial, [*LOADER_TEXTS, names])
+        specials = "".join(list(chat.vocabulary.added_ids())[:8])
+        check_loaders(partial, [*LOADER_TEXTS, specials])
     return reports
 
 

@@ -17,9 +17,7 @@ from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAPPING_FILE = Path(
-    "lep", "mapping.safetensors"
-)  # in a subfolder: servers load every safetensors file beside the model
+MAPPING_FILE = Path("lep", "mapping.safetensors")  # in a subfolder: servers load all that lies beside the model
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} ({config.model_type}) has {what}, which is not supported yet")
         names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
         first, last = model.get_input_embeddings().weight, head.weight
-        named = {name for name, p in model.named_parameters(remove_duplicate=False) if p is first}
-        input_name = next((name for name in sorted(named) if name in self.shard_of), names[id(first)])
+        named = [name for name, p in model.named_parameters(remove_duplicate=False) if p is first]
+        input_name = next((name for name in named if name in self.shard_of), names[id(first)])
         tables = Tables(input_name, None if last is first else names[id(last)])
         self._check_tying(tables, named)
         return tables
@@ -103,12 +101,12 @@ class Checkpoint:
                 )
         return self
 
-    def _check_tying(self, tables: Tables, tied_names: set[str]) -> None:
+    def _check_tying(self, tables: Tables, tied_names: list[str]) -> None:
         for name in tables.names:
             if name not in self.shard_of:
                 raise CheckpointError(f"{self.folder} has no tensor {name}: the checkpoint is incomplete, or its "
                                       "tie_word_embeddings setting is wrong")  # fmt: skip
-        for name in (tied_names - {tables.input}) & set(self.shard_of):
+        for name in (set(tied_names) - {tables.input}) & set(self.shard_of):
             if not torch.equal(self.tensor(name), self.tensor(tables.input)):
                 raise CheckpointError(f"{self.folder} ties its embeddings, but {name} differs from {tables.input}: set "
                                       "tie_word_embeddings to false, or remove the second table")  # fmt: skip

@@ -38,6 +38,7 @@ def write_checkpoint(
             names = [name for name, place in source.shard_of.items() if place == shard]
             tensors = {name: replaced[name] if name in replaced else source.tensor(name) for name in names}
             save_file({name: t.contiguous() for name, t in tensors.items()}, output / shard, metadata={"format": "pt"})
+            (output / shard).chmod(0o644)  # safetensors makes files that only their owner can read
         else:
             _link(source.folder / shard, output / shard)
     _write_index(source, replaced, output)

@@ -1,7 +1,7 @@
 """Split documents into training and held-out, cut them into sections, and sample a bounded amount."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -61,8 +61,8 @@ def prepare(
     by_side: dict[bool, list[Document]] = defaultdict(list)
     for document in documents:
         by_side[unit_hash(document.group) < heldout_share] += sections(document)
-    train = _sample(by_side[False], limit_characters, source_share)
-    heldout = _sample(by_side[True], limit_heldout_characters, source_share)
+    train = sample(by_side[False], limit_characters, source_share)
+    heldout = sample(by_side[True], limit_heldout_characters, source_share)
     if not train or not heldout:
         side = "training" if not train else "held-out"
         raise CorpusError(
@@ -72,12 +72,13 @@ def prepare(
     return Split(train, heldout)
 
 
-def _sample(documents: list[Document], limit: int | None, source_share: float) -> list[Document]:
+def sample(documents: Iterable[Document], limit: int | None, source_share: float = 1.0) -> list[Document]:
+    """Documents in an order fixed by hash, up to a number of characters, no source above its share of it."""
     ordered = sorted(documents, key=lambda d: (unit_hash("order/" + d.id), d.id))
     if limit is None:
         return ordered
     taken: list[Document] = []
-    total, per_source = 0, defaultdict(int)
+    total, per_source = 0, Counter[str]()
     for document in ordered:
         if total >= limit:
             break

@@ -98,12 +98,12 @@ def _read_file(file: Path, group: Callable[[str, dict[str, Any]], str] | None) -
         return
     source = file.name.split(".jsonl")[0]
     for number, record in read_records(file):
-        text = record.get("text")
-        if not isinstance(text, str):
+        content = record.get("text")
+        if not isinstance(content, str):
             raise CorpusError(f"{file}, line {number}: no field 'text' (fields: {', '.join(record) or 'none'})")
         name = str(record.get("id", number))
         together = group(source, record) if group else str(record.get("group") or record.get("author") or name)
-        yield Document(id=f"{source}/{name}", text=text, source=source, group=f"{source}/{together}")
+        yield Document(id=f"{source}/{name}", text=content, source=source, group=f"{source}/{together}")
 
 
 def read_messages(path: str | Path) -> list[dict[str, Any]]:

@@ -147,7 +147,7 @@ def make_tasks(
 
 def _make(task: str, language: str, texts: list[str], rng: random.Random, count: int) -> list[TaskItem]:
     wording = PROMPTS.get(language, PROMPTS["en"])[task]
-    items = []
+    items: list[TaskItem] = []
     for text in texts:
         if len(items) == count:
             break

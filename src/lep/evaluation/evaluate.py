@@ -11,7 +11,7 @@ from lep.corpus.prepare import sections, unit_hash
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TaskItem, check_tasks, make_tasks
 from lep.evaluation.metrics import Estimate, copied, estimate, length_ratio
-from lep.inference.generate import answers, encode_prompt
+from lep.inference.generate import Answer, answers, encode_prompt
 from lep.inference.likelihood import sequence_nats, start_token
 from lep.inference.load import load_model
 from lep.settings import EvaluateSettings
@@ -107,7 +107,7 @@ def _task_records(
         model, [(ids, len(p)) for ids, p in zip(whole, prompts, strict=True)], settings.batch_size, "answers, bits"
     )
     longest = max((len(ids) - len(p) for ids, p in zip(whole, prompts, strict=True)), default=0)
-    given = {}
+    given: dict[int, Answer] = {}
     for batch in answers(
         model, tokenizer, [m[:1] for m in messages], max_new_tokens=longest + 16, batch_size=settings.batch_size
     ):
@@ -115,7 +115,7 @@ def _task_records(
     return [_task_record(task, given[i], nats[i]) for i, task in enumerate(tasks)]
 
 
-def _task_record(task: TaskItem, answer: Any, nats: float) -> dict[str, Any]:
+def _task_record(task: TaskItem, answer: Answer, nats: float) -> dict[str, Any]:
     record = {
         "kind": "task", "language": task.language, "task": task.task, "question": task.question,
         "expected": task.answer, "answer": answer.text, "finished": answer.finished, "nats": nats,

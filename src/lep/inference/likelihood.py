@@ -34,12 +34,12 @@ def sequence_nats(
     segments.sort(key=lambda segment: -len(segment[1]))
     for start in tqdm(range(0, len(segments), batch_size), desc=label, disable=None, leave=False):
         batch = segments[start : start + batch_size]
-        ids = torch.zeros(len(batch), len(batch[0][1]), dtype=torch.int64)
-        labels = torch.full_like(ids, -100)
+        inputs = torch.zeros(len(batch), len(batch[0][1]), dtype=torch.int64)
+        labels = torch.full_like(inputs, -100)
         for row, (_, tokens, scored_from) in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            labels[row, scored_from : len(tokens)] = ids[row, scored_from : len(tokens)]
-        logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float()
+            inputs[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, scored_from : len(tokens)] = inputs[row, scored_from : len(tokens)]
+        logits = model(input_ids=inputs.to(model.device), use_cache=False).logits[:, :-1].float()
         losses = cross_entropy(
             logits.transpose(1, 2), labels[:, 1:].to(model.device), ignore_index=-100, reduction="none"
         ).double()

@@ -50,6 +50,7 @@ class Recipe(Settings):
     instruct: str = Field(description="instruct model tuned from it")
     language: str = Field(description="the new language, one of those under text")
     text: dict[str, str | list[str]] = Field(description="corpus paths by language code", min_length=1)
+    heldout: dict[str, str | list[str]] = Field({}, description="held-out text by language, where there is some")
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings
     init: InitSettings = InitSettings()
@@ -142,7 +143,8 @@ def _override(content: dict[str, Any], override: str, places: dict) -> None:
 
 
 def _explain(error: ValidationError, places: dict, path: str) -> str:
-    first = error.errors()[0]
+    faults = error.errors()
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     at = tuple(part for part in first["loc"] if part not in ("str", "list[str]"))
     known = next((at[:length] for length in range(len(at), -1, -1) if at[:length] in places), ())
     place, name = places.get(known, path), ".".join(map(str, at))
@@ -179,11 +181,14 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
     changed: dict[str, Any] = {
         "base": absolute(recipe.base),
         "instruct": absolute(recipe.instruct),
-        "text": {
-            code: [absolute(p) for p in (paths if isinstance(paths, list) else [paths])]
-            for code, paths in recipe.text.items()
-        },
     }
+    for name in ("text", "heldout"):
+        changed[name] = {
+            code: [absolute(p) for p in (paths if isinstance(paths, list) else [paths])]
+            for code, paths in getattr(recipe, name).items()
+        }
+    if unknown := sorted(set(recipe.heldout) - set(recipe.text)):
+        raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
     if recipe.calibrate and recipe.calibrate.prompts:
         changed["calibrate"] = recipe.calibrate.model_copy(update={"prompts": absolute(recipe.calibrate.prompts)})
     if recipe.tune and recipe.tune.data:

@@ -6,21 +6,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lep.calibration import calibrate
+from lep.calibration.calibrate import calibrate
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import propagate
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.prepare import prepare
+from lep.corpus.prepare import Split, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, write_records
 from lep.corpus.tasks import make_tasks
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.table import text_table
-from lep.hub import local_folder
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.stage import Runner, Stage
 from lep.publish import publishing
 from lep.report.page import write_report
-from lep.settings import CalibrateSettings, TuneSettings
+from lep.settings import CalibrateSettings, CorpusSettings, TuneSettings
 from lep.tokenizer.write import extend_tokenizer
 from lep.training.pretrain import pretrain
 from lep.training.tune import tune
@@ -76,6 +75,7 @@ class _Planner:
         self.stages: list[Stage] = []
         self.base, self.instruct = (Checkpoint(m).check().folder for m in (recipe.base, recipe.instruct))
         self.texts = {code: corpus_files(paths) for code, paths in recipe.text.items()}
+        self.heldout = {code: corpus_files(paths) for code, paths in recipe.heldout.items()}
         for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
             if given:
                 corpus_files([given])
@@ -126,7 +126,7 @@ class _Planner:
             with publishing(output) as partial:
                 counts = {}
                 for code, files in self.texts.items():
-                    split = prepare(read_documents(files), **settings)
+                    split = split_text(files, self.heldout.get(code), self.recipe.corpus)
                     for side, documents in (("train", split.train), ("heldout", split.heldout)):
                         write_records(partial / f"{code}.{side}.jsonl", map(_document_record, documents))
                         counts[f"{code}.{side}"] = {
@@ -134,7 +134,7 @@ class _Planner:
                         }  # fmt: skip
                 (partial / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
 
-        files = tuple(file for files in self.texts.values() for file in files)
+        files = tuple(file for texts in (self.texts, self.heldout) for files in texts.values() for file in files)
         return self._add("corpus", action, settings | {"languages": list(self.texts)}, files=files)
 
     def _tokenizer(self, corpus: Stage) -> Stage:
@@ -230,8 +230,14 @@ def write_evaluation(model: str | Path, text: dict[str, list[str | Path]], outpu
         write_records(partial / "records.jsonl", found.records)
 
 
+def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSettings) -> Split:
+    """Training and held-out sections of a language: split by hash, or as the recipe gives them."""
+    if heldout is None:
+        return prepare(read_documents(files), **settings.model_dump())
+    cut = ([piece for d in read_documents(side) for piece in sections(d)] for side in (files, heldout))
+    limits = (settings.limit_characters, settings.limit_heldout_characters)
+    return Split(*(sample(side, limit, settings.source_share) for side, limit in zip(cut, limits, strict=True)))
+
+
 def _document_record(document: Document) -> dict[str, str]:
     return {"id": document.id, "text": document.text, "group": document.group}
-
-
-__all__ = ["Plan", "local_folder", "plan", "run", "table", "write_evaluation"]

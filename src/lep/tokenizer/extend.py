@@ -94,11 +94,19 @@ class ScriptFilter:
 
 @lru_cache
 def _exclusive_prefixes(script: str | None) -> frozenset[bytes]:
-    """Incomplete UTF-8 sequences that can only go on as a character of the script."""
-    belongs = regex.compile(rf"\p{{Script={script}}}")
-    inside, outside = set(), set()
+    """Incomplete UTF-8 sequences that can only go on as a character of the script.
+
+    Signs that Unicode counts as used by the script (Script_Extensions) count as its characters here: else one
+    archaic Georgian punctuation mark would close the way to every Georgian letter.
+    """
+    belongs = regex.compile(rf"\p{{Script_Extensions={script}}}")
+    unassigned = regex.compile(r"\p{Cn}")
+    inside: set[bytes] = set()
+    outside: set[bytes] = set()
     for code in (*range(0x80, 0xD800), *range(0xE000, 0x20000)):
         character = chr(code)
+        if unassigned.match(character):
+            continue
         encoded = character.encode()
         prefixes = {encoded[:length] for length in range(1, len(encoded))}
         (inside if belongs.match(character) else outside).update(prefixes)

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Features, List, Value
+from datasets.exceptions import DatasetGenerationError
 from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
 from lep.checkpoint.writer import write_checkpoint
 from lep.corpus.pack import pack, tokenize_documents
 from lep.corpus.read import corpus_files, read_documents
-from lep.errors import CorpusError
+from lep.errors import LepError
 from lep.publish import fingerprint, publishing
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.frozen import check_frozen, frozen_digest
-from lep.training.trainer import TrainedOnlyTrainer, common_arguments, run
+from lep.training.trainer import ChunkedLossTrainer, common_arguments, run
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the paper's batch and block
 
@@ -75,7 +76,7 @@ def _train(
         per_device_train_batch_size=sequences // accumulation, gradient_accumulation_steps=accumulation,
         **common_arguments(settings, work / "trainer", steps),
     )  # fmt: skip
-    trainer = TrainedOnlyTrainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
+    trainer = ChunkedLossTrainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
     losses = run(trainer, work / "trainer")
     check_frozen(before, model)
     tables = {
@@ -105,10 +106,12 @@ def packed_blocks(checkpoint: Checkpoint, corpus: list[str | Path], block: int, 
             yield {"input_ids": ids}
 
     features = Features({"input_ids": List(Value("int32"))})
-    dataset = Dataset.from_generator(generate, features=features, cache_dir=str(folder), fingerprint=key)
-    if len(dataset) == 0:
-        raise CorpusError("the corpus gives no token to train on: check its text")
-    return dataset
+    try:
+        return Dataset.from_generator(generate, features=features, cache_dir=str(folder), fingerprint=key)
+    except DatasetGenerationError as error:  # datasets wraps what the reader has to say
+        if isinstance(error.__cause__, LepError):
+            raise error.__cause__ from None
+        raise
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -3,13 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from lep.settings import TrainingSettings
 
 WEIGHTS = "trained.safetensors"
+LOSS_CHUNK = 256  # tokens: at a vocabulary of 6,144 the fastest of 128 to 1,024, 1.6 times as fast as all at once
+
+# What some architectures do to logits; capping cannot be seen while logits are small.
+LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 class TrainedOnlyTrainer(Trainer):
@@ -29,6 +37,50 @@ class TrainedOnlyTrainer(Trainer):
             parameters[name].data.copy_(tensor)
 
 
+class ChunkedLossTrainer(TrainedOnlyTrainer):
+    """Computes the loss a few tokens at a time, so that logits of tokens x vocabulary never exist."""
+
+    chunked: bool | None = None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if self.chunked is None:
+            self.chunked = self.args.world_size == 1 and head_is_plain(model)
+        if not self.chunked or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"][:, 1:].flatten()
+        with self.accelerator.autocast():
+            hidden = model.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+            total = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), model.get_output_embeddings(), labels)
+        return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+
+
+def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    """Sum of the cross-entropies in nats of (n, h) hidden states, whose logits are computed again for the gradient."""
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for states, targets in zip(hidden.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True):
+        total = total + checkpoint(_cross_entropy, head, states, targets, use_reentrant=False)
+    return total
+
+
+def _cross_entropy(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(head(states).float(), targets, ignore_index=-100, reduction="sum")
+
+
+@torch.no_grad()
+def head_is_plain(model: Any) -> bool:
+    """Whether the logits are just the head on the decoder's output (no scaling, no capping in between)."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    config = model.config.get_text_config()
+    if decoder is None or any(getattr(config, name, None) for name in LOGIT_SETTINGS):
+        return False
+    ids = torch.arange(2, 10, device=model.device)[None] % config.vocab_size
+    ours = model.get_output_embeddings()(decoder(input_ids=ids, use_cache=False).last_hidden_state.float())
+    theirs = model(input_ids=ids, use_cache=False).logits
+    return bool((ours - theirs).abs().max() <= 0.02 * theirs.abs().max())
+
+
 class QuietProgress(ProgressCallback):
     """A bar with the loss beside it, instead of a line for every log entry."""
 
@@ -39,8 +91,6 @@ class QuietProgress(ProgressCallback):
 
 def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> dict[str, Any]:
     """Arguments that every run shares; `steps` is the number of optimizer steps."""
-    import torch
-
     return {
         "output_dir": str(folder),
         "use_cpu": not torch.cuda.is_available(),

@@ -153,7 +153,8 @@ def _train(
     )
     losses = run(trainer, work / "trainer")
     probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
-    trained = trainer.model.float().cpu().eval()
+    # Unwrapped: the trainer leaves its bf16 autocast on the model, which would hide a wrong merge in rounding.
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float().cpu().eval()
     with torch.inference_mode():
         expected = trained(input_ids=probe).logits
         merged: PreTrainedModel = trained.merge_and_unload()

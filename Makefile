@@ -1,0 +1,37 @@
+# make demo   its own environment, the demo recipe, the report
+# make test   the default tests (two cores, under three minutes) with lint and types
+# make check  every test, the slow ones too (under an hour)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Two threads: more slow these small models down, and the figures in the documentation are made with two.
+export OMP_NUM_THREADS ?= 2
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test check lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/lep run recipes/demo.yaml --output runs/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+check: lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check src lab tests benchmarks
+	$(BIN)/ruff format --check src lab tests benchmarks
+	$(BIN)/mypy
+
+# The CPU build of torch comes first, held by the constraints: a plain `torch` brings gigabytes of CUDA.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs/demo

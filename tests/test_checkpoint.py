@@ -1,0 +1,243 @@
+"""Reading, initialising and propagating whole checkpoints; every result is loaded with plain transformers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SPECIALS, TEMPLATE, byte_level_tokenizer, save_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lep.checkpoint.initialise import initialise
+from lep.checkpoint.propagate import propagate, remap_ids
+from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
+from lep.errors import CheckpointError, LepError, OutputError
+from lep.mapping import VocabularyMapping
+from lep.propagation import METHODS
+from lep.tokenizer.load import load_tokenizer
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: t for shard in sorted(folder.glob("*.safetensors")) for name, t in load_file(shard).items()}
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"tied": True}, {"padding_rows": 7}, {"dtype": torch.bfloat16}, {"shard_size": "60KB"}, {"template": TEMPLATE},
+])  # fmt: skip
+def test_initialising_with_the_same_tokenizer_changes_nothing(options, tmp_path, byte_level) -> None:
+    save_model(tmp_path / "model", byte_level, **options)
+    initialise(tmp_path / "model", tmp_path / "model", tmp_path / "same")
+    before, after = tensors(tmp_path / "model"), tensors(tmp_path / "same")
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+        assert before[name].dtype == after[name].dtype
+    for name in ("config.json", "generation_config.json"):
+        before, after = (json.loads((tmp_path / place / name).read_text()) for place in ("model", "same"))
+        assert before == after
+    ids = torch.tensor([[1, 40, 80, 120]])
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / place) for place in ("model", "same")]
+    assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+
+
+def test_new_rows_are_the_means_of_their_pieces(pair, tmp_path) -> None:
+    result = initialise(pair["base"], pair["tokenizer"], tmp_path / "out")
+    assert (result.rows, result.copied, result.mixed) == (600, 500, 100)
+    before, after = tensors(pair["base"]), tensors(tmp_path / "out")
+    extended, old = load_tokenizer(pair["tokenizer"]), load_tokenizer(pair["base"])
+    for index in (500, 550, 599):
+        text = extended.backend_tokenizer.decode([index])
+        pieces = [p.id for p in old.backend_tokenizer.model.tokenize(extended.convert_ids_to_tokens(index))]
+        assert old.backend_tokenizer.decode(pieces) == text
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            torch.testing.assert_close(after[name][index], before[name][pieces].mean(0))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.vocab_size == 600
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("Привет")["input_ids"] == extended("Привет")["input_ids"]
+    assert VocabularyMapping.load(tmp_path / "out" / MAPPING_FILE).target_size == 600
+
+
+def test_body_shards_are_linked_not_copied(tmp_path, byte_level) -> None:
+    save_model(tmp_path / "model", byte_level, shard_size="60KB")
+    initialise(tmp_path / "model", tmp_path / "model", tmp_path / "same")
+    shards = sorted(p.name for p in (tmp_path / "same").glob("*.safetensors"))
+    linked = [s for s in shards if (tmp_path / "same" / s).samefile(tmp_path / "model" / s)]
+    assert len(shards) > 3
+    assert 0 < len(linked) < len(shards)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(method, pair, adapted, tmp_path) -> None:
+    reports = propagate(pair["base"], pair["base"], adapted, tmp_path / "out", method=method)
+    expected, got = tensors(adapted), tensors(tmp_path / "out")
+    base = tensors(pair["base"])
+    specials = [Checkpoint(pair["base"]).vocabulary.added_ids()[name] for name in SPECIALS]
+    ordinary = [i for i in range(600) if i not in specials]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(got[name][ordinary], expected[name][ordinary])
+        assert torch.equal(got[name][specials], base[name][specials])
+    assert all(report.identity == 0 for report in reports.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_body_specials_template_and_generation_are_the_instruct_models(method, pair, adapted, tmp_path) -> None:
+    reports = propagate(pair["base"], pair["instruct"], adapted, tmp_path / "out", method=method)
+    instruct, got = tensors(pair["instruct"]), tensors(tmp_path / "out")
+    for name in instruct:
+        if "embed_tokens" not in name and "lm_head" not in name:
+            assert torch.equal(instruct[name], got[name]), name
+    for index in Checkpoint(pair["instruct"]).vocabulary.added_ids().values():
+        assert torch.equal(got["lm_head.weight"][index], instruct["lm_head.weight"][index])
+    assert set(reports) == {"input", "output"}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == TEMPLATE
+    assert len(tokenizer) == 600
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == json.loads((pair["instruct"] / "generation_config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Да"}], add_generation_prompt=True,
+                                          return_tensors="pt", return_dict=True)  # fmt: skip
+    assert model.generate(**asked, max_new_tokens=3).shape[1] == asked["input_ids"].shape[1] + 3
+
+
+def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> None:
+    base = save_model(tmp_path / "base", byte_level, tied=True)
+    save_model(tmp_path / "instruct", byte_level, seed=1, tied=True, like=base, noise=0.2, template=TEMPLATE)
+    initialise(tmp_path / "base", pair["tokenizer"], tmp_path / "adapted")
+    reports = propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out")
+    assert set(reports) == {"input"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert len(model.get_input_embeddings().weight) == 600
+
+
+def test_tokens_that_only_the_instruct_model_has_are_carried_along(tmp_path, byte_level, english, russian) -> None:
+    """As OpenChat-3.5, which has two tokens more than Mistral-7B, at ids where the extension puts new ones."""
+    plain = byte_level_tokenizer(english + russian[:4], 500, ["<s>", "</s>"])
+    base = save_model(tmp_path / "base", plain)
+    plain.add_special_tokens(["<|user|>", "<|end|>"])
+    save_model(tmp_path / "instruct", plain, seed=1, like=base, noise=0.2, template=TEMPLATE)
+    from lep.tokenizer.write import extend_tokenizer
+
+    extend_tokenizer(tmp_path / "base", [Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"], 50,
+                     tmp_path / "tokenizer")  # fmt: skip
+    initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "adapted")
+    propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"]) == [550, 551]
+    before, after = tensors(tmp_path / "instruct"), tensors(tmp_path / "out")
+    assert torch.equal(after["lm_head.weight"][550:552], before["lm_head.weight"][500:502])
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [551, 1]  # was [501, 1]
+    assert tokenizer.decode(tokenizer("a<|end|>")["input_ids"], skip_special_tokens=True) == "a"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 552
+
+
+def test_remapping_touches_token_ids_only() -> None:
+    settings = {"eos_token_id": [9, 3], "num_attention_heads": 9, "tie": True, "bos_token_id": 1,
+                "text_config": {"pad_token_id": 9, "num_hidden_layers": 9}, "suppress_tokens": [9]}  # fmt: skip
+    assert remap_ids(settings, {9: 60, 1: 1}) == {
+        "eos_token_id": [60, 3], "num_attention_heads": 9, "tie": True, "bos_token_id": 1,
+        "text_config": {"pad_token_id": 60, "num_hidden_layers": 9}, "suppress_tokens": [60],
+    }  # fmt: skip
+
+
+# Bad input: one clear sentence, nothing written.
+
+
+def test_missing_folder() -> None:
+    with pytest.raises(CheckpointError, match=r"there is no folder /no/such/model"):
+        Checkpoint("/no/such/model")
+
+
+def test_pickled_weights_are_refused(tmp_path, pair) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickled weights only"):
+        Checkpoint(tmp_path / "model")
+
+
+def test_more_ids_than_rows(tmp_path, pair) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    shutil.copy(pair["tokenizer"] / "tokenizer.json", tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"needs 600 rows, its table .* has 500"):
+        initialise(tmp_path / "model", pair["tokenizer"], tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_hidden_sizes_differ(tmp_path, pair, adapted, byte_level) -> None:
+    save_model(tmp_path / "wide", byte_level, hidden=48)
+    with pytest.raises(CheckpointError, match=r"hidden sizes differ: 32 in .* 48 in"):
+        propagate(pair["base"], tmp_path / "wide", adapted, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_same_id_for_different_tokens(tmp_path, pair, adapted, russian) -> None:
+    save_model(tmp_path / "other", byte_level_tokenizer(russian, 500, SPECIALS))
+    with pytest.raises(
+        CheckpointError, match=r"id \d+ is b'.*' in .* and b'.*' in .*: the instruct model was not tuned"
+    ):
+        propagate(pair["base"], tmp_path / "other", adapted, tmp_path / "out")
+
+
+def test_tied_and_untied_do_not_mix(tmp_path, pair, adapted, byte_level) -> None:
+    save_model(tmp_path / "tied", byte_level, tied=True)
+    with pytest.raises(CheckpointError, match="ties its embeddings and"):
+        propagate(pair["base"], tmp_path / "tied", adapted, tmp_path / "out")
+
+
+def test_a_tied_model_with_another_head_is_refused(tmp_path, pair) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(CheckpointError, match=r"ties its embeddings, but lm_head\.weight differs"):
+        Checkpoint(tmp_path / "model").check()
+
+
+def test_a_truncated_shard(tmp_path, pair) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Checkpoint(tmp_path / "model")
+
+
+def test_an_index_that_leaves_the_folder(tmp_path, pair) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "../base/model.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        Checkpoint(tmp_path / "model")
+
+
+def test_nothing_is_overwritten(tmp_path, pair) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    with pytest.raises(OutputError, match="exists already"):
+        initialise(pair["base"], pair["tokenizer"], tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_a_full_disk_is_seen_before_writing(tmp_path, pair, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
+    with pytest.raises(OutputError, match=r"needs 0\.\d\d GB, the disk has 0\.00 GB free"):
+        initialise(pair["base"], pair["tokenizer"], tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_nan_rows_are_refused(tmp_path, pair, byte_level) -> None:
+    model = save_model(tmp_path / "model", byte_level)
+    model.get_input_embeddings().weight.data[77] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="is not finite"):
+        initialise(tmp_path / "model", pair["tokenizer"], tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_unknown_methods_name_the_known(pair, adapted, tmp_path) -> None:
+    with pytest.raises(LepError, match="the methods are swap, overlap, conversion"):
+        propagate(pair["base"], pair["instruct"], adapted, tmp_path / "out", method="magic")
+    with pytest.raises(LepError, match="the methods are mean"):
+        initialise(pair["base"], pair["tokenizer"], tmp_path / "out", method="magic")

@@ -1,0 +1,163 @@
+"""Metrics against slow definitions; likelihoods against one token at a time."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lep.corpus.read import read_documents
+from lep.errors import LepError, TokenizerError
+from lep.evaluation.compare import compare, short_names
+from lep.evaluation.evaluate import evaluate, summarise
+from lep.evaluation.metrics import common_subsequence, copied, estimate, length_ratio
+from lep.evaluation.table import text_table
+from lep.inference.generate import answers
+from lep.inference.likelihood import sequence_nats
+from lep.inference.load import load_model
+from lep.settings import EvaluateSettings
+
+TEXT = Path(__file__).parent.parent / "lab" / "text" / "train"
+SETTINGS = EvaluateSettings(items=2, characters=1500, bootstrap=200, window_characters=300)
+
+
+def slow_subsequence(a: str, b: str) -> int:
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+@given(st.text("abcд", max_size=20), st.text("abcд", max_size=20))
+def test_common_subsequence(a: str, b: str) -> None:
+    assert common_subsequence(a, b) == slow_subsequence(a, b)
+
+
+def test_copy_scores() -> None:
+    assert length_ratio("abcd", "abcdefgh") == length_ratio("abcdefgh", "abcd") == 0.5
+    assert length_ratio("", "abc") == 0
+    text = "а" * 99 + "б"
+    assert copied(text[:-1], text)
+    assert not copied(text[:-2], text)
+
+
+def test_estimate_is_the_ratio_of_sums_and_covers_it() -> None:
+    found = estimate([1.0, 3.0], [1.0, 1.0])
+    assert (found.value, found.count) == (2.0, 2)
+    assert (found.low, found.high) == (1.0, 3.0)
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for seed in range(100):  # mean 0.5 of uniform numbers
+        found = estimate(torch.rand(60, generator=generator).tolist(), resamples=300, seed=seed)
+        covered += found.low <= 0.5 <= found.high
+    assert 85 <= covered <= 100
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_likelihood_equals_one_token_at_a_time(pair, batch_size) -> None:
+    model, _ = load_model(pair["base"])
+    torch.manual_seed(3)
+    sequences = [(torch.randint(0, 500, (n,)).tolist(), scored) for n, scored in ((5, 1), (40, 10), (17, 0), (3, 2))]
+    expected = []
+    for ids, scored in sequences:
+        logits = model(torch.tensor([ids])).logits.double()[0]
+        expected.append(-sum(logits[i - 1].log_softmax(0)[ids[i]].item() for i in range(max(scored, 1), len(ids))))
+    assert sequence_nats(model, sequences, batch_size) == pytest.approx(expected, rel=1e-5)
+
+
+def test_long_sequences_are_scored_to_the_last_token(pair, monkeypatch) -> None:
+    model, _ = load_model(pair["base"])
+    ids = torch.randint(0, 500, (100,), generator=torch.Generator().manual_seed(4)).tolist()
+    monkeypatch.setattr(model.config, "max_position_embeddings", 32)
+    got = sequence_nats(model, [(ids, 1)], 4)
+    expected, position, stop = 0.0, 1, 32
+    while position < 100:
+        begin = max(0, stop - 32)
+        logits = model(torch.tensor([ids[begin:stop]])).logits.double()[0].log_softmax(-1)
+        expected -= sum(logits[i - 1 - begin, ids[i]].item() for i in range(position, stop))
+        position, stop = stop, min(100, stop + 16)
+    assert got == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(pair) -> None:
+    model, checkpoint = load_model(pair["instruct"])
+    prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 9, 4)]
+    one, three = (
+        {a.index: a for batch in answers(model, checkpoint.tokenizer, prompts, max_new_tokens=6, batch_size=size)
+         for a in batch}
+        for size in (1, 3)
+    )  # fmt: skip
+    assert one == three
+    ids = checkpoint.tokenizer.apply_chat_template(prompts[1], add_generation_prompt=True, return_tensors="pt",
+                                                   return_dict=True)["input_ids"]  # fmt: skip
+    for _ in range(6):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert one[1].text == checkpoint.tokenizer.decode(ids[0, -6:], skip_special_tokens=True)
+
+
+def test_base_models_cannot_be_asked(pair) -> None:
+    model, checkpoint = load_model(pair["base"])
+    with pytest.raises(TokenizerError, match="has no chat template"):
+        next(answers(model, checkpoint.tokenizer, [[{"role": "user", "content": "a"}]], max_new_tokens=2, batch_size=1))
+
+
+def test_evaluate_records_and_scores(pair) -> None:
+    text = {"ru": [TEXT / "ru"], "en": [TEXT / "en"]}
+    found = evaluate(pair["instruct"], text, SETTINGS)
+    windows = [r for r in found.records if r["kind"] == "text" and r["language"] == "ru"]
+    joined = sum(r["characters"] for r in windows)
+    assert 1500 <= joined < 1500 + 2000
+    scores = {(s.metric, s.language, s.task): s for s in found.scores}
+    bits = scores["bits per byte", "ru", None]
+    expected = sum(r["nats"] for r in windows) / sum(r["bytes"] for r in windows) / math.log(2)
+    assert bits.value == pytest.approx(expected)
+    assert bits.low < bits.value < bits.high
+    assert bits.value > 1  # a random model knows nothing
+    assert scores["exact match", "ru", None].count == 10
+    assert scores["exact match", "ru", "copy_sentence"].count == 2
+
+
+def test_oracle_and_negative_control() -> None:
+    """A perfect answer scores one, a wrong one zero, whatever the task."""
+    right = {"kind": "task", "language": "ru", "task": "first_word", "exact": 1.0, "nats": 0.0, "bytes": 4}
+    for exact in (0.0, 1.0):
+        scores = list(summarise([right | {"exact": exact}] * 3, SETTINGS))
+        assert {s.value for s in scores if s.metric == "exact match"} == {exact}
+
+
+def test_text_windows_are_the_same_for_every_tokenizer(pair, adapted) -> None:
+    text = {"ru": [TEXT / "ru"]}
+    settings = SETTINGS.model_copy(update={"tasks": []})
+    first, second = (evaluate(m, text, settings).records for m in (pair["base"], adapted))
+    assert [(r["id"], r["bytes"]) for r in first] == [(r["id"], r["bytes"]) for r in second]
+    assert sum(r["tokens"] for r in first) > sum(r["tokens"] for r in second)
+
+
+def test_compare_writes_table_and_records(pair, tmp_path) -> None:
+    table = compare([str(pair["base"]), str(pair["instruct"])], {"ru": [TEXT / "ru"]}, tmp_path / "out", SETTINGS)
+    assert table.splitlines()[2].startswith("base ")
+    assert table.splitlines()[2].rstrip().endswith("-")  # a base model cannot be asked
+    assert (tmp_path / "out" / "table.txt").read_text() == table + "\n"
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert all({"value", "low", "high", "count", "unit"} <= score.keys() for score in scores["instruct"])
+    with pytest.raises(LepError, match="unknown task 'sing'"):
+        compare([str(pair["base"])], {"ru": [TEXT / "ru"]}, tmp_path / "no", EvaluateSettings(tasks=["sing"]))
+    assert not (tmp_path / "no").exists()
+
+
+def test_names_in_the_table() -> None:
+    assert short_names(["a/base", "b/instruct"]) == ["base", "instruct"]
+    assert short_names(["a/model", "b/model"]) == ["a/model", "b/model"]
+    assert text_table({"m": []}).splitlines()[-1].startswith("m")
+
+
+def test_heldout_text_is_read_in_a_fixed_order(pair) -> None:
+    from lep.evaluation.evaluate import windows
+
+    first = windows({"ru": [TEXT / "ru"]}, SETTINGS)["ru"]
+    assert first == windows({"ru": [TEXT / "ru"]}, SETTINGS)["ru"]
+    assert first[0].id.split("#")[0] in {d.id for d in read_documents([TEXT / "ru"])}

@@ -1,0 +1,102 @@
+"""Recipes: what is wrong is named with file, line and the nearest valid key."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lep.errors import RecipeError
+from lep.pipeline.recipe import load_recipe
+
+RECIPE = """\
+name: test
+base: models/base
+instruct: models/instruct
+language: ru
+text:
+  ru: text
+  no: text
+tokenizer: {new_tokens: 1_000}
+pretrain:
+  tokens: 10_000_000
+  learning_rate: 1e-4
+tune:
+  after: swap
+"""
+
+
+def write(folder: Path, text: str = RECIPE) -> Path:
+    (folder / "text").mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(text)
+    return folder / "recipe.yaml"
+
+
+def test_values_are_typed(tmp_path) -> None:
+    recipe = load_recipe(write(tmp_path))
+    assert recipe.pretrain.learning_rate == 1e-4  # a string to plain PyYAML
+    assert (recipe.pretrain.tokens, recipe.tokenizer.new_tokens) == (10_000_000, 1000)
+    assert list(recipe.text) == ["ru", "no"]  # Norwegian, not False
+    assert recipe.text["ru"] == [str(tmp_path / "text")]
+    assert recipe.base == "models/base"  # not there: perhaps a hub id
+    assert recipe.tune is not None
+    assert recipe.tune.copy_tasks == 2000
+
+
+def test_octal_looking_numbers_are_decimal(tmp_path) -> None:
+    recipe = load_recipe(write(tmp_path, RECIPE.replace("1_000", "012")))
+    assert recipe.tokenizer.new_tokens == 12
+
+
+def test_overrides(tmp_path) -> None:
+    recipe = load_recipe(write(tmp_path), ["pretrain.tokens=500", "tune.learning_rate=3e-4", "propagate=[swap]"])
+    assert (recipe.pretrain.tokens, recipe.tune.learning_rate, recipe.propagate) == (500, 3e-4, ["swap"])
+
+
+def test_environment(tmp_path, monkeypatch) -> None:
+    text = RECIPE.replace("ru: text", "ru: ${LEP_TEST_DATA:-text}/x")
+    assert load_recipe(write(tmp_path, text)).text["ru"] == ["text/x"]
+    monkeypatch.setenv("LEP_TEST_DATA", "/data")
+    assert load_recipe(write(tmp_path, text)).text["ru"] == ["/data/x"]
+    monkeypatch.delenv("LEP_TEST_DATA")
+    with pytest.raises(RecipeError, match="line 6: the environment variable LEP_TEST_DATA is not set"):
+        load_recipe(write(tmp_path, text.replace(":-text", "")))
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("  tokens:", "  tokns:", r"recipe.yaml, line 10: unknown key 'pretrain.tokns'; did you mean 'tokens'\?"),
+    ("tokenizer:", "tokeniser:", r"recipe.yaml, line 8: unknown key 'tokeniser'; did you mean 'tokenizer'\?"),
+    ("name: test", "xyzzy: test", r"unknown key 'xyzzy'; the keys are name, title"),
+    ("base: models/base\n", "", r"recipe.yaml, line 1: the key 'base' is missing"),
+    ("10_000_000", "many", r"recipe.yaml, line 10: pretrain.tokens is 'many': input should be a valid integer"),
+    ("10_000_000", "-5", r"recipe.yaml, line 10: pretrain.tokens is '-5': input should be greater than 0"),
+    ("language: ru", "language: fr", r"line 4: language is 'fr', and text has only ru, no"),
+    ("after: swap", "after: jump", r"line 13: tune.after is 'jump': input should be 'swap', 'overlap' or 'conversion'"),
+    ("name: test", "name: test\nname: again", r"line 2: the key 'name' is there twice"),
+    ("name: test", "name: [", r"is not valid YAML"),
+])  # fmt: skip
+def test_faults_are_located(old, new, message, tmp_path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, RECIPE.replace(old, new)))
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_wrong_overrides(tmp_path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"command line, pretrain.tkens=5: unknown key 'pretrain.tkens'; did you mean"
+    ):
+        load_recipe(path, ["pretrain.tkens=5"])
+    with pytest.raises(RecipeError, match="'tokens' is not of the form key=value"):
+        load_recipe(path, ["tokens"])
+    with pytest.raises(RecipeError, match="tune comes after 'swap', which propagate does not list"):
+        load_recipe(path, ["propagate=[overlap]"])
+    with pytest.raises(RecipeError, match="there is no recipe"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_the_repositorys_recipes_are_valid(recipe, monkeypatch) -> None:
+    monkeypatch.setenv("LEP_DATA", "/data")
+    assert load_recipe(recipe).name == recipe.stem

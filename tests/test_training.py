@@ -1,0 +1,187 @@
+"""Training: packing loses nothing, the body stays, an interrupted run ends like an uninterrupted one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from lep.corpus.pack import pack, tokenize_documents
+from lep.corpus.read import read_documents, write_records
+from lep.errors import CorpusError, LepError
+from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
+from lep.tokenizer.load import load_tokenizer
+from lep.training.pretrain import pretrain, schedule
+from lep.training.tune import CALIBRATION, train_adapter, tune
+
+SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
+SETTINGS = PretrainSettings(
+    tokens=6000, learning_rate=5e-3, block_size=64, batch_tokens=256, weight_decay=0.1, checkpoints=5
+)
+TABLES = {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=30), max_size=20), st.integers(1, 16))
+def test_packing_loses_no_token(documents, block) -> None:
+    blocks = [b.tolist() for b in pack(documents, block)]
+    assert [t for b in blocks for t in b] == [t for d in documents for t in d]
+    assert all(len(b) == block for b in blocks[:-1])
+
+
+def test_documents_begin_and_end(pair) -> None:
+    tokenizer = load_tokenizer(pair["tokenizer"])
+    documents = list(read_documents([SAMPLE / "ru"]))
+    for document, ids in zip(documents, tokenize_documents(documents, tokenizer, batch_documents=7), strict=True):
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(ids[1:-1]) == document.text
+
+
+def test_schedule_spends_the_budget() -> None:
+    settings = PretrainSettings(tokens=1_000_000, batch_tokens=65_536, micro_batch_tokens=8192)
+    assert schedule(settings, 512) == (128, 8, 16)
+    assert schedule(PretrainSettings(tokens=10_000_000_000), 1024)[0] == 256  # the paper's batch
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_only_the_tables_move(precision, pair, adapted, tmp_path) -> None:
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    record = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", settings)
+    before, after = load_file(adapted / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == TABLES
+    assert record["frozen_tensors"] == len(before) - 2
+    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] - 0.1
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from lep.training.trainer import chunked_cross_entropy, head_is_plain
+
+    model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
+    assert head_is_plain(model)
+    ids = torch.randint(0, 500, (5, 200))
+    labels = torch.where(torch.rand(5, 200) < 0.1, -100, ids)
+    expected = model(input_ids=ids, labels=labels).loss
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
+    targets = labels[:, 1:].flatten()
+    loss = chunked_cross_entropy(hidden, model.get_output_embeddings(), targets) / (targets != -100).sum()
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], msg=name)
+
+
+def test_a_capped_head_is_not_taken_for_a_plain_one(pair) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from lep.training.trainer import head_is_plain
+
+    model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
+    plain = model.forward
+    model.forward = lambda **inputs: SimpleNamespace(logits=plain(**inputs).logits / 2)
+    assert not head_is_plain(model)
+    model.forward = plain
+    model.config.final_logit_softcapping = 30.0  # as Gemma 2: invisible while the logits are small
+    assert not head_is_plain(model)
+
+
+LEP = [sys.executable, "-m", "lep.cli"]
+
+
+def kill_when(command: list[str], ready, tries: int = 600) -> None:
+    """Start a command and kill it with SIGKILL as soon as `ready()`."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    for _ in range(tries):
+        if ready():
+            break
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_training_ends_like_an_uninterrupted_one(adapted, tmp_path) -> None:
+    def command(name: str) -> list[str]:
+        return [*LEP, "pretrain", "--model", str(adapted), "--corpus", str(SAMPLE / "ru"), "--tokens", "40000",
+                "--learning-rate", "5e-3", "--block-size", "64", "--batch-tokens", "256",
+                "--output", str(tmp_path / name)]  # fmt: skip
+
+    kill_when(
+        command("killed"), lambda: list(tmp_path.glob("killed.partial/work/trainer/checkpoint-*/trainer_state.json"))
+    )
+    assert not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        subprocess.run(command(name), check=True, capture_output=True)
+    killed, whole = (json.loads((tmp_path / n / "lep" / "pretrain.json").read_text()) for n in ("killed", "whole"))
+    assert killed["losses"] == whole["losses"]
+    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def conversations(folder: Path, count: int = 40) -> Path:
+    words = ["дом", "река", "лес", "house", "river", "wood"]
+    write_records(folder / "data.jsonl", [
+        {"messages": [{"role": "user", "content": f"{words[i % 6]} {i}"},
+                      {"role": "assistant", "content": words[(i + 1) % 6]}]}
+        for i in range(count)
+    ])  # fmt: skip
+    return folder / "data.jsonl"
+
+
+def test_tuning_changes_projections_and_head(pair, tmp_path) -> None:
+    settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, copy_tasks=4)
+    text = {"ru": [SAMPLE / "ru"]}
+    record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, text)
+    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(record["changed_tensors"])
+    assert {n for n in before if n.endswith("_proj.weight")} | {"lm_head.weight"} == changed
+    assert record["merge_error"] < 1e-4
+    assert record["samples"] + record["too_long"] == 44
+    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+
+
+def test_calibration_leaves_the_middle_layers_alone(pair, tmp_path) -> None:
+    settings = CalibrateSettings(learning_rate=1e-2, batch_size=8)
+    from lep.corpus.read import read_messages
+
+    train_adapter(pair["instruct"], read_messages(conversations(tmp_path)), tmp_path / "out", settings, CALIBRATION)
+    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed > TABLES
+    assert {name.split(".")[2] for name in changed if ".layers." in name} == {"0", "2"}  # of three layers
+
+
+def test_tuning_data_must_hold_answers(pair, tmp_path) -> None:
+    write_records(tmp_path / "data.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}])
+    with pytest.raises(CorpusError, match="ends with the role 'user'"):
+        tune(pair["instruct"], tmp_path / "data.jsonl", tmp_path / "out", TuneSettings())
+    with pytest.raises(CorpusError, match="has no chat template"):
+        tune(pair["base"], conversations(tmp_path), tmp_path / "out", TuneSettings())
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user"}]}\n')
+    with pytest.raises(CorpusError, match=r"bad.jsonl, line 1: 'messages' must be"):
+        tune(pair["instruct"], tmp_path / "bad.jsonl", tmp_path / "out", TuneSettings())
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_empty_corpus(adapted, tmp_path) -> None:
+    (tmp_path / "empty.txt").write_text("  \n")
+    with pytest.raises(LepError, match="the corpus holds no text at all"):
+        pretrain(adapted, [tmp_path / "empty.txt"], tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
