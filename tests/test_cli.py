@@ -1,0 +1,96 @@
+"""The command line as a user meets it: whole processes, exit codes, one sentence for each fault."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lep.cli import expand_lists
+
+SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
+
+
+def lep(*arguments: object, code: int = 0) -> str:
+    """Run the command; what it said, checked for its exit code and for tracebacks."""
+    done = subprocess.run([sys.executable, "-m", "lep.cli", *map(str, arguments)], capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_help_is_quick() -> None:
+    lep("--help")
+    started = time.time()
+    assert "propagate" in lep("--help")
+    assert time.time() - started < 1.5  # a third of a second on a machine that does nothing else
+
+
+def test_lists_of_paths() -> None:
+    assert expand_lists(["pretrain", "--corpus", "a", "b", "c", "--tokens", "5"]) == [
+        "pretrain", "--corpus", "a", "--corpus", "b", "--corpus", "c", "--tokens", "5",
+    ]  # fmt: skip
+    assert expand_lists(["evaluate", "m", "--text", "ru=a", "en=b", "n"]) == [
+        "evaluate", "m", "--text", "ru=a", "--text", "en=b", "n",
+    ]  # fmt: skip
+
+
+def test_the_verbs_one_after_another(pair, tmp_path) -> None:
+    ru = SAMPLE / "ru"
+    out = {n: tmp_path / n for n in ("tokenizer", "init", "adapted", "propagated", "calibrated", "tuned", "scores")}
+    said = lep("tokenizer", "extend", "--base", pair["base"], "--corpus", ru, SAMPLE / "en", "--new-tokens", 40,
+               "--output", out["tokenizer"])  # fmt: skip
+    assert "40 new tokens" in said
+    said = lep(
+        "init", "--model", pair["base"], "--tokenizer", out["tokenizer"], "--method", "mean", "--output", out["init"]
+    )
+    assert "540 rows: 500 copied, 40 new" in said
+    lep("pretrain", "--model", out["init"], "--corpus", ru, "--tokens", 4000, "--learning-rate", "1e-3",
+        "--train", "embeddings", "--output", out["adapted"])  # fmt: skip
+    said = lep("propagate", "--base", pair["base"], "--instruct", pair["instruct"], "--adapted", out["adapted"],
+               "--method", "overlap", "--output", out["propagated"])  # fmt: skip
+    assert re.search(r"input: held-out residual 0\.\d+", said)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 4)
+    lep("tune", "--model", out["propagated"], "--data", data, "--output", out["tuned"], "--copy-tasks", 0)
+    said = lep("evaluate", pair["instruct"], out["tuned"], "--text", f"ru={ru}", "--text", f"en={SAMPLE / 'en'}",
+               "--tasks", "copy_sentence,first_word", "--items", 2, "--characters", 1000,
+               "--output", out["scores"])  # fmt: skip
+    assert "bits/byte" in said
+    assert all(place.is_dir() for name, place in out.items() if name != "calibrated")
+
+
+def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, tmp_path) -> None:
+    out = tmp_path / "out"
+    pickled = tmp_path / "pickled"
+    shutil.copytree(pair["base"], pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "recipe.yaml").write_text("nam: x\n")
+    cases = [
+        (["init", "--model", tmp_path / "none", "--tokenizer", pair["tokenizer"], "--output", out], "is no folder"),
+        (["init", "--model", pickled, "--tokenizer", pair["tokenizer"], "--output", out], "pickled weights only"),
+        (["tokenizer", "extend", "--base", pair["base"], "--corpus", tmp_path / "empty.txt", "--new-tokens", 5,
+          "--output", out], "the corpus holds no text"),
+        (["pretrain", "--model", adapted, "--corpus", SAMPLE / "ru", "--tokens", -5, "--output", out], "tokens is -5"),
+        (["pretrain", "--model", adapted, "--corpus", SAMPLE / "ru", "--tokens", 5, "--train", "all", "--output", out],
+         "--train is 'all'"),
+        (["run", tmp_path / "recipe.yaml"], "unknown key 'nam'; did you mean 'name'?"),
+        (["evaluate", pair["base"], "--text", "ru", "--output", out], "write LANGUAGE=PATH"),
+        (["report", tmp_path], "has no run.json"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        said = lep(*arguments, code=2)
+        assert message in said
+        assert said.startswith("error: ")
+        assert len(said.strip().splitlines()) == 1, said
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["init"], ["propagate", "--base", "x"]])
+def test_wrong_usage_has_exit_code_2(arguments) -> None:
+    lep(*arguments, code=2)

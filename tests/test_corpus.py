@@ -1,0 +1,127 @@
+"""Reading, splitting, cutting, sampling, and the tasks made from text."""
+
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lep.corpus.language import dominant_script, in_language, script_share
+from lep.corpus.prepare import prepare, sample, sections, unit_hash
+from lep.corpus.read import Document, read_documents
+from lep.corpus.tasks import TASKS, make_tasks, paragraphs, sentences
+from lep.errors import CorpusError, LepError
+
+SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
+
+
+def document(text: str, name: str = "d", source: str = "s") -> Document:
+    return Document(name, text, source, name)
+
+
+def test_every_format_reads_the_same(tmp_path) -> None:
+    lines = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(["один", "two"])).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(lines))
+    (tmp_path / "c.txt").write_text("три", encoding="utf-8")
+    (tmp_path / "readme.md").write_text("not a corpus file")
+    assert [d.text for d in read_documents([tmp_path])] == ["один", "two", "один", "two", "три"]
+    assert next(iter(read_documents([tmp_path / "b.jsonl.zst"]))).id == "b/0"
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.jsonl", b'{"text": "a"}\n{"tex', r"a.jsonl, line 2: not JSON"),
+    ("a.jsonl", b'{"body": "a"}\n', r"a.jsonl, line 1: no field 'text' \(fields: body\)"),
+    ("a.jsonl", b"[1]\n", r"line 1: a list where an object was expected"),
+    ("a.txt", "день".encode("cp1251"), r"a.txt is not UTF-8"),
+    ("a.jsonl", "день".encode("cp1251"), r"a.jsonl is not UTF-8"),
+    ("a.jsonl.zst", b"nonsense", r"is not a readable zstd file"),
+    ("a.txt", b"  \n ", r"the corpus holds no text at all"),
+    ("a.doc", b"text", r"a.doc is none of .txt"),
+])  # fmt: skip
+def test_bad_corpora_are_named(name, content, message, tmp_path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        list(read_documents([tmp_path / name]))
+
+
+def test_missing_corpora(tmp_path) -> None:
+    with pytest.raises(CorpusError, match="does not exist"):
+        list(read_documents([tmp_path / "none.txt"]))
+    with pytest.raises(CorpusError, match=r"holds no \.txt"):
+        list(read_documents([tmp_path]))
+
+
+@given(st.text("ab \n", max_size=200), st.integers(1, 50))
+def test_sections_keep_all_text_but_line_ends(text, limit) -> None:
+    pieces = sections(document(text), limit)
+    assert (
+        "".join(p.text for p in pieces).replace("\n", "").strip() == text.replace("\n", "").strip() or not text.strip()
+    )
+    for piece in pieces:
+        assert len(piece.text) <= max(limit, *(len(line) for line in text.split("\n")), 0) + 1
+
+
+def test_groups_are_never_split() -> None:
+    documents = [Document(f"d{i}", f"text {i}", "s", f"author{i % 7}") for i in range(100)]
+    split = prepare(documents, heldout_share=0.4)
+    assert {d.group for d in split.train}.isdisjoint({d.group for d in split.heldout})
+    assert len(split.train) + len(split.heldout) == 100
+
+
+def test_the_split_is_fixed_forever() -> None:
+    # If this number changes, models have seen what is held out.
+    assert unit_hash("novels/Anton") == pytest.approx(0.376642, abs=1e-6)
+
+
+def test_sampling_respects_limits() -> None:
+    documents = [document("x" * 100, f"{source}{i}", source) for source in "ab" for i in range(50)]
+    taken = sample(documents, 2000, source_share=0.3)
+    assert sum(len(d.text) for d in taken) == 1200
+    assert taken == sample(list(reversed(documents)), 2000, source_share=0.3)
+    with pytest.raises(CorpusError, match="held-out side of the split is empty"):
+        prepare(documents[:1], heldout_share=1e-6)
+
+
+def test_scripts() -> None:
+    assert dominant_script("Привет, world! Мир.") == "Cyrillic"
+    assert dominant_script("123 ...") is None
+    assert script_share("аb", "Cyrillic") == 0.5
+    assert in_language("Hello there", "en")
+    assert not in_language("Hello there", "ru")
+    assert in_language("anything", "xx")
+
+
+def test_sentences_and_paragraphs() -> None:
+    text = "Первое предложение.  Второе!\nещё строка? «Третье…» Конец\n\nНовый абзац."
+    assert paragraphs(text) == ["Первое предложение. Второе! ещё строка? «Третье…» Конец", "Новый абзац."]
+    assert sentences(text)[:2] == ["Первое предложение.", "Второе! ещё строка?"]
+
+
+@pytest.mark.parametrize("language", ["ru", "en"])
+def test_tasks_have_their_only_right_answer(language) -> None:
+    documents = list(read_documents([SAMPLE / language]))
+    items = make_tasks(documents, language, list(TASKS), count=10, seed=1)
+    assert {item.task for item in items} == set(TASKS)
+    text = " ".join(" ".join(d.text.split()) for d in documents)
+    for item in items:
+        shown = item.question.split("\n", 1)[1]
+        assert shown in text
+        if item.task.startswith("copy"):
+            assert item.answer == shown
+        elif item.task == "word_after":
+            word = item.question.split("\n")[0].split("«" if language == "ru" else '"')[1].rstrip('»?"')
+            assert shown.index(word) < shown.rindex(item.answer)
+        else:
+            assert item.answer in shown
+    assert items == make_tasks(documents, language, list(TASKS), count=10, seed=1)
+    assert items != make_tasks(documents, language, list(TASKS), count=10, seed=2)
+
+
+def test_tasks_from_text_in_another_language() -> None:
+    with pytest.raises(CorpusError, match="the ru text gives no copy_sentence item"):
+        make_tasks(read_documents([SAMPLE / "en"]), "ru", ["copy_sentence"], count=5, seed=0)
+    with pytest.raises(LepError, match="unknown task 'dance'"):
+        make_tasks([], "ru", ["dance"], count=5, seed=0)

@@ -1,0 +1,154 @@
+"""Whole runs on the tiny pair: nothing is done twice, and a killed run ends like an uninterrupted one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lep.errors import LepError
+from lep.pipeline.recipe import load_recipe
+from lep.pipeline.run import plan, run
+
+ROOT = Path(__file__).parent.parent
+RECIPE = """\
+name: tiny
+base: {pair}/base
+instruct: {pair}/instruct
+language: ru
+text: {{ru: {text}/ru, en: {text}/en}}
+corpus: {{heldout_share: 0.2, limit_characters: 40_000, limit_heldout_characters: 8_000}}
+tokenizer: {{new_tokens: 60}}
+pretrain: {{tokens: 8_000, learning_rate: 1e-3, block_size: 64, batch_tokens: 256}}
+calibrate: {{prompt_tasks: 4, copy_tasks: 6, max_new_tokens: 12, batch_size: 4, learning_rate: 1e-3}}
+tune: {{data_tasks: 4, copy_tasks: 6, batch_size: 4, learning_rate: 1e-3}}
+evaluate: {{items: 2, characters: 2_000, bootstrap: 50, tasks: [copy_sentence, first_word]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(pair, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE.format(pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train"))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def random_models_talk(monkeypatch) -> None:
+    """A random model's answers never pass the rules; without answers there is nothing to calibrate on."""
+    monkeypatch.setattr("lep.calibration.calibrate.reason_to_drop", lambda question, answer: None)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Everything that a run has to reproduce: models, tokenizers, scores, records."""
+    names = (
+        "model.safetensors",
+        "tokenizer.json",
+        "scores.json",
+        "records.jsonl",
+        "answers.jsonl",
+        "mapping.safetensors",
+    )
+    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.name in names and ".work" not in p.parts}
+    return {str(place): path.read_bytes() for place, path in found.items()}
+
+
+def test_run_report_and_second_run(recipe, tmp_path) -> None:
+    loaded, said = load_recipe(recipe), []
+    report = run(loaded, tmp_path / "run", said.append)
+    page = report.read_text(encoding="utf-8")
+    assert "conversion + self-calibration" in page
+    assert "fewer tokens" in page
+    assert "http://" not in page.split("</script>")[-1]
+    assert "https://" not in page.split("</script>")[-1]
+    rows = [line.split("  ")[0] for line in said[-1].splitlines()[3:]]
+    assert rows == ["original instruct", "mean initialisation", "swap", "overlap", "conversion",
+                    "conversion + self-calibration", "conversion + tuning"]  # fmt: skip
+    before = results(tmp_path / "run")
+    assert sum(name.endswith("model.safetensors") for name in before) == 8
+    again: list[str] = []
+    started = time.time()
+    run(loaded, tmp_path / "run", again.append)
+    assert time.time() - started < 20
+    steps = [line for line in again if line.startswith("[")]
+    assert len(steps) == len(plan(loaded, tmp_path / "run").stages)
+    assert all(line.endswith("up to date") for line in steps)
+    assert results(tmp_path / "run") == before
+    assert not any((tmp_path / "run" / ".work").iterdir())
+
+    changed = load_recipe(recipe, ["tune.epochs=2"])
+    redone: list[str] = []
+    run(changed, tmp_path / "run", redone.append)
+    done = {line.split("] ")[1].split(":")[0] for line in redone if line.endswith(" s")}
+    assert done == {"tune", "evaluate-tune"}
+
+
+def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None:
+    for override in ("base=/no/such/model", "text.ru=/no/such/text", "calibrate.prompts=/no/such.jsonl"):
+        with pytest.raises(LepError, match="/no/such"):
+            run(load_recipe(recipe, [override]), tmp_path / "run", print)
+    assert not (tmp_path / "run").exists()
+
+
+KILLED_RUN = """
+import sys, lep.calibration.calibrate as c
+from pathlib import Path
+from lep.pipeline.recipe import load_recipe
+from lep.pipeline.run import run
+c.reason_to_drop = lambda question, answer: None
+run(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, tmp_path) -> None:
+    command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    kills = 0
+    for round_ in range(100):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=9 + 2 * (round_ % 5))  # long enough to import, at ever other points of the run
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            assert process.returncode == 0
+            break
+    assert kills >= 3
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [
+    "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "tasks", "calibrate",
+    "tune", "evaluate-calibrate",
+])  # fmt: skip
+def test_a_kill_inside_each_stage(stage, recipe, tmp_path_factory, request) -> None:
+    """Killed right after a stage has begun to write; then the same command again."""
+    whole = request.config.cache.makedir("whole-run") / f"{os.getpid()}"
+    command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
+    if not whole.exists():
+        subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    place = tmp_path_factory.mktemp("killed") / "run"
+    process = subprocess.Popen([*command, str(place)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               start_new_session=True)  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if f"] {stage} ..." in line:
+            time.sleep(0.3)
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (place / "run.json").exists()
+    subprocess.run([*command, str(place)], check=True, capture_output=True)
+    assert results(place) == results(whole)
+    assert json.loads((place / "run.json").read_text())["instruct_models"]
