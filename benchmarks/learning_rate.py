@@ -1,4 +1,4 @@
-"""Choose the learning rate of the embedding training on the lab pair, as the paper does: four rates, some data.
+"""Choose the learning rate of the embedding training on the lab pair, as the paper does: a few rates, some data.
 
     python benchmarks/learning_rate.py --corpus runs/lab/corpus --base lab/pair/base --output runs/learning-rate
 
@@ -18,7 +18,7 @@ from lep.tokenizer.write import extend_tokenizer
 from lep.training.pretrain import pretrain
 
 VALIDATION_SECTIONS, TRAINING_SECTIONS = 60, 2500
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
 
 def main() -> None:

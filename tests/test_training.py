@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import save_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -53,10 +54,13 @@ def test_schedule_spends_the_budget() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-def test_only_the_tables_move(precision, pair, adapted, tmp_path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
+    save_model(tmp_path / "model", byte_level, dtype=dtype)
     settings = SETTINGS.model_copy(update={"precision": precision})
-    record = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", settings)
-    before, after = load_file(adapted / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    record = pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", settings)
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("model", "out"))
+    assert {t.dtype for t in after.values()} == {dtype}
     assert {name for name in before if not torch.equal(before[name], after[name])} == TABLES
     assert record["frozen_tensors"] == len(before) - 2
     assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] - 0.1
@@ -132,6 +136,14 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(adapted, tmp_path) -> 
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_activation_checkpointing_changes_memory_not_results(adapted, tmp_path) -> None:
+    settings = SETTINGS.model_copy(update={"precision": "float32"})
+    plain = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", settings)
+    settings = settings.model_copy(update={"activation_checkpointing": True})
+    saving = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "saving", settings)
+    assert [e["loss"] for e in saving["losses"]] == pytest.approx([e["loss"] for e in plain["losses"]], rel=1e-4)
 
 
 def conversations(folder: Path, count: int = 40) -> Path:

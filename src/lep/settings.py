@@ -40,6 +40,7 @@ class TrainingSettings(Settings):
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     seed: int = 0
     precision: Literal["bf16", "float32"] = Field("bf16", description="of the arithmetic; trained weights are float32")
+    activation_checkpointing: bool = Field(False, description="less memory, a third more time: for large models")
     checkpoints: PositiveInt = Field(8, description="resumable states saved on the way")
 
 

@@ -16,6 +16,8 @@ from lep.inference.likelihood import sequence_nats, start_token
 from lep.inference.load import load_model
 from lep.settings import EvaluateSettings
 
+SPARE_TOKENS = 16  # beyond the longest right answer of a task: enough to see that a model does not stop
+
 
 @dataclass(frozen=True)
 class Score:
@@ -106,12 +108,15 @@ def _task_records(
     nats = sequence_nats(
         model, [(ids, len(p)) for ids, p in zip(whole, prompts, strict=True)], settings.batch_size, "answers, bits"
     )
-    longest = max((len(ids) - len(p) for ids, p in zip(whole, prompts, strict=True)), default=0)
     given: dict[int, Answer] = {}
-    for batch in answers(
-        model, tokenizer, [m[:1] for m in messages], max_new_tokens=longest + 16, batch_size=settings.batch_size
-    ):
-        given |= {answer.index: answer for answer in batch}
+    for name in dict.fromkeys((task.language, task.task) for task in tasks):  # answers of a task are of like length
+        group = [i for i, task in enumerate(tasks) if (task.language, task.task) == name]
+        longest = max(len(whole[i]) - len(prompts[i]) for i in group)
+        for batch in answers(
+            model, tokenizer, [messages[i][:1] for i in group], max_new_tokens=longest + SPARE_TOKENS,
+            batch_size=settings.batch_size, label=" ".join(name),
+        ):  # fmt: skip
+            given |= {group[answer.index]: answer for answer in batch}
     return [_task_record(task, given[i], nats[i]) for i, task in enumerate(tasks)]
 
 

@@ -1,5 +1,6 @@
 """The few things that differ from the stock Trainer."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class ChunkedLossTrainer(TrainedOnlyTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if self.chunked is None:
-            self.chunked = self.args.world_size == 1 and head_is_plain(model)
+            with self.accelerator.autocast():
+                self.chunked = self.args.world_size == 1 and head_is_plain(model)
         if not self.chunked or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"][:, 1:].flatten()
@@ -107,7 +109,14 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         "report_to": [],
         "log_level": "error",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        _checkpointing_name(): settings.activation_checkpointing,
     }
+
+
+def _checkpointing_name() -> str:
+    """`gradient_checkpointing` has another name in newer releases of transformers."""
+    names = {field.name for field in fields(TrainingArguments)}
+    return next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names)
 
 
 def run(trainer: Trainer, folder: Path) -> list[dict[str, float]]:

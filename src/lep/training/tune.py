@@ -138,15 +138,18 @@ def _train(
     from trl import SFTConfig, SFTTrainer
 
     logging.getLogger("trl").setLevel(logging.ERROR)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+    dtype = torch.float32 if settings.precision == "float32" else "auto"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype)
     adapter = get_peft_model(model, LoraConfig(**lora_arguments(model, checkpoint, settings, scope)))
+    for parameter in adapter.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     micro = min(settings.micro_batch_size, settings.batch_size)
     accumulation = max(1, round(settings.batch_size / micro))
     steps = max(1, round(settings.epochs * len(samples) / (micro * accumulation)))
     arguments = SFTConfig(
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, max_length=None, packing=False,
         completion_only_loss=True, **common_arguments(settings, work / "trainer", steps),
-        **{_checkpointing_name(): False},
     )  # fmt: skip
     trainer = SFTTrainer(
         model=adapter, args=arguments, train_dataset=Dataset.from_list(samples), processing_class=checkpoint.tokenizer
@@ -187,16 +190,6 @@ def lora_arguments(
     if checkpoint.tables.output is None:
         arguments |= {"modules_to_save": arguments["modules_to_save"][:1], "ensure_weight_tying": True}
     return arguments
-
-
-def _checkpointing_name() -> str:
-    """`gradient_checkpointing` has another name in newer releases of transformers."""
-    from dataclasses import fields
-
-    from trl import SFTConfig
-
-    names = {field.name for field in fields(SFTConfig)}
-    return next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in names)
 
 
 def _changed_tensors(checkpoint: Checkpoint, merged: PreTrainedModel) -> dict[str, torch.Tensor]:
