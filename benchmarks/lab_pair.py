@@ -59,13 +59,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/lab-ru"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--table-only", action="store_true", help="print the table of the runs that are there")
+    parser.add_argument("--tuned-seeds", type=int, default=1, help="how many of the seeds are calibrated and tuned")
     parser.add_argument("settings", nargs="*", help="KEY=VALUE for the recipe")
     arguments = parser.parse_args()
     folders = [arguments.output / f"seed-{seed}" for seed in arguments.seeds]
-    for seed, folder in zip(arguments.seeds, folders, strict=True):
+    for number, (seed, folder) in enumerate(zip(arguments.seeds, folders, strict=True)):
         if not arguments.table_only:
-            seeds = [f"{stage}.seed={seed}" for stage in ("pretrain", "calibrate", "tune")]
-            run(load_recipe(RECIPE, [*arguments.settings, *seeds]), folder)
+            tuned = number < arguments.tuned_seeds
+            stages = [f"{stage}.seed={seed}" if tuned else f"{stage}=null" for stage in ("calibrate", "tune")]
+            run(load_recipe(RECIPE, [*arguments.settings, f"pretrain.seed={seed}", *stages]), folder)
     found = {kind: gather(folders, kind) for kind in ("instruct_models", "base_models")}
     (arguments.output / "lab_pair.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"\n{len(folders)} seeds; mean ± 95% t-interval over the seeds\n")

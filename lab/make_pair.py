@@ -24,7 +24,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -33,6 +32,7 @@ from lep.corpus.pack import pack, tokenize_documents
 from lep.corpus.prepare import Split, prepare
 from lep.corpus.read import Document, read_documents, write_records
 from lep.corpus.tasks import PROMPTS, TaskItem, make_tasks, sentences
+from lep.training.trainer import ChunkedLossTrainer
 
 LANGUAGES = ("en", "ru")
 VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
@@ -43,7 +43,7 @@ CORPUS_CHARACTERS = {"en": 4_000_000, "ru": 34_000_000}  # for the experiments o
 HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.05, 1_000_000
 SEED = 20
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 PRE_TOKENS = r" ?\p{L}[\p{L}\p{M}]*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -126,8 +126,8 @@ def base_blocks(splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast) ->
 
 
 def tuning_items(splits: dict[str, Split]) -> Iterator[TaskItem]:
-    """Endless tuning items in both languages: half of them copying, a third first, last and following words."""
-    shares = {"copy_sentence": 8, "copy_paragraph": 4, "first_word": 3, "last_word": 3, "word_after": 4}
+    """Endless tuning items in both languages. Answers of one word are many samples, for they are few tokens."""
+    shares = {"copy_sentence": 6, "copy_paragraph": 3, "first_word": 3, "last_word": 4, "word_after": 4}
     pools = {
         language: make_tasks(split.train, language, list(PROMPTS[language]), count=40_000, seed=SEED)
         for language, split in splits.items()
@@ -192,7 +192,7 @@ def train(model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: f
     )  # fmt: skip
     resume = any(work.glob("checkpoint-*"))
     started = time.time()
-    trainer = Trainer(model=model, args=arguments, train_dataset=blocks)  # type: ignore[arg-type]
+    trainer = ChunkedLossTrainer(model=model, args=arguments, train_dataset=blocks)
     trainer.train(resume_from_checkpoint=resume)
     model.config.use_cache = True
     (work / "loss.json").write_text(json.dumps(trainer.state.log_history))
@@ -236,13 +236,13 @@ def make_instruct(data: Path, output: Path, work: Path, tokens: int) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     blocks = tuning_blocks(splits, tokenizer, tokens)
     model = LlamaForCausalLM.from_pretrained(output / "base", dtype=torch.float32)
-    seconds = train(model, blocks, work / "instruct", learning_rate=1e-3, weight_decay=0.0)
+    seconds = train(model, blocks, work / "instruct", learning_rate=1.5e-3, weight_decay=0.0)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=[end, tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=256,
     )  # fmt: skip
-    facts = {"training_tokens": len(blocks) * BLOCK, "seconds": round(seconds), "learning_rate": 1e-3}
+    facts = {"training_tokens": len(blocks) * BLOCK, "seconds": round(seconds), "learning_rate": 1.5e-3}
     publish(model, tokenizer, output / "instruct", facts)
 
 
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/en and train/ru")
     parser.add_argument("--output", type=Path, default=Path("lab/pair"))
     parser.add_argument("--work", type=Path, default=Path("runs/lab"), help="for checkpoints of the training")
-    parser.add_argument("--tuning-tokens", type=int, default=14_000_000)
+    parser.add_argument("--tuning-tokens", type=int, default=12_000_000)
     arguments = parser.parse_args()
     if not (arguments.work / "corpus").exists():
         write_corpus(arguments.data, arguments.work / "corpus")

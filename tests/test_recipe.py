@@ -49,6 +49,7 @@ def test_octal_looking_numbers_are_decimal(tmp_path) -> None:
 
 def test_overrides(tmp_path) -> None:
     recipe = load_recipe(write(tmp_path), ["pretrain.tokens=500", "tune.learning_rate=3e-4", "propagate=[swap]"])
+    assert load_recipe(write(tmp_path), ["tune=null"]).tune is None
     assert (recipe.pretrain.tokens, recipe.tune.learning_rate, recipe.propagate) == (500, 3e-4, ["swap"])
 
 

@@ -17,21 +17,22 @@ from lep.errors import CorpusError, LepError
 SENTENCE_CHARACTERS = (25, 160)
 PARAGRAPH_CHARACTERS = (160, 420)
 
-# Wordings by language; a language without its own is asked in English.
+# Wordings by language; a language without its own is asked in English. Text and words stand after a space, as their
+# copies do in the answer: so they are cut into the same tokens.
 PROMPTS = {
     "en": {
-        "copy_sentence": "Repeat this sentence:\n{text}",
-        "copy_paragraph": "Repeat this paragraph:\n{text}",
-        "first_word": "What is the first word of this sentence?\n{text}",
-        "last_word": "What is the last word of this sentence?\n{text}",
-        "word_after": "Which word comes after the word \"{word}\"?\n{text}",
+        "copy_sentence": "Repeat this sentence: {text}",
+        "copy_paragraph": "Repeat this paragraph: {text}",
+        "first_word": "What is the first word of this sentence? {text}",
+        "last_word": "What is the last word of this sentence? {text}",
+        "word_after": "Which word comes after {word} in this sentence? {text}",
     },
     "ru": {
-        "copy_sentence": "Повтори это предложение:\n{text}",
-        "copy_paragraph": "Повтори этот абзац:\n{text}",
-        "first_word": "Какое слово в этом предложении первое?\n{text}",
-        "last_word": "Какое слово в этом предложении последнее?\n{text}",
-        "word_after": "Какое слово идёт после слова «{word}»?\n{text}",
+        "copy_sentence": "Повтори это предложение: {text}",
+        "copy_paragraph": "Повтори этот абзац: {text}",
+        "first_word": "Какое слово в этом предложении первое? {text}",
+        "last_word": "Какое слово в этом предложении последнее? {text}",
+        "word_after": "Какое слово в этом предложении идёт после {word}? {text}",
     },
 }  # fmt: skip
 

@@ -124,7 +124,7 @@ def _task_record(task: TaskItem, answer: Answer, nats: float) -> dict[str, Any]:
     record = {
         "kind": "task", "language": task.language, "task": task.task, "question": task.question,
         "expected": task.answer, "answer": answer.text, "finished": answer.finished, "nats": nats,
-        "bytes": len(task.answer.encode()), "exact": float(answer.text.strip() == task.answer),
+        "bytes": len(task.answer.encode()), "exact": float(answer.text == task.answer),
     }  # fmt: skip
     if task.task.startswith("copy"):
         record["length_ratio"] = length_ratio(answer.text, task.answer)

@@ -66,5 +66,5 @@ def answers(
 
 def _answer(index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast) -> Answer:
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
-    text = tokenizer.decode(row[:length], skip_special_tokens=True)
+    text = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
     return Answer(index, text, length, finished=length < len(row))

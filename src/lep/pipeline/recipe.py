@@ -138,7 +138,7 @@ def _override(content: dict[str, Any], override: str, places: dict) -> None:
         if not isinstance(target.setdefault(section, {}), dict):
             raise RecipeError(f"'{override}': {section} is not a section of the recipe")
         target = target[section]
-    target[last] = yaml.safe_load(value) if value.startswith(("[", "{")) else value
+    target[last] = yaml.safe_load(value) if value.startswith(("[", "{")) or value == "null" else value
     places[(*sections, last)] = f"command line, {override}"
 
 

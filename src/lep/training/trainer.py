@@ -39,7 +39,7 @@ class TrainedOnlyTrainer(Trainer):
 
 
 class ChunkedLossTrainer(TrainedOnlyTrainer):
-    """Computes the loss a few tokens at a time, so that logits of tokens x vocabulary never exist."""
+    """Computes the loss a few learned tokens at a time: logits of tokens x vocabulary never exist."""
 
     chunked: bool | None = None
 
@@ -52,14 +52,16 @@ class ChunkedLossTrainer(TrainedOnlyTrainer):
         if not self.chunked or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"][:, 1:].flatten()
+        learned = labels != -100
         with self.accelerator.autocast():
-            hidden = model.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-            total = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), model.get_output_embeddings(), labels)
-        return total / (num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum())
+            others = {name: value for name, value in inputs.items() if name != "labels"}
+            hidden = model.get_decoder()(**others, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+            total = chunked_cross_entropy(hidden[learned], model.get_output_embeddings(), labels[learned])
+        return total / (num_items_in_batch if num_items_in_batch is not None else learned.sum())
 
 
 def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """Sum of the cross-entropies in nats of (n, h) hidden states, whose logits are computed again for the gradient."""
+    """Sum of the cross-entropies in nats of (n, h) hidden states; their logits are computed again for the gradient."""
     total = hidden.new_zeros((), dtype=torch.float32)
     for states, targets in zip(hidden.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True):
         total = total + checkpoint(_cross_entropy, head, states, targets, use_reentrant=False)
@@ -67,7 +69,7 @@ def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Te
 
 
 def _cross_entropy(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(head(states).float(), targets, ignore_index=-100, reduction="sum")
+    return cross_entropy(head(states).float(), targets, reduction="sum")
 
 
 @torch.no_grad()
