@@ -39,6 +39,7 @@ VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
 SPECIALS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 BASE_CHARACTERS = {"en": 26_000_000, "ru": 6_500_000}  # four fifths English, one fifth Russian
 TUNING_CHARACTERS = 12_000_000
+TUNING_TOKENS, TUNING_RATE = (12_000_000, 10_000_000), 1.5e-3
 CORPUS_CHARACTERS = {"en": 4_000_000, "ru": 34_000_000}  # for the experiments on the pair
 HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.05, 1_000_000
 SEED = 20
@@ -73,11 +74,13 @@ def split_corpus(data: Path, language: str, characters: int) -> Split:
 
 def write_corpus(data: Path, folder: Path) -> None:
     """The split as files for the experiments: what the pair was trained on comes first in `train`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
     for language in LANGUAGES:
         split = split_corpus(data, language, CORPUS_CHARACTERS[language])
         for side, documents in (("train", split.train), ("heldout", split.heldout)):
-            write_records(folder / f"{language}.{side}.jsonl", ({"id": d.id, "text": d.text} for d in documents))
+            write_records(partial / f"{language}.{side}.jsonl", ({"id": d.id, "text": d.text} for d in documents))
+    partial.rename(folder)
 
 
 def with_repeats(documents: list[Document], share: float = 0.3) -> Iterator[Document]:
@@ -125,7 +128,7 @@ def base_blocks(splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast) ->
     return [{"input_ids": b, "labels": b} for b in blocks if len(b) == BLOCK]
 
 
-def tuning_items(splits: dict[str, Split]) -> Iterator[TaskItem]:
+def tuning_items(splits: dict[str, Split], seed: int) -> Iterator[TaskItem]:
     """Endless tuning items in both languages. Answers of one word are many samples, for they are few tokens."""
     shares = {"copy_sentence": 6, "copy_paragraph": 3, "first_word": 3, "last_word": 4, "word_after": 4}
     pools = {
@@ -136,17 +139,17 @@ def tuning_items(splits: dict[str, Split]) -> Iterator[TaskItem]:
     for pool in pools.values():
         for item in pool:
             by_task[item.language, item.task].append(item)
-    rng = random.Random(SEED)
+    rng = random.Random(seed)
     names, weights = list(shares), list(shares.values())
     while True:
         yield rng.choice(by_task[rng.choice(LANGUAGES), rng.choices(names, weights)[0]])
 
 
 def tuning_blocks(
-    splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast, tokens: int
+    splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int
 ) -> list[dict[str, torch.Tensor]]:
     """Blocks of whole samples: loss on answers and on plain text (15%); position ids restart at every sample."""
-    rng, items = random.Random(SEED + 1), tuning_items(splits)
+    rng, items = random.Random(seed + 1), tuning_items(splits, seed)
     plain = [s for split in splits.values() for d in split.train for s in [" ".join(sentences(d.text)[:12])] if s]
     blocks: list[dict[str, torch.Tensor]] = []
     block = _empty_block()
@@ -228,22 +231,33 @@ def make_base(data: Path, output: Path, work: Path) -> None:
     publish(model, tokenizer, output / "base", facts)
 
 
-def make_instruct(data: Path, output: Path, work: Path, tokens: int) -> None:
-    """The base model tuned in full on tasks in chat format."""
+def make_instruct(data: Path, output: Path, work: Path) -> None:
+    """The base model tuned in full on tasks in chat format, in rounds with fresh samples and a schedule each."""
     set_seed(SEED)
     splits = {language: split_corpus(data, language, TUNING_CHARACTERS) for language in LANGUAGES}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "base")
     tokenizer.chat_template = CHAT_TEMPLATE
-    blocks = tuning_blocks(splits, tokenizer, tokens)
-    model = LlamaForCausalLM.from_pretrained(output / "base", dtype=torch.float32)
-    seconds = train(model, blocks, work / "instruct", learning_rate=1.5e-3, weight_decay=0.0)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
-    model.generation_config = GenerationConfig(
+    generation = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=[end, tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=256,
     )  # fmt: skip
-    facts = {"training_tokens": len(blocks) * BLOCK, "seconds": round(seconds), "learning_rate": 1.5e-3}
-    publish(model, tokenizer, output / "instruct", facts)
+    source, facts = output / "base", {"training_tokens": 0, "seconds": 0, "learning_rate": TUNING_RATE}
+    for number, tokens in enumerate(TUNING_TOKENS):
+        place = work / f"round-{number}"
+        if not place.exists():
+            blocks = tuning_blocks(splits, tokenizer, tokens, SEED + number)
+            model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
+            seconds = train(
+                model, blocks, work / f"instruct-{number}", learning_rate=TUNING_RATE, weight_decay=0.0
+            )  # fmt: skip
+            facts["training_tokens"] += len(blocks) * BLOCK
+            facts["seconds"] += round(seconds)
+            model.generation_config = generation
+            publish(model, tokenizer, place, facts)
+        facts = json.loads((place / "training.json").read_text())
+        source = place
+    shutil.copytree(source, output / "instruct")
 
 
 def main() -> None:
@@ -251,14 +265,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train/en and train/ru")
     parser.add_argument("--output", type=Path, default=Path("lab/pair"))
     parser.add_argument("--work", type=Path, default=Path("runs/lab"), help="for checkpoints of the training")
-    parser.add_argument("--tuning-tokens", type=int, default=12_000_000)
     arguments = parser.parse_args()
     if not (arguments.work / "corpus").exists():
         write_corpus(arguments.data, arguments.work / "corpus")
     if not (arguments.output / "base").exists():
         make_base(arguments.data, arguments.output, arguments.work)
     if not (arguments.output / "instruct").exists():
-        make_instruct(arguments.data, arguments.output, arguments.work, arguments.tuning_tokens)
+        make_instruct(arguments.data, arguments.output, arguments.work)
 
 
 if __name__ == "__main__":

@@ -84,4 +84,4 @@ def test_nothing_passes(pair, tmp_path, monkeypatch) -> None:
     with pytest.raises(CorpusError, match="none of 3 answers passes the rules"):
         calibrate(pair["instruct"], pair["instruct"], prompts(tmp_path), tmp_path / "out",
                   CalibrateSettings(max_new_tokens=4))  # fmt: skip
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))

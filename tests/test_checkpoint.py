@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SPECIALS, TEMPLATE, byte_level_tokenizer, save_model
+from conftest import SAMPLE, SPECIALS, TEMPLATE, byte_level_tokenizer, save_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,6 +40,31 @@ def test_initialising_with_the_same_tokenizer_changes_nothing(options, tmp_path,
     ids = torch.tensor([[1, 40, 80, 120]])
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / place) for place in ("model", "same")]
     assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+
+
+def test_a_second_copy_of_a_tied_table_is_kept_equal(tmp_path, byte_level, pair) -> None:
+    from safetensors.torch import save_file
+
+    save_model(tmp_path / "model", byte_level, tied=True)
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+    save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    initialise(tmp_path / "model", pair["tokenizer"], tmp_path / "out")
+    after = tensors(tmp_path / "out")
+    assert len(after["lm_head.weight"]) == 600
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+
+
+def test_special_tokens_of_an_old_style_folder_are_kept(tmp_path, pair) -> None:
+    from lep.tokenizer.write import extend_tokenizer
+
+    shutil.copytree(pair["base"], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    names = {name: config.pop(name) for name in ("bos_token", "eos_token")}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "special_tokens_map.json").write_text(json.dumps(names))
+    extend_tokenizer(tmp_path / "model", [SAMPLE / "ru"], 20, tmp_path / "tokenizer")
+    assert load_tokenizer(tmp_path / "tokenizer").eos_token == "</s>"
 
 
 def test_new_rows_are_the_means_of_their_pieces(pair, tmp_path) -> None:

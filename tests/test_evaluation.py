@@ -121,12 +121,20 @@ def test_evaluate_records_and_scores(pair) -> None:
     assert scores["exact match", "ru", "copy_sentence"].count == 2
 
 
-def test_oracle_and_negative_control() -> None:
-    """A perfect answer scores one, a wrong one zero, whatever the task."""
-    right = {"kind": "task", "language": "ru", "task": "first_word", "exact": 1.0, "nats": 0.0, "bytes": 4}
-    for exact in (0.0, 1.0):
-        scores = list(summarise([right | {"exact": exact}] * 3, SETTINGS))
-        assert {s.value for s in scores if s.metric == "exact match"} == {exact}
+@pytest.mark.parametrize(("given", "exact", "whole"), [
+    ("Снег пошёл ночью.", 1.0, 1.0), ("Снег пошёл ночью", 0.0, 0.0), ("Снег пошёл ночью. Так.", 0.0, 1.0), ("", 0, 0),
+])  # fmt: skip
+def test_answers_are_scored_against_the_right_one(given, exact, whole) -> None:
+    from lep.corpus.tasks import TaskItem
+    from lep.evaluation.evaluate import _task_record
+    from lep.inference.generate import Answer
+
+    item = TaskItem("copy_sentence", "ru", "Повтори", "Снег пошёл ночью.")
+    record = _task_record(item, Answer(0, given, 3, True), 7.0)
+    assert (record["exact"], record["copied"]) == (exact, whole)
+    scores = {s.metric: s for s in summarise([record] * 3, SETTINGS) if s.task}
+    assert scores["exact match"].value == exact
+    assert scores["answer bits per byte"].value == pytest.approx(7 / math.log(2) / len("Снег пошёл ночью.".encode()))
 
 
 def test_text_windows_are_the_same_for_every_tokenizer(pair, adapted) -> None:

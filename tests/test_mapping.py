@@ -39,8 +39,9 @@ def test_selected_rows_are_those_rows(rows: list[list[int]], data: st.DataObject
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_identity_is_bit_exact(dtype: torch.dtype) -> None:
     table = torch.randn(50, 8).to(dtype)
+    table[7] = -0.0
     identity = VocabularyMapping.from_rows([[i] for i in range(50)], source_size=50)
-    assert torch.equal(identity(table), table)
+    assert torch.equal(identity(table).view(torch.uint8), table.view(torch.uint8))
     assert identity.kept()[0].tolist() == list(range(50))
 
 

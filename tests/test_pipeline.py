@@ -68,6 +68,7 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     rows = [line.split("  ")[0] for line in said[-1].splitlines()[3:]]
     assert rows == ["original instruct", "mean initialisation", "swap", "overlap", "conversion",
                     "conversion + self-calibration", "conversion + tuning"]  # fmt: skip
+    assert not any(cell == "-" for line in said[-1].splitlines()[3:] for cell in line.split())
     before = results(tmp_path / "run")
     assert sum(name.endswith("model.safetensors") for name in before) == 8
     again: list[str] = []
@@ -127,13 +128,16 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, tmp
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
 
 
+TRAINING_STAGES = ("pretrain", "calibrate", "tune")  # killed after they have saved a state
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [
     "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "tasks", "calibrate",
     "tune", "evaluate-calibrate",
 ])  # fmt: skip
 def test_a_kill_inside_each_stage(stage, recipe, tmp_path_factory, request) -> None:
-    """Killed right after a stage has begun to write; then the same command again."""
+    """Killed while a stage works; then the same command again."""
     whole = request.config.cache.makedir("whole-run") / f"{os.getpid()}"
     command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
     if not whole.exists():
@@ -145,6 +149,10 @@ def test_a_kill_inside_each_stage(stage, recipe, tmp_path_factory, request) -> N
     for line in process.stdout:
         if f"] {stage} ..." in line:
             time.sleep(0.3)
+            trained = f".work/{stage}-*.partial/work/trainer/checkpoint-*/trainer_state.json"
+            while stage in TRAINING_STAGES and not list(place.glob(trained)):
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.02)
             break
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import save_model
+from conftest import TEMPLATE, save_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -49,8 +49,9 @@ def test_documents_begin_and_end(pair) -> None:
 
 def test_schedule_spends_the_budget() -> None:
     settings = PretrainSettings(tokens=1_000_000, batch_tokens=65_536, micro_batch_tokens=8192)
-    assert schedule(settings, 512) == (128, 8, 16)
-    assert schedule(PretrainSettings(tokens=10_000_000_000), 1024)[0] == 256  # the paper's batch
+    assert schedule(settings, 512, 10**6) == (128, 8, 16)
+    assert schedule(settings, 512, 100)[0] <= 104  # no more than the corpus has, up to whole micro-batches
+    assert schedule(PretrainSettings(tokens=10_000_000_000), 1024, 10**8)[0] == 256  # the paper's batch
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
@@ -102,6 +103,46 @@ def test_a_capped_head_is_not_taken_for_a_plain_one(pair) -> None:
     model.forward = plain
     model.config.final_logit_softcapping = 30.0  # as Gemma 2: invisible while the logits are small
     assert not head_is_plain(model)
+
+
+def test_a_frozen_tensor_that_moves_is_named(pair) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from lep.training.frozen import check_frozen, frozen_digest
+
+    model = AutoModelForCausalLM.from_pretrained(pair["base"])
+    model.requires_grad_(False)
+    before = frozen_digest(model)
+    check_frozen(before, model)
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] += 1e-6
+    with pytest.raises(AssertionError, match=r"layers\.1\.mlp\.up_proj\.weight changed"):
+        check_frozen(before, model)
+
+
+def test_a_tied_model_trains_one_table(byte_level, tmp_path) -> None:
+    save_model(tmp_path / "model", byte_level, tied=True, template=TEMPLATE)
+    pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("model", "out"))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"model.embed_tokens.weight"}
+    settings = CalibrateSettings(learning_rate=1e-2, batch_size=8, copy_tasks=0)
+    from lep.corpus.read import read_messages
+
+    train_adapter(
+        tmp_path / "out", read_messages(conversations(tmp_path)), tmp_path / "calibrated", settings, CALIBRATION
+    )
+    assert load_file(tmp_path / "calibrated" / "model.safetensors").keys() == before.keys()
+
+
+def test_a_state_that_a_kill_left_half_written_is_passed_over(tmp_path) -> None:
+    from lep.training.trainer import last_state
+
+    assert last_state(tmp_path / "none") is None
+    for step, state in ((9, '{"global_step": 9}'), (10, '{"global_st'), (11, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_state(tmp_path) == tmp_path / "checkpoint-9"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
 LEP = [sys.executable, "-m", "lep.cli"]

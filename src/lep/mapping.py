@@ -67,6 +67,8 @@ class VocabularyMapping:
                 torch.arange(len(rows)), rows, self.offsets[start : stop + 1] - self.offsets[start], mode="sum",
                 include_last_offset=True, per_sample_weights=self.weights[entries].to(wide),
             )  # fmt: skip
+        target, source = self.kept()
+        result[target] = table[source].to(result.dtype)  # a sum would turn -0 into 0
         return result
 
     def select(self, rows: Tensor) -> "VocabularyMapping":

@@ -57,7 +57,8 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
             key.write_text(resume_key)
         yield partial
     except BaseException as error:
-        if not resume_key or isinstance(error, LepError):
+        saved = resume_key is not None and any(partial.rglob("checkpoint-*"))
+        if not resume_key or (isinstance(error, LepError) and not saved):
             shutil.rmtree(partial, ignore_errors=True)
         raise
     key.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ class TuneSettings(LoraSettings):
     """Instruction tuning: all projections, the head in full (section 3.7)."""
 
     learning_rate: PositiveFloat = 5e-5
-    weight_decay: float = 0.05
+    weight_decay: float = Field(0.05, ge=0)
     copy_tasks: int = Field(2_000, ge=0, description="copy tasks a language added to the data")
 
 

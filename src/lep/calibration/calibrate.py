@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lep.calibration.filters import reason_to_drop
+from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import read_messages
-from lep.errors import CorpusError
+from lep.errors import CheckpointError, CorpusError
 from lep.inference.generate import Answer, answers
 from lep.inference.load import load_model
-from lep.publish import fingerprint
+from lep.publish import check_output, fingerprint
 from lep.settings import CalibrateSettings
 from lep.training.tune import CALIBRATION, copy_records, train_adapter
 
@@ -32,6 +33,9 @@ def calibrate(
     Raises `CorpusError` when no answer passes the rules.
     """
     conversations = [_question(record["messages"]) for record in read_messages(prompts)]
+    check_output(output)
+    if not Checkpoint(model).check().tokenizer.chat_template:
+        raise CheckpointError(f"{model} has no chat template, so it cannot be calibrated: give an instruct model")
     cache = output.with_name(output.name + ".answers.jsonl")
     answered = _answers(original, conversations, cache, settings)
     records, kept, dropped = [], [], Counter[str]()
@@ -43,6 +47,7 @@ def calibrate(
         if reason is None:
             kept.append({"messages": messages})
     if not kept:
+        cache.unlink()
         raise CorpusError(f"none of {len(records)} answers passes the rules ({dict(dropped)}): check the prompts")
     data = kept + copy_records(copy_text or {}, settings.copy_tasks, settings.seed)
     counts = {"answers": dict(dropped), "copy_tasks": len(data) - len(kept)}
@@ -59,7 +64,7 @@ def _answers(
     original: str | Path, conversations: list[list[dict[str, Any]]], cache: Path, settings: CalibrateSettings
 ) -> list[Answer]:
     """One answer for each conversation, from the cache of an interrupted run where it has them."""
-    key = fingerprint([str(original), conversations, settings.max_new_tokens, settings.generation_batch])
+    key = fingerprint([Checkpoint(original).stamp(), conversations, settings.max_new_tokens, settings.generation_batch])
     done = _read_cache(cache, key)
     if len(done) < len(conversations):
         model, checkpoint = load_model(original)

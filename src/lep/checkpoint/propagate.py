@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lep.errors import CheckpointError, LepError, TokenizerError
 from lep.linear_map import FitReport
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS
-from lep.propagation.methods import propagate_table
+from lep.propagation.methods import TableFit, propagate_table
 from lep.publish import publishing
 from lep.tokenizer.load import check_loaders, write_tokenizer
 
@@ -35,36 +36,84 @@ def propagate(
     """
     if method not in METHODS:
         raise LepError(f"unknown propagation method '{method}': the methods are {', '.join(METHODS)}")
-    models = [Checkpoint(source).check() for source in (base, instruct, adapted)]
-    check_family(*models)
-    source, chat, target = models
-    mapping = adapted_mapping(source, target)
-    instruct_ids = result_ids(source, chat, target)
-    fit_rows = _fit_rows(target, mapping, set(instruct_ids.values()))
-    owned = {row: chat_row for chat_row, row in instruct_ids.items()}
+    family = Family.open(base, instruct, adapted)
     tables, reports = {}, {}
-    for kind in ("input", "output"):
-        names = [getattr(model.tables, kind) for model in models]
-        if names[0] is None:
-            continue
-        old, instruct_table, new = (model.tensor(name) for model, name in zip(models, names, strict=True))
-        fit = METHODS[method](old, _first_rows(instruct_table, old), mapping, fit_rows)
-        tables[names[1]], reports[kind] = propagate_table(new, fit, instruct_table, owned), fit.report
-    moved = {old: new for old, new in instruct_ids.items() if old != new}
+    for kind, (old, chat, new) in family.tables():
+        fit = METHODS[method](old, _first_rows(chat, old), family.mapping, family.fit_rows())
+        tables[kind], reports[kind] = propagate_table(new, fit, chat, family.instruct_rows()), fit.report
+    record = {"method": method, "fit": {kind: asdict(report) for kind, report in reports.items()}}
+    _write(family, tables, record, output)
+    return reports
+
+
+def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | Path, output: Path) -> None:
+    """Write the instruct model with the adapted vocabulary and untrained rows, `M E_inst`, to `output`.
+
+    What there is without any training: the control that every propagation has to beat.
+    """
+    family = Family.open(base, instruct, adapted)
+    tables = {
+        kind: propagate_table(
+            family.mapping(_first_rows(chat, old)), TableFit.identity(old.shape[1]), chat, family.instruct_rows()
+        )
+        for kind, (old, chat, _) in family.tables()
+    }
+    _write(family, tables, {"method": "none, mean initialisation", "fit": {}}, output)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base model, an instruct model tuned from it, and the base model with adapted embeddings."""
+
+    base: Checkpoint
+    instruct: Checkpoint
+    adapted: Checkpoint
+    mapping: VocabularyMapping
+    ids: dict[int, int]  # result id of each added token of the instruct model, by its id there
+
+    @classmethod
+    def open(cls, base: str | Path, instruct: str | Path, adapted: str | Path) -> "Family":
+        """Raises `CheckpointError` when the three do not belong together."""
+        source, chat, target = (Checkpoint(model).check() for model in (base, instruct, adapted))
+        check_family(source, chat, target)
+        return cls(source, chat, target, adapted_mapping(source, target), result_ids(source, chat, target))
+
+    def tables(self) -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
+        """`input` and (when untied) `output` with the tables of base, instruct and adapted model."""
+        for kind in ("input", "output"):
+            names = [getattr(model.tables, kind) for model in (self.base, self.instruct, self.adapted)]
+            if names[0] is not None:
+                base, instruct, adapted = names
+                yield kind, (self.base.tensor(base), self.instruct.tensor(instruct), self.adapted.tensor(adapted))
+
+    def instruct_rows(self) -> dict[int, int]:
+        """`{result row: instruct row}` of the rows that stay the instruct model's."""
+        return {row: index for index, row in self.ids.items()}
+
+    def fit_rows(self) -> Tensor:
+        """Mask of the target rows that a map may be fitted on: ordinary tokens."""
+        rows = torch.zeros(self.mapping.target_size, dtype=torch.bool)
+        for index, token in enumerate(self.adapted.vocabulary.tokens):
+            rows[index] = token is not None and not token.added
+        rows[[row for row in self.ids.values() if row < len(rows)]] = False
+        return rows
+
+
+def _write(family: Family, tables: dict[str, Tensor], record: dict[str, Any], output: Path) -> None:
+    chat = family.instruct
+    replaced = {getattr(chat.tables, kind): table for kind, table in tables.items()}
+    moved = {old: new for old, new in family.ids.items() if old != new}
     with publishing(output) as partial:
-        rows = len(tables[chat.tables.input])
-        config = remap_ids(chat.config, moved) | resized_config(remap_ids(chat.config, moved), rows)
-        write_checkpoint(chat, tables, partial, config)
+        config = remap_ids(chat.config, moved)
+        write_checkpoint(chat, replaced, partial, config | resized_config(config, len(tables["input"])))
         _remap_generation_config(partial, moved)
-        write_tokenizer(result_tokenizer(chat, target, instruct_ids), chat.folder, partial)
+        write_tokenizer(result_tokenizer(chat, family.adapted, family.ids), chat.folder, partial)
         (partial / "lep").mkdir()
-        mapping.save(partial / MAPPING_FILE)
-        record = {"method": method, "fit": {kind: asdict(report) for kind, report in reports.items()}}
+        family.mapping.save(partial / MAPPING_FILE)
         (partial / "lep" / "propagation.json").write_text(json.dumps(record, indent=2) + "\n")
         Checkpoint(partial).check()
         specials = "".join(list(chat.vocabulary.added_ids())[:8])
         check_loaders(partial, [*LOADER_TEXTS, specials])
-    return reports
 
 
 def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> None:
@@ -187,13 +236,6 @@ def _remap_post_processor(processor: dict[str, Any] | None, ids: dict[int, int])
             text, index = processor[name]
             processor[name] = [text, ids.get(index, index)]
     return processor
-
-
-def _fit_rows(adapted: Checkpoint, mapping: VocabularyMapping, instruct_rows: set[int]) -> Tensor:
-    rows = torch.zeros(mapping.target_size, dtype=torch.bool)
-    for index, token in enumerate(adapted.vocabulary.tokens):
-        rows[index] = token is not None and not token.added and index not in instruct_rows
-    return rows
 
 
 def _first_rows(instruct: Tensor, base: Tensor) -> Tensor:

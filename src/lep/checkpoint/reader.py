@@ -22,10 +22,14 @@ MAPPING_FILE = Path("lep", "mapping.safetensors")  # in a subfolder: servers loa
 
 @dataclass(frozen=True)
 class Tables:
-    """Names of the embedding tensors. `output` is None when the head is tied to the input table."""
+    """Names of the embedding tensors. `output` is None when the head is tied to the input table.
+
+    `aliases` are further copies of a tied table that the file holds; they must always equal it.
+    """
 
     input: str
     output: str | None
+    aliases: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -71,9 +75,9 @@ class Checkpoint:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
-            config = AutoConfig.from_pretrained(self.folder)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except Exception as error:  # unknown model types, remote code, and broken settings raise many kinds
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{self.folder} is not a causal language model that transformers can build: {reason}"
@@ -86,8 +90,9 @@ class Checkpoint:
         first, last = model.get_input_embeddings().weight, head.weight
         named = [name for name, p in model.named_parameters(remove_duplicate=False) if p is first]
         input_name = next((name for name in named if name in self.shard_of), names[id(first)])
-        tables = Tables(input_name, None if last is first else names[id(last)])
-        self._check_tying(tables, named)
+        aliases = tuple(name for name in named if name in self.shard_of and name != input_name)
+        tables = Tables(input_name, None if last is first else names[id(last)], aliases)
+        self._check_tying(tables)
         return tables
 
     def check(self) -> "Checkpoint":
@@ -101,12 +106,17 @@ class Checkpoint:
                 )
         return self
 
-    def _check_tying(self, tables: Tables, tied_names: list[str]) -> None:
+    def stamp(self) -> list[Any]:
+        """What tells this checkpoint from another or a changed one, without reading its weights."""
+        files = [self.folder / name for name in (*sorted(set(self.shard_of.values())), "tokenizer.json", "config.json")]
+        return [str(self.folder.resolve()), [[f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]]
+
+    def _check_tying(self, tables: Tables) -> None:
         for name in tables.names:
             if name not in self.shard_of:
                 raise CheckpointError(f"{self.folder} has no tensor {name}: the checkpoint is incomplete, or its "
                                       "tie_word_embeddings setting is wrong")  # fmt: skip
-        for name in (set(tied_names) - {tables.input}) & set(self.shard_of):
+        for name in tables.aliases:
             if not torch.equal(self.tensor(name), self.tensor(tables.input)):
                 raise CheckpointError(f"{self.folder} ties its embeddings, but {name} differs from {tables.input}: set "
                                       "tie_word_embeddings to false, or remove the second table")  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def write_checkpoint(
 
     Raises `CheckpointError` for a replaced tensor the source lacks, `OutputError` for a disk too small.
     """
+    replaced = replaced | {
+        alias: replaced[source.tables.input].clone()
+        for alias in source.tables.aliases
+        if source.tables.input in replaced
+    }
     unknown = sorted(set(replaced) - set(source.shard_of))
     if unknown:
         raise CheckpointError(f"{source.folder} has no tensor {unknown[0]} to replace")
@@ -59,6 +65,11 @@ def resized_config(config: dict[str, Any], rows: int) -> dict[str, Any]:
     return changed
 
 
+def rewritten_bytes(source: Checkpoint, names: Iterable[str]) -> int:
+    """Size of the shards that hold the named tensors."""
+    return sum((source.folder / shard).stat().st_size for shard in {source.shard_of[name] for name in names})
+
+
 def _needed_bytes(source: Checkpoint, replaced: dict[str, Tensor], rewritten: set[str], output: Path) -> int:
     place = output.absolute()
     while not place.exists():
@@ -70,6 +81,7 @@ def _needed_bytes(source: Checkpoint, replaced: dict[str, Tensor], rewritten: se
 
 
 def _link(file: Path, place: Path) -> None:
+    place.unlink(missing_ok=True)  # of a run that was killed while it wrote
     try:
         os.link(file.resolve(), place)
     except OSError:  # another disk, or a file system without links

@@ -111,9 +111,8 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
 
     Other fields are kept. Raises `CorpusError` that names the first line without a usable message list.
     """
-    (file,) = corpus_files([path])
     records = []
-    for number, record in read_records(file):
+    for file, number, record in ((f, n, r) for f in corpus_files([path]) for n, r in read_records(f)):
         messages = record.get("messages")
         usable = (
             isinstance(messages, list)
@@ -125,9 +124,11 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
         )
         if not usable:
             raise CorpusError(f"{file}, line {number}: 'messages' must be a list of role/content objects")
+        if all(message["role"] == "assistant" for message in record["messages"]):
+            raise CorpusError(f"{file}, line {number}: there is an answer, and no question before it")
         records.append(record)
     if not records:
-        raise CorpusError(f"{file} holds no messages: it is empty")
+        raise CorpusError(f"{path} holds no messages: it is empty")
     return records
 
 

@@ -3,6 +3,7 @@
 The same makers serve evaluation (held-out text), calibration copy tasks and tuning data (training text).
 """
 
+import difflib
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -116,7 +117,9 @@ def check_tasks(names: Iterable[str]) -> None:
     """Raise `LepError` for a task name that does not exist, with the names that do."""
     for name in names:
         if name not in TASKS:
-            raise LepError(f"unknown task '{name}': the tasks are {', '.join(TASKS)}")
+            near = difflib.get_close_matches(name, TASKS, n=1)
+            advice = f"did you mean '{near[0]}'?" if near else f"the tasks are {', '.join(TASKS)}"
+            raise LepError(f"unknown task '{name}': {advice}")
 
 
 def make_tasks(

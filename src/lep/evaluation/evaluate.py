@@ -11,10 +11,11 @@ from lep.corpus.prepare import sections, unit_hash
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TaskItem, check_tasks, make_tasks
 from lep.evaluation.metrics import Estimate, copied, estimate, length_ratio
-from lep.inference.generate import Answer, answers, encode_prompt
+from lep.inference.generate import Answer, answers
 from lep.inference.likelihood import sequence_nats, start_token
 from lep.inference.load import load_model
 from lep.settings import EvaluateSettings
+from lep.tokenizer.chat import chat_ids
 
 SPARE_TOKENS = 16  # beyond the longest right answer of a task: enough to see that a model does not stop
 
@@ -103,8 +104,8 @@ def _task_records(
 ) -> list[dict[str, Any]]:
     tokenizer = checkpoint.tokenizer
     messages = [task.record()["messages"] for task in tasks]
-    prompts = [encode_prompt(tokenizer, conversation[:1]) for conversation in messages]
-    whole = [tokenizer.apply_chat_template(conversation, return_dict=False) for conversation in messages]
+    prompts = [chat_ids(tokenizer, conversation[:1], ask=True) for conversation in messages]
+    whole = [chat_ids(tokenizer, conversation) for conversation in messages]
     nats = sequence_nats(
         model, [(ids, len(p)) for ids, p in zip(whole, prompts, strict=True)], settings.batch_size, "answers, bits"
     )

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lep.errors import TokenizerError
+from lep.tokenizer.chat import chat_ids
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,6 @@ class Answer:
     text: str
     tokens: int
     finished: bool
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]]) -> list[int]:
-    """Token ids of a conversation up to where the answer begins. Raises `TokenizerError` without a template."""
-    if not tokenizer.chat_template:
-        raise TokenizerError("the model has no chat template, so it cannot be asked: give an instruct model")
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
 @torch.inference_mode()
@@ -44,7 +37,7 @@ def answers(
     A batch whose prompts are all `done` is passed over; batches do not depend on it, so that a run that is taken
     up again gives the same answers, to the last rounding. The end-of-turn ids are the generation settings'.
     """
-    encoded = [encode_prompt(tokenizer, messages) for messages in prompts]
+    encoded = [chat_ids(tokenizer, messages, ask=True) for messages in prompts]
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])

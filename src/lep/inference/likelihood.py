@@ -7,10 +7,15 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from lep.errors import TokenizerError
+
 
 def start_token(tokenizer: PreTrainedTokenizerFast) -> int:
     """The token that a text starts with: BOS, or EOS for tokenizers without one."""
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise TokenizerError("the tokenizer has neither a BOS nor an EOS token: name one in tokenizer_config.json")
+    return start
 
 
 @torch.inference_mode()
@@ -25,7 +30,8 @@ def sequence_nats(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     segments: list[tuple[int, list[int], int]] = []
     for index, (ids, scored_from) in enumerate(sequences):
-        position, stop = max(scored_from, 1), min(len(ids), context)
+        position = max(scored_from, 1)
+        stop = min(len(ids), max(context, position + context // 2))
         while position < len(ids):
             begin = max(0, stop - context)
             segments.append((index, ids[begin:stop], position - begin))

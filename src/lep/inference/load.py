@@ -17,5 +17,5 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
     """The model in evaluation mode, and its checkpoint. float32 on a CPU, the stored dtype on a GPU."""
     checkpoint = Checkpoint(source).check()
     dtype = "auto" if device().type == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     return model.to(device()).eval(), checkpoint

@@ -8,11 +8,12 @@ from typing import Any
 
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.initialise import initialise
-from lep.checkpoint.propagate import propagate
+from lep.checkpoint.propagate import initialise_instruct, propagate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import Split, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, write_records
-from lep.corpus.tasks import make_tasks
+from lep.corpus.tasks import check_tasks, make_tasks
+from lep.errors import CheckpointError
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.table import text_table
 from lep.pipeline.recipe import Recipe
@@ -79,13 +80,23 @@ class _Planner:
         for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
             if given:
                 corpus_files([given])
+        check_tasks(recipe.evaluate.tasks)
+        if (recipe.calibrate or recipe.tune) and not Checkpoint(self.instruct).tokenizer.chat_template:
+            raise CheckpointError(
+                f"{self.instruct} has no chat template, so it can be neither calibrated nor tuned: give an instruct "
+                "model, or leave calibrate and tune out of the recipe"
+            )
 
     def plan(self) -> Plan:
         recipe = self.recipe
-        corpus, tokenizer = self._corpus(), None
+        corpus = self._corpus()
         tokenizer = self._tokenizer(corpus)
-        init = self._init("init-base", self.base, tokenizer)
-        instruct_init = self._init("init-instruct", self.instruct, tokenizer)
+        init = self._init(tokenizer)
+        instruct_init = self._add(
+            "init-instruct",
+            lambda output: initialise_instruct(self.base, self.instruct, self._place(init), output),
+            {}, (init,), (self.base, self.instruct),
+        )  # fmt: skip
         adapted = self._pretrain(init, corpus)
         propagated = {method: self._propagate(method, adapted) for method in recipe.propagate}
         models = {"original instruct": None, "mean initialisation": instruct_init} | propagated
@@ -135,28 +146,32 @@ class _Planner:
                 (partial / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
 
         files = tuple(file for texts in (self.texts, self.heldout) for files in texts.values() for file in files)
-        return self._add("corpus", action, settings | {"languages": list(self.texts)}, files=files)
+        names = {
+            side: {code: [f"{f.parent.name}/{f.name}" for f in files] for code, files in texts.items()}
+            for side, texts in (("text", self.texts), ("heldout", self.heldout))
+        }
+        return self._add("corpus", action, settings | names, files=files)
 
     def _tokenizer(self, corpus: Stage) -> Stage:
         text = self._text(corpus, "train")[self.recipe.language]
         new_tokens = self.recipe.tokenizer.new_tokens
         return self._add(
             "tokenizer", lambda output: extend_tokenizer(self.base, text, new_tokens, output),
-            self.recipe.tokenizer.model_dump(), (corpus,), (self.base / "tokenizer.json",),
+            self.recipe.tokenizer.model_dump() | {"language": self.recipe.language}, (corpus,), (self.base,),
         )  # fmt: skip
 
-    def _init(self, name: str, model: Path, tokenizer: Stage) -> Stage:
+    def _init(self, tokenizer: Stage) -> Stage:
         method = self.recipe.init.method
         return self._add(
-            name, lambda output: initialise(model, self._place(tokenizer), output, method=method),
-            self.recipe.init.model_dump(), (tokenizer,), (model,),
+            "init-base", lambda output: initialise(self.base, self._place(tokenizer), output, method=method),
+            self.recipe.init.model_dump(), (tokenizer,), (self.base,),
         )  # fmt: skip
 
     def _pretrain(self, init: Stage, corpus: Stage) -> Stage:
         settings, text = self.recipe.pretrain, self._text(corpus, "train")[self.recipe.language]
         return self._add(
             "pretrain", lambda output: pretrain(self._place(init), text, output, settings),
-            settings.model_dump(), (init, corpus),
+            settings.model_dump() | {"language": self.recipe.language}, (init, corpus),
         )  # fmt: skip
 
     def _propagate(self, method: str, adapted: Stage) -> Stage:

@@ -72,6 +72,7 @@ class Runner:
         }  # fmt: skip
         (made / MANIFEST).write_text(json.dumps(record, indent=1, default=str) + "\n")
         if place.exists():
+            manifest.unlink(missing_ok=True)  # first: what is half deleted must not look up to date
             shutil.rmtree(place)
         made.rename(place)
         for stale in made.parent.glob(f"{stage.name}-" + "?" * len(stage.fingerprint) + "*"):

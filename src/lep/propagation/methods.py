@@ -23,6 +23,11 @@ class TableFit:
     linear_map: LinearMap
     report: FitReport
 
+    @classmethod
+    def identity(cls, hidden: int) -> "TableFit":
+        """The map that moves nothing, fitted on nothing."""
+        return cls(LinearMap.identity(hidden), FitReport(0, 0, 0.0, 0.0, 0.0, 0.0))
+
 
 def swap(base: Tensor, instruct: Tensor, mapping: VocabularyMapping, fit_rows: Tensor) -> TableFit:
     """`W = I`: the adapted rows as they are. The report gives the residual of that on the rows of `conversion`."""

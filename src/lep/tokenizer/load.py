@@ -31,10 +31,10 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
 
 
-def write_tokenizer(spec: dict[str, Any], like: Path, output: Path, *, config: dict[str, Any] | None = None) -> None:
+def write_tokenizer(spec: dict[str, Any], like: Path, output: Path) -> None:
     """Write `spec` (the content of tokenizer.json) with the configuration and chat template of the folder `like`.
 
-    The class is set to the one that loads tokenizer.json verbatim. `config` replaces single settings.
+    The class is set to the one that loads tokenizer.json verbatim.
     """
     output.mkdir(parents=True, exist_ok=True)
     for name in CARRIED_FILES:
@@ -44,10 +44,16 @@ def write_tokenizer(spec: dict[str, Any], like: Path, output: Path, *, config: d
             shutil.copyfile(like / name, output / name)
     (output / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
     settings = json.loads((like / "tokenizer_config.json").read_text()) if (output / CARRIED_FILES[0]).exists() else {}
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast"} | (config or {})
+    settings = special_names(load_tokenizer(like)) | settings | {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings.pop("added_tokens_decoder", None)  # tokenizer.json says it, with the ids that are right
     text = json.dumps(settings, ensure_ascii=False, indent=2)
     (output / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def special_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """Names of the special tokens, wherever the folder has them from (older ones: special_tokens_map.json)."""
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    return {name: str(value) for name in names if (value := getattr(tokenizer, name, None)) is not None}
 
 
 def copy_tokenizer(source: Path, output: Path) -> None:
@@ -64,7 +70,7 @@ def check_loaders(folder: Path, texts: list[str]) -> None:
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
     loaders = {"AutoTokenizer": AutoTokenizer, "PreTrainedTokenizerFast": PreTrainedTokenizerFast}
     for name, loader in loaders.items():
-        tokenizer = loader.from_pretrained(folder)
+        tokenizer = loader.from_pretrained(folder, trust_remote_code=False)
         for text in texts:
             expected, got = raw.encode(text).ids, tokenizer(text)["input_ids"]
             if expected != got:

@@ -14,17 +14,18 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
-from lep.checkpoint.writer import write_checkpoint
+from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.pack import pack, tokenize_documents
 from lep.corpus.read import corpus_files, read_documents
 from lep.errors import LepError
-from lep.publish import fingerprint, publishing
+from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.trainer import ChunkedLossTrainer, common_arguments, run
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the paper's batch and block
+STATE_COPIES = 6  # of the float32 tables: weights and two moments, in two saved states
 
 
 def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings: PretrainSettings) -> dict[str, Any]:
@@ -38,8 +39,10 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     """
     checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    weights = [(checkpoint.folder / shard).stat().st_mtime_ns for shard in sorted(set(checkpoint.shard_of.values()))]
-    key = fingerprint([str(checkpoint.folder.resolve()), weights, stamps, settings.model_dump()])
+    key = fingerprint([checkpoint.stamp(), stamps, settings.model_dump()])
+    check_output(output)
+    tables_bytes = sum(math.prod(checkpoint.shape(name)) * 4 for name in checkpoint.tables.names)
+    check_space(output, rewritten_bytes(checkpoint, checkpoint.tables.names) + STATE_COPIES * tables_bytes)
     with publishing(output, resume_key=key) as partial:
         set_seed(settings.seed)
         started = time.time()
@@ -61,15 +64,16 @@ def _train(
     context = checkpoint.config.get("max_position_embeddings", LARGEST_BLOCK)
     block = min(settings.block_size or LARGEST_BLOCK, context)
     blocks = packed_blocks(checkpoint, corpus, block, work / "packed", key)
-    sequences, accumulation, steps = schedule(settings, block)
+    sequences, accumulation, steps = schedule(settings, block, len(blocks))
     dtype = torch.float32 if settings.precision == "float32" else "auto"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype)
-    parameters = dict(model.named_parameters())
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
-    for name in checkpoint.tables.names:
-        parameters[name].data = parameters[name].data.float()  # Adam's small steps would vanish in bf16
-        parameters[name].requires_grad_(True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+    model.requires_grad_(False)
+    trained = {checkpoint.tables.input: model.get_input_embeddings().weight}
+    if checkpoint.tables.output is not None:
+        trained[checkpoint.tables.output] = model.get_output_embeddings().weight
+    for table in trained.values():
+        table.data = table.data.float()  # Adam's small steps would vanish in bf16
+        table.requires_grad_(True)
     model.config.use_cache = False
     before = frozen_digest(model)
     arguments = TrainingArguments(
@@ -79,20 +83,19 @@ def _train(
     trainer = ChunkedLossTrainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
     losses = run(trainer, work / "trainer")
     check_frozen(before, model)
-    tables = {
-        name: parameters[name].detach().cpu().to(checkpoint.tensor(name).dtype) for name in checkpoint.tables.names
-    }
+    tables = {name: table.detach().cpu().to(checkpoint.tensor(name).dtype) for name, table in trained.items()}
+    tokens = _tokens(blocks)
     record = {
-        "tokens": steps * sequences * block, "steps": steps, "block_size": block, "corpus_tokens": _tokens(blocks),
+        "tokens": round(trainer.state.epoch * tokens), "steps": steps, "block_size": block, "corpus_tokens": tokens,
         "frozen_tensors": len(before), "losses": losses,
     }  # fmt: skip
     return tables, record
 
 
-def schedule(settings: PretrainSettings, block: int) -> tuple[int, int, int]:
-    """Sequences a step, accumulation steps, and optimizer steps for a token budget."""
+def schedule(settings: PretrainSettings, block: int, blocks: int) -> tuple[int, int, int]:
+    """Sequences a step (no more than there are), accumulation steps, and optimizer steps for a token budget."""
     batch = settings.batch_tokens or min(LARGEST_BATCH_TOKENS, settings.tokens // LEAST_STEPS)
-    sequences = max(1, round(batch / block))
+    sequences = min(blocks, max(1, round(batch / block)))
     accumulation = max(1, math.ceil(sequences * block / settings.micro_batch_tokens))
     micro = math.ceil(sequences / accumulation)
     return micro * accumulation, accumulation, max(1, math.ceil(settings.tokens / (micro * accumulation * block)))

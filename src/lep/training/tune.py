@@ -1,6 +1,7 @@
 """Train a low-rank adapter (and tables in full) on answers, merge it, and publish the merged checkpoint."""
 
 import json
+import math
 import re
 import shutil
 import time
@@ -14,13 +15,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.writer import write_checkpoint
+from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, read_documents, read_messages, write_records
 from lep.corpus.tasks import make_tasks
 from lep.errors import CorpusError, LepError
-from lep.publish import fingerprint, publishing
+from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
+from lep.tokenizer.chat import chat_ids
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.trainer import common_arguments, run
 
@@ -77,8 +79,9 @@ def train_adapter(
     also written to `lep/tune.json`, `facts` included; `answers` are written beside it.
     """
     checkpoint = Checkpoint(model).check()
-    weights = [(checkpoint.folder / shard).stat().st_mtime_ns for shard in sorted(set(checkpoint.shard_of.values()))]
-    key = fingerprint([str(checkpoint.folder.resolve()), weights, records, settings.model_dump(), vars(scope)])
+    key = fingerprint([checkpoint.stamp(), records, settings.model_dump(), vars(scope)])
+    check_output(output)
+    check_space(output, 2 * rewritten_bytes(checkpoint, checkpoint.shard_of))
     samples, too_long = encode_records(checkpoint, records, settings.max_length)
     with publishing(output, resume_key=key) as partial:
         set_seed(settings.seed)
@@ -114,8 +117,7 @@ def encode_records(
         if messages[-1]["role"] != "assistant":
             raise CorpusError(f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
                               "tuning data must hold the answers")  # fmt: skip
-        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-        ids = tokenizer.apply_chat_template(messages, return_dict=False)
+        prompt, ids = chat_ids(tokenizer, messages[:-1], ask=True), chat_ids(tokenizer, messages)
         if ids[: len(prompt)] != prompt:
             raise LepError(f"the chat template of {checkpoint.folder} does not continue its own prompt: the answers "
                            "cannot be told from the questions")  # fmt: skip
@@ -139,13 +141,13 @@ def _train(
 
     logging.getLogger("trl").setLevel(logging.ERROR)
     dtype = torch.float32 if settings.precision == "float32" else "auto"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     adapter = get_peft_model(model, LoraConfig(**lora_arguments(model, checkpoint, settings, scope)))
     for parameter in adapter.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    micro = min(settings.micro_batch_size, settings.batch_size)
-    accumulation = max(1, round(settings.batch_size / micro))
+    accumulation = math.ceil(settings.batch_size / settings.micro_batch_size)
+    micro = math.ceil(settings.batch_size / accumulation)
     steps = max(1, round(settings.epochs * len(samples) / (micro * accumulation)))
     arguments = SFTConfig(
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, max_length=None, packing=False,
