@@ -39,7 +39,11 @@ VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
 SPECIALS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 BASE_CHARACTERS = {"en": 26_000_000, "ru": 6_500_000}  # four fifths English, one fifth Russian
 TUNING_CHARACTERS = 12_000_000
-TUNING_TOKENS, TUNING_RATE = (12_000_000, 10_000_000), 1.5e-3
+# Rounds of tuning: tokens, peak learning rate, share of English, and how often each task comes. Answers of one word are
+# many samples, for they are few tokens; the last round is for what is hardest, the last word of an English sentence.
+SHARES = {"copy_sentence": 6, "copy_paragraph": 3, "first_word": 3, "last_word": 4, "word_after": 4}
+LAST_SHARES = {"copy_sentence": 2, "copy_paragraph": 1, "first_word": 2, "last_word": 8, "word_after": 1}
+ROUNDS = [(12_000_000, 1.5e-3, 0.5, SHARES), (10_000_000, 1.5e-3, 0.5, SHARES), (3_200_000, 1e-3, 0.65, LAST_SHARES)]
 CORPUS_CHARACTERS = {"en": 4_000_000, "ru": 34_000_000}  # for the experiments on the pair
 HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.05, 1_000_000
 SEED = 20
@@ -128,9 +132,8 @@ def base_blocks(splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast) ->
     return [{"input_ids": b, "labels": b} for b in blocks if len(b) == BLOCK]
 
 
-def tuning_items(splits: dict[str, Split], seed: int) -> Iterator[TaskItem]:
-    """Endless tuning items in both languages. Answers of one word are many samples, for they are few tokens."""
-    shares = {"copy_sentence": 6, "copy_paragraph": 3, "first_word": 3, "last_word": 4, "word_after": 4}
+def tuning_items(splits: dict[str, Split], seed: int, english: float, shares: dict[str, int]) -> Iterator[TaskItem]:
+    """Endless tuning items in both languages."""
     pools = {
         language: make_tasks(split.train, language, list(PROMPTS[language]), count=40_000, seed=SEED)
         for language, split in splits.items()
@@ -142,14 +145,18 @@ def tuning_items(splits: dict[str, Split], seed: int) -> Iterator[TaskItem]:
     rng = random.Random(seed)
     names, weights = list(shares), list(shares.values())
     while True:
-        yield rng.choice(by_task[rng.choice(LANGUAGES), rng.choices(names, weights)[0]])
+        language = "en" if rng.random() < english else "ru"
+        yield rng.choice(by_task[language, rng.choices(names, weights)[0]])
 
 
 def tuning_blocks(
-    splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int
+    splits: dict[str, Split],
+    tokenizer: PreTrainedTokenizerFast,
+    tokens: int,
+    items: Iterator[TaskItem],
+    rng: random.Random,
 ) -> list[dict[str, torch.Tensor]]:
     """Blocks of whole samples: loss on answers and on plain text (15%); position ids restart at every sample."""
-    rng, items = random.Random(seed + 1), tuning_items(splits, seed)
     plain = [s for split in splits.values() for d in split.train for s in [" ".join(sentences(d.text)[:12])] if s]
     blocks: list[dict[str, torch.Tensor]] = []
     block = _empty_block()
@@ -242,14 +249,15 @@ def make_instruct(data: Path, output: Path, work: Path) -> None:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=[end, tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=256,
     )  # fmt: skip
-    source, facts = output / "base", {"training_tokens": 0, "seconds": 0, "learning_rate": TUNING_RATE}
-    for number, tokens in enumerate(TUNING_TOKENS):
+    source, facts = output / "base", {"training_tokens": 0, "seconds": 0, "learning_rate": ROUNDS[0][1]}
+    for number, (tokens, rate, english, shares) in enumerate(ROUNDS):
         place = work / f"round-{number}"
         if not place.exists():
-            blocks = tuning_blocks(splits, tokenizer, tokens, SEED + number)
+            items = tuning_items(splits, SEED + number, english, shares)
+            blocks = tuning_blocks(splits, tokenizer, tokens, items, random.Random(SEED + number + 1))
             model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
             seconds = train(
-                model, blocks, work / f"instruct-{number}", learning_rate=TUNING_RATE, weight_decay=0.0
+                model, blocks, work / f"instruct-{number}", learning_rate=rate, weight_decay=0.0
             )  # fmt: skip
             facts["training_tokens"] += len(blocks) * BLOCK
             facts["seconds"] += round(seconds)

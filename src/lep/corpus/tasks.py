@@ -39,6 +39,7 @@ PROMPTS = {
 
 _SENTENCE_END = regex.compile(r"(?<=[.!?…])[»\")]?\s+(?=[\p{Lu}«\"—])")
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
+_LAST_WORD = regex.compile(r"\s[«\"]?(\p{L}[\p{L}\p{M}'’-]*)[.!?…»\"]+$")
 _TEXT_ONLY = regex.compile(r"[\p{L}\p{M}\p{N}\s.,!?…:;«»\"'’()—–-]+")
 
 
@@ -91,7 +92,8 @@ def _first_word(text: str, _: random.Random) -> tuple[dict[str, str], str] | Non
 
 def _last_word(text: str, _: random.Random) -> tuple[dict[str, str], str] | None:
     words = _WORD.findall(text)
-    return ({}, words[-1]) if len(words) >= 4 else None
+    at_the_end = _LAST_WORD.search(text)  # not a number, a bracket, or a word cut by a sign
+    return ({}, at_the_end[1]) if len(words) >= 4 and at_the_end else None
 
 
 def _word_after(text: str, rng: random.Random) -> tuple[dict[str, str], str] | None:
