@@ -48,8 +48,7 @@ def run(
     loaded = load_recipe(recipe, overrides)
     from lep.pipeline.run import run as run_recipe
 
-    report = run_recipe(loaded, output or Path("runs", loaded.name), say=_say)
-    _say(f"\nreport: {report}")
+    run_recipe(loaded, output or Path("runs", loaded.name), say=_say)
 
 
 @tokenizer_app.command("extend")

@@ -55,7 +55,7 @@ def run(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Pat
         described[kind] = {name: stage.name for name, stage in getattr(planned, kind).items()}
     (folder / "run.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     report = write_report(folder)
-    say("\n" + table(folder))
+    say(f"\nreport: {report}\n\n" + table(folder))
     return report
 
 

@@ -39,10 +39,15 @@ class TrainedOnlyTrainer(Trainer):
             parameters[name].data.copy_(tensor)
 
 
-class ChunkedLossTrainer(TrainedOnlyTrainer):
-    """Computes the loss a few learned tokens at a time: logits of tokens x vocabulary never exist."""
+class ChunkedLoss:
+    """Mixed into a Trainer: the loss is computed a few learned tokens at a time, and only on these.
+
+    Logits of tokens x vocabulary never exist. Falls back on the trainer's own loss where logits are not plain.
+    """
 
     chunked: bool | None = None
+    args: TrainingArguments
+    accelerator: Any
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -51,7 +56,7 @@ class ChunkedLossTrainer(TrainedOnlyTrainer):
             with self.accelerator.autocast():
                 self.chunked = self.args.world_size == 1 and head_is_plain(model)
         if not self.chunked or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         labels = inputs["labels"][:, 1:].flatten()
         learned = labels != -100
         with self.accelerator.autocast():
@@ -59,6 +64,10 @@ class ChunkedLossTrainer(TrainedOnlyTrainer):
             hidden = model.get_decoder()(**others, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
             total = chunked_cross_entropy(hidden[learned], model.get_output_embeddings(), labels[learned])
         return total / (num_items_in_batch if num_items_in_batch is not None else learned.sum())
+
+
+class ChunkedLossTrainer(ChunkedLoss, TrainedOnlyTrainer):
+    """Trains tables on plain text."""
 
 
 def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
 from lep.tokenizer.chat import chat_ids
 from lep.tokenizer.load import copy_tokenizer
-from lep.training.trainer import common_arguments, run
+from lep.training.trainer import ChunkedLoss, common_arguments, run
 
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
@@ -153,7 +153,11 @@ def _train(
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, max_length=None, packing=False,
         completion_only_loss=True, **common_arguments(settings, work / "trainer", steps),
     )  # fmt: skip
-    trainer = SFTTrainer(
+
+    class AnswerTrainer(ChunkedLoss, SFTTrainer):
+        """trl's own loss walks over the vocabulary in tiles made for GPUs, which take very long on a CPU."""
+
+    trainer = AnswerTrainer(
         model=adapter, args=arguments, train_dataset=Dataset.from_list(samples), processing_class=checkpoint.tokenizer
     )
     losses = run(trainer, work / "trainer")
