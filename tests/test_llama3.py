@@ -17,7 +17,7 @@ from lep.corpus.read import read_documents
 from lep.tokenizer.write import extend_tokenizer
 
 DATA = os.environ.get("LEP_DATA", "")
-NEW_TOKENS = 1000
+NEW_TOKENS = 4000
 
 pytestmark = [
     pytest.mark.slow,

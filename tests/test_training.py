@@ -50,7 +50,7 @@ def test_documents_begin_and_end(pair) -> None:
 def test_schedule_spends_the_budget() -> None:
     settings = PretrainSettings(tokens=1_000_000, batch_tokens=65_536, micro_batch_tokens=8192)
     assert schedule(settings, 512, 10**6) == (128, 8, 16)
-    assert schedule(settings, 512, 100)[0] <= 104  # no more than the corpus has, up to whole micro-batches
+    assert schedule(settings, 512, 100)[0] < 100 + 8  # no more than the corpus has, up to whole micro-batches
     assert schedule(PretrainSettings(tokens=10_000_000_000), 1024, 10**8)[0] == 256  # the paper's batch
 
 

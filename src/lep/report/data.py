@@ -57,15 +57,11 @@ def coloured(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
-    """(id, text) of each token; tokens that share one character are shown as their bytes."""
-    raw = tokenizer.backend_tokenizer
-    encoded = raw.encode(text, add_special_tokens=False)
-    for index, (start, end), name in zip(encoded.ids, encoded.offsets, encoded.tokens, strict=True):
+    """(id, text) of each token; bytes that are no whole character are shown as numbers."""
+    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    for index, name in zip(encoded.ids, encoded.tokens, strict=True):
         content = bytes(CHARACTER_TO_BYTE.get(character, 0x3F) for character in name)
-        try:
-            yield index, content.decode()
-        except UnicodeDecodeError:
-            yield index, "".join(f"‹{byte:02x}›" for byte in content) if end - start <= 1 else text[start:end]
+        yield index, content.decode(errors="backslashreplace")
 
 
 def losses(folder: Path) -> dict[str, list[dict[str, float]]]:
