@@ -65,6 +65,9 @@ def test_many_rows_cross_the_chunk_border(monkeypatch: pytest.MonkeyPatch) -> No
 def test_save_and_load(tmp_path) -> None:
     mapping = VocabularyMapping.from_rows([[0], [0, 1, 2]], source_size=3)
     mapping.save(tmp_path / "mapping.safetensors")
+    for _ in range(5):
+        mapping.save(tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "mapping.safetensors").read_bytes()
     loaded = VocabularyMapping.load(tmp_path / "mapping.safetensors")
     table = torch.randn(3, 2)
     assert torch.equal(loaded(table), mapping(table))

@@ -105,10 +105,17 @@ run(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
+@pytest.fixture(scope="module")
+def whole_run(recipe, tmp_path_factory) -> Path:
+    """A run that nobody killed."""
+    place = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run([sys.executable, "-c", KILLED_RUN, str(recipe), str(place)], check=True, capture_output=True)
+    return place
+
+
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, tmp_path) -> None:
+def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, whole_run, tmp_path) -> None:
     command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     kills = 0
     for round_ in range(100):
         process = subprocess.Popen(
@@ -125,7 +132,7 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, tmp
             assert process.returncode == 0
             break
     assert kills >= 3
-    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert results(tmp_path / "killed") == results(whole_run)
 
 
 TRAINING_STAGES = ("pretrain", "calibrate", "tune")  # killed after they have saved a state
@@ -136,12 +143,9 @@ TRAINING_STAGES = ("pretrain", "calibrate", "tune")  # killed after they have sa
     "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "tasks", "calibrate",
     "tune", "evaluate-calibrate",
 ])  # fmt: skip
-def test_a_kill_inside_each_stage(stage, recipe, tmp_path_factory, request) -> None:
+def test_a_kill_inside_each_stage(stage, recipe, whole_run, tmp_path_factory) -> None:
     """Killed while a stage works; then the same command again."""
-    whole = request.config.cache.makedir("whole-run") / f"{os.getpid()}"
     command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
-    if not whole.exists():
-        subprocess.run([*command, str(whole)], check=True, capture_output=True)
     place = tmp_path_factory.mktemp("killed") / "run"
     process = subprocess.Popen([*command, str(place)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                start_new_session=True)  # fmt: skip
@@ -158,5 +162,5 @@ def test_a_kill_inside_each_stage(stage, recipe, tmp_path_factory, request) -> N
     process.wait()
     assert not (place / "run.json").exists()
     subprocess.run([*command, str(place)], check=True, capture_output=True)
-    assert results(place) == results(whole)
+    assert results(place) == results(whole_run)
     assert json.loads((place / "run.json").read_text())["instruct_models"]

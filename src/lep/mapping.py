@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -86,13 +85,13 @@ class VocabularyMapping:
         return single.nonzero().flatten()[exact], self.indices[starts[exact]]
 
     def save(self, path: Path) -> None:
-        """Write as safetensors (a few MB)."""
-        tensors = {"indices": self.indices, "offsets": self.offsets, "weights": self.weights}
-        save_file(tensors, path, metadata={"source_size": str(self.source_size), "format": "lep.mapping.1"})
+        """Write as safetensors (a few MB). The same mapping always gives the same bytes."""
+        tensors = {name: getattr(self, name) for name in ("indices", "offsets", "weights")}
+        # A tensor, not metadata: safetensors writes several metadata entries in an order that changes.
+        save_file(tensors | {"source_size": torch.tensor([self.source_size])}, path)
 
     @classmethod
     def load(cls, path: Path) -> "VocabularyMapping":
         """Read what `save` wrote."""
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("indices", "offsets", "weights")}
-            return cls(**tensors, source_size=int(file.metadata()["source_size"]))
+        tensors = load_file(path)
+        return cls(source_size=int(tensors.pop("source_size")), **tensors)
