@@ -9,6 +9,7 @@ can be scored exactly. Every stage continues where it was stopped; a finished on
 
 import argparse
 import json
+import math
 import random
 import re
 import shutil
@@ -32,7 +33,7 @@ from lep.corpus.pack import pack, tokenize_documents
 from lep.corpus.prepare import Split, prepare
 from lep.corpus.read import Document, read_documents, write_records
 from lep.corpus.tasks import PROMPTS, TaskItem, make_tasks, sentences
-from lep.training.trainer import ChunkedLossTrainer
+from lep.training.trainer import ChunkedLossTrainer, run
 
 LANGUAGES = ("en", "ru")
 VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
@@ -194,18 +195,16 @@ def train(model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: f
     """One pass over the blocks with Trainer (bf16 autocast over float32 weights); returns wall seconds."""
     model.config.use_cache = False  # a cache would switch off the isolation of packed samples
     arguments = TrainingArguments(
-        output_dir=str(work), use_cpu=not torch.cuda.is_available(), bf16=True, seed=SEED, num_train_epochs=1,
-        per_device_train_batch_size=16, learning_rate=learning_rate, weight_decay=weight_decay, adam_beta2=0.95,
+        output_dir=str(work), use_cpu=not torch.cuda.is_available(), bf16=True, seed=SEED,
+        max_steps=math.ceil(len(blocks) / 16), per_device_train_batch_size=16, learning_rate=learning_rate, weight_decay=weight_decay, adam_beta2=0.95,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.05}, warmup_steps=0.05,
         max_grad_norm=1.0, logging_steps=20, save_steps=200, save_total_limit=1, report_to=[],
         remove_unused_columns=False,
     )  # fmt: skip
-    resume = any(work.glob("checkpoint-*"))
     started = time.time()
-    trainer = ChunkedLossTrainer(model=model, args=arguments, train_dataset=blocks)
-    trainer.train(resume_from_checkpoint=resume)
+    losses = run(ChunkedLossTrainer(model=model, args=arguments, train_dataset=blocks), work)
     model.config.use_cache = True
-    (work / "loss.json").write_text(json.dumps(trainer.state.log_history))
+    (work / "loss.json").write_text(json.dumps(losses))
     return time.time() - started
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import zstandard
@@ -13,6 +14,7 @@ from lep.corpus.prepare import prepare, sample, sections, unit_hash
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TASKS, make_tasks, paragraphs, sentences
 from lep.errors import CorpusError, LepError
+from lep.settings import TaskName
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
 
@@ -124,3 +126,7 @@ def test_tasks_from_text_in_another_language() -> None:
         make_tasks(read_documents([SAMPLE / "en"]), "ru", ["copy_sentence"], count=5, seed=0)
     with pytest.raises(LepError, match="unknown task 'dance'"):
         make_tasks([], "ru", ["dance"], count=5, seed=0)
+
+
+def test_settings_name_the_tasks_there_are() -> None:
+    assert get_args(TaskName) == tuple(TASKS)

@@ -22,6 +22,7 @@ from lep.errors import CorpusError, LepError
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.training.pretrain import pretrain, schedule
+from lep.training.trainer import uses_bf16
 from lep.training.tune import CALIBRATION, train_adapter, tune
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
@@ -52,6 +53,14 @@ def test_schedule_spends_the_budget() -> None:
     assert schedule(settings, 512, 10**6) == (128, 8, 16)
     assert schedule(settings, 512, 100)[0] < 100 + 8  # no more than the corpus has, up to whole micro-batches
     assert schedule(PretrainSettings(tokens=10_000_000_000), 1024, 10**8)[0] == 256  # the paper's batch
+
+
+def test_arithmetic_follows_the_hardware(monkeypatch) -> None:
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert uses_bf16(SETTINGS) == (amx or torch.cuda.is_available())
+        assert uses_bf16(SETTINGS.model_copy(update={"precision": "bf16"}))
+        assert not uses_bf16(SETTINGS.model_copy(update={"precision": "float32"}))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])

@@ -94,7 +94,7 @@ def pretrain(
         PretrainSettings, "batch_tokens"
     ),
     weight_decay: Annotated[float, typer.Option()] = default(PretrainSettings, "weight_decay"),
-    precision: Annotated[str, typer.Option(help="bf16 or float32.")] = default(PretrainSettings, "precision"),
+    precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = default(PretrainSettings, "precision"),
     seed: Annotated[int, typer.Option()] = default(PretrainSettings, "seed"),
 ) -> None:
     """Train embeddings and head on plain text; the body stays as it is."""
@@ -221,7 +221,7 @@ def _settings(kind: type[Settings], **values: Any) -> Any:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + "-".join(map(str, first["loc"])).replace("_", "-")
+        option = "--" + str(first["loc"][0]).replace("_", "-")
         raise LepError(f"{option} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
+
 
 class Settings(BaseModel):
     """Base of all settings: unknown names are errors, values cannot be changed afterwards."""
@@ -39,7 +41,9 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(0.1, ge=0)
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
     seed: int = 0
-    precision: Literal["bf16", "float32"] = Field("bf16", description="of the arithmetic; trained weights are float32")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="of the arithmetic; trained weights are float32 (auto: bf16 where hardware multiplies it)"
+    )
     activation_checkpointing: bool = Field(False, description="less memory, a third more time: for large models")
     checkpoints: PositiveInt = Field(8, description="resumable states saved on the way")
 
@@ -89,7 +93,7 @@ class CalibrateSettings(LoraSettings):
 class EvaluateSettings(Settings):
     """What is measured on held-out text."""
 
-    tasks: list[str] = Field(
+    tasks: list[TaskName] = Field(
         ["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"], description="chat tasks"
     )
     items: PositiveInt = Field(100, description="items of each task and language")

@@ -5,7 +5,7 @@ The same makers serve evaluation (held-out text), calibration copy tasks and tun
 
 import difflib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ def check_tasks(names: Iterable[str]) -> None:
 
 
 def make_tasks(
-    documents: Iterable[Document], language: str, tasks: list[str], *, count: int, seed: int
+    documents: Iterable[Document], language: str, tasks: Sequence[str], *, count: int, seed: int
 ) -> list[TaskItem]:
     """Make at most `count` different items of each task from the sentences and paragraphs of the documents.
 

@@ -9,7 +9,7 @@ from typing import Any
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import sections, unit_hash
 from lep.corpus.read import Document, read_documents
-from lep.corpus.tasks import TaskItem, check_tasks, make_tasks
+from lep.corpus.tasks import TaskItem, make_tasks
 from lep.evaluation.metrics import Estimate, copied, estimate, length_ratio
 from lep.inference.generate import Answer, answers
 from lep.inference.likelihood import sequence_nats, start_token
@@ -61,13 +61,12 @@ def windows(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> di
 
 def items(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> list[TaskItem]:
     """The chat tasks made from the held-out text, the same for every model."""
-    check_tasks(settings.tasks)
     return [
         item
         for language, paths in text.items()
         if settings.tasks
         for item in make_tasks(
-            read_documents(paths), language, list(settings.tasks), count=settings.items, seed=settings.seed
+            read_documents(paths), language, settings.tasks, count=settings.items, seed=settings.seed
         )
     ]
 

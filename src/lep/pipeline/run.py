@@ -12,7 +12,7 @@ from lep.checkpoint.propagate import initialise_instruct, propagate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import Split, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, write_records
-from lep.corpus.tasks import check_tasks, make_tasks
+from lep.corpus.tasks import make_tasks
 from lep.errors import CheckpointError
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.table import text_table
@@ -80,7 +80,6 @@ class _Planner:
         for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
             if given:
                 corpus_files([given])
-        check_tasks(recipe.evaluate.tasks)
         if (recipe.calibrate or recipe.tune) and not Checkpoint(self.instruct).tokenizer.chat_template:
             raise CheckpointError(
                 f"{self.instruct} has no chat template, so it can be neither calibrated nor tuned: give an instruct "

@@ -22,7 +22,7 @@ from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.frozen import check_frozen, frozen_digest
-from lep.training.trainer import ChunkedLossTrainer, common_arguments, run
+from lep.training.trainer import ChunkedLossTrainer, common_arguments, run, uses_bf16
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the paper's batch and block
 STATE_COPIES = 6  # of the float32 tables: weights and two moments, in two saved states
@@ -65,7 +65,7 @@ def _train(
     block = min(settings.block_size or LARGEST_BLOCK, context)
     blocks = packed_blocks(checkpoint, corpus, block, work / "packed", key)
     sequences, accumulation, steps = schedule(settings, block, len(blocks))
-    dtype = torch.float32 if settings.precision == "float32" else "auto"
+    dtype = "auto" if uses_bf16(settings) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     model.requires_grad_(False)
     trained = {checkpoint.tables.input: model.get_input_embeddings().weight}

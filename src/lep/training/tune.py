@@ -24,7 +24,7 @@ from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
 from lep.tokenizer.chat import chat_ids
 from lep.tokenizer.load import copy_tokenizer
-from lep.training.trainer import ChunkedLoss, common_arguments, run
+from lep.training.trainer import ChunkedLoss, common_arguments, run, uses_bf16
 
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
@@ -140,7 +140,7 @@ def _train(
     from trl import SFTConfig, SFTTrainer
 
     logging.getLogger("trl").setLevel(logging.ERROR)
-    dtype = torch.float32 if settings.precision == "float32" else "auto"
+    dtype = "auto" if uses_bf16(settings) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     adapter = get_peft_model(model, LoraConfig(**lora_arguments(model, checkpoint, settings, scope)))
     for parameter in adapter.parameters():
