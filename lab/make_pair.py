@@ -196,7 +196,8 @@ def train(model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: f
     model.config.use_cache = False  # a cache would switch off the isolation of packed samples
     arguments = TrainingArguments(
         output_dir=str(work), use_cpu=not torch.cuda.is_available(), bf16=True, seed=SEED,
-        max_steps=math.ceil(len(blocks) / 16), per_device_train_batch_size=16, learning_rate=learning_rate, weight_decay=weight_decay, adam_beta2=0.95,
+        max_steps=math.ceil(len(blocks) / 16), per_device_train_batch_size=16, learning_rate=learning_rate,
+        weight_decay=weight_decay, adam_beta2=0.95,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.05}, warmup_steps=0.05,
         max_grad_norm=1.0, logging_steps=20, save_steps=200, save_total_limit=1, report_to=[],
         remove_unused_columns=False,
