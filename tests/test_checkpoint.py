@@ -10,13 +10,16 @@ from conftest import SAMPLE, SPECIALS, TEMPLATE, byte_level_tokenizer, save_mode
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lep.checkpoint.ids import remap_ids
 from lep.checkpoint.initialise import initialise
-from lep.checkpoint.propagate import propagate, remap_ids
+from lep.checkpoint.propagate import propagate
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
 from lep.errors import CheckpointError, LepError, OutputError
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS
+from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.write import optimize_tokenizer, train_tokenizer
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -167,6 +170,54 @@ def test_remapping_touches_token_ids_only() -> None:
         "eos_token_id": [60, 3], "num_attention_heads": 9, "tie": True, "bos_token_id": 1,
         "text_config": {"pad_token_id": 60, "num_hidden_layers": 9}, "suppress_tokens": [60],
     }  # fmt: skip
+
+
+def test_rows_and_settings_follow_tokens_that_move(pair, adapted, tmp_path) -> None:
+    ru, en = SAMPLE / "ru", SAMPLE / "en"
+    for source in (pair["base"], adapted):  # an untrained and a trained checkpoint
+        size = len(Checkpoint(source).vocabulary)
+        place = tmp_path / source.name
+        optimize_tokenizer(source, [ru, en], size - 80, size - 50, place / "tokenizer", script="cyrillic")
+        initialise(source, place / "tokenizer", place / "model")
+        before, after = tensors(source), tensors(place / "model")
+        id_map = IdMap.load(place / "tokenizer" / "id_map.json")
+        assert len(id_map.moved) > 0
+        assert len(id_map.dropped) == 80
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert len(after[name]) == size - 50
+            for old, new in enumerate(id_map.target):
+                assert new is None or torch.equal(after[name][new], before[name][old])
+
+
+def test_settings_follow_tokens_that_move(pair, tmp_path) -> None:
+    optimize_tokenizer(pair["base"], [SAMPLE / "ru", SAMPLE / "en"], 440, 480, tmp_path / "t", script="cyrillic")
+    id_map = IdMap.load(tmp_path / "t" / "id_map.json")
+    (old, new), lost = max(id_map.moved.items()), id_map.dropped[0]
+    folder = tmp_path / "model"
+    shutil.copytree(pair["base"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    for eos, outcome in (([1, old], [1, new]), (lost, None)):
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": eos}))
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+        if outcome is None:
+            with pytest.raises(CheckpointError, match=f"eos_token_id of .* is {lost}, a token that the new tokenizer"):
+                initialise(folder, tmp_path / "t", tmp_path / "no")
+            assert not (tmp_path / "no").exists()
+        else:
+            initialise(folder, tmp_path / "t", tmp_path / "out")
+            for file in ("config.json", "generation_config.json"):
+                assert json.loads((tmp_path / "out" / file).read_text())["eos_token_id"] == outcome
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_propagation_into_a_new_vocabulary(algorithm, pair, tmp_path) -> None:
+    train_tokenizer(pair["base"], [SAMPLE / "ru", SAMPLE / "en"], algorithm, 460, tmp_path / "t")
+    initialise(pair["base"], tmp_path / "t", tmp_path / "adapted")
+    propagate(pair["base"], pair["instruct"], tmp_path / "adapted", tmp_path / "out", method="overlap")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Привет"}], return_dict=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model(torch.tensor([chat])).logits.shape == (1, len(chat), 460)
 
 
 # Bad input: one clear sentence, nothing written.

@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from lep.errors import CorpusError, TokenizerError
-from lep.tokenizer.extend import ScriptFilter, continue_bpe, extend_bpe
+from lep.tokenizer.bpe import continue_bpe
+from lep.tokenizer.count import count_texts
+from lep.tokenizer.extend import METHODS, Extension, extend_bpe
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.metrics import fertility
+from lep.tokenizer.parts import Merge, Parts
+from lep.tokenizer.script import ScriptFilter, needed_prefixes
 
 ANY = ScriptFilter(None)
+
+
+def extend(tokenizer: Tokenizer, texts: list[str], new_tokens: int) -> Extension:
+    return extend_bpe(Parts.of(tokenizer), count_texts(tokenizer, texts), new_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,7 @@ def test_size_is_exact_and_known_ids_stay(extended) -> None:
 
 def test_every_new_token_is_reachable_and_saves_tokens(extended, pair, russian) -> None:
     _, after = extended
-    record = json.loads((pair["tokenizer"] / "extension.json").read_text())
+    record = json.loads((pair["tokenizer"] / "changes.json").read_text())
     assert record["script"] == "Cyrillic"
     for token in record["tokens"]:
         assert len(after.model.tokenize(after.pre_tokenizer.pre_tokenize_str(token)[0][0])) == 1
@@ -92,27 +100,113 @@ def slow_bpe(words, contents, new_tokens):
 @settings(max_examples=200, deadline=None)
 def test_equals_the_slow_definition(words) -> None:
     contents = [b"a", b"b", b"c", b"d"]
-    merges, grown = continue_bpe([(list(ids), count) for ids, count in words], contents, 6, ANY)
-    slow = slow_bpe(words, contents, len(merges))
-    assert merges == slow
+    merges, grown = continue_bpe([(list(ids), count) for ids, count in words], contents, [], 6, ANY)
+    assert [(merge.left, merge.right) for merge in merges] == slow_bpe(words, contents, len(merges))
     assert len(grown) <= 10
+    assert all(grown[m.left] + grown[m.right] == grown[m.result] for m in merges)
 
 
 def test_script_filter() -> None:
-    georgian = ScriptFilter("Georgian")
+    letter = "ქ".encode()
+    georgian = ScriptFilter("Georgian", needed_prefixes({"ქ": [letter[:1], letter[1:2], letter[2:]]}))
     assert georgian("ქარ".encode())
-    assert georgian("ქ".encode()[:2])  # a prefix only Georgian letters have
-    assert not georgian(b"\xe1")  # shared with other scripts
+    assert georgian(letter[:2])
+    assert georgian(b" " + letter[:2])  # known merges may join the space to the first byte
+    assert not georgian(letter + letter[:2])  # whole letters are never followed by a piece of one
+    assert not georgian(letter[:1])  # every byte is a token anyway
     assert not georgian(b"the")
+    assert not ScriptFilter("Georgian")(letter[:2])  # not needed where the letter is spelled in two pieces
+    assert georgian.excluded([letter[:2]]) == ["\u10fb"]  # a mark of script Common that starts with the same bytes
     assert ScriptFilter("Latin")(b"the")
+    assert not ScriptFilter("Latin")(b", ")
+    assert ScriptFilter(None)(b"\xff")
 
 
 def test_too_small_a_corpus_says_how_many(byte_level) -> None:
     with pytest.raises(CorpusError, match=r"yields only \d+ of 5000 new tokens \(Cyrillic script"):
-        extend_bpe(byte_level, ["Мало текста, мало слов, мало букв."] * 3, 5000)
+        extend(byte_level, ["Мало текста, мало слов, мало букв."] * 3, 5000)
 
 
-def test_other_kinds_are_refused(byte_fallback) -> None:
-    for tokenizer in (byte_fallback, Tokenizer(models.Unigram([("a", 0.0)]))):
-        with pytest.raises(TokenizerError, match="only byte-level BPE"):
-            extend_bpe(tokenizer, ["text"], 5)
+def test_other_kinds_are_refused() -> None:
+    wordpiece = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    for tokenizer, message in [
+        (wordpiece, "the tokenizer is a WordPiece model"),
+        (Tokenizer(models.Unigram([("a", 0.0)])), "the tokenizer is a Unigram model"),
+        (Tokenizer(models.BPE({"a": 0}, [])), "neither byte-level nor has byte fallback"),
+    ]:
+        with pytest.raises(TokenizerError, match=message):
+            Parts.of(tokenizer)
+
+
+def test_scripts_by_name(byte_level) -> None:
+    with pytest.raises(CorpusError, match="the corpus holds no Georgian text"):
+        count_texts(byte_level, ["Русский текст"], "georgian")
+    with pytest.raises(TokenizerError, match="Unicode has no script 'cyrillik'"):
+        count_texts(byte_level, ["Русский текст"], "cyrillik")
+    with pytest.raises(CorpusError, match="no letters of a known script"):
+        count_texts(byte_level, ["1234"], "auto")
+    assert set(count_texts(byte_level, ["Да, yes"], "any").counts) == {"Да", ",", " yes"}
+    assert set(count_texts(byte_level, ["Дада, yes"]).counts) == {"Дада"}
+
+
+def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
+    texts = ["ქართული ენა ქართულად ქართულია " * 3]
+    by_bytes, by_letters = (extend(tokenizer, texts, 12) for tokenizer in (byte_level, byte_fallback))
+    assert "\u10fb" in by_bytes.excluded
+    assert by_letters.excluded == []  # letters are symbols: no other text can change
+    assert next(iter(by_letters.new)).decode() == "ა"  # the most frequent letter first
+    for tokenizer, extension in ((byte_level, by_bytes), (byte_fallback, by_letters)):
+        after = extension.parts.vocabulary.tokenizer
+        assert after.get_vocab_size() == tokenizer.get_vocab_size() + 12
+        assert len(after.encode(texts[0]).ids) < 0.4 * len(tokenizer.encode(texts[0]).ids)
+        assert after.decode(after.encode(texts[0]).ids) == tokenizer.decode(tokenizer.encode(texts[0]).ids)
+        for text in ("中文 हिन्दी Ελληνικά Русский English 🙂", "฿ ჻"):
+            if not set(text) & set(extension.excluded):
+                assert after.encode(text).ids == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("method", ["continue", "merge"])
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_both_methods_on_both_families(method, kind, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    words = count_texts(tokenizer, russian, "cyrillic")
+    extension = METHODS[method](Parts.of(tokenizer), words, 150)
+    after = extension.parts.vocabulary.tokenizer
+    assert len(extension.new) == 150
+    assert after.get_vocab_size() == tokenizer.get_vocab_size() + 150
+    assert tokenizer.get_vocab().items() <= after.get_vocab().items()
+    for text in [*russian[:5], *english[:5]]:
+        assert after.decode(after.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
+    before, now = (sum(len(t.encode(text).ids) for text in russian) for t in (tokenizer, after))
+    assert now < 0.9 * before
+    if method == "continue":
+        for content, i in extension.new.items():
+            assert [piece.id for piece in after.model.tokenize(extension.parts.name(content))] == [i]
+        for text in english:
+            assert after.encode(text).ids == tokenizer.encode(text).ids
+
+
+def test_a_merge_to_a_known_token_sets_off_the_known_merges() -> None:
+    # "abc" is known as a+bc and goes on to "abcd"; the new merge ab+c reaches it by another way.
+    contents = [b"a", b"b", b"c", b"d", b"bc", b"abc", b"abcd", b"ab"]
+    known = [Merge(1, 2, 4), Merge(0, 4, 5), Merge(5, 3, 6)]
+    merges, grown = continue_bpe([([7, 2, 3], 5), ([7, 2], 9), ([6, 3], 2)], list(contents), known, 1, ANY)
+    # ab+c (14 times) first: it gives abc, at once abc+d, so that the next new token is abcd+d and not abc+d.
+    assert merges == [Merge(7, 2, 5), Merge(6, 3, 8)]
+    assert grown[8] == b"abcdd"
+
+
+def test_unused_ids_are_filled_first(byte_level, russian) -> None:
+    spec = json.loads(byte_level.to_str())
+    model = spec["model"]
+    used = {part for merge in model["merges"] for part in merge}
+    leaves = [name for name in map("".join, model["merges"]) if name not in used]
+    holes = [model["vocab"].pop(name) for name in leaves[:2]]
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in leaves[:2]]
+    extension = extend(Tokenizer.from_str(json.dumps(spec)), russian, 6)
+    assert list(extension.new.values()) == [
+        *sorted(holes),
+        *range(byte_level.get_vocab_size(), byte_level.get_vocab_size() + 4),
+    ]
+    ids = extension.parts.vocabulary.tokenizer.get_vocab().values()
+    assert sorted(ids) == list(range(len(ids)))

@@ -1,5 +1,6 @@
 """The command line: one thin command for each stage. Heavy imports wait until a command runs."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from lep.settings import (
     InitSettings,
     PretrainSettings,
     Settings,
+    TokenizerSettings,
     TuneSettings,
 )
 
@@ -28,12 +30,18 @@ app.add_typer(tokenizer_app, name="tokenizer")
 Model = Annotated[str, typer.Option(help="Model: a local folder or a hub id.")]
 Output = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 Corpus = Annotated[list[str], typer.Option(help="txt, jsonl or jsonl.zst file, or a folder of them; more may follow.")]
+Script = Annotated[str, typer.Option(help="Unicode script of new tokens: cyrillic ..., auto (of the corpus), any.")]
+VocabSize = Annotated[int, typer.Option(help="Tokens of the result, special ones included.")]
+Protect = Annotated[list[str] | None, typer.Option(help="Texts whose tokens are all kept.")]
 Texts = Annotated[list[str] | None, typer.Option("--text", help="LANGUAGE=PATH of text to make copy tasks from.")]
 
 
 def default(settings: type[Settings], name: str) -> Any:
     """A setting's default, from the one place where it is declared."""
     return settings.model_fields[name].default
+
+
+SCRIPT = default(TokenizerSettings, "script")
 
 
 @app.command()
@@ -57,14 +65,92 @@ def tokenizer_extend(
     corpus: Corpus,
     new_tokens: Annotated[int, typer.Option(help="Tokens to add.")],
     output: Output,
+    script: Script = SCRIPT,
+    method: Annotated[str, typer.Option(help="continue, or merge: the paper's way.")] = default(
+        TokenizerSettings, "method"
+    ),
 ) -> None:
-    """Extend a byte-level BPE tokenizer with tokens learned on a corpus."""
+    """Add tokens learned on a corpus; text without the script is tokenised as before."""
     from lep.tokenizer.write import extend_tokenizer
 
-    record = extend_tokenizer(base, list(corpus), new_tokens, output)
-    sample = record["corpus_sample"]
-    before, after = (sample["characters"] / sample[name] for name in ("tokens_before", "tokens_after"))
-    _say(f"{new_tokens} new tokens; symbols per token on the corpus: {before:.2f} before, {after:.2f} after")
+    _say_changes(extend_tokenizer(base, list(corpus), new_tokens, output, script=script, method=method))
+
+
+@tokenizer_app.command("prune")
+def tokenizer_prune(
+    base: Model, corpus: Corpus, vocab_size: VocabSize, output: Output, protect: Protect = None
+) -> None:
+    """Drop the tokens that a corpus uses least."""
+    from lep.tokenizer.write import prune_tokenizer
+
+    _say_changes(prune_tokenizer(base, list(corpus), vocab_size, output, protect=list(protect or [])))
+
+
+@tokenizer_app.command("optimize")
+def tokenizer_optimize(
+    base: Model,
+    corpus: Corpus,
+    keep: Annotated[int, typer.Option(help="Tokens to keep.")],
+    vocab_size: VocabSize,
+    output: Output,
+    script: Script = SCRIPT,
+    in_place: Annotated[bool, typer.Option("--in-place", help="New tokens take the freed ids; same size.")] = False,
+    protect: Protect = None,
+) -> None:
+    """Prune to the most used tokens, then extend to an exact size."""
+    from lep.tokenizer.write import optimize_tokenizer
+
+    _say_changes(optimize_tokenizer(
+        base, list(corpus), keep, vocab_size, output, script=script, in_place=in_place, protect=list(protect or []),
+    ))  # fmt: skip
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    base: Model,
+    corpus: Corpus,
+    algorithm: Annotated[str, typer.Option(help="bpe or unigram.")],
+    vocab_size: VocabSize,
+    output: Output,
+) -> None:
+    """Learn a new vocabulary; special tokens and chat template are those of the base."""
+    from lep.tokenizer.write import train_tokenizer
+
+    _say_changes(train_tokenizer(base, list(corpus), algorithm, vocab_size, output))
+
+
+@tokenizer_app.command("count")
+def tokenizer_count(
+    base: Model,
+    corpus: Corpus,
+    output: Annotated[Path, typer.Option(help="File to write, NAME.counts.zst.")],
+    script: Script = SCRIPT,
+) -> None:
+    """Count the words of one shard of a corpus; --corpus of extend and train takes the files together."""
+    from lep.tokenizer.write import count_corpus
+
+    found = count_corpus(base, list(corpus), output, script=script)
+    _say(f"{len(found.counts):,} different words in {found.characters:,} characters: {output}")
+
+
+@tokenizer_app.command("compare")
+def tokenizer_compare(
+    tokenizers: Annotated[list[str], typer.Argument(help="Tokenizers; the first is the reference.")],
+    text: Annotated[list[str], typer.Option(help="NAME=PATH of text; once for each language.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with curves here.")] = None,
+) -> None:
+    """Compare tokenizers on texts: cost, reach, segmentation, speed."""
+    from lep.tokenizer.compare import compare_tokenizers, comparison_table
+
+    record = compare_tokenizers(tokenizers, _texts(text) or {})
+    if json_file:
+        json_file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if html_file:
+        from lep.report.tokenizers import write_comparison
+
+        write_comparison(record, html_file)
+    _say(comparison_table(record))
 
 
 @app.command()
@@ -214,6 +300,20 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _say_changes(record: dict[str, Any]) -> None:
+    """What became of a tokenizer, in two or three lines."""
+    _say(
+        f"{record['size_before']:,} tokens before, {record['size']:,} after: {record['kept']:,} kept, "
+        f"{record['moved']:,} moved, {record['new']:,} new, {record['dropped']:,} dropped"
+    )
+    sample = record["corpus_sample"]
+    if sample["characters"]:
+        before, after = (sample["characters"] / sample[name] for name in ("tokens_before", "tokens_after"))
+        _say(f"symbols per token on the corpus: {before:.2f} before, {after:.2f} after")
+    if record.get("excluded"):
+        _say(f"text with one of these characters may be tokenised differently: {' '.join(record['excluded'][:40])}")
+
+
 def _settings(kind: type[Settings], **values: Any) -> Any:
     from pydantic import ValidationError
 
@@ -241,8 +341,8 @@ def expand_lists(arguments: list[str]) -> list[str]:
     listing = ""
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         if argument.startswith("-"):
-            listing = argument if argument in ("--corpus", "--text") else ""
-        elif listing and previous != listing and (listing == "--corpus" or "=" in argument):
+            listing = argument if argument in ("--corpus", "--protect", "--text") else ""
+        elif listing and previous != listing and (listing != "--text" or "=" in argument):
             expanded.append(listing)
         expanded.append(argument)
     return expanded

@@ -26,6 +26,8 @@ class TokenizerSettings(Settings):
     """How the vocabulary is extended."""
 
     new_tokens: PositiveInt = Field(description="tokens to add")
+    script: str = Field("auto", description="Unicode script of new tokens; auto: that of the corpus; any: no rule")
+    method: Literal["continue", "merge"] = Field("continue", description="merge: the paper's way")
 
 
 class InitSettings(Settings):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lep.checkpoint.ids import named_ids, remap_generation_config, remap_ids
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.embedding import METHODS
@@ -14,6 +15,7 @@ from lep.errors import CheckpointError, LepError
 from lep.hub import local_folder
 from lep.mapping import VocabularyMapping
 from lep.publish import publishing
+from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, copy_tokenizer, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
@@ -32,20 +34,24 @@ class Initialised:
 def build_mapping(source: Vocabulary, target: Vocabulary, source_rows: int, method: str = "mean") -> VocabularyMapping:
     """The mapping from a table of `source_rows` rows to the target vocabulary.
 
-    Padding rows of the source table stay (a table never gets shorter than it was). Raises `LepError` for an
-    unknown method.
+    Padding rows of the source table stay, unless the vocabulary itself got smaller: then the table has its size.
+    Raises `LepError` for an unknown method.
     """
     if method not in METHODS:
         raise LepError(f"unknown initialisation method '{method}': the methods are {', '.join(METHODS)}")
     pieces = source.pieces(target)
-    pieces += [[row] for row in range(len(target), source_rows)]
+    if len(target) >= len(source):
+        pieces += [[row] for row in range(len(target), source_rows)]
     return METHODS[method](pieces, source_rows)
 
 
 def initialise(model: str | Path, tokenizer: str | Path, output: Path, *, method: str = "mean") -> Initialised:
     """Write `model` with the vocabulary of the folder `tokenizer` to `output` (`E_new = M E_old`, eq. 1-2).
 
-    The body is untouched; the mapping is saved in `lep/mapping.safetensors`. Copied rows are bit-equal.
+    The body is untouched; the mapping is saved in `lep/mapping.safetensors`. Copied rows are bit-equal. Where the
+    new tokenizer gives a token another id, the row moves, and configuration and generation settings follow.
+
+    Raises `CheckpointError` when they name a token that the new tokenizer lacks.
     """
     source, folder = Checkpoint(model).check(), local_folder(tokenizer)
     target = Vocabulary.of(load_tokenizer(folder))
@@ -54,8 +60,11 @@ def initialise(model: str | Path, tokenizer: str | Path, output: Path, *, method
     replaced = {name: mapping(table) for name, table in tables.items()}
     for name, table in replaced.items():
         _prove(name, tables[name], table, mapping)
+    moved = _moved_ids(source, target)
     with publishing(output) as partial:
-        write_checkpoint(source, replaced, partial, resized_config(source.config, mapping.target_size))
+        config = remap_ids(source.config, moved)
+        write_checkpoint(source, replaced, partial, config | resized_config(config, mapping.target_size))
+        remap_generation_config(partial, moved)
         copy_tokenizer(folder, partial)
         (partial / MAPPING_FILE).parent.mkdir()
         mapping.save(partial / MAPPING_FILE)
@@ -65,6 +74,19 @@ def initialise(model: str | Path, tokenizer: str | Path, output: Path, *, method
         Checkpoint(partial).check()
         check_loaders(partial, LOADER_TEXTS)
     return result
+
+
+def _moved_ids(source: Checkpoint, target: Vocabulary) -> dict[int, int]:
+    """New id of each token that got another one."""
+    id_map = IdMap.between(source.vocabulary, target)
+    dropped = {i for i in id_map.dropped if source.vocabulary.tokens[i] is not None}
+    for name, ids in named_ids(source.config).items():
+        if lost := ids & dropped:
+            raise CheckpointError(
+                f"{name} of {source.folder} is {min(lost)}, a token that the new tokenizer lacks: protect a text that "
+                "holds it when pruning"
+            )
+    return id_map.moved
 
 
 def _prove(name: str, before: Tensor, after: Tensor, mapping: VocabularyMapping) -> None:

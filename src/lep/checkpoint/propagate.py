@@ -1,7 +1,6 @@
 """Carry the adapted embeddings of a base model into its instruct model (section 3.5 of the paper)."""
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lep.checkpoint.ids import remap_generation_config, remap_ids, remap_post_processor
 from lep.checkpoint.initialise import LOADER_TEXTS, build_mapping
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
 from lep.checkpoint.writer import resized_config, write_checkpoint
@@ -20,8 +20,6 @@ from lep.propagation import METHODS
 from lep.propagation.methods import TableFit, propagate_table
 from lep.publish import publishing
 from lep.tokenizer.load import check_loaders, write_tokenizer
-
-ID_SETTING = re.compile(r"token_ids?$|suppress_tokens$")
 
 
 def propagate(
@@ -106,7 +104,7 @@ def _write(family: Family, tables: dict[str, Tensor], record: dict[str, Any], ou
     with publishing(output) as partial:
         config = remap_ids(chat.config, moved)
         write_checkpoint(chat, replaced, partial, config | resized_config(config, len(tables["input"])))
-        _remap_generation_config(partial, moved)
+        remap_generation_config(partial, moved)
         write_tokenizer(result_tokenizer(chat, family.adapted, family.ids), chat.folder, partial)
         (partial / "lep").mkdir()
         family.mapping.save(partial / MAPPING_FILE)
@@ -188,54 +186,15 @@ def result_tokenizer(instruct: Checkpoint, adapted: Checkpoint, ids: dict[int, i
     ours = {entry["id"]: entry for entry in spec["added_tokens"]}
     ours |= {ids[entry["id"]]: entry | {"id": ids[entry["id"]]} for entry in chat["added_tokens"]}
     spec["added_tokens"] = [ours[index] for index in sorted(ours)]
+    # Ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them (`Parts.assemble`).
     vocabulary = spec["model"]["vocab"]
-    if not isinstance(vocabulary, dict):
-        raise TokenizerError(f"{adapted.folder}: only BPE vocabularies can take further tokens")
-    # As in `extend_bpe`: ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them.
-    vocabulary |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
-    spec["post_processor"] = _remap_post_processor(chat["post_processor"], ids)
+    if isinstance(vocabulary, dict):
+        vocabulary |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
+    else:  # Unigram: the position is the id, and a low score keeps the token out of ordinary text
+        low = min(score for _, score in vocabulary)
+        vocabulary += [[entry["content"], low] for entry in spec["added_tokens"] if entry["id"] >= len(vocabulary)]
+    spec["post_processor"] = remap_post_processor(chat["post_processor"], ids)
     return spec
-
-
-def remap_ids(settings: dict[str, Any], moved: dict[int, int]) -> dict[str, Any]:
-    """Settings with moved token ids replaced, in the entries that hold token ids and nowhere else."""
-
-    def remap(value: Any) -> Any:
-        if isinstance(value, list):
-            return [remap(entry) for entry in value]
-        return moved.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    changed = dict(settings)
-    for name, value in settings.items():
-        if ID_SETTING.search(name):
-            changed[name] = remap(value)
-        elif isinstance(value, dict):
-            changed[name] = remap_ids(value, moved)
-    return changed
-
-
-def _remap_generation_config(folder: Path, moved: dict[int, int]) -> None:
-    path = folder / "generation_config.json"
-    if moved and path.exists():
-        path.write_text(json.dumps(remap_ids(json.loads(path.read_text()), moved), indent=2) + "\n")
-
-
-def _remap_post_processor(processor: dict[str, Any] | None, ids: dict[int, int]) -> dict[str, Any] | None:
-    if processor is None:
-        return None
-    processor = dict(processor)
-    if "processors" in processor:
-        processor["processors"] = [_remap_post_processor(part, ids) for part in processor["processors"]]
-    if isinstance(processor.get("special_tokens"), dict):
-        processor["special_tokens"] = {
-            name: entry | {"ids": [ids.get(i, i) for i in entry["ids"]]}
-            for name, entry in processor["special_tokens"].items()
-        }
-    for name in ("sep", "cls"):
-        if isinstance(processor.get(name), list):
-            text, index = processor[name]
-            processor[name] = [text, ids.get(index, index)]
-    return processor
 
 
 def _first_rows(instruct: Tensor, base: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""Read documents from txt, jsonl and jsonl.zst files, or folders of them, one at a time."""
+"""Read documents from txt, jsonl (also gz and zst) and parquet files, or folders of them, one at a time."""
 
+import gzip
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,8 @@ import zstandard
 
 from lep.errors import CorpusError
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.zst")
+SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+PIECE_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,26 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a plain or zstd-compressed UTF-8 file, streamed."""
+    """The lines of a plain, gzip- or zstd-compressed UTF-8 file, streamed."""
     try:
         with path.open("rb") as raw:
-            stream = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
-            yield from io.TextIOWrapper(stream, encoding="utf-8")  # type: ignore[arg-type]
+            stream: Any = raw
+            if path.suffix == ".zst":
+                stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            elif path.suffix == ".gz":
+                stream = gzip.GzipFile(fileobj=raw)
+            yield from io.TextIOWrapper(stream, encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 ({error.reason}): convert it with iconv") from error
-    except zstandard.ZstdError as error:
-        raise CorpusError(f"{path} is not a readable zstd file ({error}): compress it again") from error
+    except (zstandard.ZstdError, gzip.BadGzipFile, EOFError) as error:
+        raise CorpusError(f"{path} is not a readable {path.suffix} file ({error}): compress it again") from error
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and record of each line of a jsonl or jsonl.zst file; blank lines are passed over."""
+    """Line number and record of each line of a jsonl file, or row of a parquet file; blank lines are passed over."""
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path)
+        return
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -68,13 +77,53 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = (row for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1_000) for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise CorpusError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from error
+
+
+def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
+    """The texts under `paths` in a fixed order; a long txt file comes in pieces that end with a line.
+
+    Raises what `read_documents` raises.
+    """
+    files, empty = corpus_files(paths), True
+    for file in files:
+        texts = (d.text for d in _read_file(file, None)) if ".txt" not in file.suffixes else _pieces(read_lines(file))
+        for text in texts:
+            if text.strip():
+                empty = False
+                yield text
+    if empty:
+        raise CorpusError(f"the corpus holds no text at all: {', '.join(map(str, files)) or 'no paths given'}")
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        piece.append(line)
+        size += len(line)
+        if size >= PIECE_CHARACTERS:
+            yield "".join(piece)
+            piece, size = [], 0
+    yield "".join(piece)
+
+
 def read_documents(
     paths: Iterable[str | Path], *, group: Callable[[str, dict[str, Any]], str] | None = None
 ) -> Iterator[Document]:
     """Yield the non-empty documents under `paths` in a fixed order.
 
-    A txt file is one document; a jsonl line is one, its text in the field `text`. `group(source, record)` says
-    which documents belong together (default: the record's `group` or `author`, else its id).
+    A txt file is one document; a jsonl line or parquet row is one, its text in the field `text`.
+    `group(source, record)` says which documents belong together (default: the record's `group` or `author`, else
+    its id).
 
     Raises `CorpusError` for missing paths, broken lines (named), and a corpus without any text.
     """
@@ -89,14 +138,11 @@ def read_documents(
 
 
 def _read_file(file: Path, group: Callable[[str, dict[str, Any]], str] | None) -> Iterator[Document]:
-    if file.suffix == ".txt":
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{file} is not UTF-8 ({error.reason}): convert it with iconv") from error
-        yield Document(id=file.stem, text=text, source=file.parent.name, group=file.stem)
+    if ".txt" in file.suffixes:
+        name = file.name.split(".txt")[0]
+        yield Document(id=name, text="".join(read_lines(file)), source=file.parent.name, group=name)
         return
-    source = file.name.split(".jsonl")[0]
+    source = file.name.split(".jsonl")[0].removesuffix(".parquet")
     for number, record in read_records(file):
         content = record.get("text")
         if not isinstance(content, str):

@@ -152,12 +152,16 @@ class _Planner:
         return self._add("corpus", action, settings | names, files=files)
 
     def _tokenizer(self, corpus: Stage) -> Stage:
-        text = self._text(corpus, "train")[self.recipe.language]
-        new_tokens = self.recipe.tokenizer.new_tokens
+        text, settings = self._text(corpus, "train")[self.recipe.language], self.recipe.tokenizer
+
+        def action(output: Path) -> None:
+            extend_tokenizer(
+                self.base, text, settings.new_tokens, output, script=settings.script, method=settings.method
+            )
+
         return self._add(
-            "tokenizer", lambda output: extend_tokenizer(self.base, text, new_tokens, output),
-            self.recipe.tokenizer.model_dump() | {"language": self.recipe.language}, (corpus,), (self.base,),
-        )  # fmt: skip
+            "tokenizer", action, settings.model_dump() | {"language": self.recipe.language}, (corpus,), (self.base,)
+        )
 
     def _init(self, tokenizer: Stage) -> Stage:
         method = self.recipe.init.method

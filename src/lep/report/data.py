@@ -11,6 +11,7 @@ from lep.errors import CheckpointError
 from lep.evaluation.table import cells
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, Vocabulary
+from lep.tokenizer.write import CHANGES_FILE
 
 SHOWN_CHARACTERS = 700
 SHOWN_ANSWERS = 4
@@ -96,4 +97,4 @@ def examples(folder: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
 
 def new_tokens(folder: Path) -> list[str]:
     """The first of the new tokens, in the order in which they were learned."""
-    return json.loads((folder / "tokenizer" / "extension.json").read_text())["tokens"][:SHOWN_TOKENS]
+    return json.loads((folder / "tokenizer" / CHANGES_FILE).read_text())["tokens"][:SHOWN_TOKENS]

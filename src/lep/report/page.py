@@ -36,10 +36,15 @@ def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:
         figure.add_scatter(
             x=[entry["step"] for entry in entries], y=[entry["loss"] for entry in entries], name=stage, mode="lines"
         )
+    return figure_html(figure, "optimizer step", "loss, nats per token")
+
+
+def figure_html(figure: go.Figure, x: str, y: str) -> str:
+    """A figure in the style of the pages, as an HTML fragment; `x` and `y` name the axes."""
     axes: dict[str, Any] = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
     figure.update_layout(
         height=340, margin={"l": 55, "r": 10, "t": 10, "b": 45}, paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)", font={"color": "#7a7f87"}, legend={"orientation": "h", "y": 1.12},
-        xaxis={"title": "optimizer step"} | axes, yaxis={"title": "loss, nats per token"} | axes,
+        xaxis={"title": x} | axes, yaxis={"title": y} | axes,
     )  # fmt: skip
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})

@@ -1,194 +1,154 @@
-"""Extend a byte-level BPE tokenizer by *continuing* its training: old merges first, new merges after them."""
+"""Extend a BPE tokenizer: by continuing its training, or the paper's way, by merging in a second vocabulary."""
 
-import heapq
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any
 
-import regex
 from tokenizers import Tokenizer
 
-from lep.corpus.language import dominant_script
-from lep.errors import CorpusError, TokenizerError
-from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Vocabulary
-
-MINIMUM_COUNT = 2  # a pair that occurs once teaches nothing
-SCRIPT_SAMPLE_CHARACTERS = 1_000_000
+from lep.errors import CorpusError, LepError
+from lep.tokenizer.bpe import MINIMUM_COUNT, continue_bpe
+from lep.tokenizer.count import WordCounts
+from lep.tokenizer.parts import Merge, Parts
+from lep.tokenizer.script import ScriptFilter, needed_prefixes
+from lep.tokenizer.train import fresh_merges
 
 
 @dataclass(frozen=True)
 class Extension:
-    """A tokenizer with new tokens. `spec` is the content of its tokenizer.json."""
+    """A tokenizer with new tokens.
 
-    spec: dict[str, Any]
-    new_tokens: list[bytes]  # in the order of their ids, the first of which is `first_id`
-    first_id: int
+    `new` holds the id of each new token's bytes, in the order in which they were learned; `excluded` the characters
+    outside the script whose texts may be tokenised differently now.
+    """
+
+    parts: Parts
+    new: dict[bytes, int]
     script: str | None
+    excluded: list[str]
 
 
-def extend_bpe(tokenizer: Tokenizer, texts: Iterable[str], new_tokens: int) -> Extension:
-    """Learn exactly `new_tokens` further tokens on the texts, cut by the tokenizer's own pre-tokenizer.
+def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
+    """Learn exactly `new_tokens` further tokens on counted words: old merges first, new merges after them.
 
-    A new token must contain a whole character of the corpus's main script, or be a byte prefix that only this
-    script has. So text without that script is tokenised exactly as before: no new merge can apply to it. Known
-    tokens keep their ids; new ids follow the largest one.
+    A new token holds a whole character of the words' script, or is a byte prefix without which a character of the
+    script cannot be reached. So text without the script is tokenised as before: no new merge can apply to it
+    (texts with one of `excluded` excepted). Where characters are not made of bytes, letters that the vocabulary
+    lacks become tokens first, the most frequent ones. Known tokens keep their ids; new ids fill unused ones, then
+    follow the largest.
 
-    Raises `TokenizerError` for other kinds of tokenizers, `CorpusError` when the corpus yields fewer tokens.
+    Raises `CorpusError` when the corpus yields fewer tokens.
     """
-    vocabulary, spec = Vocabulary.of(tokenizer), json.loads(tokenizer.to_str())
-    if spec["model"]["type"] != "BPE" or not vocabulary.byte_level:
-        raise TokenizerError("only byte-level BPE tokenizers can be extended (Llama 3, Qwen, GPT-2 and their kin)")
-    counts, script = count_words(tokenizer, texts)
-    words = [(vocabulary._model_ids(word), count) for word, count in sorted(counts.items())]
-    contents = [token.content if token and not token.added else None for token in vocabulary.tokens]
-    merges, contents = continue_bpe(words, contents, new_tokens, ScriptFilter(script))
-    first = len(vocabulary)
-    learned = [content for content in contents[first:] if content is not None]
-    if len(learned) < new_tokens:
+    letters = [] if parts.vocabulary.byte_level else missing_letters(parts, words)[:new_tokens]
+    parts, ids = with_tokens(parts, [letter.encode() for letter in letters], [])
+    spelled = ((parts.vocabulary.spell(word.encode()), count) for word, count in sorted(words.counts.items()))
+    accept = ScriptFilter(words.script, _prefixes(parts, words) if parts.vocabulary.byte_level else ())
+    wanted = new_tokens - len(letters)
+    merges, contents = continue_bpe(spelled, parts.contents, parts.merges, wanted, accept)
+    learned = [content for content in contents[len(parts.vocabulary) :] if content is not None]
+    if len(learned) < wanted:
         raise CorpusError(
-            f"the corpus yields only {len(learned)} of {new_tokens} new tokens ({script or 'any'} script, seen at "
-            f"least {MINIMUM_COUNT} times): give more text or ask for fewer tokens"
+            f"the corpus yields only {len(letters) + len(learned)} of {new_tokens} new tokens ({words.script or 'any'} "
+            f"script, seen at least {MINIMUM_COUNT} times): give more text or ask for fewer tokens"
         )
-    names = ["".join(BYTE_TO_CHARACTER[byte] for byte in content or b"") for content in contents]
-    model = spec["model"]
-    # Added tokens enter the model's own vocabulary too: otherwise `tokenizers` numbers them after it on loading.
-    model["vocab"] |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
-    model["vocab"] |= {names[i]: i for i in range(first, len(names))}
-    model["merges"] += [[names[left], names[right]] for left, right in merges]
-    model["vocab"] = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
-    return Extension(spec, learned, first, script)
+    parts, more = with_tokens(parts, learned, merges)
+    return Extension(parts, ids | more, words.script, accept.excluded(learned))
 
 
-def count_words(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Counter[str], str | None]:
-    """How often each pre-token occurs, and the script of most letters of (the beginning of) the corpus."""
-    counts: Counter[str] = Counter()
-    sample: list[str] = []
-    sampled = 0
-    for text in texts:
-        if sampled < SCRIPT_SAMPLE_CHARACTERS:
-            sample.append(text)
-            sampled += len(text)
-        if tokenizer.normalizer is not None:
-            text = tokenizer.normalizer.normalize_str(text)
-        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
-    return counts, dominant_script("".join(sample))
+def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
+    """The paper's way: train a second vocabulary on the words alone, and append its merges until enough is new.
 
+    Its tokens were learned without the known merges, which come first and may cut words in other places: some
+    tokens can then no longer be reached. Kept for comparison.
 
-class ScriptFilter:
-    """Whether a byte string may become a token of a script: see `extend_bpe`."""
-
-    def __init__(self, script: str | None) -> None:
-        # Latin shares its letters with every tokenizer's first language: nothing could be guaranteed by it.
-        self.pattern = regex.compile(rf"\p{{Script={script}}}") if script not in (None, "Latin") else None
-        self.prefixes = _exclusive_prefixes(script) if self.pattern else frozenset()
-
-    def __call__(self, content: bytes) -> bool:
-        if self.pattern is None:
-            return True
-        return content in self.prefixes or bool(self.pattern.search(content.decode("utf-8", errors="ignore")))
-
-
-@lru_cache
-def _exclusive_prefixes(script: str | None) -> frozenset[bytes]:
-    """Incomplete UTF-8 sequences that can only go on as a character of the script.
-
-    Signs that Unicode counts as used by the script (Script_Extensions) count as its characters here: else one
-    archaic Georgian punctuation mark would close the way to every Georgian letter.
+    Raises `CorpusError` when the corpus yields fewer tokens.
     """
-    belongs = regex.compile(rf"\p{{Script_Extensions={script}}}")
-    unassigned = regex.compile(r"\p{Cn}")
-    inside: set[bytes] = set()
-    outside: set[bytes] = set()
-    for code in (*range(0x80, 0xD800), *range(0xE000, 0x20000)):
-        character = chr(code)
-        if unassigned.match(character):
-            continue
-        encoded = character.encode()
-        prefixes = {encoded[:length] for length in range(1, len(encoded))}
-        (inside if belongs.match(character) else outside).update(prefixes)
-    return frozenset(prefix for prefix in inside - outside if len(prefix) > 1)
+    ids = {content: i for i, content in reversed(list(enumerate(parts.contents))) if content is not None}
+    alphabet, learned = _second_vocabulary(parts, words, new_tokens)
+    known = {(m.left, m.right) for m in parts.merges}
+    new: list[bytes] = []
+    merges: list[Merge] = []
 
+    def number(content: bytes) -> int:
+        if content not in ids:
+            ids[content] = len(parts.vocabulary) + len(new)
+            new.append(content)
+        return ids[content]
 
-def continue_bpe(
-    words: list[tuple[list[int], int]],
-    contents: list[bytes | None],
-    new_tokens: int,
-    accept: ScriptFilter,
-) -> tuple[list[tuple[int, int]], list[bytes | None]]:
-    """Byte-pair merges learned on counted words that are already split into known tokens.
-
-    `words` holds (ids, count); `contents` the bytes of each known id (None where it may not be merged). The most
-    frequent acceptable pair is merged, ties by the smaller ids, until `new_tokens` tokens are new or no pair is
-    left. A pair that spells a known token becomes a merge to it and no new token.
-
-    Returns the merges in order and `contents` with the new tokens at its end.
-    """
-    contents, known = list(contents), {c: i for i, c in reversed(list(enumerate(contents))) if c is not None}
-    target = len(contents) + new_tokens
-    pieces, counts = [ids for ids, _ in words], [count for _, count in words]
-    pairs: defaultdict[tuple[int, int], int] = defaultdict(int)
-    places: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
-    allowed: dict[tuple[int, int], bool] = {}
-
-    def acceptable(pair: tuple[int, int]) -> bool:
-        if pair not in allowed:
-            left, right = contents[pair[0]], contents[pair[1]]
-            allowed[pair] = left is not None and right is not None and accept(left + right)
-        return allowed[pair]
-
-    for index, ids in enumerate(pieces):
-        for pair in pairwise(ids):
-            if acceptable(pair):
-                pairs[pair] += counts[index]
-                places[pair].add(index)
-    heap = [(-count, pair) for pair, count in pairs.items()]
-    heapq.heapify(heap)
-    merges: list[tuple[int, int]] = []
-    while heap and len(contents) < target:
-        negative, pair = heapq.heappop(heap)
-        if -negative != pairs[pair]:  # an entry that later merges have made stale: put back with its true count
-            if pairs[pair] >= MINIMUM_COUNT:
-                heapq.heappush(heap, (-pairs[pair], pair))
-            continue
-        if -negative < MINIMUM_COUNT:
+    for left, right in [*((b"", letter) for letter in alphabet), *learned]:
+        if len(new) == new_tokens:
             break
-        content = contents[pair[0]] + contents[pair[1]]  # type: ignore[operator]
-        merged = known.get(content)
-        if merged is None:
-            merged = known[content] = len(contents)
-            contents.append(content)
-        merges.append(pair)
-        changed: Counter[tuple[int, int]] = Counter()
-        for index in places.pop(pair):
-            before, after = pieces[index], _merge(pieces[index], pair, merged)
-            for old in pairwise(before):
-                changed[old] -= counts[index]
-            for new in pairwise(after):
-                changed[new] += counts[index]
-                if acceptable(new):
-                    places[new].add(index)
-            pieces[index] = after
-        for touched, difference in changed.items():
-            if difference and touched != pair and acceptable(touched):
-                pairs[touched] += difference
-                if difference > 0:
-                    heapq.heappush(heap, (-pairs[touched], touched))
-        pairs[pair] = 0
-    return merges, contents
+        result = number(left + right)
+        if left and (pair := (ids[left], ids[right])) not in known:
+            merges.append(Merge(*pair, result))
+    if len(new) < new_tokens:
+        raise CorpusError(f"the second vocabulary gives only {len(new)} of {new_tokens} new tokens: give more text")
+    parts, numbers = with_tokens(parts, new, merges)
+    return Extension(parts, numbers, None, [])
 
 
-def _merge(ids: list[int], pair: tuple[int, int], merged: int) -> list[int]:
-    result: list[int] = []
-    position = 0
-    while position < len(ids):
-        if position + 1 < len(ids) and (ids[position], ids[position + 1]) == pair:
-            result.append(merged)
-            position += 2
-        else:
-            result.append(ids[position])
-            position += 1
-    return result
+def _second_vocabulary(
+    parts: Parts, words: WordCounts, new_tokens: int
+) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+    """A vocabulary of its own with enough tokens that the parts do not have, where the words yield them."""
+    known, asked = set(parts.contents), new_tokens
+    while True:
+        alphabet, learned = fresh_merges(words, asked, byte_level=parts.vocabulary.byte_level)
+        new = {left + right for left, right in learned} | set(alphabet)
+        missing = new_tokens - len(new - known)
+        if missing <= 0 or len(learned) < asked:
+            return alphabet, learned
+        asked += missing + new_tokens // 10
+
+
+METHODS = {"continue": extend_bpe, "merge": merge_vocabulary}
+
+
+def check_method(method: str) -> None:
+    """Raise `LepError` for an extension method that does not exist."""
+    if method not in METHODS:
+        raise LepError(f"unknown method '{method}': the methods are {', '.join(METHODS)}")
+
+
+def missing_letters(parts: Parts, words: WordCounts) -> list[str]:
+    """Characters of the script that the vocabulary can only spell in bytes, the most frequent first."""
+    known, accept = set(parts.contents), ScriptFilter(words.script)
+    counts = _characters(words)
+    missing = [c for c in counts if c.encode() not in known and accept.has_character(c) and counts[c] >= MINIMUM_COUNT]
+    return sorted(missing, key=lambda c: (-counts[c], c))
+
+
+def with_tokens(parts: Parts, new: list[bytes], merges: list[Merge]) -> tuple[Parts, dict[bytes, int]]:
+    """The parts with more tokens and merges, and the ids of the new tokens: unused ones first, then behind.
+
+    In `merges` the ids of new tokens follow the largest known one.
+    """
+    names = list(parts.names)
+    free = [i for i, name in enumerate(names) if name is None]
+    numbers = [*free, *range(len(names), len(names) + len(new))][: len(new)]
+    names += [None] * (len(new) - len(free))
+    for number, content in zip(numbers, new, strict=True):
+        names[number] = parts.name(content)
+    moved = dict(enumerate(numbers, start=len(parts.names)))
+    renamed = [Merge(*(moved.get(i, i) for i in merge)) for merge in merges]
+    spec = parts.assemble(names, [*parts.merges, *renamed])
+    return Parts.of(Tokenizer.from_str(json.dumps(spec))), dict(zip(new, numbers, strict=True))
+
+
+def _characters(words: WordCounts) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for word, count in words.counts.items():
+        for character in word:
+            counts[character] += count
+    return counts
+
+
+def _prefixes(parts: Parts, words: WordCounts) -> set[bytes]:
+    known, accept = set(parts.contents), ScriptFilter(words.script)
+    if words.script is None:
+        return set()
+    letters = [c for c in _characters(words) if c.encode() not in known and accept.has_character(c)]
+    tokens = parts.vocabulary.tokens
+    return needed_prefixes({
+        c: [token.content for i in parts.vocabulary.spell(c.encode()) if (token := tokens[i])] for c in letters
+    })  # fmt: skip

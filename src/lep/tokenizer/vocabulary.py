@@ -51,14 +51,13 @@ class Vocabulary:
         Raises `TokenizerError` for vocabularies that are neither byte-level nor SentencePiece-like.
         """
         raw = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        spec = json.loads(raw.to_str())
-        kind = spec["model"]["type"]
+        kind = type(raw.model).__name__
         if kind not in ("BPE", "Unigram"):
             raise TokenizerError(f"the tokenizer is a {kind} model: only BPE and Unigram vocabularies are supported")
-        byte_level = _mentions(spec.get("pre_tokenizer"), "ByteLevel") or _mentions(spec.get("decoder"), "ByteLevel")
-        added = {entry["id"]: entry["content"] for entry in spec["added_tokens"]}
+        byte_level = any(_mentions(described(part), "ByteLevel") for part in (raw.pre_tokenizer, raw.decoder))
+        added = raw.get_added_tokens_decoder()
         vocabulary = raw.get_vocab(with_added_tokens=True)
-        tokens: list[Token | None] = [None] * (max(vocabulary.values()) + 1)
+        tokens: list[Token | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
         for text, index in vocabulary.items():
             tokens[index] = Token(text.encode(), added=True) if index in added else _token(text, byte_level)
         return cls(tuple(tokens), byte_level, raw)
@@ -117,6 +116,11 @@ class Vocabulary:
 
     def _model_ids(self, text: str) -> list[int]:
         return [piece.id for piece in self.tokenizer.model.tokenize(text)]
+
+
+def described(component: Any) -> dict[str, Any] | None:
+    """A normaliser, pre-tokenizer, or decoder as its tokenizer.json has it, without writing out the whole file."""
+    return None if component is None else json.loads(component.__getstate__())
 
 
 def _mentions(component: dict[str, Any] | None, kind: str) -> bool:

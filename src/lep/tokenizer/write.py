@@ -1,48 +1,172 @@
-"""Extend the tokenizer of a model with tokens learned on a corpus, and publish it."""
+"""Change the tokenizer of a model and publish it: what the verbs of `lep tokenizer` do."""
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from lep.corpus.read import read_documents
-from lep.errors import LepError
+from lep.corpus.read import stream_texts
+from lep.errors import LepError, OutputError, TokenizerError
 from lep.hub import local_folder
-from lep.publish import publishing
-from lep.tokenizer.extend import extend_bpe
+from lep.publish import check_output, publishing
+from lep.tokenizer.count import COUNTS_SUFFIX, WordCounts, WordCutter, count_words, write_counts
+from lep.tokenizer.extend import METHODS, Extension, check_method
+from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import check_loaders, load_tokenizer, write_tokenizer
+from lep.tokenizer.parts import Parts
+from lep.tokenizer.prune import kept_tokens, pruned, token_counts
+from lep.tokenizer.train import replacement, replacement_cutter
+from lep.tokenizer.vocabulary import Vocabulary
 
-REPORTED_TEXTS = 200
+CHANGES_FILE = "changes.json"
+REPORTED_TEXTS, REPORTED_CHARACTERS = 200, 20_000
+Paths = Iterable[str | Path]
 
 
-def extend_tokenizer(base: str | Path, corpus: list[str | Path], new_tokens: int, output: Path) -> dict[str, Any]:
-    """Write the tokenizer of `base` with exactly `new_tokens` more tokens to `output`, losslessly.
+def extend_tokenizer(
+    base: str | Path, corpus: Paths, new_tokens: int, output: Path, *, script: str = "auto", method: str = "continue"
+) -> dict[str, Any]:
+    """Write the tokenizer of `base` with exactly `new_tokens` more tokens to `output`.
 
-    `extension.json` beside it lists the new tokens and what they save on the corpus. Before the folder takes its
-    name, texts of the corpus are encoded and decoded with it and compared. Returns the content of
-    `extension.json`.
+    With `continue`, text without the script is tokenised as before (`extend_bpe`); `merge` is the paper's way.
+    `corpus` lists text files, folders, and files of counts (`lep tokenizer count`).
+
+    `changes.json` beside it lists the new tokens and what they save on the corpus, `id_map.json` what became of each
+    id. Before the folder takes its name, texts are encoded and decoded with it and compared, and every loader must
+    give the same ids. Returns the content of `changes.json`.
     """
-    if new_tokens < 1:
-        raise LepError(f"the number of new tokens is {new_tokens}: give at least 1")
-    folder = local_folder(base)
-    tokenizer = load_tokenizer(folder)
-    extension = extend_bpe(tokenizer.backend_tokenizer, (d.text for d in read_documents(corpus)), new_tokens)
-    extended = Tokenizer.from_str(json.dumps(extension.spec))
-    texts = [d.text for d, _ in zip(read_documents(corpus), range(REPORTED_TEXTS), strict=False)]
-    before, after = _tokens(tokenizer.backend_tokenizer, texts), _tokens(extended, texts)
-    record = {
-        "new_tokens": new_tokens, "first_id": extension.first_id, "script": extension.script,
-        "corpus_sample": {"characters": sum(map(len, texts)), "tokens_before": before, "tokens_after": after},
-        "tokens": [token.decode(errors="replace") for token in extension.new_tokens],
+    _check_count("number of new tokens", new_tokens)
+    check_method(method)
+    check_output(output)
+    corpus, folder = list(corpus), local_folder(base)
+    tokenizer = load_tokenizer(folder).backend_tokenizer
+    parts = Parts.of(tokenizer)
+    words = count_words(tokenizer, corpus, "any" if method == "merge" and script == "auto" else script)
+    extension = METHODS[method](parts, words, new_tokens)
+    return _publish(_tokenizer(extension.parts), folder, output, corpus, {
+        "verb": "extend", "method": method, **_learned(extension),
+    })  # fmt: skip
+
+
+def prune_tokenizer(
+    base: str | Path, corpus: Paths, vocab_size: int, output: Path, *, protect: Paths = ()
+) -> dict[str, Any]:
+    """Write the tokenizer of `base` without its least used tokens, `vocab_size` of them left, to `output`.
+
+    Every token that the texts under `protect` use is kept. See `extend_tokenizer` for what else is written.
+    """
+    _check_count("vocabulary size", vocab_size)
+    check_output(output)
+    corpus, folder = list(corpus), local_folder(base)
+    tokenizer = load_tokenizer(folder).backend_tokenizer
+    parts = _pruned(tokenizer, corpus, vocab_size, list(protect), in_place=False)
+    return _publish(_tokenizer(parts), folder, output, corpus, {"verb": "prune", "kept_tokens": vocab_size})
+
+
+def optimize_tokenizer(
+    base: str | Path, corpus: Paths, keep: int, vocab_size: int, output: Path, *,
+    script: str = "auto", in_place: bool = False, protect: Paths = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Prune to `keep` tokens by use on the corpus, then extend to exactly `vocab_size`.
+
+    With `in_place` the size does not change: new tokens take the ids of the dropped ones, every other id stays.
+    """
+    _check_count("number of kept tokens", keep)
+    check_output(output)
+    corpus, folder = list(corpus), local_folder(base)
+    tokenizer = load_tokenizer(folder).backend_tokenizer
+    size = len(Vocabulary.of(tokenizer))
+    if in_place and vocab_size != size:
+        raise TokenizerError(f"in place the size stays {size:,}, but --vocab-size is {vocab_size:,}: give {size}")
+    if keep >= vocab_size:
+        raise TokenizerError(f"{keep:,} tokens shall stay of {vocab_size:,}: no room is left for new ones")
+    smaller = _pruned(tokenizer, corpus, keep, list(protect), in_place=in_place)
+    words = count_words(tokenizer, corpus, script)
+    extension = METHODS["continue"](smaller, words, vocab_size - keep)
+    return _publish(_tokenizer(extension.parts), folder, output, corpus, {
+        "verb": "optimize", "in_place": in_place, "kept_tokens": keep, **_learned(extension),
+    })  # fmt: skip
+
+
+def train_tokenizer(base: str | Path, corpus: Paths, algorithm: str, vocab_size: int, output: Path) -> dict[str, Any]:
+    """Write a new vocabulary learned on the corpus, with the special tokens and the template of `base`."""
+    check_output(output)
+    corpus, folder = list(corpus), local_folder(base)
+    tokenizer = load_tokenizer(folder).backend_tokenizer
+    words = count_words(replacement_cutter(tokenizer), corpus, "any")
+    trained = replacement(tokenizer, words, vocab_size, algorithm=algorithm)
+    return _publish(trained, folder, output, corpus, {"verb": "train", "algorithm": algorithm})
+
+
+def count_corpus(base: str | Path, corpus: Paths, output: Path, *, script: str = "auto") -> WordCounts:
+    """Write the word counts of one shard of a corpus to `output`; counts of shards stand for their text together."""
+    if output.exists():
+        raise OutputError(f"the output {output} exists already: delete it or choose another place")
+    tokenizer = load_tokenizer(local_folder(base)).backend_tokenizer
+    found = count_words(tokenizer, corpus, script)
+    write_counts(output, found, WordCutter.of(tokenizer))
+    return found
+
+
+def _pruned(tokenizer: Tokenizer, corpus: Paths, keep: int, protect: list[str | Path], *, in_place: bool) -> Parts:
+    parts = Parts.of(tokenizer)
+    size = sum(name is not None for name in parts.names)
+    if keep > size:
+        raise TokenizerError(f"{keep:,} tokens shall stay, but there are only {size:,}: ask for fewer")
+    counts = token_counts(tokenizer, stream_texts(corpus), len(parts.names))
+    texts = stream_texts(protect) if protect else ()
+    protected = token_counts(tokenizer, texts, len(parts.names)) > 0
+    return pruned(parts, kept_tokens(parts, counts, keep, protected), in_place=in_place)
+
+
+def _learned(extension: Extension) -> dict[str, Any]:
+    return {
+        "new_tokens": len(extension.new), "script": extension.script, "excluded": extension.excluded,
+        "tokens": [token.decode(errors="replace") for token in extension.new],
     }  # fmt: skip
+
+
+def _publish(after: Tokenizer, folder: Path, output: Path, corpus: list[str | Path], facts: dict) -> dict[str, Any]:
+    before = load_tokenizer(folder).backend_tokenizer
+    paths = [path for path in corpus if not str(path).endswith(COUNTS_SUFFIX)]
+    texts = [text[:REPORTED_CHARACTERS] for text in islice(stream_texts(paths), REPORTED_TEXTS)] if paths else []
+    id_map = IdMap.between(Vocabulary.of(before), Vocabulary.of(after))
+    record = facts | {
+        "size_before": len(id_map.target), "size": id_map.target_size, "kept": len(id_map.kept),
+        "moved": len(id_map.moved), "dropped": len(id_map.dropped), "new": len(id_map.new),
+        "corpus_sample": {
+            "characters": sum(map(len, texts)), "tokens_before": _tokens(before, texts),
+            "tokens_after": _tokens(after, texts),
+        },
+    }  # fmt: skip
+    spec = json.loads(after.to_str())
+    _check_whole(after)
     for text in texts:
-        _check_round_trip(tokenizer.backend_tokenizer, extended, text)
+        _check_round_trip(before, after, text)
     with publishing(output) as partial:
-        write_tokenizer(extension.spec, folder, partial)
-        (partial / "extension.json").write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write_tokenizer(spec, folder, partial)
+        (partial / CHANGES_FILE).write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        id_map.save(partial / ID_MAP_FILE)
         check_loaders(partial, [text[:2000] for text in texts[:20]])
     return record
+
+
+def _tokenizer(parts: Parts) -> Tokenizer:
+    return parts.vocabulary.tokenizer
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise LepError(f"the {name} is {count}: give at least 1")
+
+
+def _check_whole(tokenizer: Tokenizer) -> None:
+    ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+    if ids != set(range(len(ids))):
+        raise AssertionError(f"{len(ids)} ids up to {max(ids)}: they are not contiguous")
 
 
 def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
@@ -50,7 +174,9 @@ def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
 
 
 def _check_round_trip(before: Tokenizer, after: Tokenizer, text: str) -> None:
-    expected = before.decode(before.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
-    got = after.decode(after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
-    if got != expected:
-        raise AssertionError(f"the extended tokenizer does not give back {text[:60]!r}")
+    """What the tokenizer gave back before it gives back now, or better: the text itself."""
+    expected, got = (
+        t.decode(t.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) for t in (before, after)
+    )
+    if got not in (expected, text):
+        raise AssertionError(f"the new tokenizer does not give back {text[:60]!r}")

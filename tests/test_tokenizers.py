@@ -1,0 +1,365 @@
+"""Pruning, in-place and new vocabularies, id maps, counting and comparison."""
+
+import gzip
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from conftest import SAMPLE, byte_level_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
+
+from lep.corpus.read import read_documents, stream_texts
+from lep.embedding.mean import mean
+from lep.errors import CorpusError, LepError, OutputError, TokenizerError
+from lep.tokenizer import count as counting
+from lep.tokenizer.compare import compare_tokenizers, comparison_table, unreachable_tokens
+from lep.tokenizer.count import WordCutter, count_texts, count_words, merge_counts, read_counts, write_counts
+from lep.tokenizer.idmap import IdMap
+from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.parts import Parts
+from lep.tokenizer.prune import kept_tokens, last_merges, pruned, token_counts
+from lep.tokenizer.train import replacement, replacement_cutter
+from lep.tokenizer.vocabulary import Vocabulary
+from lep.tokenizer.write import count_corpus, extend_tokenizer, optimize_tokenizer, prune_tokenizer, train_tokenizer
+
+RU, EN = SAMPLE / "ru", SAMPLE / "en"
+KINDS = ["byte_level", "byte_fallback"]
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def prune(tokenizer: Tokenizer, texts: list[str], keep: int, protected: list[str] = (), **options) -> Parts:
+    parts = Parts.of(tokenizer)
+    counts, wanted = (token_counts(tokenizer, t, len(parts.names)) for t in (texts, protected))
+    return pruned(parts, kept_tokens(parts, counts, keep, wanted > 0), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_merge_path_is_broken_by_pruning(kind, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    keep = tokenizer.get_vocab_size() - 60
+    after = prune(tokenizer, russian + english[:3], keep).vocabulary.tokenizer
+    assert after.get_vocab_size() == keep
+    assert sorted(after.get_vocab().values()) == list(range(keep))
+    assert unreachable_tokens(after) == unreachable_tokens(tokenizer) == []
+    assert {t.content for t in after.get_added_tokens_decoder().values()} == {
+        t.content for t in tokenizer.get_added_tokens_decoder().values()
+    }
+    left = set(after.get_vocab())
+    for text in [*russian, *english]:
+        expected = tokenizer.encode(text, add_special_tokens=False).tokens
+        if set(expected) <= left:  # all its tokens stayed: nothing may change
+            assert after.encode(text, add_special_tokens=False).tokens == expected
+        assert after.decode(after.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_protected_texts_stay_as_they_were(kind, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    after = prune(tokenizer, russian, tokenizer.get_vocab_size() - 40, english[:2]).vocabulary.tokenizer
+    for text in english[:2]:
+        assert after.encode(text).tokens == tokenizer.encode(text).tokens
+
+
+def test_the_least_used_goes_first(byte_level, russian) -> None:
+    parts = Parts.of(byte_level)
+    counts = token_counts(byte_level, russian, len(parts.names))
+    kept = kept_tokens(parts, counts, len(parts.names) - 1, np.zeros(len(counts), dtype=bool))
+    parents = last_merges(parts)
+    needed = {i for pair in parents if pair for i in pair}
+    leaves = [i for i, pair in enumerate(parents) if pair and i not in needed]
+    assert list(np.flatnonzero(~kept)) == [min(leaves, key=lambda i: (counts[i], -i))]
+
+
+def test_uses_go_to_the_pieces() -> None:
+    tokenizer = byte_level_tokenizer(["aab aab aab ab ab"], 300, ["<s>", "</s>"])
+    parts = Parts.of(tokenizer)
+    names = {name: i for i, name in enumerate(parts.names)}
+    counts = np.zeros(len(names), dtype=np.int64)
+    counts[names["Ġaab"]], counts[names["Ġab"]] = 1, 3
+    parents = last_merges(parts)
+    left = [parts.names[i] for i in parents[names["Ġaab"]]]
+    kept = kept_tokens(parts, counts, len(names) - 1, np.zeros(len(counts), dtype=bool))
+    assert parts.names[int(np.flatnonzero(~kept)[0])] not in left
+
+
+def test_last_merges_against_the_tokenizer_itself(byte_fallback) -> None:
+    parts = Parts.of(byte_fallback)
+    spec = json.loads(byte_fallback.to_str())
+    for index, pair in enumerate(last_merges(parts)):
+        if pair is None:
+            continue
+        name = parts.names[index]
+        smaller = {"merges": [m for m in spec["model"]["merges"] if m[0] + m[1] != name]}
+        without = Tokenizer.from_str(json.dumps(spec | {"model": spec["model"] | smaller}))
+        assert [piece.id for piece in without.model.tokenize(name)] == list(pair)
+
+
+def test_too_small_to_hold_what_must_stay(byte_level, english) -> None:
+    with pytest.raises(
+        TokenizerError, match=r"260 tokens shall stay, but \d+ must: .* what protected texts use \(\d+\)"
+    ):
+        prune(byte_level, english, 260, english)
+    with pytest.raises(TokenizerError, match="9,999 tokens shall stay, but there are only"):
+        prune_tokenizer_of(byte_level, 9999)
+
+
+def prune_tokenizer_of(tokenizer: Tokenizer, size: int) -> None:
+    from lep.tokenizer.write import _pruned
+
+    _pruned(tokenizer, [RU], size, [], in_place=False)
+
+
+def test_in_place_keeps_every_other_id(pair, tmp_path) -> None:
+    before = load_tokenizer(pair["base"]).backend_tokenizer
+    size = before.get_vocab_size()
+    record = optimize_tokenizer(
+        pair["base"], [RU, EN], size - 60, size, tmp_path / "out", script="cyrillic", in_place=True
+    )
+    after = load_tokenizer(tmp_path / "out").backend_tokenizer
+    assert (record["kept"], record["moved"], record["new"], record["dropped"]) == (size - 60, 0, 60, 60)
+    assert after.get_vocab_size() == size
+    same = before.get_vocab().items() & after.get_vocab().items()
+    assert len(same) == size - 60
+    assert json.loads(after.to_str())["added_tokens"] == json.loads(before.to_str())["added_tokens"]
+    assert unreachable_tokens(after) == []
+    with pytest.raises(TokenizerError, match=f"in place the size stays {size}, but --vocab-size is 700"):
+        optimize_tokenizer(pair["base"], [RU], 400, 700, tmp_path / "no", in_place=True)
+    assert not (tmp_path / "no").exists()
+
+
+def test_optimize_is_exact_and_moves_special_tokens(pair, tmp_path) -> None:
+    record = optimize_tokenizer(pair["instruct"], [RU, EN], 440, 480, tmp_path / "out", script="cyrillic")
+    before, after = load_tokenizer(pair["instruct"]), load_tokenizer(tmp_path / "out")
+    assert (record["size"], record["new"]) == (480, 40)
+    assert after.chat_template == before.chat_template
+    assert after.backend_tokenizer.get_vocab_size() == 480
+    chat = [{"role": "user", "content": "Привет, hello"}]
+    shown = [t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for t in (before, after)]
+    assert shown[0] == shown[1]
+    assert after.decode(after(shown[1], add_special_tokens=False)["input_ids"]) == shown[1]
+    assert after("x")["input_ids"][0] == after.bos_token_id
+    with pytest.raises(TokenizerError, match="no room is left for new ones"):
+        optimize_tokenizer(pair["base"], [RU], 480, 480, tmp_path / "no")
+
+
+def test_post_processor_gets_the_new_ids(english) -> None:
+    tokenizer = byte_level_tokenizer(english, 400, ["<s>", "</s>"])
+    spec = json.loads(tokenizer.to_str())
+    names = {name: (i + 50) % 400 for name, i in spec["model"]["vocab"].items()}  # specials at 50 and 51
+    spec["model"]["vocab"] = dict(sorted(names.items(), key=lambda item: item[1]))
+    for entry in spec["added_tokens"]:
+        entry["id"] = names[entry["content"]]
+    moved = Tokenizer.from_str(json.dumps(spec))
+    for processor in (
+        processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 50), ("</s>", 51)]),
+        processors.RobertaProcessing(("</s>", 51), ("<s>", 50)),
+        processors.Sequence([processors.ByteLevel(), processors.BertProcessing(("</s>", 51), ("<s>", 50))]),
+    ):
+        moved.post_processor = processor
+        after = prune(moved, english, 370).vocabulary.tokenizer
+        ids = after.encode("the").ids
+        assert (ids[0], ids[-1]) == (after.token_to_id("<s>"), after.token_to_id("</s>")) != (50, 51)
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_replacement_is_exact_and_lossless(algorithm, kind, request, russian, english) -> None:
+    base = request.getfixturevalue(kind)
+    words = count_texts(replacement_cutter(base), russian + english, "any")
+    after = replacement(base, words, 600, algorithm=algorithm)
+    assert sorted(after.get_vocab().values()) == list(range(600))
+    old, new = ({e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (base, after))
+    assert {name: e | {"id": 0} for name, e in old.items()} == {name: e | {"id": 0} for name, e in new.items()}
+    for text in [*russian[:3], *english[:3], "\t\n\r\n  a\u2581b \u0301 ё 🙂 ჻\x00", "   "]:
+        assert after.decode(after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
+    if algorithm == "bpe":
+        assert unreachable_tokens(after) == []
+    with pytest.raises(
+        LepError, match=r"shall have 250 tokens, but the alphabet of 256 bytes and \d added tokens need"
+    ):
+        replacement(base, words, 250, algorithm=algorithm)
+    with pytest.raises(LepError, match="unknown algorithm 'wordpiece': the algorithms are bpe, unigram"):
+        replacement(base, words, 600, algorithm="wordpiece")
+
+
+@given(text=ANY_TEXT)
+@settings(max_examples=150, deadline=None)
+def test_round_trips(request, pair_of_changed, text: str) -> None:
+    for before, after in pair_of_changed:
+        ids = before.encode(text, add_special_tokens=False).ids
+        if before.decode(ids, skip_special_tokens=False) == text:
+            got = after.decode(after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+            assert got == text
+
+
+@pytest.fixture(scope="module")
+def pair_of_changed(byte_level, byte_fallback, russian, english) -> list[tuple[Tokenizer, Tokenizer]]:
+    changed = []
+    for tokenizer in (byte_level, byte_fallback):
+        changed.append((tokenizer, prune(tokenizer, russian, tokenizer.get_vocab_size() - 50).vocabulary.tokenizer))
+        words = count_texts(replacement_cutter(tokenizer), russian + english, "any")
+        changed += [(tokenizer, replacement(tokenizer, words, 500, algorithm=name)) for name in ("bpe", "unigram")]
+    return changed
+
+
+def test_id_map_agrees_with_the_embedding_mapping(pair, tmp_path) -> None:
+    optimize_tokenizer(pair["base"], [RU, EN], 440, 480, tmp_path / "out", script="cyrillic")
+    source, target = (Vocabulary.of(load_tokenizer(place)) for place in (pair["base"], tmp_path / "out"))
+    id_map = IdMap.between(source, target)
+    assert id_map == IdMap.load(tmp_path / "out" / "id_map.json")
+    rows, sources = mean(source.pieces(target), len(source)).kept()
+    assert dict(zip(sources.tolist(), rows.tolist(), strict=True)) == {
+        i: new for i, new in enumerate(id_map.target) if new is not None
+    }
+    assert len(id_map.kept) + len(id_map.moved) + len(id_map.dropped) == len(source)
+    assert len(id_map.kept) + len(id_map.moved) + len(id_map.new) == len(target)
+
+
+def test_files_of_all_kinds(tmp_path) -> None:
+    records = [{"text": "раз"}, {"text": "два"}]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines[:14]) + zstandard.compress(lines[14:]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "d.parquet")
+    (tmp_path / "e.txt").write_text("раз\nдва")
+    (tmp_path / "f.txt.gz").write_bytes(gzip.compress("раз\nдва".encode()))
+    assert list(stream_texts([tmp_path])) == ["раз", "два"] * 4 + ["раз\nдва"] * 2
+    assert [d.text for d in read_documents([tmp_path])] == list(stream_texts([tmp_path]))
+    for name, content in (("g.jsonl.gz", b"no"), ("h.parquet", b"no"), ("i.txt.gz", gzip.compress(b"long text")[:-9])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CorpusError, match="is not a readable"):
+            list(stream_texts([tmp_path / name]))
+    (tmp_path / "i.parquet").unlink(missing_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"body": "x"}]), tmp_path / "j.parquet")
+    with pytest.raises(CorpusError, match=r"j.parquet, line 1: no field 'text' \(fields: body\)"):
+        list(stream_texts([tmp_path / "j.parquet"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_are_cut_as_the_tokenizer_cuts(kind, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    cutter = WordCutter.of(tokenizer)
+    for text in [*russian[:5], *english[:5], "  a  b\t c'est 12345 \n\n--x", ""]:
+        words = cutter(text)
+        if kind == "byte_level":
+            assert "".join(words) == text
+            assert words == WordCutter(cutter.spec, cutter.byte_level, by_pattern=False)(text)
+            assert cutter.check([text]) is cutter
+        else:
+            assert all(word.strip().isalpha() for word in words)
+
+
+def test_a_pattern_that_differs_is_not_used(byte_level, monkeypatch) -> None:
+    monkeypatch.setattr(WordCutter, "_split_pattern", lambda self: r"\w")
+    cutter = WordCutter.of(byte_level).check(["some text"])
+    assert cutter("some text") == ["some", " text"]
+
+
+def test_shards_add_up(byte_level, russian, tmp_path, monkeypatch) -> None:
+    cutter = WordCutter.of(byte_level)
+    monkeypatch.setattr(counting, "CHUNK_CHARACTERS", 1_000)
+    monkeypatch.setattr(counting, "PARALLEL_CHARACTERS", 2_000)  # so that other processes count too
+    whole = count_texts(byte_level, russian, workers=2)
+    assert whole.counts == Counter(
+        word
+        for text in russian
+        for word in cutter(text)
+        if any("а" <= c <= "я" or "А" <= c <= "Я" or c in "ёЁ" for c in word)
+    )
+    halves = [count_texts(byte_level, russian[::2]), count_texts(byte_level, russian[1::2])]
+    assert merge_counts(halves) == whole
+    for i, half in enumerate(halves):
+        write_counts(tmp_path / f"{i}.counts.zst", half, cutter)
+    assert count_words(byte_level, [tmp_path / "0.counts.zst", tmp_path / "1.counts.zst"]) == whole
+    with pytest.raises(CorpusError, match="counts of Cyrillic and of None words"):
+        merge_counts([whole, count_texts(byte_level, russian, "any")])
+    with pytest.raises(TokenizerError, match=r"let its name end in .counts.zst"):
+        write_counts(tmp_path / "counts", whole, cutter)
+
+
+def test_counts_of_another_tokenizer(byte_level, byte_fallback, russian, tmp_path) -> None:
+    write_counts(tmp_path / "a.counts.zst", count_texts(byte_level, russian), WordCutter.of(byte_level))
+    with pytest.raises(CorpusError, match="counted for a tokenizer that cuts words differently"):
+        read_counts(tmp_path / "a.counts.zst", WordCutter.of(byte_fallback))
+    (tmp_path / "b.counts.zst").write_bytes(zstandard.compress(b"what?\n"))
+    with pytest.raises(CorpusError, match="is no file of counts"):
+        read_counts(tmp_path / "b.counts.zst", WordCutter.of(byte_level))
+    with pytest.raises(CorpusError, match="does not exist"):
+        count_words(byte_level, [tmp_path / "c.counts.zst"])
+
+
+def test_memory_is_bounded(byte_level, russian, monkeypatch) -> None:
+    whole = count_texts(byte_level, russian).counts
+    monkeypatch.setattr(counting, "MAX_WORDS", 300)
+    few = count_texts(byte_level, russian).counts
+    assert 0 < len(few) <= 300
+    assert few.items() <= whole.items()
+    assert min(few.values()) > min(whole.values())
+
+
+def test_extend_from_counts(pair, tmp_path) -> None:
+    count_corpus(pair["base"], [RU], tmp_path / "ru.counts.zst")
+    with pytest.raises(OutputError, match="exists already"):
+        count_corpus(pair["base"], [RU], tmp_path / "ru.counts.zst")
+    extend_tokenizer(pair["base"], [tmp_path / "ru.counts.zst"], 50, tmp_path / "a")
+    extend_tokenizer(pair["base"], [RU], 50, tmp_path / "b")
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+    with pytest.raises(LepError, match="unknown method 'glue': the methods are continue, merge"):
+        extend_tokenizer(pair["base"], [RU], 50, tmp_path / "no", method="glue")
+    with pytest.raises(OutputError, match="exists already"):
+        prune_tokenizer(pair["base"], [RU], 450, tmp_path / "a")
+
+
+def test_compare(pair, tmp_path) -> None:
+    record = extend_tokenizer(pair["base"], [RU], 60, tmp_path / "extended")
+    train_tokenizer(pair["base"], [RU], "unigram", 450, tmp_path / "unigram")
+    found = compare_tokenizers(
+        [pair["base"], tmp_path / "extended", tmp_path / "unigram"],
+        {"ru": [RU], "en": [EN / sorted(EN.iterdir())[0].name]},
+    )
+    assert found["reference"] == "base"
+    russian = [text for text in found["texts"] if text["name"] == "ru"]
+    assert len(russian) == len(list(RU.glob("*.txt")))
+    for text in found["texts"]:
+        base, extended, unigram = (text["costs"][name] for name in ("base", "extended", "unigram"))
+        assert all(cost["round_trip"] == 1 for cost in (base, extended, unigram))
+        assert base["tokens"] * base["symbols_per_token"] == pytest.approx(text["characters"])
+        assert base["bytes_per_token"] / base["symbols_per_token"] == pytest.approx(text["bytes"] / text["characters"])
+        assert base["new_share"] == base["new_used"] == 0
+        assert (extended["tokens"] < base["tokens"]) == (text["name"] == "ru")
+        assert (extended["new_share"] > 0) == (text["name"] == "ru")
+        assert text["words_cut"] <= base["tokens"]
+    curve = found["curves"]["extended"]["ru"]
+    assert "unigram" not in found["curves"]  # it dropped tokens: no curve of additions
+    assert (curve[0][0], curve[-1][0]) == (0, 60)
+    values = [value for _, value in curve]
+    assert values == sorted(values)
+    tokens = {n: sum(t["costs"][n]["tokens"] for t in russian) for n in ("base", "extended")}
+    characters = sum(t["characters"] for t in russian)
+    assert (values[0], values[-1]) == pytest.approx((characters / tokens["base"], characters / tokens["extended"]))
+    middle = curve[6][0]
+    extend_tokenizer(pair["base"], [RU], middle, tmp_path / "half")
+    half = load_tokenizer(tmp_path / "half").backend_tokenizer
+    direct = characters / sum(len(half.encode(t, add_special_tokens=False).ids) for t in stream_texts([RU]))
+    assert curve[6][1] == pytest.approx(direct, rel=1e-3)
+    assert found["differences"]["extended"][0]["word"].strip()
+    assert all(difference["before"] != difference["after"] for difference in found["differences"]["extended"])
+    table = comparison_table(found)
+    assert f"{record['size']:,} tokens" in table
+    with pytest.raises(LepError, match="give at least one tokenizer"):
+        compare_tokenizers([], {"ru": [RU]})
+
+
+def test_unreachable_tokens_are_found(byte_level) -> None:
+    spec = json.loads(byte_level.to_str())
+    spec["model"]["vocab"]["zzzz"] = len(spec["model"]["vocab"])
+    assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [spec["model"]["vocab"]["zzzz"]]
+    spec["model"]["ignore_merges"] = True  # reached as a whole word only: it does not count
+    assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [spec["model"]["vocab"]["zzzz"]]
