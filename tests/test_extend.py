@@ -133,6 +133,7 @@ def test_other_kinds_are_refused() -> None:
         (wordpiece, "the tokenizer is a WordPiece model"),
         (Tokenizer(models.Unigram([("a", 0.0)])), "the tokenizer is a Unigram model"),
         (Tokenizer(models.BPE({"a": 0}, [])), "neither byte-level nor has byte fallback"),
+        (Tokenizer(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")), "marks word ends or continuations"),
     ]:
         with pytest.raises(TokenizerError, match=message):
             Parts.of(tokenizer)

@@ -41,6 +41,8 @@ class Parts:
                 f"the tokenizer is a {model['type']} model: only BPE vocabularies can be extended or pruned; "
                 "replace it with `lep tokenizer train`"
             )
+        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+            raise TokenizerError("the tokenizer marks word ends or continuations in its tokens: that is not supported")
         if not vocabulary.byte_level and not model.get("byte_fallback"):
             raise TokenizerError("the tokenizer is neither byte-level nor has byte fallback: it is not lossless")
         names: list[str | None] = [None] * len(vocabulary)

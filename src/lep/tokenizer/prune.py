@@ -32,7 +32,8 @@ def last_merges(parts: Parts) -> list[tuple[int, int] | None]:
     ways: dict[int, list[tuple[int, int]]] = {}
     for merge in parts.merges:
         ways.setdefault(merge.result, []).append((merge.left, merge.right))
-    letters = {name: i for i, name in enumerate(parts.names) if name is not None and len(name) == 1}
+    ordinary = [content is not None for content in parts.contents]
+    letters = {name: i for i, name in enumerate(parts.names) if name is not None and len(name) == 1 and ordinary[i]}
     return [
         _last_merge([letters.get(c, -1) for c in parts.names[i] or ""], i, ranks) if i in ways else None
         for i in range(len(parts.names))
