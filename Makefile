@@ -14,11 +14,12 @@ export HF_HUB_OFFLINE = 1
 demo: $(VENV)/ready
 	$(BIN)/lep run recipes/demo.yaml --output runs/demo
 
+# Tests run two at a time with one thread each.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check src lab tests benchmarks

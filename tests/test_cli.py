@@ -1,5 +1,6 @@
 """The command line as a user meets it: whole processes, exit codes, one sentence for each fault."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ def test_the_verbs_one_after_another(pair, tmp_path) -> None:
     out = {n: tmp_path / n for n in ("tokenizer", "init", "adapted", "propagated", "calibrated", "tuned", "scores")}
     said = lep("tokenizer", "extend", "--base", pair["base"], "--corpus", ru, SAMPLE / "en", "--new-tokens", 40,
                "--output", out["tokenizer"])  # fmt: skip
-    assert "40 new tokens" in said
+    assert "500 tokens before, 540 after: 500 kept, 0 moved, 40 new, 0 dropped" in said
     said = lep(
         "init", "--model", pair["base"], "--tokenizer", out["tokenizer"], "--method", "mean", "--output", out["init"]
     )
@@ -90,6 +91,35 @@ def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, tmp_path) -> Non
         assert said.startswith("error: ")
         assert len(said.strip().splitlines()) == 1, said
     assert not list(tmp_path.glob("out*"))
+
+
+def test_the_verbs_of_tokenizers(pair, tmp_path) -> None:
+    ru, en, base = SAMPLE / "ru", SAMPLE / "en", pair["base"]
+    said = lep("tokenizer", "count", "--base", base, "--corpus", ru, "--output", tmp_path / "ru.counts.zst")
+    assert "different words in" in said
+    said = lep("tokenizer", "extend", "--base", base, "--corpus", tmp_path / "ru.counts.zst", "--new-tokens", 30,
+               "--script", "cyrillic", "--method", "merge", "--output", tmp_path / "merged")  # fmt: skip
+    assert "500 kept, 0 moved, 30 new, 0 dropped" in said
+    said = lep("tokenizer", "prune", "--base", base, "--corpus", ru, en, "--vocab-size", 450, "--protect", en / "no",
+               "--output", tmp_path / "no", code=2)  # fmt: skip
+    assert "no does not exist" in said
+    said = lep(
+        "tokenizer", "prune", "--base", base, "--corpus", ru, en, "--vocab-size", 450, "--output", tmp_path / "p"
+    )
+    assert "500 tokens before, 450 after" in said
+    said = lep("tokenizer", "optimize", "--base", base, "--corpus", ru, en, "--script", "cyrillic", "--keep", 460,
+               "--vocab-size", 500, "--in-place", "--output", tmp_path / "o")  # fmt: skip
+    assert "460 kept, 0 moved, 40 new, 40 dropped" in said
+    said = lep("tokenizer", "train", "--base", base, "--corpus", ru, "--algorithm", "bpe", "--vocab-size", 600,
+               "--output", tmp_path / "t")  # fmt: skip
+    assert "600 after" in said
+    said = lep("tokenizer", "compare", base, tmp_path / "o", "--text", f"ru={ru}", f"en={en}",
+               "--json", tmp_path / "c.json", "--html", tmp_path / "c.html")  # fmt: skip
+    assert "unreachable" in said
+    assert json.loads((tmp_path / "c.json").read_text())["reference"] == "base"
+    page = (tmp_path / "c.html").read_text()
+    assert "<h2>The tokenizers</h2>" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").split("<body>")[1]
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["init"], ["propagate", "--base", "x"]])

@@ -39,7 +39,7 @@ def test_every_format_reads_the_same(tmp_path) -> None:
     ("a.jsonl", b"[1]\n", r"line 1: a list where an object was expected"),
     ("a.txt", "день".encode("cp1251"), r"a.txt is not UTF-8"),
     ("a.jsonl", "день".encode("cp1251"), r"a.jsonl is not UTF-8"),
-    ("a.jsonl.zst", b"nonsense", r"is not a readable zstd file"),
+    ("a.jsonl.zst", b"nonsense", r"is not a readable zst file"),
     ("a.txt", b"  \n ", r"the corpus holds no text at all"),
     ("a.doc", b"text", r"a.doc is none of .txt"),
 ])  # fmt: skip

@@ -293,6 +293,8 @@ def test_counts_of_another_tokenizer(byte_level, byte_fallback, russian, tmp_pat
         read_counts(tmp_path / "b.counts.zst", WordCutter.of(byte_level))
     with pytest.raises(CorpusError, match="does not exist"):
         count_words(byte_level, [tmp_path / "c.counts.zst"])
+    with pytest.raises(CorpusError, match="holds counts of Cyrillic words, not of georgian"):
+        count_words(byte_level, [tmp_path / "a.counts.zst"], "georgian")
 
 
 def test_memory_is_bounded(byte_level, russian, monkeypatch) -> None:

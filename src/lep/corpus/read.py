@@ -57,7 +57,7 @@ def read_lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 ({error.reason}): convert it with iconv") from error
     except (zstandard.ZstdError, gzip.BadGzipFile, EOFError) as error:
-        raise CorpusError(f"{path} is not a readable {path.suffix} file ({error}): compress it again") from error
+        raise CorpusError(f"{path} is not a readable {path.suffix[1:]} file ({error}): compress it again") from error
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

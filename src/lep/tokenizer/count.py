@@ -133,10 +133,15 @@ def count_words(tokenizer: Tokenizer, corpus: Iterable[str | Path], script: str 
     paths = [Path(path) for path in corpus]
     made = [path for path in paths if path.name.endswith(COUNTS_SUFFIX)]
     text_paths = [path for path in paths if path not in made]
-    return merge_counts([
-        *(read_counts(path, WordCutter.of(tokenizer)) for path in made),
-        *([count_texts(tokenizer, stream_texts(text_paths), script)] if text_paths else []),
-    ])  # fmt: skip
+    found = [read_counts(path, WordCutter.of(tokenizer)) for path in made]
+    for path, part in zip(made, found, strict=True):
+        if script not in ("auto", "any") and part.script != script.capitalize():
+            raise CorpusError(
+                f"{path} holds counts of {part.script} words, not of {script}: count again for that script"
+            )
+    if text_paths:
+        found.append(count_texts(tokenizer, stream_texts(text_paths), script))
+    return merge_counts(found)
 
 
 def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto", workers: int = 0) -> WordCounts:
