@@ -146,6 +146,8 @@ def test_scripts_by_name(byte_level) -> None:
         count_texts(byte_level, ["Русский текст"], "cyrillik")
     with pytest.raises(CorpusError, match="no letters of a known script"):
         count_texts(byte_level, ["1234"], "auto")
+    late = [*["text in English " * 1_000] * 100, "и вот русский"]  # far behind what is looked at to tell the script
+    assert set(count_texts(byte_level, late, "cyrillic").counts) == {"и", " вот", " русский"}
     assert set(count_texts(byte_level, ["Да, yes"], "any").counts) == {"Да", ",", " yes"}
     assert set(count_texts(byte_level, ["Дада, yes"]).counts) == {"Дада"}
 

@@ -306,6 +306,8 @@ def _say_changes(record: dict[str, Any]) -> None:
         f"{record['size_before']:,} tokens before, {record['size']:,} after: {record['kept']:,} kept, "
         f"{record['moved']:,} moved, {record['new']:,} new, {record['dropped']:,} dropped"
     )
+    if record.get("script"):
+        _say(f"new tokens are of the {record['script']} script; text without it is tokenised by the known tokens alone")
     sample = record["corpus_sample"]
     if sample["characters"]:
         before, after = (sample["characters"] / sample[name] for name in ("tokens_before", "tokens_after"))

@@ -148,8 +148,10 @@ def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto"
     """Count the words of texts; see `count_words`. `workers` is the number of processes (0: one a core)."""
     texts = iter(texts)
     sample: list[str] = []
-    while sum(map(len, sample)) < SCRIPT_SAMPLE_CHARACTERS and (text := next(texts, None)) is not None:
+    sampled = 0
+    while sampled < SCRIPT_SAMPLE_CHARACTERS and (text := next(texts, None)) is not None:
         sample.append(text)
+        sampled += len(text)
     name = resolve_script(script, "".join(sample))
     cutter = WordCutter.of(tokenizer).check(text[:20_000] for text in sample[:50])
     counts: Counter[str] = Counter()
@@ -158,6 +160,8 @@ def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto"
         counts.update(found)
         characters += length
         _forget_rarest(counts)
+    if name is not None and not counts:
+        raise CorpusError(f"the corpus holds no {name} text: give text in that script, or name another with --script")
     return WordCounts(counts, name, characters)
 
 
@@ -175,7 +179,7 @@ def merge_counts(parts: list[WordCounts]) -> WordCounts:
 
 
 def write_counts(path: Path, found: WordCounts, cutter: WordCutter) -> None:
-    """Write counts to be merged elsewhere: a line of facts, then `word TAB count`, compressed."""
+    """Write counts to be merged elsewhere: a line of facts, then `[word, count]` lines, compressed."""
     if not path.name.endswith(COUNTS_SUFFIX):
         raise TokenizerError(f"the file of counts is {path}: let its name end in {COUNTS_SUFFIX}")
     facts = {"cutter": cutter.fingerprint, "script": found.script, "characters": found.characters}

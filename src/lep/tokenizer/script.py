@@ -13,7 +13,7 @@ from lep.errors import CorpusError, TokenizerError
 def resolve_script(name: str, sample: str) -> str | None:
     """The script that `--script` names: `any` is None, `auto` that of most letters of the sample.
 
-    Raises `TokenizerError` for a name Unicode does not know, `CorpusError` when the sample has no letter of it.
+    Raises `TokenizerError` for a name Unicode does not know, `CorpusError` for `auto` on a sample without letters.
     """
     if name == "any":
         return None
@@ -21,11 +21,9 @@ def resolve_script(name: str, sample: str) -> str | None:
     if script is None:
         raise CorpusError("the corpus has no letters of a known script: name one with --script, or take --script any")
     try:
-        pattern = regex.compile(rf"\p{{Script={script}}}")
+        regex.compile(rf"\p{{Script={script}}}")
     except regex.error as error:
         raise TokenizerError(f"Unicode has no script '{name}': write its English name, for example cyrillic") from error
-    if not pattern.search(sample):
-        raise CorpusError(f"the corpus holds no {script} text: give text in that script, or name another with --script")
     return script
 
 
