@@ -123,6 +123,8 @@ def with_tokens(parts: Parts, new: list[bytes], merges: list[Merge]) -> tuple[Pa
 
     In `merges` the ids of new tokens follow the largest known one.
     """
+    if not new and not merges:
+        return parts, {}
     names = list(parts.names)
     free = [i for i, name in enumerate(names) if name is None]
     numbers = [*free, *range(len(names), len(names) + len(new))][: len(new)]

@@ -22,6 +22,10 @@ def byte_alphabet() -> dict[int, str]:
 
 BYTE_TO_CHARACTER = byte_alphabet()
 CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
+# For `str.translate`: each character of the alphabet to that of the byte's number, other ones out of Latin-1's reach.
+_TO_LATIN_1 = str.maketrans(
+    {chr(code): "\uffff" for code in range(256)} | {c: chr(byte) for c, byte in CHARACTER_TO_BYTE.items()}
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,10 @@ def _mentions(component: dict[str, Any] | None, kind: str) -> bool:
 
 def _token(text: str, byte_level: bool) -> Token:
     if byte_level:
-        # A character outside the alphabet can only come from a token added to the model as text.
-        if all(character in CHARACTER_TO_BYTE for character in text):
-            return Token(bytes(CHARACTER_TO_BYTE[character] for character in text))
-        return Token(text.encode(), added=True)
+        try:
+            return Token(text.translate(_TO_LATIN_1).encode("latin-1"))
+        except UnicodeEncodeError:  # outside the alphabet: it can only be a token added to the model as text
+            return Token(text.encode(), added=True)
     if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
         return Token(bytes([int(text[3:5], 16)]), is_byte=True)
     return Token(text.replace(SPACE, " ").encode())
