@@ -115,22 +115,18 @@ def whole_run(recipe, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, whole_run, tmp_path) -> None:
-    command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
+    command = [sys.executable, "-c", KILLED_RUN, str(recipe), str(tmp_path / "killed")]
     kills = 0
-    for round_ in range(100):
-        process = subprocess.Popen(
-            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            process.wait(timeout=9 + 2 * (round_ % 5))  # long enough to import, at ever other points of the run
-        except subprocess.TimeoutExpired:
+    for seconds in (0.05, 0.6, 0.2, 1.2, 0.4, 0.9):  # after the run began to work: at ever other points of it
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                   start_new_session=True)  # fmt: skip
+        assert process.stdout is not None
+        if any(line.rstrip().endswith("...") for line in process.stdout):
+            time.sleep(seconds)
+            kills += process.poll() is None
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-        else:
-            assert process.returncode == 0
-            break
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
     assert kills >= 3
     assert results(tmp_path / "killed") == results(whole_run)
 
