@@ -12,7 +12,7 @@ import zstandard
 from conftest import SAMPLE, byte_level_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 
 from lep.corpus.read import read_documents, stream_texts
 from lep.embedding.mean import mean
@@ -77,15 +77,15 @@ def test_the_least_used_goes_first(byte_level, russian) -> None:
 
 
 def test_uses_go_to_the_pieces() -> None:
-    tokenizer = byte_level_tokenizer(["aab aab aab ab ab"], 300, ["<s>", "</s>"])
+    vocabulary = {name: i for i, name in enumerate(["a", "b", "c", "d", "ab", "abc", "cd"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("ab", "c"), ("c", "d")], byte_fallback=True))
     parts = Parts.of(tokenizer)
-    names = {name: i for i, name in enumerate(parts.names)}
-    counts = np.zeros(len(names), dtype=np.int64)
-    counts[names["Ġaab"]], counts[names["Ġab"]] = 1, 3
-    parents = last_merges(parts)
-    left = [parts.names[i] for i in parents[names["Ġaab"]]]
-    kept = kept_tokens(parts, counts, len(names) - 1, np.zeros(len(counts), dtype=bool))
-    assert parts.names[int(np.flatnonzero(~kept)[0])] not in left
+    uses = np.array([0, 0, 0, 0, 2, 2, 3])
+    nothing = np.zeros(7, dtype=bool)
+    kept = {keep: kept_tokens(parts, uses, keep, nothing) for keep in (6, 5)}
+    assert [parts.names[i] for i in np.flatnonzero(~kept[6])] == ["abc"]
+    # the two uses of abc made four of ab, so that cd (3) goes next and not ab, which had 2 of its own
+    assert [parts.names[i] for i in np.flatnonzero(~kept[5])] == ["abc", "cd"]
 
 
 def test_last_merges_against_the_tokenizer_itself(byte_fallback) -> None:

@@ -1,4 +1,4 @@
-"""Token ids that configurations and post-processors name, when ids move."""
+"""Token ids that configurations name, when ids move."""
 
 import json
 import re
@@ -42,22 +42,3 @@ def remap_generation_config(folder: Path, moved: dict[int, int]) -> None:
     path = folder / "generation_config.json"
     if moved and path.exists():
         path.write_text(json.dumps(remap_ids(json.loads(path.read_text()), moved), indent=2) + "\n")
-
-
-def remap_post_processor(processor: dict[str, Any] | None, ids: dict[int, int]) -> dict[str, Any] | None:
-    """A tokenizer's post-processor that inserts its tokens by their new ids."""
-    if processor is None:
-        return None
-    processor = dict(processor)
-    if "processors" in processor:
-        processor["processors"] = [remap_post_processor(part, ids) for part in processor["processors"]]
-    if isinstance(processor.get("special_tokens"), dict):
-        processor["special_tokens"] = {
-            name: entry | {"ids": [ids.get(i, i) for i in entry["ids"]]}
-            for name, entry in processor["special_tokens"].items()
-        }
-    for name in ("sep", "cls"):
-        if isinstance(processor.get(name), list):
-            text, index = processor[name]
-            processor[name] = [text, ids.get(index, index)]
-    return processor

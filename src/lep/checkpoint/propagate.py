@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lep.checkpoint.ids import remap_generation_config, remap_ids, remap_post_processor
+from lep.checkpoint.ids import remap_generation_config, remap_ids
 from lep.checkpoint.initialise import LOADER_TEXTS, build_mapping
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
 from lep.checkpoint.writer import resized_config, write_checkpoint
@@ -20,6 +20,7 @@ from lep.propagation import METHODS
 from lep.propagation.methods import TableFit, propagate_table
 from lep.publish import publishing
 from lep.tokenizer.load import check_loaders, write_tokenizer
+from lep.tokenizer.parts import renumber
 
 
 def propagate(
@@ -193,7 +194,9 @@ def result_tokenizer(instruct: Checkpoint, adapted: Checkpoint, ids: dict[int, i
     else:  # Unigram: the position is the id, and a low score keeps the token out of ordinary text
         low = min(score for _, score in vocabulary)
         vocabulary += [[entry["content"], low] for entry in spec["added_tokens"] if entry["id"] >= len(vocabulary)]
-    spec["post_processor"] = remap_post_processor(chat["post_processor"], ids)
+        vocabulary = {name: i for i, (name, _) in enumerate(vocabulary)}
+    spec["post_processor"] = chat["post_processor"]
+    renumber(spec["post_processor"], vocabulary)
     return spec
 
 

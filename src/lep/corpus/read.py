@@ -95,7 +95,11 @@ def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
     """
     files, empty = corpus_files(paths), True
     for file in files:
-        texts = (d.text for d in _read_file(file, None)) if ".txt" not in file.suffixes else _pieces(read_lines(file))
+        texts: Iterable[str]
+        if ".txt" in file.suffixes:
+            texts = map("".join, batches(read_lines(file), PIECE_CHARACTERS))
+        else:
+            texts = (document.text for document in _read_file(file, None))
         for text in texts:
             if text.strip():
                 empty = False
@@ -104,16 +108,18 @@ def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
         raise CorpusError(f"the corpus holds no text at all: {', '.join(map(str, files)) or 'no paths given'}")
 
 
-def _pieces(lines: Iterable[str]) -> Iterator[str]:
-    piece: list[str] = []
+def batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Texts in lists of at least so many characters (the last one may have fewer)."""
+    batch: list[str] = []
     size = 0
-    for line in lines:
-        piece.append(line)
-        size += len(line)
-        if size >= PIECE_CHARACTERS:
-            yield "".join(piece)
-            piece, size = [], 0
-    yield "".join(piece)
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def read_documents(

@@ -17,7 +17,7 @@ import regex
 import zstandard
 from tokenizers import Tokenizer
 
-from lep.corpus.read import read_lines, stream_texts
+from lep.corpus.read import batches, read_lines, stream_texts
 from lep.errors import CorpusError, TokenizerError
 from lep.publish import fingerprint
 from lep.tokenizer.script import resolve_script
@@ -27,7 +27,7 @@ COUNTS_SUFFIX = ".counts.zst"
 SCRIPT_SAMPLE_CHARACTERS = 1_000_000
 CHUNK_CHARACTERS = 2_000_000  # what a worker gets at once
 PARALLEL_CHARACTERS = 8_000_000  # a smaller corpus is counted before a worker would have started
-MAX_WORDS = 3_000_000  # about 0.4 GB; above it the rarest words are forgotten
+MAX_WORDS = 3_000_000  # bounds the memory; above it the rarest words are forgotten
 # Words of a tokenizer that cuts at spaces only: letters with their marks, with the one space before them.
 LETTERS = r"(?:(?<! ) )?[\p{L}\p{M}]+"
 BETWEEN_SPACES = r" *[^ ]+| +$"
@@ -154,9 +154,10 @@ def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto"
         sampled += len(text)
     name = resolve_script(script, "".join(sample))
     cutter = WordCutter.of(tokenizer).check(text[:20_000] for text in sample[:50])
+    chunks = batches(chain(sample, texts), CHUNK_CHARACTERS)
     counts: Counter[str] = Counter()
     characters = 0
-    for found, length in _count_chunks(_chunks(chain(sample, texts)), cutter, name, workers or os.cpu_count() or 1):
+    for found, length in _count_chunks(chunks, cutter, name, workers or os.cpu_count() or 1):
         counts.update(found)
         characters += length
         _forget_rarest(counts)
@@ -205,18 +206,6 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     if made_by != cutter.fingerprint:
         raise CorpusError(f"{path} was counted for a tokenizer that cuts words differently: count it again")
     return WordCounts(counts, script, characters)
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if size >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    yield chunk
 
 
 def _count_chunks(
