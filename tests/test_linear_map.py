@@ -21,7 +21,7 @@ def test_equals_lstsq_and_is_optimal() -> None:
     residual = (linear(source) - target).norm() / target.norm()
     assert report.fitted == pytest.approx(residual.item(), rel=1e-9)
     for _ in range(5):  # any step away from the solution is worse
-        other = LinearMap(linear.delta + 1e-3 * torch.randn(16, 16, dtype=torch.float64))
+        other = LinearMap(linear.delta + 1e-3 * torch.randn(16, 16, dtype=torch.float64), linear.shift)
         assert (other(source) - target).norm() > (linear(source) - target).norm()
 
 

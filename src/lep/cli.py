@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -15,6 +15,8 @@ from lep.settings import (
     EvaluateSettings,
     InitSettings,
     PretrainSettings,
+    PropagateSettings,
+    PropagationName,
     Settings,
     TokenizerSettings,
     TuneSettings,
@@ -42,6 +44,7 @@ def default(settings: type[Settings], name: str) -> Any:
 
 
 SCRIPT = default(TokenizerSettings, "script")
+PROPAGATIONS = ", ".join(get_args(PropagationName))
 
 
 @app.command()
@@ -158,12 +161,22 @@ def init(
     model: Model,
     tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the new tokenizer.")],
     output: Output,
-    method: Annotated[str, typer.Option(help="What fills the vocabulary mapping.")] = default(InitSettings, "method"),
+    method: Annotated[str, typer.Option(help="mean, length-weighted, first, last or random.")] = default(
+        InitSettings, "method"
+    ),
+    output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
+    calibrate_norms: Annotated[bool, typer.Option("--calibrate-norms", help="New rows as long as their script's.")] = (
+        default(InitSettings, "calibrate_norms")
+    ),
+    seed: Annotated[int, typer.Option(help="Of the random control.")] = default(InitSettings, "seed"),
 ) -> None:
     """Give a model a new tokenizer: rows of new tokens are made from rows of known ones."""
+    settings = _settings(
+        InitSettings, method=method, output_method=output_method, calibrate_norms=calibrate_norms, seed=seed
+    )
     from lep.checkpoint.initialise import initialise
 
-    result = initialise(model, tokenizer, output, method=method)
+    result = initialise(model, tokenizer, output, settings)
     _say(f"{result.rows:,} rows: {result.copied:,} copied, {result.mixed:,} new")
 
 
@@ -200,12 +213,19 @@ def propagate(
     instruct: Model,
     adapted: Model,
     output: Output,
-    method: Annotated[str, typer.Option(help="swap, overlap or conversion.")] = "conversion",
+    method: Annotated[str, typer.Option(help=PROPAGATIONS)] = default(PropagateSettings, "method"),
+    output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Penalty toward the identity.")] = None,
+    frequency_text: Annotated[list[str] | None, typer.Option(help="Text whose token counts weigh the fit.")] = None,
 ) -> None:
     """Carry the adapted embeddings of a base model into its instruct model."""
+    settings = _settings(
+        PropagateSettings, method=method, output_method=output_method, ridge=ridge,
+        frequency_text=list(frequency_text or []),
+    )  # fmt: skip
     from lep.checkpoint.propagate import propagate as run_propagate
 
-    for table, fit in run_propagate(base, instruct, adapted, output, method=method).items():
+    for table, fit in run_propagate(base, instruct, adapted, output, settings).items():
         _say(f"{table}: held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f}) on {fit.rows:,} rows")
 
 
@@ -343,7 +363,7 @@ def expand_lists(arguments: list[str]) -> list[str]:
     listing = ""
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         if argument.startswith("-"):
-            listing = argument if argument in ("--corpus", "--protect", "--text") else ""
+            listing = argument if argument in ("--corpus", "--protect", "--text", "--frequency-text") else ""
         elif listing and previous != listing and (listing != "--text" or "=" in argument):
             expanded.append(listing)
         expanded.append(argument)

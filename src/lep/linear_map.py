@@ -1,6 +1,9 @@
 """`LinearMap` (W): what carries embedding rows from the base model's space into the instruct model's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from math import inf
 
 import torch
 from torch import Tensor
@@ -8,14 +11,21 @@ from torch import Tensor
 # Directions whose Gram eigenvalue is below this share of the largest one are treated as unseen. The square root
 # is the smallest relative singular value that float64 sums of squares can tell from noise.
 RANK_TOLERANCE = 1e-13
+# The same for what rounding leaves in directions that a table does not span, times the mean eigenvalue.
+ROUNDING_MARGIN = 4.0
+# Of the mean eigenvalue; no penalty is the plain least-squares solution, an infinite one leaves rows as they are.
+PENALTIES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, inf)
+PRODUCT_ROWS = 4_096  # summed in the products' precision before they are added in float64
+GRAM_BLOCKS = 4  # a Gram matrix is symmetric: with 4 blocks a side 10 of 16 are computed
 
 
 @dataclass(frozen=True)
 class FitReport:
     """How well a map explains the rows it was fitted on, and rows it never saw.
 
-    Residuals are `||A W - B||_F / ||B||_F`; `heldout` is cross-fitted: each half is predicted by the map of the
-    other. A map that does not beat `identity` on held-out rows carries nothing that swap does not.
+    Residuals are `||A W - B||_F / ||B||_F`, with the weights of the rows; `heldout` is cross-fitted: each half is
+    predicted by the map of the other. A map that does not beat `identity` on held-out rows carries nothing that
+    swap does not.
     """
 
     rows: int
@@ -24,95 +34,205 @@ class FitReport:
     fitted: float
     heldout: float
     change: float  # ||W - I||_F / ||I||_F
+    penalty: float | None = None  # chosen on held-out rows, as a share of the mean eigenvalue; infinite: W = I
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """`W = I + delta`, applied to rows: `E W`. Kept as the difference from the identity, where the precision is."""
+    """`E W + 1 s'` with `W = I + delta`: kept as the difference from the identity, where the precision is."""
 
     delta: Tensor  # (h, h) float64
+    shift: Tensor  # (h,) float64; zero where the fit was not centred
 
     @classmethod
     def identity(cls, hidden: int) -> "LinearMap":
-        return cls(torch.zeros(hidden, hidden, dtype=torch.float64))
+        return cls(torch.zeros(hidden, hidden, dtype=torch.float64), torch.zeros(hidden, dtype=torch.float64))
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(n, h) to (n, h), computed in float64, in the dtype of `rows`. A zero delta returns the rows bit for bit."""
-        wide = rows.double()
-        return (wide + wide @ self.delta).to(rows.dtype)
+        """(n, h) to (n, h) in the dtype of `rows`. A map that moves nothing returns the rows bit for bit.
+
+        Computed in float64, for 16-bit rows in float32.
+        """
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32 if rows.itemsize < 4 else torch.float64))
+        moved = self.turn(wide)
+        return rows if moved is wide and not self.shift.any() else (moved + self.shift.to(wide.dtype)).to(rows.dtype)
+
+    def turn(self, rows: Tensor) -> Tensor:
+        """`E W` without the shift, for differences between rows; computed in the dtype of `rows`."""
+        return rows + rows @ self.delta.to(rows.dtype) if self.delta.any() else rows
 
 
 class LinearMapFitter:
     """Running float64 sums of row pairs (A, B) that yield `argmin_W ||A W - B||_F` (eq. 8-14).
 
     Solves for `W - I`, by Cholesky where the Gram matrix allows it, else with the minimum norm: directions that
-    no row of A spans are left alone, where a plain least-squares solver would erase them.
+    no row of A spans are left alone, where a plain least-squares solver would erase them. `centred` takes the
+    means off both sides first and gives the mean of B back, so that what is added to all rows alike (which a softmax
+    does not see) plays no part in W. Rounding noise is told from signal by `rounding`, the unit roundoff of the
+    tables that the rows come from.
     """
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(
+        self, hidden: int, *, centred: bool = False, rounding: float = 0.0, products: torch.dtype = torch.float64
+    ) -> None:
+        self.centred, self.rounding, self.products = centred, rounding, products
         self.folds = [_Sums(hidden), _Sums(hidden)]
 
-    def update(self, source: Tensor, target: Tensor) -> "LinearMapFitter":
-        """Add row pairs, (n, h) each. Rows alternate between the two folds of the held-out residual."""
+    def update(self, source: Tensor, target: Tensor, weights: Tensor | None = None) -> "LinearMapFitter":
+        """Add row pairs, (n, h) each, with weights (n,). Rows alternate between the folds of the held-out residual."""
         for fold, sums in enumerate(self.folds):
-            sums.add(source[fold::2].double(), target[fold::2].double())
+            part = slice(fold, None, len(self.folds))
+            sums.add(source[part].to(self.products), target[part].to(self.products),
+                     None if weights is None else weights[part])  # fmt: skip
         return self
 
-    def fit(self) -> tuple[LinearMap, FitReport]:
-        """The map and how good it is. Raises `ValueError` without rows."""
-        first, second = self.folds
-        total = first + second
+    def fit(self, penalty: float = 0.0) -> tuple[LinearMap, FitReport]:
+        """The minimiser of `||A W - B||^2 + penalty e ||W - I||^2` (e: mean eigenvalue of A'A), and how good it is.
+
+        Raises `ValueError` without rows.
+        """
+        total, crossed = self._total(), self._crossed(penalty)
+        return _result(total, *total.solve(penalty, self._floor()), penalty, crossed)
+
+    def fit_ridge(self, penalties: Sequence[float] = PENALTIES) -> tuple[LinearMap, FitReport]:
+        """The same with the penalty that is best on held-out rows; of equals, the one nearest to the identity."""
+        crossed = {penalty: self._crossed(penalty) for penalty in penalties}
+        best = min(sorted(crossed, reverse=True), key=lambda penalty: crossed[penalty])
+        total = self._total()
+        return _result(total, *total.solve(best, self._floor()), best, crossed[best])
+
+    def fit_procrustes(self) -> tuple[LinearMap, FitReport]:
+        """`W = s Q`: the best rotation with one scale (Schoenemann 1966), which keeps the angles between rows."""
+        total = self._total()
+        crossed = sum(test.squared_residual(train.rotate()) for train, test in self._halves())
+        return _result(total, total.rotate(), len(total.gram), None, crossed)
+
+    def _total(self) -> "_Moments":
+        total = reduce(lambda one, other: one + other, self.folds)
         if total.rows == 0:
             raise ValueError("no rows to fit the linear map on")
-        delta, rank = total.solve()
-        crossed = [half.squared_residual(other.solve()[0]) for half, other in ((first, second), (second, first))]
-        norm = max(total.target_square, torch.finfo(torch.float64).tiny)
-        report = FitReport(
-            rows=total.rows,
-            rank=rank,
-            identity=(total.shift_square / norm) ** 0.5,
-            fitted=(total.squared_residual(delta) / norm) ** 0.5,
-            heldout=(sum(crossed) / norm) ** 0.5,
-            change=(delta.square().sum().item() / len(delta)) ** 0.5,
-        )
-        return LinearMap(delta), report
+        return total.moments(self.centred)
+
+    def _halves(self) -> list[tuple["_Moments", "_Moments"]]:
+        first, second = (fold.moments(self.centred) for fold in self.folds)
+        return [(first, second), (second, first)]
+
+    def _crossed(self, penalty: float) -> float:
+        return sum(test.squared_residual(train.solve(penalty, self._floor())[0]) for train, test in self._halves())
+
+    def _floor(self) -> float:
+        return ROUNDING_MARGIN * self.rounding**2
 
 
-class _Sums:
-    """A'A, A'(B - A) and the squares needed for residuals, of one fold."""
+@dataclass(frozen=True)
+class _Moments:
+    """A'A, A'(B - A) and the squares needed for residuals, about the means or about zero."""
 
-    def __init__(self, hidden: int) -> None:
-        self.gram = torch.zeros(hidden, hidden, dtype=torch.float64)
-        self.cross = torch.zeros(hidden, hidden, dtype=torch.float64)
-        self.rows, self.shift_square, self.target_square = 0, 0.0, 0.0
+    gram: Tensor
+    cross: Tensor
+    mean_source: Tensor
+    mean_shift: Tensor
+    rows: int
+    shift_square: float
+    target_square: float
 
-    def add(self, source: Tensor, target: Tensor) -> None:
-        shift = target - source
-        self.gram += source.T @ source
-        self.cross += source.T @ shift
-        self.rows += len(source)
-        self.shift_square += shift.square().sum().item()
-        self.target_square += target.square().sum().item()
-
-    def __add__(self, other: "_Sums") -> "_Sums":
-        total = _Sums(len(self.gram))
-        for name in ("gram", "cross", "rows", "shift_square", "target_square"):
-            setattr(total, name, getattr(self, name) + getattr(other, name))
-        return total
-
-    def solve(self) -> tuple[Tensor, int]:
-        """`gram^+ cross` and the rank of gram."""
+    def solve(self, penalty: float, floor: float) -> tuple[Tensor, int]:
+        """`(gram + penalty e I)^+ cross` and its rank; eigenvalues below `floor e` count as unseen."""
         hidden = len(self.gram)
-        factor, failed = torch.linalg.cholesky_ex(self.gram)
+        mean = self.gram.diagonal().mean()
+        if penalty == inf:
+            return torch.zeros_like(self.gram), 0
+        ridged = self.gram.clone()
+        ridged.diagonal().add_(penalty * mean)
+        factor, failed = torch.linalg.cholesky_ex(ridged)
         pivots = factor.diagonal().square()
-        if not failed and pivots.min() > RANK_TOLERANCE * 100 * hidden * pivots.max():
+        unsure = 100 * max(RANK_TOLERANCE * hidden * pivots.max(), 0.0 if penalty else floor * mean)
+        if not failed and pivots.min() > unsure:
             return torch.cholesky_solve(self.cross, factor), hidden
         values, vectors = torch.linalg.eigh(self.gram)
-        seen = values > RANK_TOLERANCE * hidden * values[-1].clamp_min(0)
+        seen = values > max(RANK_TOLERANCE * hidden * values[-1].clamp_min(0), floor * mean)
         basis = vectors[:, seen]
-        return basis @ ((basis.T @ self.cross) / values[seen, None]), int(seen.sum())
+        return basis @ ((basis.T @ self.cross) / (values[seen, None] + penalty * mean)), int(seen.sum())
+
+    def rotate(self) -> Tensor:
+        """`s Q - I` with the rotation and the scale that bring A nearest to B."""
+        both = self.gram + self.cross  # A'B
+        left, values, right = torch.linalg.svd(both)
+        scale = values.sum() / self.gram.diagonal().sum().clamp_min(torch.finfo(torch.float64).tiny)
+        return scale * (left @ right) - torch.eye(len(both), dtype=both.dtype)
 
     def squared_residual(self, delta: Tensor) -> float:
         """`||A delta - (B - A)||^2` from the sums alone; rounding below zero is cut."""
         fitted = (delta * (self.gram @ delta)).sum() - 2 * (delta * self.cross).sum()
         return max(fitted.item() + self.shift_square, 0.0)
+
+
+def _result(
+    total: _Moments, delta: Tensor, rank: int, penalty: float | None, crossed: float
+) -> tuple[LinearMap, FitReport]:
+    norm = max(total.target_square, torch.finfo(torch.float64).tiny)
+    report = FitReport(
+        rows=total.rows,
+        rank=rank,
+        identity=(total.shift_square / norm) ** 0.5,
+        fitted=(total.squared_residual(delta) / norm) ** 0.5,
+        heldout=(crossed / norm) ** 0.5,
+        change=(delta.square().sum().item() / len(delta)) ** 0.5,
+        penalty=penalty,
+    )
+    return LinearMap(delta, total.mean_shift - total.mean_source @ delta), report
+
+
+class _Sums:
+    """Running sums of one fold."""
+
+    def __init__(self, hidden: int) -> None:
+        self.gram = torch.zeros(hidden, hidden, dtype=torch.float64)
+        self.cross = torch.zeros(hidden, hidden, dtype=torch.float64)
+        self.source = torch.zeros(hidden, dtype=torch.float64)
+        self.shift = torch.zeros(hidden, dtype=torch.float64)
+        self.rows, self.weight, self.shift_square, self.target_square = 0, 0.0, 0.0, 0.0
+
+    def add(self, source: Tensor, target: Tensor, weights: Tensor | None) -> None:
+        for start in range(0, len(source), PRODUCT_ROWS):
+            span = slice(start, start + PRODUCT_ROWS)
+            self._add(source[span], target[span], None if weights is None else weights[span])
+
+    def _add(self, source: Tensor, target: Tensor, weights: Tensor | None) -> None:
+        shift = target - source
+        weighted = source if weights is None else source * weights[:, None].to(source.dtype)
+        width = -(-source.shape[1] // GRAM_BLOCKS)
+        columns = [slice(start, start + width) for start in range(0, source.shape[1], width)]
+        for i, left in enumerate(columns):
+            for right in columns[i:]:
+                block = (weighted[:, left].T @ source[:, right]).double()
+                self.gram[left, right] += block
+                if right is not left:
+                    self.gram[right, left] += block.T
+        self.cross += weighted.T @ shift
+        weight = torch.ones(len(source), dtype=torch.float64) if weights is None else weights.double()
+        self.source += weight @ source.double()
+        self.shift += weight @ shift.double()
+        self.rows += len(source)
+        self.weight += weight.sum().item()
+        self.shift_square += (weight @ shift.double().square().sum(1)).item()
+        self.target_square += (weight @ target.double().square().sum(1)).item()
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        total = _Sums(len(self.gram))
+        for name in ("gram", "cross", "source", "shift", "rows", "weight", "shift_square", "target_square"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def moments(self, centred: bool) -> _Moments:
+        zero = torch.zeros_like(self.source)
+        if not centred or not self.weight:
+            return _Moments(self.gram, self.cross, zero, zero, self.rows, self.shift_square, self.target_square)
+        source, shift = self.source / self.weight, self.shift / self.weight
+        return _Moments(
+            self.gram - self.weight * torch.outer(source, source),
+            self.cross - self.weight * torch.outer(source, shift),
+            source, shift, self.rows,
+            max(self.shift_square - self.weight * shift.square().sum().item(), 0.0),
+            self.target_square,
+        )  # fmt: skip

@@ -1,7 +1,7 @@
 """`VocabularyMapping` (M): which source rows make up each target row, and with which weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,13 +27,18 @@ class VocabularyMapping:
     indices: Tensor  # (nonzero,) int64, source row of each entry
     offsets: Tensor  # (target rows + 1,) int64, where each target row begins
     weights: Tensor  # (nonzero,) float64
+    copies: Tensor  # (target rows,) bool, whether the row stands for the same token as its one source row
     source_size: int
 
     @classmethod
     def from_rows(
-        cls, rows: Sequence[Sequence[int]], source_size: int, weights: Sequence[Sequence[float]] | None = None
+        cls,
+        rows: Sequence[Sequence[int]],
+        source_size: int,
+        weights: Sequence[Sequence[float]] | None = None,
+        copies: Sequence[bool] | None = None,
     ) -> "VocabularyMapping":
-        """Build from the source rows of each target row; equal weights 1/K unless given."""
+        """Build from the source rows of each target row; equal weights 1/K, and single rows copies, unless given."""
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         if weights is None:
             weights = [[1.0 / len(row)] * len(row) for row in rows]
@@ -41,6 +46,7 @@ class VocabularyMapping:
             indices=torch.tensor([i for row in rows for i in row], dtype=torch.int64),
             offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
             weights=torch.tensor([w for row in weights for w in row], dtype=torch.float64),
+            copies=lengths == 1 if copies is None else torch.tensor(copies, dtype=torch.bool),
             source_size=source_size,
         )
 
@@ -52,7 +58,7 @@ class VocabularyMapping:
     def __call__(self, table: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """`M table`: (source rows, h) to (target rows, h) in `dtype` (default: that of `table`).
 
-        Sums run in float32 or better. A row that copies one source row with weight 1 is copied bit for bit.
+        Sums run in float32 or better. A row that copies one source row is copied bit for bit.
         """
         if len(table) != self.source_size:
             raise ValueError(f"the table has {len(table)} rows, the mapping expects {self.source_size}")
@@ -75,18 +81,39 @@ class VocabularyMapping:
         lengths = self.offsets.diff()[rows]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         entries = torch.arange(int(offsets[-1])) - (offsets[:-1] - self.offsets[rows]).repeat_interleave(lengths)
-        return VocabularyMapping(self.indices[entries], offsets, self.weights[entries], self.source_size)
+        copies = self.copies[rows]
+        return VocabularyMapping(self.indices[entries], offsets, self.weights[entries], copies, self.source_size)
 
     def kept(self) -> tuple[Tensor, Tensor]:
-        """Target rows that copy one source row with weight 1, and those source rows: two (n,) int64 tensors."""
-        single = self.offsets.diff() == 1
-        starts = self.offsets[:-1][single]
-        exact = self.weights[starts] == 1.0
-        return single.nonzero().flatten()[exact], self.indices[starts[exact]]
+        """Target rows that copy their token's source row, and those source rows: two (n,) int64 tensors."""
+        return self.copies.nonzero().flatten(), self.indices[self.offsets[:-1][self.copies]]
+
+    def new_rows(self) -> Tensor:
+        """Target rows that are mixtures: tokens that the source vocabulary lacks, (n,) int64."""
+        return (~self.copies).nonzero().flatten()
+
+    def scaled(self, rows: Tensor, factors: Tensor) -> "VocabularyMapping":
+        """The mapping with some target rows, (n,) int64, multiplied by factors, (n,) float64."""
+        scale = torch.ones(self.target_size, dtype=torch.float64)
+        scale[rows] = factors
+        return replace(self, weights=self.weights * scale.repeat_interleave(self.offsets.diff()))
+
+    def source_weights(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """How much each source row counts, (V_source,) float64, when target rows (n,) count `weights` (n,): M'w."""
+        part = self.select(rows)
+        entries = part.weights * weights.double().repeat_interleave(part.offsets.diff())
+        return torch.zeros(self.source_size, dtype=torch.float64).index_add_(0, part.indices, entries)
+
+    def equal(self, other: "VocabularyMapping") -> bool:
+        """Whether the two are the same, entry by entry."""
+        names = ("indices", "offsets", "weights", "copies")
+        return self.source_size == other.source_size and all(
+            torch.equal(getattr(self, name), getattr(other, name)) for name in names
+        )
 
     def save(self, path: Path) -> None:
         """Write as safetensors (a few MB). The same mapping always gives the same bytes."""
-        tensors = {name: getattr(self, name) for name in ("indices", "offsets", "weights")}
+        tensors = {name: getattr(self, name) for name in ("indices", "offsets", "weights", "copies")}
         # A tensor, not metadata: safetensors writes several metadata entries in an order that changes.
         save_file(tensors | {"source_size": torch.tensor([self.source_size])}, path)
 

@@ -5,6 +5,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
+InitName = Literal["mean", "length-weighted", "first", "last", "random"]
+PropagationName = Literal[
+    "swap", "overlap", "conversion", "ridge", "procrustes", "task-arithmetic", "exact", "residual"
+]
 
 
 class Settings(BaseModel):
@@ -33,7 +37,27 @@ class TokenizerSettings(Settings):
 class InitSettings(Settings):
     """How rows of new tokens start."""
 
-    method: Literal["mean"] = Field("mean", description="what fills the vocabulary mapping M")
+    method: InitName = Field("mean", description="what fills the vocabulary mapping M")
+    output_method: InitName | None = Field(None, description="the same for the output table, where it differs")
+    calibrate_norms: bool = Field(False, description="scale new rows to the median norm of rows of their script")
+    seed: int = Field(0, description="of the random control")
+
+
+class PropagateSettings(Settings):
+    """How adapted rows are carried into the instruct model."""
+
+    method: PropagationName = Field("conversion", description="which W and beta rows get")
+    output_method: PropagationName | None = Field(None, description="the same for the output table, where it differs")
+    ridge: float | None = Field(
+        None,
+        ge=0,
+        description="penalty toward the identity as a share of the mean eigenvalue (default: the method's)",
+    )
+    frequency_text: list[str] = Field([], description="text whose token counts weigh the rows of a fit")
+
+    def of(self, kind: str) -> str:
+        """The method of a table."""
+        return self.method if kind == "input" else self.output_method or self.method
 
 
 class TrainingSettings(Settings):

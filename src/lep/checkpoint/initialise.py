@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from lep.checkpoint.ids import named_ids, remap_generation_config, remap_ids
-from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
+from lep.checkpoint.mappings import build_mappings, save_mappings
+from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import resized_config, write_checkpoint
-from lep.embedding import METHODS
-from lep.errors import CheckpointError, LepError
+from lep.errors import CheckpointError
 from lep.hub import local_folder
 from lep.mapping import VocabularyMapping
 from lep.publish import publishing
+from lep.settings import InitSettings
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, copy_tokenizer, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -31,46 +32,35 @@ class Initialised:
     mixed: int
 
 
-def build_mapping(source: Vocabulary, target: Vocabulary, source_rows: int, method: str = "mean") -> VocabularyMapping:
-    """The mapping from a table of `source_rows` rows to the target vocabulary.
-
-    Padding rows of the source table stay, unless the vocabulary itself got smaller: then the table has its size.
-    Raises `LepError` for an unknown method.
-    """
-    if method not in METHODS:
-        raise LepError(f"unknown initialisation method '{method}': the methods are {', '.join(METHODS)}")
-    pieces = source.pieces(target)
-    if len(target) >= len(source):
-        pieces += [[row] for row in range(len(target), source_rows)]
-    return METHODS[method](pieces, source_rows)
-
-
-def initialise(model: str | Path, tokenizer: str | Path, output: Path, *, method: str = "mean") -> Initialised:
+def initialise(
+    model: str | Path, tokenizer: str | Path, output: Path, settings: InitSettings | None = None
+) -> Initialised:
     """Write `model` with the vocabulary of the folder `tokenizer` to `output` (`E_new = M E_old`, eq. 1-2).
 
-    The body is untouched; the mapping is saved in `lep/mapping.safetensors`. Copied rows are bit-equal. Where the
+    The body is untouched; the mappings are saved beside the model in `lep/`. Copied rows are bit-equal. Where the
     new tokenizer gives a token another id, the row moves, and configuration and generation settings follow.
 
     Raises `CheckpointError` when they name a token that the new tokenizer lacks.
     """
     source, folder = Checkpoint(model).check(), local_folder(tokenizer)
     target = Vocabulary.of(load_tokenizer(folder))
-    mapping = build_mapping(source.vocabulary, target, source.shape(source.tables.input)[0], method)
-    tables = {name: source.tensor(name) for name in source.tables.names}
-    replaced = {name: mapping(table) for name, table in tables.items()}
-    for name, table in replaced.items():
-        _prove(name, tables[name], table, mapping)
+    settings = settings or InitSettings()
+    mappings, replaced = build_mappings(source, target, settings), {}
+    for kind, name in source.tables.by_kind().items():
+        table = source.tensor(name)
+        replaced[name] = mappings[kind](table)
+        _prove(name, table, replaced[name], mappings[kind])
+    mapping = mappings["input"]
     moved = _moved_ids(source, target)
     with publishing(output) as partial:
         config = remap_ids(source.config, moved)
         write_checkpoint(source, replaced, partial, config | resized_config(config, mapping.target_size))
         remap_generation_config(partial, moved)
         copy_tokenizer(folder, partial)
-        (partial / MAPPING_FILE).parent.mkdir()
-        mapping.save(partial / MAPPING_FILE)
+        save_mappings(mappings, partial)
         copied = len(mapping.kept()[0])
         result = Initialised(mapping.target_size, copied, mapping.target_size - copied)
-        (partial / "lep" / "init.json").write_text(json.dumps({"method": method, **vars(result)}, indent=2) + "\n")
+        (partial / "lep" / "init.json").write_text(json.dumps(settings.model_dump() | vars(result), indent=2) + "\n")
         Checkpoint(partial).check()
         check_loaders(partial, LOADER_TEXTS)
     return result

@@ -17,7 +17,6 @@ from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAPPING_FILE = Path("lep", "mapping.safetensors")  # in a subfolder: servers load all that lies beside the model
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,11 @@ class Tables:
 
     @property
     def names(self) -> list[str]:
-        return [self.input] if self.output is None else [self.input, self.output]
+        return list(self.by_kind().values())
+
+    def by_kind(self) -> dict[str, str]:
+        """`input` and, in an untied model, `output`, with the names of their tensors."""
+        return {"input": self.input} if self.output is None else {"input": self.input, "output": self.output}
 
 
 class Checkpoint:

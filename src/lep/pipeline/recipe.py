@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -16,12 +16,11 @@ from lep.settings import (
     EvaluateSettings,
     InitSettings,
     PretrainSettings,
+    PropagationName,
     Settings,
     TokenizerSettings,
     TuneSettings,
 )
-
-PropagationName = Literal["swap", "overlap", "conversion"]
 
 
 class CalibrateStage(CalibrateSettings):

@@ -20,7 +20,7 @@ from lep.pipeline.recipe import Recipe
 from lep.pipeline.stage import Runner, Stage
 from lep.publish import publishing
 from lep.report.page import write_report
-from lep.settings import CalibrateSettings, CorpusSettings, TuneSettings
+from lep.settings import CalibrateSettings, CorpusSettings, PropagateSettings, PropagationName, TuneSettings
 from lep.tokenizer.write import extend_tokenizer
 from lep.training.pretrain import pretrain
 from lep.training.tune import tune
@@ -164,10 +164,10 @@ class _Planner:
         )
 
     def _init(self, tokenizer: Stage) -> Stage:
-        method = self.recipe.init.method
+        settings = self.recipe.init
         return self._add(
-            "init-base", lambda output: initialise(self.base, self._place(tokenizer), output, method=method),
-            self.recipe.init.model_dump(), (tokenizer,), (self.base,),
+            "init-base", lambda output: initialise(self.base, self._place(tokenizer), output, settings),
+            settings.model_dump(), (tokenizer,), (self.base,),
         )  # fmt: skip
 
     def _pretrain(self, init: Stage, corpus: Stage) -> Stage:
@@ -177,11 +177,12 @@ class _Planner:
             settings.model_dump() | {"language": self.recipe.language}, (init, corpus),
         )  # fmt: skip
 
-    def _propagate(self, method: str, adapted: Stage) -> Stage:
+    def _propagate(self, method: PropagationName, adapted: Stage) -> Stage:
+        settings = PropagateSettings(method=method)
         return self._add(
             f"propagate-{method}",
-            lambda output: propagate(self.base, self.instruct, self._place(adapted), output, method=method),
-            {"method": method}, (adapted,), (self.base, self.instruct),
+            lambda output: propagate(self.base, self.instruct, self._place(adapted), output, settings),
+            settings.model_dump(), (adapted,), (self.base, self.instruct),
         )  # fmt: skip
 
     def _tasks(self, corpus: Stage) -> Stage:

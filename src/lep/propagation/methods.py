@@ -1,10 +1,10 @@
-"""Swap, overlap, conversion: one estimator that differs in the rows on which `W` is fitted.
+"""How adapted rows become the instruct model's: `E' = E_adapted W + beta M R`, with W and beta for kept and new rows.
 
-All take the base and the instruct model's table in the source vocabulary, (V_source, h), the mapping M, and a
-mask of the target rows that may be fitted on (special tokens may not: only the instruct model has trained them).
+R, what the instruct model has beyond the map in the rows of its base, is `E_inst - E_base W`. The paper's methods
+drop it (beta = 0) and differ in the rows on which W is fitted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,74 +13,198 @@ from torch import Tensor
 from lep.linear_map import FitReport, LinearMap, LinearMapFitter
 from lep.mapping import VocabularyMapping
 
-ROWS_AT_ONCE = 16_384  # bounds the float64 copies: at a hidden size of 4,096 they take 0.5 GB each
+ROWS_AT_ONCE = 16_384  # bounds the widened copies: at a hidden size of 4,096 they take a quarter of a gigabyte each
+FLOAT32_PRODUCTS_FROM = 1_024  # hidden size: below it, float64 costs nothing
 
 
 @dataclass(frozen=True)
-class TableFit:
-    """The map of one table and its report."""
+class Problem:
+    """One table of a base and an instruct model, and the mapping to the adapted vocabulary."""
+
+    base: Tensor  # (V_source, h)
+    instruct: Tensor  # (V_source, h)
+    mapping: VocabularyMapping
+    fit_rows: Tensor  # (V_target,) bool: rows to fit on. Special tokens are trained in the instruct model only
+    centred: bool = False  # for output tables: what a softmax does not see stays out of the fit
+    weights: Tensor | None = None  # (V_target,) float64: what each row counts in a fit, such as the root of its uses
+    penalty: float | None = None  # toward the identity, as a share of the mean eigenvalue; None: the method's way
+
+    def fitter(self) -> LinearMapFitter:
+        hidden = self.base.shape[1]
+        products = torch.float32 if hidden >= FLOAT32_PRODUCTS_FROM else torch.float64
+        rounding = torch.finfo(self.base.dtype).eps / 2
+        return LinearMapFitter(hidden, centred=self.centred, rounding=rounding, products=products)
+
+    def target_weights(self) -> Tensor:
+        return torch.ones(len(self.fit_rows)) if self.weights is None else self.weights
+
+
+@dataclass(frozen=True)
+class RowMap:
+    """W of a group of rows, and beta: which part of `M R` they keep."""
 
     linear_map: LinearMap
+    residual: float = 0.0
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """How the rows of one table are carried over: those of kept tokens, those of new ones, and the fit behind it."""
+
+    kept: RowMap
+    new: RowMap
     report: FitReport
 
-    @classmethod
-    def identity(cls, hidden: int) -> "TableFit":
-        """The map that moves nothing, fitted on nothing."""
-        return cls(LinearMap.identity(hidden), FitReport(0, 0, 0.0, 0.0, 0.0, 0.0))
 
-
-def swap(base: Tensor, instruct: Tensor, mapping: VocabularyMapping, fit_rows: Tensor) -> TableFit:
+def swap(problem: Problem) -> Propagation:
     """`W = I`: the adapted rows as they are. The report gives the residual of that on the rows of `conversion`."""
     shift = total = 0.0
-    for source, target in _converted(base, instruct, mapping, fit_rows):
-        shift += (target - source).square().sum().item()
-        total += target.square().sum().item()
+    for source, target, _ in _converted(problem):
+        shift += (target - source).double().square().sum().item()
+        total += target.double().square().sum().item()
     residual = (shift / max(total, torch.finfo(torch.float64).tiny)) ** 0.5
-    report = FitReport(int(fit_rows.sum()), 0, residual, residual, residual, 0.0)
-    return TableFit(LinearMap.identity(base.shape[1]), report)
+    report = FitReport(int(problem.fit_rows.sum()), 0, residual, residual, residual, 0.0)
+    same = RowMap(LinearMap.identity(problem.base.shape[1]))
+    return Propagation(same, same, report)
 
 
-def overlap(base: Tensor, instruct: Tensor, mapping: VocabularyMapping, fit_rows: Tensor) -> TableFit:
+def overlap(problem: Problem) -> Propagation:
     """`argmin_W ||E_base[C] W - E_inst[C]||` over the tokens C that both vocabularies have (eq. 8-11)."""
-    target, source = mapping.kept()
-    kept = source[fit_rows[target]]
-    return _fit(((base[part], instruct[part]) for part in kept.split(ROWS_AT_ONCE)), base.shape[1])
+    return _alike(*_fitted(problem, _shared(problem)).fit(problem.penalty or 0.0))
 
 
-def conversion(base: Tensor, instruct: Tensor, mapping: VocabularyMapping, fit_rows: Tensor) -> TableFit:
+def conversion(problem: Problem) -> Propagation:
     """`argmin_W ||(M E_base) W - M E_inst||` in the target vocabulary (eq. 13-14). M must stay in the problem."""
-    return _fit(_converted(base, instruct, mapping, fit_rows), base.shape[1])
+    return _alike(*_fitted(problem, _converted(problem)).fit(problem.penalty or 0.0))
 
 
-def _converted(
-    base: Tensor, instruct: Tensor, mapping: VocabularyMapping, fit_rows: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for rows in fit_rows.nonzero().flatten().split(ROWS_AT_ONCE):
-        part = mapping.select(rows)
-        yield part(base, dtype=torch.float64), part(instruct, dtype=torch.float64)
+def ridge(problem: Problem) -> Propagation:
+    """Least squares drawn toward the identity, as strongly as is best on held-out rows (infinitely: swap)."""
+    fitter = _fitted(problem, _used(problem))
+    return _alike(*(fitter.fit_ridge() if problem.penalty is None else fitter.fit(problem.penalty)))
 
 
-def _fit(pairs: Iterator[tuple[Tensor, Tensor]], hidden: int) -> TableFit:
-    fitter = LinearMapFitter(hidden)
-    for source, target in pairs:
-        fitter.update(source, target)
-    return TableFit(*fitter.fit())
+def procrustes(problem: Problem) -> Propagation:
+    """The best rotation with one scale: angles between rows, and so what tokens mean beside each other, stay."""
+    return _alike(*_fitted(problem, _used(problem)).fit_procrustes())
 
 
-Method = Callable[[Tensor, Tensor, VocabularyMapping, Tensor], TableFit]
-METHODS: dict[str, Method] = {"swap": swap, "overlap": overlap, "conversion": conversion}
+def task_arithmetic(problem: Problem) -> Propagation:
+    """`W = I, beta = 1`: what the instruct model changed in each row is added, over a new token's pieces as their mean."""
+    report = swap(problem).report
+    all_of_it = RowMap(LinearMap.identity(problem.base.shape[1]), residual=1.0)
+    return Propagation(all_of_it, all_of_it, report)
 
 
-def propagate_table(adapted: Tensor, fit: TableFit, instruct: Tensor, instruct_rows: dict[int, int]) -> Tensor:
-    """`E' = E_adapted W`, then the rows that belong to the instruct model: `{result row: instruct row}`.
+def exact(problem: Problem) -> Propagation:
+    """Kept rows: the instruct model's own plus what was learned, `E_inst + (E_adapted - E_base)`; new rows: `ridge`."""
+    mapped = ridge(problem)
+    return Propagation(RowMap(LinearMap.identity(problem.base.shape[1]), residual=1.0), mapped.new, mapped.report)
 
-    `adapted` is (V_target, h). A result row beyond V_target (a token that only the instruct model has) is
-    appended; such rows must follow V_target without a gap. The dtype is that of `instruct`.
+
+def residual(problem: Problem) -> Propagation:
+    """As `exact`, and new rows keep what the map leaves of their pieces (beta = 1)."""
+    mapped = exact(problem)
+    return Propagation(mapped.kept, RowMap(mapped.new.linear_map, residual=1.0), mapped.report)
+
+
+METHODS: dict[str, Callable[[Problem], Propagation]] = {
+    "swap": swap, "overlap": overlap, "conversion": conversion, "ridge": ridge, "procrustes": procrustes,
+    "task-arithmetic": task_arithmetic, "exact": exact, "residual": residual,
+}  # fmt: skip
+
+
+def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor) -> Iterator[Tensor]:
+    """`E' = beta (M E_inst + (E_adapted - M E_base) W) + (1 - beta) E_adapted W` in chunks of rows, in their order.
+
+    The same as the formula above, arranged so that nothing is lost where little was learned: a kept row with beta = 1
+    that did not change in training is the instruct model's, bit for bit. `adapted` is (V_target, h); the chunks
+    have the dtype of the instruct model, and are computed in float32 where that has 16 bits, else in float64.
     """
-    rows = fit.linear_map(adapted).to(instruct.dtype)
-    size = max([len(adapted), *(row + 1 for row in instruct_rows)])
-    table = torch.empty(size, adapted.shape[1], dtype=instruct.dtype)
-    table[: len(adapted)] = rows
+    wide = torch.float32 if problem.instruct.itemsize < 4 else torch.float64
+    for rows in torch.arange(len(adapted)).split(ROWS_AT_ONCE):
+        chunk = torch.empty(len(rows), adapted.shape[1], dtype=problem.instruct.dtype)
+        copies = problem.mapping.copies[rows]
+        for group, chosen in ((propagation.kept, copies), (propagation.new, ~copies)):
+            if chosen.any():
+                part = problem.mapping.select(rows[chosen])
+                chunk[chosen] = _carried(problem, group, part, adapted[rows[chosen]].to(wide)).to(chunk.dtype)
+        yield chunk
+
+
+def propagated_table(
+    problem: Problem, propagation: Propagation, adapted: Tensor, instruct: Tensor, instruct_rows: dict[int, int]
+) -> Tensor:
+    """All rows of the result, (V_result, h): the propagated ones, and the instruct model's own: `{row: its row}`."""
+    return with_own_rows(propagated_rows(problem, propagation, adapted), adapted.shape, instruct, instruct_rows)
+
+
+def with_own_rows(
+    chunks: Iterable[Tensor], shape: Sequence[int], instruct: Tensor, instruct_rows: dict[int, int]
+) -> Tensor:
+    """A table of chunks, (V_target, h) in all, with rows of the instruct model in their places: `{row: its row}`.
+
+    A row beyond V_target (a token that only the instruct model has) is appended; such rows must follow it without a
+    gap.
+    """
+    size = max([shape[0], *(row + 1 for row in instruct_rows)])
+    table, start = torch.empty(size, shape[1], dtype=instruct.dtype), 0
+    for chunk in chunks:
+        table[start : start + len(chunk)] = chunk
+        start += len(chunk)
     targets = torch.tensor(list(instruct_rows), dtype=torch.int64)
     table[targets] = instruct[torch.tensor(list(instruct_rows.values()), dtype=torch.int64)]
     return table
+
+
+def _carried(problem: Problem, group: RowMap, mapping: VocabularyMapping, adapted: Tensor) -> Tensor:
+    beta, linear = group.residual, group.linear_map
+    if beta == 0:
+        return linear(adapted)
+    chat = mapping(problem.instruct, dtype=adapted.dtype)
+    learned = linear.turn(adapted - mapping(problem.base, dtype=adapted.dtype))
+    kept = torch.where(learned == 0, chat, chat + learned)  # a sum would turn -0 into 0
+    return kept if beta == 1 else beta * kept + (1 - beta) * linear(adapted)
+
+
+Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None]]
+
+
+def _converted(problem: Problem) -> Pairs:
+    wide = problem.fitter().products
+    for rows in problem.fit_rows.nonzero().flatten().split(ROWS_AT_ONCE):
+        part = problem.mapping.select(rows)
+        weights = None if problem.weights is None else problem.weights[rows]
+        yield part(problem.base, dtype=wide), part(problem.instruct, dtype=wide), weights
+
+
+def _shared(problem: Problem) -> Pairs:
+    target, source = problem.mapping.kept()
+    fitted = problem.fit_rows[target]
+    weights = problem.target_weights()[target[fitted]]
+    return _pairs(problem, source[fitted], None if problem.weights is None else weights)
+
+
+def _used(problem: Problem) -> Pairs:
+    """Source rows, each once, by how much the target vocabulary is made of them: no row predicts its own mixture."""
+    rows = problem.fit_rows.nonzero().flatten()
+    weights = problem.mapping.source_weights(rows, problem.target_weights()[rows])
+    used = (weights > 0).nonzero().flatten()
+    return _pairs(problem, used, weights[used])
+
+
+def _pairs(problem: Problem, rows: Tensor, weights: Tensor | None) -> Pairs:
+    for part in torch.arange(len(rows)).split(ROWS_AT_ONCE):
+        yield problem.base[rows[part]], problem.instruct[rows[part]], None if weights is None else weights[part]
+
+
+def _fitted(problem: Problem, pairs: Pairs) -> LinearMapFitter:
+    fitter = problem.fitter()
+    for source, target, weights in pairs:
+        fitter.update(source, target, weights)
+    return fitter
+
+
+def _alike(linear_map: LinearMap, report: FitReport) -> Propagation:
+    rows = RowMap(linear_map)
+    return Propagation(rows, rows, report)

@@ -13,7 +13,8 @@ from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
-from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
+from lep.checkpoint.mappings import MAPPING_FILES
+from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.pack import pack, tokenize_documents
 from lep.corpus.read import corpus_files, read_documents
@@ -50,8 +51,9 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         write_checkpoint(checkpoint, tables, partial)
         copy_tokenizer(checkpoint.folder, partial)
         (partial / "lep").mkdir(exist_ok=True)
-        if (checkpoint.folder / MAPPING_FILE).exists():
-            shutil.copyfile(checkpoint.folder / MAPPING_FILE, partial / MAPPING_FILE)
+        for file in MAPPING_FILES.values():
+            if (checkpoint.folder / file).exists():
+                shutil.copyfile(checkpoint.folder / file, partial / file)
         record |= {"seconds": round(time.time() - started, 1), "settings": settings.model_dump()}
         (partial / "lep" / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
         shutil.rmtree(partial / "work")

@@ -1,0 +1,67 @@
+"""Run a command and say what it took: wall and CPU seconds, and the peak memory of all its processes together."""
+
+import os
+import resource
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command took. Memory is the proportional set size of its processes, sampled ten times a second."""
+
+    wall: float
+    cpu: float
+    peak_bytes: int
+
+
+def measured(command: list[str], **options) -> Measured:
+    """Run a command to its end. Raises CalledProcessError where it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    process = subprocess.Popen(command, **options)
+    peak, done = [0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.1):
+            peak[0] = max(peak[0], sum(_memory(pid) for pid in _family(process.pid)))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    code = process.wait()
+    wall = time.perf_counter() - started
+    done.set()
+    sampler.join()
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measured(wall, cpu, peak[0])
+
+
+def _family(root: int) -> list[int]:
+    parents = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry)] = int(stat.rsplit(")", 1)[1].split()[1])
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def _memory(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

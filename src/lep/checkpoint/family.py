@@ -1,0 +1,146 @@
+"""`Family`: a base model, an instruct model tuned from it, and the base model with adapted embeddings."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lep.checkpoint.mappings import adapted_mappings, undertrained_rows
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import CheckpointError, TokenizerError
+from lep.mapping import VocabularyMapping
+from lep.propagation import Problem
+from lep.tokenizer.parts import renumber
+
+
+@dataclass(frozen=True)
+class Family:
+    """The three models of a propagation, and how their vocabularies belong together."""
+
+    base: Checkpoint
+    instruct: Checkpoint
+    adapted: Checkpoint
+    mappings: dict[str, VocabularyMapping]  # of the input table and, in untied models, of the output table
+    ids: dict[int, int]  # result id of each added token of the instruct model, by its id there
+
+    @classmethod
+    def open(cls, base: str | Path, instruct: str | Path, adapted: str | Path) -> "Family":
+        """Raises `CheckpointError` when the three do not belong together."""
+        source, chat, target = (Checkpoint(model).check() for model in (base, instruct, adapted))
+        check_family(source, chat, target)
+        return cls(source, chat, target, adapted_mappings(source, target), result_ids(source, chat, target))
+
+    def problems(
+        self, weights: Tensor | None = None, penalty: float | None = None
+    ) -> Iterator[tuple[str, Problem, Tensor, Tensor]]:
+        """`input` and (when untied) `output`, each with its problem, its adapted and its instruct table."""
+        for kind, mapping in self.mappings.items():
+            names = [model.tables.by_kind()[kind] for model in (self.base, self.instruct, self.adapted)]
+            models = zip((self.base, self.instruct, self.adapted), names, strict=True)
+            base, instruct, adapted = (model.tensor(name) for model, name in models)
+            problem = Problem(
+                base, first_rows(instruct, base), mapping, self.fit_rows(mapping, names[0]),
+                centred=kind == "output" and not soft_capped(self.base.config), weights=weights,
+                penalty=penalty,
+            )  # fmt: skip
+            yield kind, problem, adapted, instruct
+
+    def instruct_rows(self) -> dict[int, int]:
+        """`{result row: instruct row}` of the rows that stay the instruct model's."""
+        return {row: index for index, row in self.ids.items()}
+
+    def fit_rows(self, mapping: VocabularyMapping, name: str) -> Tensor:
+        """Mask of the target rows that a map may be fitted on: ordinary tokens, made of rows that were trained."""
+        rows = torch.zeros(mapping.target_size, dtype=torch.bool)
+        for index, token in enumerate(self.adapted.vocabulary.tokens):
+            rows[index] = token is not None and not token.added
+        rows[[row for row in self.ids.values() if row < len(rows)]] = False
+        dead = undertrained_rows(self.base, name)[mapping.indices].double()
+        counted = torch.cat([torch.zeros(1, dtype=torch.float64), dead.cumsum(0)])
+        return rows & (counted[mapping.offsets].diff() == 0)
+
+
+def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> None:
+    """Raise `CheckpointError` unless the models share hidden size and tying, and base and instruct their ids."""
+    shapes = {model: model.shape(model.tables.input) for model in (base, instruct, adapted)}
+    for other in (instruct, adapted):
+        if shapes[other][1] != shapes[base][1]:
+            raise CheckpointError(
+                f"hidden sizes differ: {shapes[base][1]} in {base.folder}, {shapes[other][1]} in {other.folder}; "
+                "give models of one family and size"
+            )
+        if (other.tables.output is None) != (base.tables.output is None):
+            tied, untied = (other, base) if other.tables.output is None else (base, other)
+            raise CheckpointError(f"{tied.folder} ties its embeddings and {untied.folder} does not: save both alike")
+    pairs = zip(base.vocabulary.tokens, instruct.vocabulary.tokens, strict=False)
+    for index, (ours, theirs) in enumerate(pairs):
+        if ours is not None and theirs is not None and ours.content != theirs.content:
+            raise CheckpointError(
+                f"id {index} is {ours.content!r} in {base.folder} and {theirs.content!r} in {instruct.folder}: the "
+                "instruct model was not tuned from this base model with this tokenizer"
+            )
+    needed = len(base.vocabulary)
+    if shapes[instruct][0] < needed:
+        raise CheckpointError(f"{instruct.folder} has {shapes[instruct][0]:,} rows for the {needed:,} ids of its base")
+
+
+def result_ids(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> dict[int, int]:
+    """`{instruct id: result id}` of the instruct model's added tokens; those the adapted one lacks come last.
+
+    Raises `TokenizerError` when the instruct model has ordinary tokens that the adapted tokenizer lacks.
+    """
+    known, ids, following = adapted.vocabulary.added_ids(), {}, len(adapted.vocabulary)
+    for index, token in enumerate(instruct.vocabulary.tokens):
+        if token is None:
+            continue
+        if not token.added:
+            if index >= len(base.vocabulary):
+                raise TokenizerError(
+                    f"id {index} of {instruct.folder}, {token.content!r}, is an ordinary token that the base model "
+                    "lacks: only added tokens can be carried along"
+                )
+            continue
+        name = token.content.decode()
+        if name in known:
+            ids[index] = known[name]
+        else:
+            ids[index] = following
+            following += 1
+    return ids
+
+
+def result_tokenizer(instruct: Checkpoint, adapted: Checkpoint, ids: dict[int, int]) -> dict[str, Any]:
+    """Content of tokenizer.json: the adapted vocabulary, the instruct model's added tokens, flags and template ids."""
+    spec = json.loads(adapted.tokenizer.backend_tokenizer.to_str())
+    chat = json.loads(instruct.tokenizer.backend_tokenizer.to_str())
+    ours = {entry["id"]: entry for entry in spec["added_tokens"]}
+    ours |= {ids[entry["id"]]: entry | {"id": ids[entry["id"]]} for entry in chat["added_tokens"]}
+    spec["added_tokens"] = [ours[index] for index in sorted(ours)]
+    # Ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them (`Parts.assemble`).
+    vocabulary = spec["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
+    else:  # Unigram: the position is the id, and a low score keeps the token out of ordinary text
+        low = min(score for _, score in vocabulary)
+        vocabulary += [[entry["content"], low] for entry in spec["added_tokens"] if entry["id"] >= len(vocabulary)]
+        vocabulary = {name: i for i, (name, _) in enumerate(vocabulary)}
+    spec["post_processor"] = chat["post_processor"]
+    renumber(spec["post_processor"], vocabulary)
+    return spec
+
+
+def first_rows(instruct: Tensor, base: Tensor) -> Tensor:
+    """The instruct model's table cut or filled (with the base model's unused rows) to the base model's rows."""
+    if len(instruct) >= len(base):
+        return instruct[: len(base)]
+    return torch.cat([instruct, base[len(instruct) :].to(instruct.dtype)])
+
+
+def soft_capped(config: dict[str, Any]) -> bool:
+    """Whether logits pass a soft cap, which does see what is added to all of them alike."""
+    text = config.get("text_config") or {}
+    return any(value for part in (config, text) for name, value in part.items() if "logit" in name and "cap" in name)

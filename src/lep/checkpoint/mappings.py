@@ -1,0 +1,109 @@
+"""The vocabulary mappings of a checkpoint: one for each table, built from two tokenizers, saved beside the model."""
+
+from pathlib import Path
+from random import Random
+
+import regex
+import torch
+from torch import Tensor
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.language import dominant_script
+from lep.embedding import METHODS, calibrated, undertrained
+from lep.errors import CheckpointError
+from lep.mapping import VocabularyMapping
+from lep.settings import InitSettings
+from lep.tokenizer.vocabulary import Vocabulary
+
+# In a subfolder: servers load all that lies beside the model. The output table has its own file where it differs.
+MAPPING_FILES = {"input": Path("lep", "mapping.safetensors"), "output": Path("lep", "output_mapping.safetensors")}
+NEVER_IN_UTF8 = [bytes([byte]) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))]
+RESERVED = regex.compile(rb"(?i)reserved|unused")
+
+
+def build_mapping(
+    source: Vocabulary, target: Vocabulary, source_rows: int, method: str = "mean", seed: int = 0
+) -> VocabularyMapping:
+    """The mapping from a table of `source_rows` rows to the target vocabulary.
+
+    Padding rows of the source table stay, unless the vocabulary itself got smaller: then the table has its size.
+    """
+    pieces = source.pieces(target)
+    if len(target) >= len(source):
+        pieces += [[row] for row in range(len(target), source_rows)]
+    lengths = [0 if token is None or token.added else len(token.content) for token in source.tokens]
+    rng = Random(seed)
+    mixtures = [(row, [1.0]) if len(row) == 1 else METHODS[method](row, lengths, rng) for row in pieces]
+    return VocabularyMapping.from_rows(
+        [rows for rows, _ in mixtures], source_rows, [weights for _, weights in mixtures],
+        copies=[len(row) == 1 for row in pieces],
+    )  # fmt: skip
+
+
+def build_mappings(source: Checkpoint, target: Vocabulary, settings: InitSettings) -> dict[str, VocabularyMapping]:
+    """A mapping for the input table and, in an untied model, one for the output table."""
+    mappings = {}
+    for kind, name in source.tables.by_kind().items():
+        method = settings.method if kind == "input" else settings.output_method or settings.method
+        mapping = build_mapping(source.vocabulary, target, source.shape(name)[0], method, settings.seed)
+        if settings.calibrate_norms:
+            mapping = calibrated(mapping, source.tensor(name), _alike(source, target, mapping))
+        mappings[kind] = mapping
+    return mappings
+
+
+def save_mappings(mappings: dict[str, VocabularyMapping], folder: Path) -> None:
+    """Write the mappings of a model folder; an output mapping equal to that of the input is not written twice."""
+    (folder / "lep").mkdir(exist_ok=True)
+    mappings["input"].save(folder / MAPPING_FILES["input"])
+    if "output" in mappings and not mappings["output"].equal(mappings["input"]):
+        mappings["output"].save(folder / MAPPING_FILES["output"])
+
+
+def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, VocabularyMapping]:
+    """The mappings saved with an adapted model where they fit, else subtoken means from the two tokenizers.
+
+    Raises `CheckpointError` where the adapted model has not the rows that its tokenizer asks for.
+    """
+    source_rows, target_rows = (model.shape(model.tables.input)[0] for model in (base, adapted))
+    saved = adapted.folder / MAPPING_FILES["input"]
+    if saved.exists():
+        mapping = VocabularyMapping.load(saved)
+        if (mapping.source_size, mapping.target_size) == (source_rows, target_rows):
+            other = adapted.folder / MAPPING_FILES["output"]
+            output = VocabularyMapping.load(other) if other.exists() else mapping
+            return {"input": mapping} if base.tables.output is None else {"input": mapping, "output": output}
+    mappings = build_mappings(base, adapted.vocabulary, InitSettings())
+    if mappings["input"].target_size != target_rows:
+        raise CheckpointError(
+            f"{adapted.folder} has {target_rows:,} rows, with its tokenizer it should have "
+            f"{mappings['input'].target_size:,}: initialise the adapted model from this base with this tokenizer"
+        )
+    return mappings
+
+
+def unused_rows(checkpoint: Checkpoint, rows: int) -> Tensor:
+    """Mask of the rows that no text can use: padding, reserved tokens, bytes that UTF-8 does not have."""
+    tokens = [*checkpoint.vocabulary.tokens, *[None] * (rows - len(checkpoint.vocabulary))][:rows]
+    return torch.tensor([
+        token is None or (bool(RESERVED.search(token.content)) if token.added else token.content in NEVER_IN_UTF8)
+        for token in tokens
+    ])  # fmt: skip
+
+
+def undertrained_rows(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Mask of the rows of a table that training never reached (`lep.embedding.undertrained`)."""
+    table = checkpoint.tensor(name)
+    return undertrained(table, unused_rows(checkpoint, len(table)))
+
+
+def _alike(source: Checkpoint, target: Vocabulary, mapping: VocabularyMapping) -> Tensor:
+    """Mask of the source rows whose tokens have letters of the script that most new tokens have."""
+    new = [target.tokens[row] for row in mapping.new_rows().tolist()]
+    script = dominant_script(" ".join(token.content.decode(errors="ignore") for token in new if token))
+    alike = torch.zeros(mapping.source_size, dtype=torch.bool)
+    if script:
+        pattern = regex.compile(rf"\p{{Script={script}}}")
+        for row, token in enumerate(source.vocabulary.tokens):
+            alike[row] = token is not None and bool(pattern.search(token.content.decode(errors="ignore")))
+    return alike

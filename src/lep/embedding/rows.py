@@ -1,0 +1,37 @@
+"""What a table's rows look like: their norms, and those that training never reached."""
+
+import torch
+from torch import Tensor
+
+from lep.mapping import VocabularyMapping
+
+
+def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> VocabularyMapping:
+    """The mapping with new rows scaled to the median norm of `table`'s rows `alike` (a (V_source,) mask).
+
+    A mean of pieces that point in different directions is shorter than any of them; rows of the same script show
+    how long it should be.
+    """
+    norms = table[alike].float().norm(dim=1)
+    if not len(norms):
+        return mapping
+    rows = mapping.new_rows()
+    lengths = mapping.select(rows)(table, dtype=torch.float64).norm(dim=1)
+    scale = torch.where(lengths > 0, norms.median().double() / lengths, 1.0)
+    return mapping.scaled(rows, scale)
+
+
+def undertrained(table: Tensor, unused: Tensor) -> Tensor:
+    """Mask (V,) of rows that training never reached: as near to the mean of the `unused` rows as these are.
+
+    `unused` marks rows that no text can use (padding, bytes that UTF-8 lacks). Where they lie close together
+    beside all other rows, so do the rows of tokens that occur nowhere (Land & Bartolo 2024); where they do not, the
+    table says nothing and only rows of zeros are marked.
+    """
+    wide = table.float()
+    found = ~wide.any(1)
+    if unused.sum() < 2:
+        return found
+    distance = (wide - wide[unused].mean(0)).norm(dim=1)
+    radius = distance[unused].max()
+    return found | (distance <= radius) if 2 * radius < distance.median() else found
