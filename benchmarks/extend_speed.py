@@ -29,7 +29,8 @@ import sys
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 tokenizer = Tokenizer(models.BPE())
 tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-trainer = trainers.BpeTrainer(vocab_size=64_000, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+alphabet = pre_tokenizers.ByteLevel.alphabet()
+trainer = trainers.BpeTrainer(vocab_size=64_000, show_progress=False, initial_alphabet=alphabet)
 tokenizer.train(sys.argv[1:], trainer)
 """
 

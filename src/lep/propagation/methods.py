@@ -90,7 +90,7 @@ def procrustes(problem: Problem) -> Propagation:
 
 
 def task_arithmetic(problem: Problem) -> Propagation:
-    """`W = I, beta = 1`: what the instruct model changed in each row is added, over a new token's pieces as their mean."""
+    """`W = I, beta = 1`: what the instruct model changed in each row is added, as a mean over new tokens' pieces."""
     report = swap(problem).report
     all_of_it = RowMap(LinearMap.identity(problem.base.shape[1]), residual=1.0)
     return Propagation(all_of_it, all_of_it, report)
