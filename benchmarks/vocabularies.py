@@ -10,6 +10,7 @@ printed from the records in the output folder.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import sys
@@ -36,6 +37,8 @@ from make_pair import group
 
 HELDOUT_SHARE, PIECE, SAMPLE_CHARACTERS = 0.05, 3_000, 400_000
 SHARES = (1.0, 0.2, 0.1, 0.05)  # of the text that one source may have
+SMALL = {"kk": "cyrillic", "ka": "georgian", "hi": "devanagari"}  # languages with a corpus of few sentences
+SMALL_TOKENS, SMALL_HELDOUT = (500, 1_000, 2_000), 0.2
 KEPT_IN_PLACE = (72_000, 84_000, 96_000, 108_000)
 MAX_ENGLISH_LOSS = 0.01
 USE_CHARACTERS = 12_000_000  # a language, for counting uses before pruning
@@ -136,7 +139,10 @@ def main() -> None:
         for name, make in bench.rows().items():
             if not arguments.only or any(name.startswith(start) for start in arguments.only):
                 bench.row(name, make)
+        if not arguments.only:
+            bench.small()
     print(bench.table())
+    print(bench.small_table())
 
 
 class Bench:
@@ -214,6 +220,48 @@ class Bench:
         tokenizer.save(str(place / "tokenizer.json"))
         (place / "record.json").write_text(json.dumps(record) + "\n")
         print(record, flush=True)
+
+    def small(self) -> None:
+        """Llama 3 extended for languages with some letters, or all, missing; a fifth of the sentences is held out."""
+        path = self.output / "small.json"
+        if path.exists():
+            return
+        original, records = self.data.tokenizer("llama-3"), []
+        english = collapsed(d.text for d in self.data.documents("en", self.data.sources("en")[0], heldout=True))
+        for language, script in SMALL.items():
+            sentences = [d for source in self.data.sources(language) for d in read_documents([source], group=group)]
+            heldout = collapsed(d.text for d in sentences if unit_hash(d.group) < SMALL_HELDOUT)
+            words = count_texts(original, [d.text for d in sentences if unit_hash(d.group) >= SMALL_HELDOUT], script)
+            letters = {c for c in "".join(heldout) if c.isalpha()}
+            missing = [c for c in letters if len(original.encode(c, add_special_tokens=False).ids) > 1]
+            for tokens, (way, method) in itertools.product(
+                SMALL_TOKENS, {"continue": extend_bpe, "merge": merge_vocabulary}.items()
+            ):
+                found = method(Parts.of(original), words, tokens).parts.vocabulary.tokenizer
+                before, after = (t.encode_batch_fast(english, add_special_tokens=False) for t in (original, found))
+                records.append({
+                    "language": language, "way": way, "tokens": tokens, "characters": words.characters,
+                    "heldout": sum(map(len, heldout)), "letters": len(letters), "missing": len(missing),
+                    "before": symbols_per_token(original, heldout), "after": symbols_per_token(found, heldout),
+                    "english_changed": sum(a.ids != b.ids for a, b in zip(before, after, strict=True)),
+                    "english": len(english), "unreachable": len(unreachable_tokens(found)),
+                })  # fmt: skip
+                print(records[-1], flush=True)
+        path.write_text(json.dumps(records) + "\n")
+
+    def small_table(self) -> str:
+        lines = [
+            "| language | letters, not tokens before | way | new tokens | symbols per token before | after | "
+            "English pieces changed | unreachable |",
+            "|---" * 8 + "|",
+        ]
+        path = self.output / "small.json"
+        for r in json.loads(path.read_text()) if path.exists() else []:
+            lines.append(
+                f"| {r['language']} | {r['letters']}, {r['missing']} | {r['way']} | {r['tokens']:,} | "
+                f"{r['before']:.3f} | {r['after']:.3f} | {r['english_changed']} of {r['english']} | {r['unreachable']} |"
+            )
+        return "\n".join(lines)
 
     def kept(self) -> int:
         """Tokens kept in place: the fewest with English within 1% on held-out documents."""
