@@ -257,9 +257,10 @@ class Bench:
         ]
         path = self.output / "small.json"
         for r in json.loads(path.read_text()) if path.exists() else []:
+            changed = f"{r['english_changed']} of {r['english']}"
             lines.append(
                 f"| {r['language']} | {r['letters']}, {r['missing']} | {r['way']} | {r['tokens']:,} | "
-                f"{r['before']:.3f} | {r['after']:.3f} | {r['english_changed']} of {r['english']} | {r['unreachable']} |"
+                f"{r['before']:.3f} | {r['after']:.3f} | {changed} | {r['unreachable']} |"
             )
         return "\n".join(lines)
 
