@@ -108,7 +108,8 @@ def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(method, 
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if method in ("swap", "overlap", "conversion", "ridge"):
             assert torch.equal(got[name][ordinary], expected[name][ordinary])
-        torch.testing.assert_close(got[name][ordinary], expected[name][ordinary], rtol=1e-6, atol=1e-7)
+        if method != "new-rows":  # its kept rows are those of the instruct model
+            torch.testing.assert_close(got[name][ordinary], expected[name][ordinary], rtol=1e-6, atol=1e-7)
         assert torch.equal(got[name][specials], base[name][specials])
     assert all(report.identity == 0 for report in reports.values())
 

@@ -55,9 +55,10 @@ def rotated(method: str, rows: slice) -> bool:
     return close(result(method, base, base @ turn, adapted)[rows], (adapted @ turn)[rows])
 
 
-def kept(method: str) -> bool:
+def kept(method: str, *, trained: bool = False) -> bool:
     base, adapted = tables()
-    adapted[KEPT] = base[KEPT]
+    if not trained:
+        adapted[KEPT] = base[KEPT]
     base[7] = adapted[7] = -0.0
     instruct = base + 0.3 * torch.randn_like(base)
     instruct[7] = -0.0
@@ -83,7 +84,8 @@ def special(method: str) -> bool:
 
 LAWS: dict[str, Callable[[str], bool]] = {
     "same": same, "rotation": lambda method: rotated(method, slice(3, 80)),
-    "new rotation": lambda method: rotated(method, NEW), "kept": kept, "shift": shift, "special": special,
+    "new rotation": lambda method: rotated(method, NEW), "kept": kept,
+    "always kept": lambda method: kept(method, trained=True), "shift": shift, "special": special,
 }  # fmt: skip
 
 

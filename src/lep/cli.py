@@ -213,16 +213,35 @@ def propagate(
     instruct: Model,
     adapted: Model,
     output: Output,
-    method: Annotated[str, typer.Option(help=PROPAGATIONS)] = default(PropagateSettings, "method"),
+    method: Annotated[str, typer.Option(help=f"{PROPAGATIONS}, or auto.")] = default(PropagateSettings, "method"),
     output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
     ridge: Annotated[float | None, typer.Option(help="Penalty toward the identity.")] = None,
     frequency_text: Annotated[list[str] | None, typer.Option(help="Text whose token counts weigh the fit.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="LANGUAGE=PATH of text that auto chooses on.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompts that auto chooses on: jsonl with 'messages'.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would read, write, hold and take.")] = False,
 ) -> None:
     """Carry the adapted embeddings of a base model into its instruct model."""
+    auto = method == "auto"
     settings = _settings(
-        PropagateSettings, method=method, output_method=output_method, ridge=ridge,
-        frequency_text=list(frequency_text or []),
+        PropagateSettings, method=default(PropagateSettings, "method") if auto else method,
+        output_method=output_method, ridge=ridge, frequency_text=list(frequency_text or []),
     )  # fmt: skip
+    if dry_run:
+        from lep.checkpoint.family import Family
+        from lep.checkpoint.plan import plan_propagation
+
+        _say(str(plan_propagation(Family.open(base, instruct, adapted), settings)))
+        return
+    if auto:
+        if not text or not prompts:
+            raise LepError("--method auto chooses on text and prompts: give --text LANGUAGE=PATH (the new and an "
+                           "original language) and --prompts FILE")  # fmt: skip
+        from lep.evaluation.select import label, propagate_auto
+
+        found = propagate_auto(base, instruct, adapted, output, _texts(text) or {}, prompts, settings)
+        _say(f"{found.table()}\nchosen: {label(found.chosen)}; on the reported half: {label(found.best_reported)}")
+        return
     from lep.checkpoint.propagate import propagate as run_propagate
 
     for table, fit in run_propagate(base, instruct, adapted, output, settings).items():

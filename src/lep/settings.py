@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
 InitName = Literal["mean", "length-weighted", "first", "last", "random"]
 PropagationName = Literal[
-    "swap", "overlap", "conversion", "ridge", "procrustes", "task-arithmetic", "exact", "residual"
+    "swap", "overlap", "conversion", "ridge", "procrustes", "task-arithmetic", "exact", "residual", "new-rows"
 ]
 
 
@@ -58,6 +58,24 @@ class PropagateSettings(Settings):
     def of(self, kind: str) -> str:
         """The method of a table."""
         return self.method if kind == "input" else self.output_method or self.method
+
+
+class SelectSettings(Settings):
+    """On how much, and among what, `auto` chooses."""
+
+    candidates: list[PropagationName] = Field(
+        ["swap", "conversion", "ridge", "task-arithmetic", "exact", "residual", "new-rows"], min_length=1
+    )
+    characters: PositiveInt = Field(60_000, description="characters of each language, half of them for the choice")
+    prompts: PositiveInt = Field(200, description="prompts, half of them for the choice")
+    max_new_tokens: PositiveInt = Field(
+        256, description="longest answer of the original model; one cut off is left out"
+    )
+    copies: int = Field(20, ge=0, description="sentences of each language to copy; reported, not decided on")
+    veto: PositiveFloat = Field(0.01, description="an original language may lose this share of its bits per byte")
+    batch_size: PositiveInt = 16
+    bootstrap: PositiveInt = Field(1_000, description="resamples behind each 95% interval")
+    seed: int = 0
 
 
 class TrainingSettings(Settings):

@@ -13,8 +13,23 @@ from lep.checkpoint.mappings import adapted_mappings, undertrained_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, TokenizerError
 from lep.mapping import VocabularyMapping
-from lep.propagation import Problem
+from lep.propagation import Problem, Propagation, propagated_table
 from lep.tokenizer.parts import renumber
+
+
+@dataclass(frozen=True)
+class TableCase:
+    """One table of a family: what is to be solved, what it is applied to, and the rows that stay as they are."""
+
+    kind: str  # input or output
+    problem: Problem
+    adapted: Tensor  # (V_target, h)
+    instruct: Tensor  # (V_instruct, h)
+    own_rows: dict[int, int]  # {result row: instruct row} of the rows that are carried as they are
+
+    def result(self, found: Propagation) -> Tensor:
+        """The propagated table, (V_result, h)."""
+        return propagated_table(self.problem, found, self.adapted, self.instruct, self.own_rows)
 
 
 @dataclass(frozen=True)
@@ -34,10 +49,8 @@ class Family:
         check_family(source, chat, target)
         return cls(source, chat, target, adapted_mappings(source, target), result_ids(source, chat, target))
 
-    def problems(
-        self, weights: Tensor | None = None, penalty: float | None = None
-    ) -> Iterator[tuple[str, Problem, Tensor, Tensor]]:
-        """`input` and (when untied) `output`, each with its problem, its adapted and its instruct table."""
+    def problems(self, weights: Tensor | None = None, penalty: float | None = None) -> Iterator["TableCase"]:
+        """The input table and, in an untied model, the output table."""
         for kind, mapping in self.mappings.items():
             names = [model.tables.by_kind()[kind] for model in (self.base, self.instruct, self.adapted)]
             models = zip((self.base, self.instruct, self.adapted), names, strict=True)
@@ -47,7 +60,7 @@ class Family:
                 centred=kind == "output" and not soft_capped(self.base.config), weights=weights,
                 penalty=penalty,
             )  # fmt: skip
-            yield kind, problem, adapted, instruct
+            yield TableCase(kind, problem, adapted, instruct, self.instruct_rows())
 
     def instruct_rows(self) -> dict[int, int]:
         """`{result row: instruct row}` of the rows that stay the instruct model's."""

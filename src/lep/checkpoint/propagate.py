@@ -17,7 +17,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.corpus.read import stream_texts
 from lep.linear_map import FitReport
-from lep.propagation import METHODS, propagated_table, with_own_rows
+from lep.propagation import METHODS, with_own_rows
 from lep.publish import publishing
 from lep.settings import PropagateSettings
 from lep.tokenizer.load import check_loaders, write_tokenizer
@@ -50,10 +50,9 @@ def propagated_tables(family: Family, settings: PropagateSettings) -> tuple[dict
     """The tables of the result by kind, (V_result, h) each, and their fits."""
     tables, reports = {}, {}
     weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
-    for kind, problem, adapted, instruct in family.problems(weights, settings.ridge):
-        found = METHODS[settings.of(kind)](problem)
-        tables[kind] = propagated_table(problem, found, adapted, instruct, family.instruct_rows())
-        reports[kind] = found.report
+    for case in family.problems(weights, settings.ridge):
+        found = METHODS[settings.of(case.kind)](case.problem)
+        tables[case.kind], reports[case.kind] = case.result(found), found.report
     return tables, reports
 
 
@@ -78,8 +77,13 @@ def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | P
     write_result(family, tables, {"method": "none, untrained rows", "fit": {}}, output)
 
 
-def write_result(family: Family, tables: dict[str, Tensor], record: dict[str, Any], output: Path) -> None:
-    """Publish the instruct model with other tables, the result's tokenizer and a record of how it was made."""
+def write_result(
+    family: Family, tables: dict[str, Tensor], record: dict[str, Any], output: Path, notes: dict[str, str] | None = None
+) -> None:
+    """Publish the instruct model with other tables, the result's tokenizer and a record of how it was made.
+
+    `notes` are further files for the folder's `lep/`, content by name.
+    """
     chat = family.instruct
     replaced = {chat.tables.by_kind()[kind]: table for kind, table in tables.items()}
     moved = {old: new for old, new in family.ids.items() if old != new}
@@ -90,6 +94,8 @@ def write_result(family: Family, tables: dict[str, Tensor], record: dict[str, An
         write_tokenizer(result_tokenizer(chat, family.adapted, family.ids), chat.folder, partial)
         save_mappings(family.mappings, partial)
         (partial / "lep" / "propagation.json").write_text(json.dumps(record, indent=2) + "\n")
+        for name, content in (notes or {}).items():
+            (partial / "lep" / name).write_text(content, encoding="utf-8")
         Checkpoint(partial).check()
         specials = "".join(list(chat.vocabulary.added_ids())[:8])
         check_loaders(partial, [*LOADER_TEXTS, specials])

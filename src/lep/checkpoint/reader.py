@@ -1,6 +1,8 @@
 """`Checkpoint`: a folder of safetensors, a configuration and a tokenizer, read only where it is asked."""
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +65,15 @@ class Checkpoint:
         """Shape of a tensor, from the shard's header."""
         with self._open(self.shard_of[name]) as file:
             return tuple(file.get_slice(name).get_shape())
+
+    def itemsize(self, name: str) -> int:
+        """Bytes of one number of a tensor."""
+        with self._open(self.shard_of[name]) as file:
+            return int(re.sub(r"\D", "", file.get_slice(name).get_dtype().split("_")[0])) // 8
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor, from the shard's header."""
+        return math.prod(self.shape(name)) * self.itemsize(name)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

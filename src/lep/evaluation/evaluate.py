@@ -75,15 +75,16 @@ def evaluate(model: str | Path, text: dict[str, list[str | Path]], settings: Eva
     """Score a model. Chat tasks are left out, and said to be, for a model without a chat template."""
     tasks = items(text, settings)
     loaded, checkpoint = load_model(model)
-    records = list(_text_records(loaded, checkpoint, windows(text, settings), settings))
+    records = list(text_records(loaded, checkpoint, windows(text, settings), settings))
     if checkpoint.tokenizer.chat_template:
-        records += _task_records(loaded, checkpoint, tasks, settings)
+        records += task_records(loaded, checkpoint, tasks, settings)
     return Evaluation(list(summarise(records, settings)), records)
 
 
-def _text_records(
+def text_records(
     model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], settings: EvaluateSettings
 ) -> Iterator[dict[str, Any]]:
+    """Nats, tokens, characters and bytes of each text window."""
     tokenizer = checkpoint.tokenizer
     start = start_token(tokenizer)
     for language, documents in text.items():
@@ -98,9 +99,10 @@ def _text_records(
             }  # fmt: skip
 
 
-def _task_records(
+def task_records(
     model: Any, checkpoint: Checkpoint, tasks: list[TaskItem], settings: EvaluateSettings
 ) -> list[dict[str, Any]]:
+    """The greedy answer to each task, how right it is, and the nats of the right one."""
     tokenizer = checkpoint.tokenizer
     messages = [task.record()["messages"] for task in tasks]
     prompts = [chat_ids(tokenizer, conversation[:1], ask=True) for conversation in messages]

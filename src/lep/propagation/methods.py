@@ -1,11 +1,12 @@
 """How adapted rows become the instruct model's: `E' = E_adapted W + beta M R`, with W and beta for kept and new rows.
 
 R, what the instruct model has beyond the map in the rows of its base, is `E_inst - E_base W`. The paper's methods
-drop it (beta = 0) and differ in the rows on which W is fitted.
+drop it (beta = 0) and differ in the rows on which W is fitted. With beta = 1 a row is the instruct model's own, M E_inst,
+and what was learned, `(E_adapted - M E_base) W`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,10 +42,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class RowMap:
-    """W of a group of rows, and beta: which part of `M R` they keep."""
+    """W of a group of rows, and beta: whether they keep `M R`. Where they do, what was learned may be left out."""
 
     linear_map: LinearMap
-    residual: float = 0.0
+    residual: bool = False
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,33 +94,40 @@ def procrustes(problem: Problem) -> Propagation:
 def task_arithmetic(problem: Problem) -> Propagation:
     """`W = I, beta = 1`: what the instruct model changed in each row is added, as a mean over new tokens' pieces."""
     report = swap(problem).report
-    all_of_it = RowMap(LinearMap.identity(problem.base.shape[1]), residual=1.0)
+    all_of_it = RowMap(LinearMap.identity(problem.base.shape[1]), residual=True)
     return Propagation(all_of_it, all_of_it, report)
 
 
 def exact(problem: Problem) -> Propagation:
     """Kept rows: the instruct model's own plus what was learned, `E_inst + (E_adapted - E_base)`; new rows: `ridge`."""
     mapped = ridge(problem)
-    return Propagation(RowMap(LinearMap.identity(problem.base.shape[1]), residual=1.0), mapped.new, mapped.report)
+    return Propagation(RowMap(LinearMap.identity(problem.base.shape[1]), residual=True), mapped.new, mapped.report)
 
 
 def residual(problem: Problem) -> Propagation:
     """As `exact`, and new rows keep what the map leaves of their pieces (beta = 1)."""
     mapped = exact(problem)
-    return Propagation(mapped.kept, RowMap(mapped.new.linear_map, residual=1.0), mapped.report)
+    return Propagation(mapped.kept, RowMap(mapped.new.linear_map, residual=True), mapped.report)
+
+
+def new_rows(problem: Problem) -> Propagation:
+    """Kept rows are the instruct model's, whatever training did to the base's; new rows: task arithmetic."""
+    added = task_arithmetic(problem)
+    return Propagation(replace(added.kept, learned=False), added.new, added.report)
 
 
 METHODS: dict[str, Callable[[Problem], Propagation]] = {
     "swap": swap, "overlap": overlap, "conversion": conversion, "ridge": ridge, "procrustes": procrustes,
     "task-arithmetic": task_arithmetic, "exact": exact, "residual": residual,
+    "new-rows": new_rows,
 }  # fmt: skip
 
 
 def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor) -> Iterator[Tensor]:
-    """`E' = beta (M E_inst + (E_adapted - M E_base) W) + (1 - beta) E_adapted W` in chunks of rows, in their order.
+    """The rows of the result in chunks, in their order: `E_adapted W`, or `M E_inst + (E_adapted - M E_base) W`.
 
-    The same as the formula above, arranged so that nothing is lost where little was learned: a kept row with beta = 1
-    that did not change in training is the instruct model's, bit for bit. `adapted` is (V_target, h); the chunks
+    The latter is the formula above with beta = 1, arranged so that nothing is lost where little was learned: a kept
+    row that did not change in training is the instruct model's, bit for bit. `adapted` is (V_target, h); the chunks
     have the dtype of the instruct model, and are computed in float32 where that has 16 bits, else in float64.
     """
     wide = torch.float32 if problem.instruct.itemsize < 4 else torch.float64
@@ -158,13 +167,13 @@ def with_own_rows(
 
 
 def _carried(problem: Problem, group: RowMap, mapping: VocabularyMapping, adapted: Tensor) -> Tensor:
-    beta, linear = group.residual, group.linear_map
-    if beta == 0:
-        return linear(adapted)
+    if not group.residual:
+        return group.linear_map(adapted)
     chat = mapping(problem.instruct, dtype=adapted.dtype)
-    learned = linear.turn(adapted - mapping(problem.base, dtype=adapted.dtype))
-    kept = torch.where(learned == 0, chat, chat + learned)  # a sum would turn -0 into 0
-    return kept if beta == 1 else beta * kept + (1 - beta) * linear(adapted)
+    if not group.learned:
+        return chat
+    learned = group.linear_map.turn(adapted - mapping(problem.base, dtype=adapted.dtype))
+    return torch.where(learned == 0, chat, chat + learned)  # a sum would turn -0 into 0
 
 
 Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None]]

@@ -1,0 +1,110 @@
+"""What a propagation would read, write, link, hold and take, told from headers alone."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lep.checkpoint.family import Family
+from lep.checkpoint.reader import Checkpoint
+from lep.propagation.methods import FLOAT32_PRODUCTS_FROM, ROWS_AT_ONCE
+from lep.settings import PropagateSettings
+
+SQUARES = 14  # (h, h) float64 matrices alive at once in a fit: sums of two folds, their total, factors
+CHUNKS = 6  # widened chunks of rows alive at once
+GRAM_SHARE = 0.625  # of a Gram matrix that is computed (`lep.linear_map.GRAM_BLOCKS`)
+SOLVES = {"swap": 0, "task-arithmetic": 0, "overlap": 3, "conversion": 3, "procrustes": 3}  # ridge and its kin: more
+RIDGE_SOLVES = 13  # two folds for each finite penalty, then the whole
+PROBE_SIZE, PROBE_BYTES = 1_024, 1 << 28
+
+
+@dataclass(frozen=True)
+class PropagationPlan:
+    """Bytes, operations and times of one propagation. Rates are measured on the spot."""
+
+    tables: dict[str, tuple[int, int]]  # kind -> (rows of the result, hidden size)
+    read_bytes: int  # tables of the three models
+    written_bytes: int  # shards that hold tables, with the new ones
+    copied_bytes: int  # of these, tensors that pass through unchanged
+    linked_bytes: int  # shards that stay as they are
+    memory_bytes: int
+    fit_operations: float  # in the products' precision
+    solve_operations: float  # in float64
+    fit_rate: float  # operations a second
+    solve_rate: float
+    disk_rate: float  # bytes a second, read from the instruct model
+
+    @property
+    def seconds(self) -> float:
+        """Floating-point work at the measured rates and bytes at the measured rate of the disk."""
+        work = self.fit_operations / self.fit_rate + self.solve_operations / self.solve_rate
+        return work + (self.read_bytes + self.copied_bytes + self.written_bytes) / self.disk_rate
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{kind} {rows:,} x {hidden:,}" for kind, (rows, hidden) in self.tables.items())
+        sizes = {name: getattr(self, f"{name}_bytes") / 1e9 for name in ("read", "written", "linked", "memory")}
+        return (
+            f"tables of the result: {shapes}\n"
+            f"read {sizes['read']:.2f} GB of tables; write {sizes['written']:.2f} GB, of which "
+            f"{self.copied_bytes / 1e9:.2f} GB pass through; link {sizes['linked']:.2f} GB\n"
+            f"memory about {sizes['memory']:.1f} GB; about {self.seconds:.0f} s at the rates just measured here "
+            f"({self.fit_rate / 1e9:.0f} and {self.solve_rate / 1e9:.0f} GFLOP/s in float32 and float64, disk "
+            f"{self.disk_rate / 1e9:.1f} GB/s)"
+        )
+
+
+def plan_propagation(family: Family, settings: PropagateSettings) -> PropagationPlan:
+    """The plan of `lep.checkpoint.propagate.propagate` for these models and settings."""
+    chat = family.instruct
+    result_rows = max([*family.ids.values(), family.mappings["input"].target_size - 1]) + 1
+    tables, read, memory, fit, solve = {}, 0, 0, 0.0, 0.0
+    for kind in family.mappings:
+        names = [(model, model.tables.by_kind()[kind]) for model in (family.base, chat, family.adapted)]
+        rows, hidden = family.mappings[kind].target_size, chat.shape(names[1][1])[1]
+        sizes = [model.nbytes(name) for model, name in names]
+        tables[kind] = (result_rows, hidden)
+        read += sum(sizes)
+        solves = SOLVES.get(settings.of(kind), RIDGE_SOLVES)
+        fitted = rows if settings.of(kind) == "conversion" else family.mappings[kind].source_size
+        fit += 2 * hidden**2 * (rows + (fitted * (1 + GRAM_SHARE) if solves else 0))
+        solve += solves * (2 / 3 + 4) * hidden**3
+        working = SQUARES * 8 * hidden**2 + CHUNKS * 4 * ROWS_AT_ONCE * hidden
+        memory = max(memory, sum(sizes) + working)
+    held = {chat.tables.by_kind()[kind]: rows * hidden * chat.itemsize(chat.tables.by_kind()[kind])
+            for kind, (rows, hidden) in tables.items()}  # fmt: skip
+    touched = {chat.shard_of[name] for name in held}
+    sizes_of = {shard: (chat.folder / shard).stat().st_size for shard in set(chat.shard_of.values())}
+    copied = sum(sizes_of[shard] for shard in touched) - sum(chat.nbytes(name) for name in held)
+    hidden = next(iter(tables.values()))[1]
+    return PropagationPlan(
+        tables, read, copied + sum(held.values()), copied,
+        sum(size for shard, size in sizes_of.items() if shard not in touched),
+        memory + sum(held.values()), fit, solve,
+        _rate(torch.float32 if hidden >= FLOAT32_PRODUCTS_FROM else torch.float64), _rate(torch.float64),
+        _disk_rate(chat),
+    )  # fmt: skip
+
+
+def _rate(dtype: torch.dtype) -> float:
+    """Operations a second of a matrix product."""
+    square = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        square @ square
+        seconds.append(time.perf_counter() - started)
+    return 2 * PROBE_SIZE**3 / sorted(seconds)[1]
+
+
+def _disk_rate(checkpoint: Checkpoint) -> float:
+    """Bytes a second of reading the checkpoint's largest shard, as far as a quarter of a gigabyte."""
+    shard: Path = max(
+        (checkpoint.folder / s for s in set(checkpoint.shard_of.values())), key=lambda p: p.stat().st_size
+    )
+    started, total = time.perf_counter(), 0
+    with shard.open("rb") as file:
+        while total < PROBE_BYTES and (chunk := file.read(1 << 24)):
+            total += len(chunk)
+    return total / max(time.perf_counter() - started, math.ulp(1.0))

@@ -1,0 +1,280 @@
+"""Choose a propagation without labels, by what the candidates do: how near each one stays to the original model.
+
+Every candidate is measured on plain text of both languages and on the original instruct model's own answers. One
+half of the text and the prompts decides; the other half gives the figures that are reported with the choice.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lep.checkpoint.family import Family
+from lep.checkpoint.propagate import use_weights, write_result
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.prepare import unit_hash
+from lep.corpus.read import read_messages
+from lep.errors import CheckpointError, CorpusError
+from lep.evaluation.evaluate import items, windows
+from lep.evaluation.metrics import Estimate, estimate
+from lep.evaluation.probe import HALVES, Probe
+from lep.inference.load import load_model
+from lep.propagation import METHODS, Propagation
+from lep.publish import check_output
+from lep.settings import EvaluateSettings, PropagateSettings, SelectSettings
+
+BITS = 1 / math.log(2)
+UNCHANGED = 0.99  # tokens of a text after over before: at least this in a language that the adaptation leaves alone
+ORIGINAL = ("original", "original")
+Name = tuple[str, str]  # methods of the input and of the output table
+Records = dict[Name, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen and why: the measures of every candidate on both halves."""
+
+    chosen: Name
+    best_reported: Name  # what the other half would have chosen
+    vetoed: dict[Name, str]
+    languages: dict[str, str]  # language -> "new" or "original"
+    measures: dict[str, dict[Name, dict[str, Estimate]]]  # half -> candidate -> measure
+
+    def table(self, half: str = "report") -> str:
+        """The measures of one half, the chosen candidate marked."""
+        rows = self.measures[half]
+        columns = list(next(iter(rows.values())))
+        lines = [" | ".join(["candidate".ljust(32), *columns])]
+        for name, found in rows.items():
+            title = ("* " if name == self.chosen else "  ") + label(name)
+            cells = [f"{e.value:.4f} ({e.low:.4f}-{e.high:.4f})".rjust(len(c)) for c, e in found.items()]
+            lines.append(
+                " | ".join([title.ljust(32), *cells]) + (f" | {self.vetoed[name]}" if name in self.vetoed else "")
+            )
+        return "\n".join(lines)
+
+
+def label(name: Name) -> str:
+    """`exact`, or `exact, output ridge` where the tables differ."""
+    return name[0] if name[0] == name[1] else f"{name[0]}, output {name[1]}"
+
+
+def propagate_auto(
+    base: str | Path,
+    instruct: str | Path,
+    adapted: str | Path,
+    output: Path,
+    text: dict[str, list[str | Path]],
+    prompts: str | Path,
+    settings: PropagateSettings | None = None,
+    select: SelectSettings | None = None,
+) -> Selection:
+    """Write the instruct model with the tables of the candidate that stays nearest to the original instruct model.
+
+    The score is the bits per byte of the original model's own answers plus the divergence of what is expected
+    next from what it expected, on its own answers. A candidate under which plain text or answers of an original
+    language surely get worse by more than `select.veto` is out. First all candidates are tried for both tables, then
+    each for the output and the input table of the best one. `lep/selection.json` and `.jsonl` hold every figure.
+
+    Raises `CheckpointError` when the body does not fit into memory, `CorpusError` without usable prompts.
+    """
+    settings, select = settings or PropagateSettings(), select or SelectSettings()
+    check_output(output)
+    questions = [record["messages"] for record in read_messages(prompts)]
+    questions = [m[:-1] if m[-1]["role"] == "assistant" else m for m in questions]
+    questions.sort(key=lambda messages: unit_hash(messages[-1]["content"]))
+    family = Family.open(base, instruct, adapted)
+    check_memory(family.instruct)
+    probe, original = _ask(family.instruct, text, questions[: select.prompts], select)
+    candidates = Candidates(family, settings, output)
+    try:
+        selection, records = _search(candidates, probe, original, select)
+    finally:
+        candidates.close()
+    record = {
+        "method": "auto", "input": selection.chosen[0], "output": selection.chosen[1],
+        "fit": {kind: asdict(found.report) for kind, found in candidates.fits(selection.chosen).items()},
+    }  # fmt: skip
+    described = {
+        "chosen": label(selection.chosen), "languages": selection.languages,
+        "best on the other half": label(selection.best_reported),
+        "vetoed": {label(name): why for name, why in selection.vetoed.items()},
+        "measures": {
+            half: {label(name): {m: asdict(e) for m, e in found.items()} for name, found in rows.items()}
+            for half, rows in selection.measures.items()
+        },
+        "settings": select.model_dump(),
+    }  # fmt: skip
+    lines = [{"candidate": label(name)} | each for name, found in records.items() for each in found]
+    notes = {
+        "selection.json": json.dumps(described, indent=1) + "\n",
+        "selection.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+    }
+    write_result(family, candidates.tables(selection.chosen), record, output, notes)
+    return selection
+
+
+class Candidates:
+    """The candidates' tables in one loaded body."""
+
+    def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
+        self.family, self.place = family, output.with_name(output.name + ".candidate")
+        weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
+        self.cases = {case.kind: case for case in family.problems(weights, settings.ridge)}
+        self._fits: dict[tuple[str, str], Propagation] = {}
+        self._loaded: tuple[Any, Checkpoint] | None = None
+
+    def fits(self, name: Name) -> dict[str, Propagation]:
+        """The propagation of each table."""
+        for kind, method in self._named(name):
+            if kind in self.cases and (kind, method) not in self._fits:
+                self._fits[kind, method] = METHODS[method](self.cases[kind].problem)
+        return {kind: self._fits[kind, method] for kind, method in self._named(name) if kind in self.cases}
+
+    def tables(self, name: Name) -> dict[str, Tensor]:
+        """The tables of the result."""
+        return {kind: self.cases[kind].result(found) for kind, found in self.fits(name).items()}
+
+    def load(self, name: Name) -> tuple[Any, Checkpoint]:
+        """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
+        tables = self.tables(name)
+        if self._loaded is None:
+            shutil.rmtree(self.place, ignore_errors=True)
+            write_result(self.family, tables, {}, self.place)
+            self._loaded = load_model(self.place)
+        model = self._loaded[0]
+        model.get_input_embeddings().weight.data.copy_(tables["input"])
+        if "output" in tables:
+            model.get_output_embeddings().weight.data.copy_(tables["output"])
+        return self._loaded
+
+    def _named(self, name: Name) -> list[tuple[str, str]]:
+        return list(zip(("input", "output"), name, strict=True))
+
+    def close(self) -> None:
+        """Remove what was written for the trial."""
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def check_memory(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` when the model does not fit into free memory in float32."""
+    needed = 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.shard_of)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise CheckpointError(
+            f"choosing by function needs {checkpoint.folder} in memory, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+            "are free: name a --method after what `lep propagate --dry-run` says of the fits, or take a larger machine"
+        )
+
+
+def _ask(
+    instruct: Checkpoint, text: dict[str, list[str | Path]], prompts: list[Any], select: SelectSettings
+) -> tuple[Probe, list[dict[str, Any]]]:
+    settings = EvaluateSettings(
+        characters=select.characters, tasks=["copy_sentence"] if select.copies else [], items=max(select.copies, 1),
+        seed=select.seed,
+    )  # fmt: skip
+    documents, copies = windows(text, settings), items(text, settings)
+    model, checkpoint = load_model(instruct.folder)
+    probe = Probe.of(model, checkpoint, documents, copies, prompts, select)
+    return probe, probe.measure(model, checkpoint)
+
+
+def _search(
+    candidates: Candidates, probe: Probe, original: list[dict[str, Any]], select: SelectSettings
+) -> tuple[Selection, Records]:
+    records: Records = {ORIGINAL: original}
+
+    def best(half: str) -> Name:
+        tried = [name for name in records if name != ORIGINAL]
+        allowed = [name for name in tried if not _veto(records[name], original, half, select)]
+        # where all are worse than the original, the one that loses least of it is left
+        return min(allowed or tried, key=lambda name: _score(records[name], half))
+
+    def try_all(names: list[Name]) -> None:
+        for name in names:
+            if name not in records:
+                records[name] = probe.measure(*candidates.load(name))
+
+    try_all([(method, method) for method in select.candidates])
+    if "output" in candidates.cases:
+        try_all([(best("choose")[0], method) for method in select.candidates])
+        try_all([(method, best("choose")[1]) for method in select.candidates])
+    chosen = best("choose")
+    vetoed = {name: why for name in records if (why := _veto(records[name], original, "choose", select))}
+    languages = _languages(records[chosen], original)
+    measures = {
+        half: {name: _measures(found, records[chosen], half, select) for name, found in records.items()}
+        for half in HALVES
+    }
+    return Selection(chosen, best("report"), vetoed, languages, measures), records
+
+
+def _score(records: list[dict[str, Any]], half: str) -> float:
+    members = [r for r in records if r["kind"] == "answer" and r["half"] == half]
+    if not members:
+        raise CorpusError("one half of the prompts got no usable answer: give more prompts")
+    return sum(r["nats"] + r["divergence_nats"] for r in members) / sum(r["bytes"] for r in members) * BITS
+
+
+def _languages(records: list[dict[str, Any]], original: list[dict[str, Any]]) -> dict[str, str]:
+    """Which languages the adaptation leaves alone: those that take as many tokens as before."""
+    tokens: dict[str, list[int]] = {}
+    for after, before in zip(records, original, strict=True):
+        if after["kind"] == "text":
+            sums = tokens.setdefault(after["language"], [0, 0])
+            sums[0] += after["tokens"]
+            sums[1] += before["tokens"]
+    return {code: "original" if now >= UNCHANGED * then else "new" for code, (now, then) in tokens.items()}
+
+
+def _veto(records: list[dict[str, Any]], original: list[dict[str, Any]], half: str, select: SelectSettings) -> str:
+    """Why a candidate is out, or nothing."""
+    kept = {code for code, side in _languages(records, original).items() if side == "original"}
+    groups: dict[str, list[tuple[Any, Any]]] = {}
+    for after, before in zip(records, original, strict=True):
+        if after["half"] == half and after["kind"] == "text" and after["language"] in kept:
+            groups.setdefault(f"{after['language']} text", []).append((after, before))
+        if after["half"] == half and after["kind"] == "answer" and after["same_ids"]:
+            groups.setdefault("answers without new tokens", []).append((after, before))
+    for title, pairs in groups.items():
+        lost = estimate([a["nats"] - (1 + select.veto) * b["nats"] for a, b in pairs],
+                        resamples=select.bootstrap, seed=select.seed)  # fmt: skip
+        if lost.low > 0:
+            more = sum(a["nats"] for a, _ in pairs) / sum(b["nats"] for _, b in pairs) - 1
+            return f"{title}: {more:+.1%} bits"
+    return ""
+
+
+def _measures(
+    records: list[dict[str, Any]], chosen: list[dict[str, Any]], half: str, select: SelectSettings
+) -> dict[str, Estimate]:
+    """All measures of a candidate on one half, with 95% bootstrap intervals over texts, answers and copies."""
+    mine = [(r, c) for r, c in zip(records, chosen, strict=True) if r["half"] == half]
+    found: dict[str, Estimate] = {}
+
+    def add(title: str, members: list[Any], top: Callable[[Any], float], bottom: Callable[[Any], float]) -> None:
+        if members:
+            found[title] = estimate([top(m) for m in members], [bottom(m) for m in members],
+                                    resamples=select.bootstrap, seed=select.seed)  # fmt: skip
+
+    answers = [pair for pair in mine if pair[0]["kind"] == "answer"]
+    add("score", answers, lambda p: BITS * (p[0]["nats"] + p[0]["divergence_nats"]), lambda p: p[0]["bytes"])
+    add("score less chosen", answers, lambda p: BITS * sum(
+        p[0][name] - p[1][name] for name in ("nats", "divergence_nats")), lambda p: p[0]["bytes"])  # fmt: skip
+    add("answers bits/byte", answers, lambda p: BITS * p[0]["nats"], lambda p: p[0]["bytes"])
+    add("next-byte KL bits", answers, lambda p: BITS * p[0]["divergence_nats"], lambda p: p[0]["borders"])
+    add("end of turn bits", answers, lambda p: BITS * p[0]["end_nats"], lambda p: 1.0)
+    for code in sorted({r["language"] for r, _ in mine if r["kind"] == "text"}):
+        texts = [pair for pair in mine if pair[0]["kind"] == "text" and pair[0]["language"] == code]
+        add(f"{code} bits/byte", texts, lambda p: BITS * p[0]["nats"], lambda p: p[0]["bytes"])
+    for code in sorted({r["language"] for r, _ in mine if r["kind"] == "task"}):
+        copies = [pair for pair in mine if pair[0]["kind"] == "task" and pair[0]["language"] == code]
+        add(f"{code} copied", copies, lambda p: p[0]["exact"], lambda p: 1.0)
+    return found
