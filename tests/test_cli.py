@@ -16,7 +16,7 @@ SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
 
 def lep(*arguments: object, code: int = 0) -> str:
     """Run the command; what it said, checked for its exit code and for tracebacks."""
-    done = subprocess.run([sys.executable, "-m", "lep.cli", *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "lep", *map(str, arguments)], capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == code, said
     assert "Traceback" not in said

@@ -15,6 +15,7 @@ FLOORS = [
     {"calibration", "evaluation"},
     {"pipeline", "report"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py")

@@ -154,7 +154,7 @@ def test_a_state_that_a_kill_left_half_written_is_passed_over(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
-LEP = [sys.executable, "-m", "lep.cli"]
+LEP = [sys.executable, "-m", "lep"]
 
 
 def kill_when(command: list[str], ready, tries: int = 600) -> None:

@@ -1,8 +1,8 @@
 """How adapted rows become the instruct model's: `E' = E_adapted W + beta M R`, with W and beta for kept and new rows.
 
 R, what the instruct model has beyond the map in the rows of its base, is `E_inst - E_base W`. The paper's methods
-drop it (beta = 0) and differ in the rows on which W is fitted. With beta = 1 a row is the instruct model's own, M E_inst,
-and what was learned, `(E_adapted - M E_base) W`.
+drop it (beta = 0) and differ in the rows on which W is fitted. With beta = 1 a row is what the instruct model has,
+`M E_inst`, and what was learned, `(E_adapted - M E_base) W`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

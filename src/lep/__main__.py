@@ -1,0 +1,5 @@
+"""`python -m lep`."""
+
+from lep.cli import main
+
+main()

@@ -1,0 +1,36 @@
+"""The command line: one thin command for each stage. Heavy imports wait until a command runs."""
+
+import os
+import sys
+
+from lep.cli import runs, tokenizers, checkpoints, training  # noqa: I001  (each adds its commands, in this order)
+from lep.cli.common import app
+from lep.errors import LepError
+
+__all__ = ["app", "checkpoints", "main", "runs", "tokenizers", "training"]
+
+
+def expand_lists(arguments: list[str]) -> list[str]:
+    """Let options of lists take several values: `--corpus A B` becomes `--corpus A --corpus B`."""
+    expanded: list[str] = []
+    listing = ""
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("-"):
+            listing = argument if argument in ("--corpus", "--protect", "--text", "--frequency-text") else ""
+        elif listing and previous != listing and (listing != "--text" or "=" in argument):
+            expanded.append(listing)
+        expanded.append(argument)
+    return expanded
+
+
+def main() -> None:
+    """Entry point: user faults are one sentence on standard error and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app(args=expand_lists(sys.argv[1:]), standalone_mode=True)
+    except LepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full or read-only disk, met while writing
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,76 @@
+"""Commands that make one checkpoint of others, without training."""
+
+from typing import Annotated, get_args
+
+import typer
+
+from lep.cli.common import Model, Output, app, checked, default, say, texts_of
+from lep.errors import LepError
+from lep.settings import InitSettings, PropagateSettings, PropagationName
+
+PROPAGATIONS = ", ".join(get_args(PropagationName))
+
+
+@app.command()
+def init(
+    model: Model,
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the new tokenizer.")],
+    output: Output,
+    method: Annotated[str, typer.Option(help="mean, length-weighted, first, last or random.")] = default(
+        InitSettings, "method"
+    ),
+    output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
+    calibrate_norms: Annotated[bool, typer.Option("--calibrate-norms", help="New rows as long as their script's.")] = (
+        default(InitSettings, "calibrate_norms")
+    ),
+    seed: Annotated[int, typer.Option(help="Of the random control.")] = default(InitSettings, "seed"),
+) -> None:
+    """Give a model a new tokenizer: rows of new tokens are made from rows of known ones."""
+    settings = checked(
+        InitSettings, method=method, output_method=output_method, calibrate_norms=calibrate_norms, seed=seed
+    )
+    from lep.checkpoint.initialise import initialise
+
+    result = initialise(model, tokenizer, output, settings)
+    say(f"{result.rows:,} rows: {result.copied:,} copied, {result.mixed:,} new")
+
+
+@app.command()
+def propagate(
+    base: Model,
+    instruct: Model,
+    adapted: Model,
+    output: Output,
+    method: Annotated[str, typer.Option(help=f"{PROPAGATIONS}, or auto.")] = default(PropagateSettings, "method"),
+    output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
+    ridge: Annotated[float | None, typer.Option(help="Penalty toward the identity.")] = None,
+    frequency_text: Annotated[list[str] | None, typer.Option(help="Text whose token counts weigh the fit.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="LANGUAGE=PATH of text that auto chooses on.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Prompts that auto chooses on: jsonl with 'messages'.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would read, write, hold and take.")] = False,
+) -> None:
+    """Carry the adapted embeddings of a base model into its instruct model."""
+    auto = method == "auto"
+    settings = checked(
+        PropagateSettings, method=default(PropagateSettings, "method") if auto else method,
+        output_method=output_method, ridge=ridge, frequency_text=list(frequency_text or []),
+    )  # fmt: skip
+    if dry_run:
+        from lep.checkpoint.family import Family
+        from lep.checkpoint.plan import plan_propagation
+
+        say(str(plan_propagation(Family.open(base, instruct, adapted), settings)))
+        return
+    if auto:
+        if not text or not prompts:
+            raise LepError("--method auto chooses on text and prompts: give --text LANGUAGE=PATH (the new and an "
+                           "original language) and --prompts FILE")  # fmt: skip
+        from lep.evaluation.select import label, propagate_auto
+
+        found = propagate_auto(base, instruct, adapted, output, texts_of(text) or {}, prompts, settings)
+        say(f"{found.table()}\nchosen: {label(found.chosen)}; on the reported half: {label(found.best_reported)}")
+        return
+    from lep.checkpoint.propagate import propagate as run_propagate
+
+    for table, fit in run_propagate(base, instruct, adapted, output, settings).items():
+        say(f"{table}: held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f}) on {fit.rows:,} rows")

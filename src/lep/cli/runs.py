@@ -1,0 +1,60 @@
+"""Commands for whole runs, and for what is made of them: scores and the report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lep import __version__
+from lep.cli.common import Output, app, checked, default, say, texts_of
+from lep.settings import EvaluateSettings
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder (default: runs/NAME).")] = None,
+) -> None:
+    """Run a recipe; what is up to date is not done again."""
+    from lep.pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from lep.pipeline.run import run as run_recipe
+
+    run_recipe(loaded, output or Path("runs", loaded.name), say=say)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Models: local folders or hub ids.")],
+    text: Annotated[list[str], typer.Option(help="LANGUAGE=PATH of held-out text; once for each language.")],
+    output: Output,
+    tasks: Annotated[str, typer.Option(help="Chat tasks, comma-separated.")] = ",".join(EvaluateSettings().tasks),
+    items: Annotated[int, typer.Option(help="Items of each task and language.")] = default(EvaluateSettings, "items"),
+    characters: Annotated[int, typer.Option(help="Characters a language.")] = default(EvaluateSettings, "characters"),
+    seed: Annotated[int, typer.Option()] = default(EvaluateSettings, "seed"),
+) -> None:
+    """Compare models on held-out text: bits per byte, tokens, copying, exact answers."""
+    names = [name for name in tasks.split(",") if name]
+    settings = checked(EvaluateSettings, tasks=names, items=items, characters=characters, seed=seed)
+    from lep.evaluation.compare import compare
+
+    say(compare(models, texts_of(text) or {}, output, settings))
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Write the report page of a run again."""
+    from lep.report.page import write_report
+
+    say(f"report: {write_report(run_dir)}")
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if show:
+        typer.echo(f"lep {__version__}")
+        raise typer.Exit
