@@ -3,7 +3,10 @@
 import os
 import sys
 
-from lep.cli import runs, tokenizers, checkpoints, training  # noqa: I001  (each adds its commands, in this order)
+# isort: off
+from lep.cli import runs, tokenizers, checkpoints, training  # each adds its commands to the app, in this order
+
+# isort: on
 from lep.cli.common import app
 from lep.errors import LepError
 
