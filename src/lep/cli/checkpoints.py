@@ -1,6 +1,9 @@
 """Commands that make one checkpoint of others, without training."""
 
-from typing import Annotated, get_args
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -74,3 +77,32 @@ def propagate(
 
     for table, fit in run_propagate(base, instruct, adapted, output, settings).items():
         say(f"{table}: held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f}) on {fit.rows:,} rows")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Model: a local folder or a hub id.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it here.")] = None,
+) -> None:
+    """Tables, tying, sizes, special tokens, suspicious rows."""
+    from lep.checkpoint.inspect import inspect_checkpoint, inspection_text
+
+    _show(inspect_checkpoint(model), json_file, inspection_text)
+
+
+@app.command()
+def verify(
+    before: Annotated[str, typer.Argument(help="A model.")],
+    after: Annotated[str, typer.Argument(help="What was made of it.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all hashes here.")] = None,
+) -> None:
+    """What changed between two checkpoints, tensor by tensor and hash by hash."""
+    from lep.checkpoint.inspect import compare_checkpoints, comparison_text
+
+    _show(compare_checkpoints(before, after), json_file, comparison_text)
+
+
+def _show(found: dict[str, Any], json_file: Path | None, text: Callable[[dict[str, Any]], str]) -> None:
+    if json_file:
+        json_file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    say(text(found))

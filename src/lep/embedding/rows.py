@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from lep.mapping import VocabularyMapping
+from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+
+
+def row_norms(table: Tensor, centre: Tensor | None = None) -> Tensor:
+    """Norm of each row, (V,) float32, less `centre` (h,) where given. Never widens more than some rows at once."""
+    origin = torch.zeros(table.shape[1]) if centre is None else centre
+    return torch.cat([(part.float() - origin).norm(dim=1) for part in table.split(ROWS_AT_ONCE)])
 
 
 def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> VocabularyMapping:
@@ -12,7 +18,7 @@ def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> Voca
     A mean of pieces that point in different directions is shorter than any of them; rows of the same script show
     how long it should be.
     """
-    norms = table[alike].float().norm(dim=1)
+    norms = row_norms(table[alike])
     if not len(norms):
         return mapping
     rows = mapping.new_rows()
@@ -28,10 +34,9 @@ def undertrained(table: Tensor, unused: Tensor) -> Tensor:
     beside all other rows, so do the rows of tokens that occur nowhere (Land & Bartolo 2024); where they do not, the
     table says nothing and only rows of zeros are marked.
     """
-    wide = table.float()
-    found = ~wide.any(1)
+    found = row_norms(table) == 0
     if unused.sum() < 2:
         return found
-    distance = (wide - wide[unused].mean(0)).norm(dim=1)
+    distance = row_norms(table, table[unused].float().mean(0))
     radius = distance[unused].max()
     return found | (distance <= radius) if 2 * radius < distance.median() else found
