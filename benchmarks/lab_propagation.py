@@ -67,9 +67,8 @@ def main() -> None:
             (out / "auto.txt").write_text(f"{found.table('choose')}\n\n{found.table('report')}\n")
         (out / "run.json").write_text(json.dumps({"instruct_models": stages}) + "\n")
         folders.append(out)
-    print(
-        f"\n{len(folders)} seeds; mean ± 95% t-interval over the seeds\n\n{markdown(gather(folders, 'instruct_models'))}\n"
-    )
+    table = markdown(gather(folders, "instruct_models"))
+    print(f"\n{len(folders)} seeds; mean ± 95% t-interval over the seeds\n\n{table}\n")
     for folder in folders:
         if (folder / "auto").exists():
             record = json.loads((folder / "auto" / "lep" / "selection.json").read_text())
