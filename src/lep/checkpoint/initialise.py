@@ -1,6 +1,7 @@
 """Give a model a new tokenizer: every row of the new tables is made from rows of the old ones."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lep.checkpoint.ids import named_ids, remap_generation_config, remap_ids
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
+from lep.checkpoint.stream import DTYPES, Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.embedding import METHODS
 from lep.errors import CheckpointError, LepError
@@ -59,11 +61,13 @@ def initialise(model: str | Path, tokenizer: str | Path, output: Path, *, method
     tables = {name: source.tensor(name) for name in source.tables.names}
     replaced = {name: mapping(table) for name, table in tables.items()}
     for name, table in replaced.items():
-        _prove(name, tables[name], table, mapping)
+        prove(name, tables[name], table, mapping)
+    others = {name: other_rows(source, name, mapping) for name in source.tables.others}
     moved = _moved_ids(source, target)
     with publishing(output) as partial:
         config = remap_ids(source.config, moved)
-        write_checkpoint(source, replaced, partial, config | resized_config(config, mapping.target_size))
+        resized = resized_config(config, mapping.target_size, source.tables.size_settings)
+        write_checkpoint(source, replaced | others, partial, config | resized)
         remap_generation_config(partial, moved)
         copy_tokenizer(folder, partial)
         (partial / MAPPING_FILE).parent.mkdir()
@@ -89,7 +93,26 @@ def _moved_ids(source: Checkpoint, target: Vocabulary) -> dict[int, int]:
     return id_map.moved
 
 
-def _prove(name: str, before: Tensor, after: Tensor, mapping: VocabularyMapping) -> None:
+def other_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Rows:
+    """`M T` for another tensor with a row per token (head bias, per-layer embeddings), made when it is written."""
+    entry = source.entries[name]
+
+    def chunks() -> Iterator[Tensor]:
+        table = as_table(source.tensor(name))
+        converted = mapping(table)
+        prove(name, table, converted, mapping)
+        yield converted
+
+    return Rows((mapping.target_size, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+
+
+def as_table(tensor: Tensor) -> Tensor:
+    """A tensor with a row per token as a matrix: (V,) is (V, 1), (V, a, b) is (V, a b)."""
+    return tensor.reshape(len(tensor), -1)
+
+
+def prove(name: str, before: Tensor, after: Tensor, mapping: VocabularyMapping) -> None:
+    """Raise `CheckpointError` for a row that is not finite; a copied row must be bit-equal."""
     target, source = mapping.kept()
     if not torch.equal(after[target].view(torch.uint8), before[source].view(torch.uint8)):
         raise AssertionError(f"{name}: a copied row changed")

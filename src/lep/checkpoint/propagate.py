@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lep.checkpoint.ids import remap_generation_config, remap_ids
-from lep.checkpoint.initialise import LOADER_TEXTS, build_mapping
+from lep.checkpoint.initialise import LOADER_TEXTS, as_table, build_mapping
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
+from lep.checkpoint.stream import DTYPES, Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.errors import CheckpointError, LepError, TokenizerError
 from lep.linear_map import FitReport
@@ -57,7 +58,7 @@ def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | P
         )
         for kind, (old, chat, _) in family.tables()
     }
-    _write(family, tables, {"method": "none, mean initialisation", "fit": {}}, output)
+    _write(family, tables, {"method": "none, mean initialisation", "fit": {}}, output, trained=False)
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,19 @@ class Family:
         return rows
 
 
-def _write(family: Family, tables: dict[str, Tensor], record: dict[str, Any], output: Path) -> None:
+def _write(
+    family: Family, tables: dict[str, Tensor], record: dict[str, Any], output: Path, *, trained: bool = True
+) -> None:
     chat = family.instruct
     replaced = {getattr(chat.tables, kind): table for kind, table in tables.items()}
+    for name, table in replaced.items():
+        check_finite(name, table, chat)
+    others = {name: _other(family, name, len(tables["input"]), trained) for name in chat.tables.others}
     moved = {old: new for old, new in family.ids.items() if old != new}
     with publishing(output) as partial:
         config = remap_ids(chat.config, moved)
-        write_checkpoint(chat, replaced, partial, config | resized_config(config, len(tables["input"])))
+        resized = resized_config(config, len(tables["input"]), chat.tables.size_settings)
+        write_checkpoint(chat, replaced | others, partial, config | resized)
         remap_generation_config(partial, moved)
         write_tokenizer(result_tokenizer(chat, family.adapted, family.ids), chat.folder, partial)
         (partial / "lep").mkdir()
@@ -113,6 +120,46 @@ def _write(family: Family, tables: dict[str, Tensor], record: dict[str, Any], ou
         Checkpoint(partial).check()
         specials = "".join(list(chat.vocabulary.added_ids())[:8])
         check_loaders(partial, [*LOADER_TEXTS, specials])
+
+
+def _other(family: Family, name: str, rows: int, trained: bool) -> Rows:
+    """`M T_inst + (T_adapted - M T_base)` for another tensor with a row per token, the last part when trained."""
+    entry = family.instruct.entries[name]
+    sources = (family.base, family.adapted)
+    known = all(name in model.tables.others for model in sources)
+    if known and any(model.entries[name].shape[1:] != entry.shape[1:] for model in sources):
+        raise CheckpointError(f"{name} has other columns in {family.instruct.folder} than in {family.base.folder}: "
+                              "give models of one family and size")  # fmt: skip
+
+    def chunks() -> Iterator[Tensor]:
+        chat, mapping = as_table(family.instruct.tensor(name)), family.mapping
+        old = as_table(family.base.tensor(name)) if known else chat[:0]
+        if len(chat) < mapping.source_size and not known:
+            raise CheckpointError(f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
+                                  f"{len(chat):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
+        first = chat[: mapping.source_size] if not known else _first_rows(chat, old)
+        table = mapping(first)
+        if known and trained:
+            wide = torch.promote_types(table.dtype, torch.float32)
+            learned = as_table(family.adapted.tensor(name)).to(wide) - mapping(old).to(wide)
+            table = (table.to(wide) + learned).to(table.dtype)
+        table = torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])])
+        targets = torch.tensor(list(family.instruct_rows()), dtype=torch.int64)
+        table[targets] = chat[torch.tensor(list(family.instruct_rows().values()), dtype=torch.int64)]
+        check_finite(name, table, family.instruct)
+        yield table
+
+    return Rows((rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+
+
+def check_finite(name: str, table: Tensor, model: Checkpoint) -> None:
+    """Raise `CheckpointError` for a row with NaN or infinite values, which a source table must have had."""
+    broken = (~table.isfinite()).any(1).nonzero().flatten()
+    if len(broken):
+        raise CheckpointError(
+            f"row {int(broken[0])} of {name} would not be finite: a table of {model.folder}, its base or the adapted "
+            "model has NaN or infinite rows"
+        )
 
 
 def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> None:
