@@ -31,9 +31,20 @@ SAMPLED = ["gpt2", "gpt_neox", "gemma3", "qwen3_moe", "mamba", "bloom"]
 ROWS = 512  # of the base tables: padded, the tokenizer has 500
 
 # Architectures whose tiny model cannot be made by this test, and why.
-NOT_BUILT: dict[str, str] = {}
+NOT_BUILT = {
+    "gemma3n": "its vision tower needs the package timm (its text model, `gemma3n_text`, is covered)",
+    "gemma4_assistant": "a drafting head, which needs the hidden states of the model that it drafts for",
+    "gemma4_unified_assistant": "a drafting head, which needs the hidden states of the model that it drafts for",
+    "musicgen": "its configuration is that of a text encoder, a decoder and a codec; it writes sound, not text",
+    "musicgen_melody": "its configuration is that of a text encoder, a decoder and a codec; it writes sound, not text",
+}
 # Architectures that are refused, and words of the sentence that the user reads.
-REFUSED: dict[str, str] = {}
+REFUSED = {
+    "blt": "has 0 tables with a row per token in its input embeddings",
+    "cpmant": "makes 1,536 rows for a vocab_size of 512",
+    "mllama": "makes 520 rows for a vocab_size of 512",
+    "moshi": "makes 513 rows for a vocab_size of 512",
+}
 
 
 def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
@@ -44,7 +55,7 @@ def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
     kind = next(kind[type(config)] for kind in kinds if type(config) in kind)
     with torch.device("meta"):
         size = sum(p.numel() for p in kind._from_config(config).parameters())
-    if size > 5_000_000:
+    if size > 200_000_000:
         raise ValueError(f"{size:,} parameters")
     torch.manual_seed(seed)
     return kind._from_config(config).eval()
@@ -97,7 +108,8 @@ def check_architecture(model_type: str, tokenizer: Any, extended: Path, place: P
     source = Checkpoint(place / "initialised")
     names = [*source.tables.names, *source.tables.others]
     torch.manual_seed(2)
-    trained = {name: source.tensor(name) + 0.01 * torch.randn(source.shape(name)) for name in names}
+    trained = {name: source.tensor(name) for name in names}
+    trained = {name: t + 0.01 * torch.randn(t.shape) if t.is_floating_point() else t for name, t in trained.items()}
     write_checkpoint(source, trained, place / "adapted")
     copy_tokenizer(extended, place / "adapted")
     propagate(base, instruct, place / "adapted", place / "out", method="swap")

@@ -41,34 +41,48 @@ RULES: list[tuple[str, Any]] = [
 
 # What the rules cannot know: settings that depend on each other in one architecture.
 MIXED = {"num_hidden_layers": 4}  # a hybrid of layer types needs one layer of each
+INDEXED = {"index_head_dim": HEAD_DIM, "index_n_heads": HEADS, "index_topk": 64, "num_key_value_heads": HEADS}
+BLOCKS = ["mamba", "hybrid", "mamba", "hybrid"]
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "bailing_hybrid": MIXED,
+    "axk2": INDEXED,
+    "bailing_hybrid": {"layer_group_size": 2, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
     "bamba": {"attn_layer_indices": [1]},
-    "blt": {"encoder_hash_byte_group_vocab": 50, "encoder_hash_byte_group_size": [3, 4]},
-    "cohere_compass_text": MIXED,
-    "dbrx": {"attn_config": {"kv_n_heads": 2}},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"], "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_v32": INDEXED,
+    "dots3_note": {"text_config": {"num_key_value_heads": HEADS},
+                   "vision_config": {"num_hidden_layers": 42, "adapter_in_dim": HIDDEN},
+                   "audio_config": {"adapter_input_size": HIDDEN}},
+    "dots3_note_text": {"num_key_value_heads": HEADS},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "emu3": {"vocabulary_map": {"<image>": 9}, "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1]}},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 64},
+    "glm_moe_dsa": INDEXED,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "kimi_linear": MIXED,
+    "kimi_linear": MIXED | {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    "kolibri1": {"num_experts": EXPERTS, "num_experts_per_tok": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "lfm3": MIXED,
+    "longcat_flash": {"head_dim": 4, "n_routed_experts": EXPERTS, "moe_topk": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "qwen3_5_moe_text": MIXED,
     "qwen3_5_text": MIXED,
     "qwen3_next": MIXED,
-    "qwen4_exp_text": MIXED,
+    "qwen4_exp_text": MIXED | {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD_DIM,
+                               "indexer_budget": 16, "indexer_compress_ratio": 4},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16], "is_decoder": True},
     "roc_bert": {"shape_vocab_size": 50, "pronunciation_vocab_size": 50, "shape_embed_dim": 32,
                  "pronunciation_embed_dim": 32},
     "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
-    "zamba": {"num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "mamba"]},
-    "zamba2": {"num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "mamba"]},
+    "zamba": MIXED | {"layers_block_type": BLOCKS},
+    "zamba2": MIXED | {"layers_block_type": BLOCKS, "num_mem_blocks": 1},
 }  # fmt: skip
 
 
@@ -87,6 +101,8 @@ def _small(kind: type[PreTrainedConfig], vocab_size: int, exceptions: dict[str, 
     default = kind()
     settings: dict[str, Any] = {}
     for name, value in vars(default).items():
+        if name not in kind.__dataclass_fields__ and name not in kind.attribute_map.values():  # computed from others
+            continue
         part = value
         if isinstance(part, PreTrainedConfig):
             settings[name] = _small(type(part), vocab_size, exceptions.get(name, {}), ids)

@@ -67,7 +67,7 @@ def initialise(model: str | Path, tokenizer: str | Path, output: Path, *, method
     with publishing(output) as partial:
         config = remap_ids(source.config, moved)
         resized = resized_config(config, mapping.target_size, source.tables.size_settings)
-        write_checkpoint(source, replaced | others, partial, config | resized)
+        write_checkpoint(source, {**replaced, **others}, partial, config | resized)
         remap_generation_config(partial, moved)
         copy_tokenizer(folder, partial)
         (partial / MAPPING_FILE).parent.mkdir()
@@ -99,11 +99,16 @@ def other_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Row
 
     def chunks() -> Iterator[Tensor]:
         table = as_table(source.tensor(name))
-        converted = mapping(table)
+        converted = mix(table, mapping)
         prove(name, table, converted, mapping)
-        yield converted
+        yield converted.reshape(-1, *entry.shape[1:])
 
     return Rows((mapping.target_size, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+
+
+def mix(table: Tensor, mapping: VocabularyMapping) -> Tensor:
+    """`M table`; integers, which cannot be mixed, are those of the main source row."""
+    return mapping(table) if table.is_floating_point() else table[mapping.main_source()]
 
 
 def as_table(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lep.checkpoint.ids import remap_generation_config, remap_ids
-from lep.checkpoint.initialise import LOADER_TEXTS, as_table, build_mapping
+from lep.checkpoint.initialise import LOADER_TEXTS, as_table, build_mapping, mix
 from lep.checkpoint.reader import MAPPING_FILE, Checkpoint
 from lep.checkpoint.stream import DTYPES, Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
@@ -104,14 +104,14 @@ def _write(
 ) -> None:
     chat = family.instruct
     replaced = {getattr(chat.tables, kind): table for kind, table in tables.items()}
-    for name, table in replaced.items():
-        check_finite(name, table, chat)
+    for kind, table in tables.items():
+        check_finite(f"the {kind} embeddings", table, chat)
     others = {name: _other(family, name, len(tables["input"]), trained) for name in chat.tables.others}
     moved = {old: new for old, new in family.ids.items() if old != new}
     with publishing(output) as partial:
         config = remap_ids(chat.config, moved)
         resized = resized_config(config, len(tables["input"]), chat.tables.size_settings)
-        write_checkpoint(chat, replaced | others, partial, config | resized)
+        write_checkpoint(chat, {**replaced, **others}, partial, config | resized)
         remap_generation_config(partial, moved)
         write_tokenizer(result_tokenizer(chat, family.adapted, family.ids), chat.folder, partial)
         (partial / "lep").mkdir()
@@ -138,8 +138,8 @@ def _other(family: Family, name: str, rows: int, trained: bool) -> Rows:
             raise CheckpointError(f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
                                   f"{len(chat):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
         first = chat[: mapping.source_size] if not known else _first_rows(chat, old)
-        table = mapping(first)
-        if known and trained:
+        table = mix(first, mapping)
+        if known and trained and table.is_floating_point():
             wide = torch.promote_types(table.dtype, torch.float32)
             learned = as_table(family.adapted.tensor(name)).to(wide) - mapping(old).to(wide)
             table = (table.to(wide) + learned).to(table.dtype)
@@ -147,7 +147,7 @@ def _other(family: Family, name: str, rows: int, trained: bool) -> Rows:
         targets = torch.tensor(list(family.instruct_rows()), dtype=torch.int64)
         table[targets] = chat[torch.tensor(list(family.instruct_rows().values()), dtype=torch.int64)]
         check_finite(name, table, family.instruct)
-        yield table
+        yield table.reshape(-1, *entry.shape[1:])
 
     return Rows((rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
 

@@ -1,6 +1,7 @@
 """`Checkpoint`: a folder of safetensors, a configuration and a tokenizer, read only where it is asked."""
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,11 @@ class Checkpoint:
 
     def _headers(self) -> tuple[dict[str, str], dict[str, Entry]]:
         """The shard of each tensor, and where in it the tensor is."""
-        shards = self._index() if (self.folder / INDEX).exists() else {SINGLE: None}
+        shards: Mapping[str, set[str] | None] = self._index() if (self.folder / INDEX).exists() else {SINGLE: None}
         if not (self.folder / next(iter(shards), SINGLE)).exists():
             self._refuse_without_weights()
-        shard_of, entries = {}, {}
+        shard_of: dict[str, str] = {}
+        entries: dict[str, Entry] = {}
         for shard, names in shards.items():
             found = read_header(self.folder / shard)[0]
             if missing := sorted((names or set()) - set(found)):

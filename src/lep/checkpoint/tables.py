@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from lep.checkpoint.stream import DTYPES, Entry
 from lep.errors import CheckpointError
 
-PROBE = 128  # rows added in the second build; a multiple of the paddings in use
+PROBE = 128  # rows added in the second build: a multiple of the paddings in use
 MIXABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types that rows can be mixed in
+
+# Integers whose rows a new token takes from its main piece: the experts of each token (hash routing of DeepSeek V4).
+COPIED = (".tid2eid",)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def find_tables(folder: Path, config: dict[str, Any], entries: Mapping[str, Entr
     before, after = small.state_dict(keep_vars=True), big.state_dict(keep_vars=True)
     axes = {name: _changed_axis(before[name], after[name]) for name in before if name in after}
     stored = _stored_names(small, entries)
+    _refuse_other_sizes(folder, loaded, config, before)
     tied = _Tied(folder, before, axes, stored, entries)
     head = small.get_output_embeddings()
     if head is None:
@@ -103,7 +107,7 @@ class _Tied:
     def table(self, module: nn.Module, what: str) -> str:
         """Name of the one vocabulary table (two axes) inside a module."""
         inside = {id(p) for p in module.parameters()}
-        found = {id(t): name for name, t in reversed(self.tensors.items())
+        found = {id(t): name for name, t in reversed(list(self.tensors.items()))
                  if id(t) in inside and self.axes.get(name) is not None and t.dim() > 1}  # fmt: skip
         names = list(found.values())
         if len(names) != 1:
@@ -226,6 +230,23 @@ def _resized(loaded: Any, path: tuple[str, ...], keys: list[str], more: int) -> 
     return changed
 
 
+def _refuse_other_sizes(folder: Path, loaded: Any, config: dict[str, Any], before: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` for a table of tokens with a size of its own, such as Gemma 3n's per-layer embeddings."""
+    text, path = _text_config(loaded)
+    rows = next(iter(_sizes(text).values()))
+    odd = [key for key, value in vars(text).items()
+           if key.startswith("vocab_size") and isinstance(value, int) and value not in (0, rows)]  # fmt: skip
+    if not odd:
+        return
+    after = _build(_resized(loaded, path, odd, PROBE), config).state_dict(keep_vars=True)
+    for name, tensor in before.items():
+        if name in after and _changed_axis(tensor, after[name]) is not None:
+            raise CheckpointError(
+                f"{name} of {folder} has {len(tensor):,} rows for a vocabulary of {rows:,} ({odd[0]} in config.json): a "
+                "table of tokens with a size of its own is not supported yet"
+            )
+
+
 def _at(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     for name in path:
         config = config.get(name) or {}
@@ -286,8 +307,11 @@ def _unknown_tensors(
 
 
 def _check_dtype(folder: Path, name: str, entry: Entry) -> None:
-    if DTYPES.get(entry.dtype) not in MIXABLE:
-        raise CheckpointError(
-            f"{name} of {folder} is stored as {entry.dtype}: only floating-point tables of 16 bits or more can be "
-            "converted; give the model as it was before quantisation"
-        )
+    if DTYPES.get(entry.dtype) in MIXABLE or name.endswith(COPIED):
+        return
+    reason = (
+        "what integers say about a token cannot be mixed for a new one"
+        if entry.dtype.startswith(("I", "U", "BOOL")) and not name.endswith(".weight")
+        else "give the model as it was before quantisation"
+    )
+    raise CheckpointError(f"{name} of {folder} has a row per token and is stored as {entry.dtype}: {reason}")
