@@ -85,9 +85,12 @@ class Checkpoint:
         if not path.exists():
             raise CheckpointError(f"{self.folder} has no {name}: it is not a model folder")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{path} is not valid JSON ({error}): copy the file again") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object: copy the file again")
+        return content
 
     def _headers(self) -> tuple[dict[str, str], dict[str, Entry]]:
         """The shard of each tensor, and where in it the tensor is."""

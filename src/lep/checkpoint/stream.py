@@ -124,7 +124,7 @@ def _write_tensor(name: str, tensor: Tensor | Rows, file: IO[bytes]) -> None:
         if chunk.dtype != tensor.dtype:
             raise ValueError(f"a chunk of {name} is {chunk.dtype}, {tensor.dtype} was promised")
         for part in _parts(chunk.detach().cpu()):
-            written += file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy())
+            written += file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     if written != tensor.nbytes:
         raise ValueError(f"the chunks of {name} have {written:,} bytes, {tensor.nbytes:,} were promised")
 
