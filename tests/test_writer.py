@@ -13,14 +13,16 @@ import torch
 from conftest import save_model
 from safetensors.torch import load_file, save_file
 from tiny_configs import tiny_config
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2VLForConditionalGeneration
 
+from lep.checkpoint.architecture import _size_settings
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows, read_header, rewrite
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.errors import CheckpointError, LepError
 from lep.mapping import VocabularyMapping
+from lep.tokenizer.load import copy_tokenizer
 
 MIXED = {
     "b.weight": torch.randn(30, 7), "a.weight": torch.randn(5, 3).bfloat16(), "é": torch.arange(9).to(torch.uint8),
@@ -170,6 +172,40 @@ def test_tensors_that_are_not_loaded_are_converted_by_their_size(tmp_path, pair)
 def test_integers_come_from_the_main_piece() -> None:
     mapping = VocabularyMapping.from_rows([[0], [2, 1], [1, 0]], 3, [[1.0], [0.5, 0.5], [0.2, 0.8]])
     assert mapping.main_source().tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize(("layout", "places"), [
+    ("nested", [("text_config", "vocab_size")]), ("top", [("vocab_size",)]),
+    ("both", [("vocab_size",), ("text_config", "vocab_size")]),
+])  # fmt: skip
+def test_the_size_is_written_where_the_file_says_it(layout, places, tmp_path, pair) -> None:
+    """Early Qwen2-VL has the settings of its text model at the top."""
+    folder = tmp_path / "model"
+    config = tiny_config("qwen2_vl", 500, {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1})
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    copy_tokenizer(pair["base"], folder)
+    raw = json.loads((folder / "config.json").read_text())
+    if layout == "top":
+        raw = {name: value for name, value in raw.pop("text_config").items() if name != "model_type"} | raw
+    elif layout == "both":
+        raw["vocab_size"] = 500
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert list(Checkpoint(folder).tables.size_settings) == places
+    initialise(folder, pair["tokenizer"], tmp_path / "out")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert len(model.get_input_embeddings().weight) == len(model.get_output_embeddings().weight) == 600
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == raw | resized_config(raw, 600, places)
+    assert raw == written | resized_config(written, 500, places)
+
+
+def test_a_size_that_the_file_leaves_out_is_written() -> None:
+    """Files of Gemma 3 say of their text model only what differs from the default."""
+    text = tiny_config("llama", 500, {})
+    assert _size_settings({"text_config": {"eps": 1}}, ("text_config",), text, ["vocab_size"]) == (
+        ("text_config", "vocab_size"),
+    )
+    assert _size_settings({"n_vocab": 7}, (), text, ["vocab_size"]) == (("vocab_size",),)
 
 
 # Bad input.

@@ -65,8 +65,7 @@ class Architecture:
             for name in _changed_axes(tensors, _build(kind, _resized(loaded, path, [key])))
         }
         axes = _changed_axes(tensors, _build(kind, _resized(loaded, path, keys)))
-        written = tuple((*path, key) for key in _written_keys(_at(config, path), text, keys))
-        return cls(model, tensors, axes, size, written, other_sizes)
+        return cls(model, tensors, axes, size, _size_settings(config, path, text, keys), other_sizes)
 
     def names_of(self, tensor: Tensor) -> list[str]:
         """All names of one tensor; there are several when it is tied."""
@@ -166,12 +165,23 @@ def _at(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return config
 
 
-def _written_keys(settings: dict[str, Any], text: Any, keys: list[str]) -> list[str]:
-    """The spelling of each setting in the file: another name that means the same may be written there."""
-    spelt = []
-    for key in keys:
-        synonyms = [name for name, meaning in type(text).attribute_map.items() if meaning == key and name in settings]
-        spelt.append(synonyms[0] if synonyms and key not in settings else key)
-    if getattr(text, "unpadded_vocab_size", None):
-        spelt.append("unpadded_vocab_size")  # logits beyond it are cut off
-    return list(dict.fromkeys(spelt))
+def _size_settings(
+    config: dict[str, Any], path: tuple[str, ...], text: Any, keys: list[str]
+) -> tuple[tuple[str, ...], ...]:
+    """Where config.json says each setting of the text model, or should: files differ from what they are loaded as.
+
+    Another name that means the same may be written there; the settings of a nested text model may be written at
+    the top (as in early Qwen2-VL), or there as well.
+    """
+    places: list[tuple[str, ...]] = []
+    cut_off = ["unpadded_vocab_size"] if getattr(text, "unpadded_vocab_size", None) else []  # of the logits
+    for key in keys + cut_off:
+        spelt = [name for name, meaning in type(text).attribute_map.items() if meaning == key] + [key]
+        levels = [path[:depth] for depth in range(len(path) + 1)]
+        found = [(*level, name) for level in levels for name in spelt
+                 if _at(config, level).get(name) == getattr(text, key)]  # fmt: skip
+        places += found
+        nested = any(place[:-1] == path for place in found)
+        if not nested and (not found or _at(config, path)):
+            places.append((*path, key))
+    return tuple(places)

@@ -116,7 +116,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder / INDEX} names no tensors (weight_map): download it again")
         shards: dict[str, set[str]] = {}
         for name, shard in weight_map.items():
-            if not isinstance(shard, str) or Path(shard).name != shard:
+            if not isinstance(shard, str) or Path(shard).name != shard or shard == "..":
                 raise CheckpointError(f"{self.folder / INDEX} names {shard}, a path outside its folder")
             shards.setdefault(shard, set()).add(name)
         for shard in sorted(shards):
