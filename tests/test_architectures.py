@@ -27,7 +27,7 @@ from lep.tokenizer.load import copy_tokenizer, load_tokenizer
 from lep.tokenizer.write import extend_tokenizer
 
 NAMES = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-SAMPLED = ["gpt2", "gpt_neox", "gemma3", "qwen3_moe", "mamba", "bloom"]
+SAMPLED = ["gpt2", "gpt_neox", "gemma3", "phi", "qwen3_moe", "mamba", "gemma3n_text"]
 ROWS = 512  # of the base tables: padded, the tokenizer has 500
 
 # Architectures whose tiny model cannot be made by this test, and why.
@@ -165,6 +165,11 @@ def test_typical_architectures(model_type: str, byte_level: Any, extended: Path,
 def test_every_architecture(model_type: str, byte_level: Any, extended: Path, tmp_path: Path) -> None:
     check_architecture(model_type, byte_level, extended, tmp_path)
     shutil.rmtree(tmp_path)
+
+
+def test_the_page_names_every_architecture() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text()
+    assert {line.split("`")[1] for line in page.splitlines() if line.startswith("* ")} == set(NAMES)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from tiny_configs import tiny_config
 from transformers import AutoModelForCausalLM, Qwen2VLForConditionalGeneration
 
-from lep.checkpoint.architecture import _size_settings
+from lep.checkpoint.architecture import Architecture, _size_settings
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows, read_header, rewrite
+from lep.checkpoint.tables import Search
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.errors import CheckpointError, LepError
 from lep.mapping import VocabularyMapping
@@ -75,6 +77,7 @@ import json, sys, torch
 from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.tables import Search
 from lep.checkpoint.writer import write_checkpoint
 
 folder = Path(sys.argv[1])
@@ -88,6 +91,7 @@ print(round(status("VmHWM") - before))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts the peak of memory")
 def test_a_large_shard_is_never_in_memory(tmp_path) -> None:
     config = tiny_config("llama", 5000, {})
@@ -123,6 +127,13 @@ def test_settings_and_code_are_carried_weights_and_tokenizers_are_not(tmp_path, 
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "model.safetensors", "config.json", "generation_config.json", *kept
     }  # fmt: skip
+
+
+def test_what_was_written_is_read_back(tmp_path, pair, monkeypatch) -> None:
+    source = Checkpoint(pair["base"])
+    monkeypatch.setattr("lep.checkpoint.writer.rewrite", lambda old, new, place: shutil.copyfile(old, place))
+    with pytest.raises(AssertionError, match="does not hold what was written"):
+        write_checkpoint(source, {source.tables.input: torch.zeros(501, 32)}, tmp_path / "out")
 
 
 def test_nested_sizes_are_changed_and_nothing_else() -> None:
@@ -209,6 +220,22 @@ def test_a_size_that_the_file_leaves_out_is_written() -> None:
 
 
 # Bad input.
+
+
+def test_a_vocabulary_on_another_axis_is_refused_by_name(pair) -> None:
+    source = Checkpoint(pair["base"])
+    architecture = Architecture.probe(source.folder, source.config)
+    turned = replace(architecture, axes=architecture.axes | {"model.layers.0.mlp.up_proj.weight": 1})
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight of .* has the vocabulary on axis 1 of \[64, 32\]"):
+        Search(source.folder, turned, source.entries).tables()
+
+
+def test_a_table_of_integers_is_refused_by_name(tmp_path, pair) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors") | {"frequency": torch.arange(500)}
+    save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"frequency of .* is stored as I64: what integers say about a token"):
+        Checkpoint(tmp_path / "model").check()
 
 
 def test_a_table_of_another_size_is_refused_by_name(tmp_path) -> None:
