@@ -14,7 +14,7 @@ import torch
 from conftest import save_model
 from safetensors.torch import load_file, save_file
 from tiny_configs import tiny_config
-from transformers import AutoModelForCausalLM, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForCausalLM, Qwen2VLForConditionalGeneration, Qwen3_5ForConditionalGeneration
 
 from lep.checkpoint.architecture import Architecture, _size_settings
 from lep.checkpoint.initialise import initialise
@@ -51,7 +51,8 @@ def test_a_stream_writes_what_safetensors_writes(new, in_kernel, tmp_path, monke
 
 
 def test_floats_alone_give_the_very_bytes_of_safetensors(tmp_path) -> None:
-    tensors = {f"layer.{i}": torch.randn(i + 1, 3) for i in range(12)}
+    kinds = [torch.float32, torch.bfloat16, torch.float64]
+    tensors = {f"layer.{i}": torch.randn(i + 1, 3).to(kinds[i % 3]) for i in range(12)}
     save_file(tensors, tmp_path / "old", metadata={"format": "pt"})
     new = {"layer.3": torch.randn(8, 3)}
     save_file(tensors | new, tmp_path / "expected", metadata={"format": "pt"})
@@ -162,6 +163,15 @@ def test_other_tensors_with_a_row_per_token_are_found(model_type, others, tmp_pa
     assert set(Checkpoint(tiny_checkpoint(model_type, tmp_path / "model")).tables.others) == others
 
 
+def test_the_class_that_wrote_the_checkpoint_is_probed(tmp_path) -> None:
+    """`AutoModelForCausalLM` would build the text model alone."""
+    model = Qwen3_5ForConditionalGeneration(tiny_config("qwen3_5", 500, {}))
+    model.save_pretrained(tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    assert type(Architecture.probe(source.folder, source.config).model) is Qwen3_5ForConditionalGeneration
+    assert len(source.tables.names) == 2
+
+
 def test_tensors_that_are_not_loaded_are_converted_by_their_size(tmp_path, pair) -> None:
     shutil.copytree(pair["base"], tmp_path / "model")
     stored = load_file(tmp_path / "model" / "model.safetensors")
@@ -244,6 +254,14 @@ def test_a_table_of_another_size_is_refused_by_name(tmp_path) -> None:
         Checkpoint(folder).tables  # noqa: B018 - finding them is what fails
 
 
+def test_tables_read_by_a_hash_are_refused_by_name(tmp_path, pair) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors") | {"ple.ngram_embedding.weight": torch.randn(60, 8)}
+    save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"ple\.ngram_embedding\.weight of .* is read by a hash of token ids"):
+        Checkpoint(tmp_path / "model").check()
+
+
 def test_rows_that_disagree_with_the_configuration(tmp_path, pair) -> None:
     shutil.copytree(pair["base"], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -269,6 +287,8 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path, pair) -> None:
 def damaged(data: bytes, how: str) -> bytes:
     length = int.from_bytes(data[:8], "little")
     spec = json.loads(data[8 : 8 + length])
+    if how == "shifted":
+        spec["lm_head.weight"]["data_offsets"] = [place + 4 for place in spec["lm_head.weight"]["data_offsets"]]
     if how == "shape":
         spec["lm_head.weight"]["shape"] = [499, 32]
     header = b"{" * length if how == "header" else json.dumps(spec).encode()
@@ -281,7 +301,8 @@ def damaged(data: bytes, how: str) -> bytes:
 @pytest.mark.parametrize(("how", "message"), [
     ("truncated", r"its header describes [\d,]+ bytes, the file has [\d,]+"), ("longer", "its header describes"),
     ("empty", "its header should have 0 bytes, the file has 0"), ("number", "its header should have"),
-    ("header", "cannot be read"), ("shape", r"the bytes of lm_head.weight do not agree with its shape \[499, 32\]"),
+    ("header", "cannot be read"), ("shifted", r"the bytes of .* do not agree with its shape"),
+    ("shape", r"the bytes of lm_head.weight do not agree with its shape \[499, 32\]"),
 ])  # fmt: skip
 @pytest.mark.parametrize("sharded", [True, False])
 def test_a_damaged_shard_is_seen_at_once(how, message, sharded, tmp_path, byte_level) -> None:

@@ -133,12 +133,11 @@ def _other(family: Family, name: str, rows: int, trained: bool) -> Rows:
 
     def chunks() -> Iterator[Tensor]:
         chat, mapping = as_table(family.instruct.tensor(name)), family.mapping
-        old = as_table(family.base.tensor(name)) if known else chat[:0]
-        if len(chat) < mapping.source_size and not known:
+        old = as_table(family.base.tensor(name)) if known else chat[: mapping.source_size]
+        if len(old) < mapping.source_size:
             raise CheckpointError(f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
-                                  f"{len(chat):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
-        first = chat[: mapping.source_size] if not known else _first_rows(chat, old)
-        table = mix(first, mapping)
+                                  f"{len(old):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
+        table = mix(_first_rows(chat, old), mapping)
         if known and trained and table.is_floating_point():
             wide = torch.promote_types(table.dtype, torch.float32)
             learned = as_table(family.adapted.tensor(name)).to(wide) - mapping(old).to(wide)

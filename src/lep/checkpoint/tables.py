@@ -15,6 +15,7 @@ from lep.errors import CheckpointError
 MIXABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types that rows can be mixed in
 # Integers whose rows a new token takes from its main piece: the experts of each token (hash routing of DeepSeek V4).
 COPIED = (".tid2eid",)
+HASHED = ".ngram_embedding."  # rows found by a hash of token ids and of the vocabulary's size (Qwen4-Exp)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Search:
         others = dict.fromkeys(place for place in known + self._not_loaded() if place not in (*inputs, *outputs))
         for name in axes:
             self._check(name)
+        if hashed := [name for name in self.entries if HASHED in name]:
+            raise CheckpointError(
+                f"{hashed[0]} of {self.folder} is read by a hash of token ids, which another vocabulary would scatter: "
+                "such models are not supported"
+            )
         for name, setting in self.architecture.other_sizes.items():
             raise CheckpointError(
                 f"{name} of {self.folder} has {len(self.architecture.tensors[name]):,} rows for a vocabulary of "
