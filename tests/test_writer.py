@@ -130,6 +130,16 @@ def test_settings_and_code_are_carried_weights_and_tokenizers_are_not(tmp_path, 
     }  # fmt: skip
 
 
+def test_a_link_that_a_killed_run_left_is_not_written_through(tmp_path, pair) -> None:
+    source = Checkpoint(pair["base"])
+    before = source.tensor(source.tables.input)
+    write_checkpoint(source, {}, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").samefile(pair["base"] / "model.safetensors")
+    write_checkpoint(source, {source.tables.input: torch.zeros(500, 32)}, tmp_path / "out")
+    assert torch.equal(source.tensor(source.tables.input), before)
+    assert not Checkpoint(tmp_path / "out").tensor(source.tables.input).any()
+
+
 def test_what_was_written_is_read_back(tmp_path, pair, monkeypatch) -> None:
     source = Checkpoint(pair["base"])
     monkeypatch.setattr("lep.checkpoint.writer.rewrite", lambda old, new, place: shutil.copyfile(old, place))

@@ -40,6 +40,8 @@ def write_checkpoint(
     check_space(output, _needed_bytes(source, replaced, rewritten, output))
     output.mkdir(parents=True, exist_ok=True)
     for shard in sorted(set(source.shard_of.values())):
+        # What a killed run left may be a link to the source itself: never written through.
+        (output / shard).unlink(missing_ok=True)
         if shard in rewritten:
             inside = {name: tensor for name, tensor in replaced.items() if source.shard_of[name] == shard}
             rewrite(source.folder / shard, inside, output / shard)
@@ -100,7 +102,6 @@ def _needed_bytes(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], rew
 
 
 def _link(file: Path, place: Path) -> None:
-    place.unlink(missing_ok=True)  # of a run that was killed while it wrote
     try:
         os.link(file.resolve(), place)
     except OSError:  # another disk, or a file system without links
