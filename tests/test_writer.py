@@ -140,6 +140,17 @@ def test_a_link_that_a_killed_run_left_is_not_written_through(tmp_path, pair) ->
     assert not Checkpoint(tmp_path / "out").tensor(source.tables.input).any()
 
 
+def test_another_disk_gets_copies(tmp_path, pair, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    write_checkpoint(Checkpoint(pair["base"]), {}, tmp_path / "out")
+    written, source = tmp_path / "out" / "model.safetensors", pair["base"] / "model.safetensors"
+    assert written.read_bytes() == source.read_bytes()
+    assert not written.samefile(source)
+
+
 def test_what_was_written_is_read_back(tmp_path, pair, monkeypatch) -> None:
     source = Checkpoint(pair["base"])
     monkeypatch.setattr("lep.checkpoint.writer.rewrite", lambda old, new, place: shutil.copyfile(old, place))
