@@ -9,6 +9,9 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "lab" / "text" / "train"

@@ -111,6 +111,14 @@ class VocabularyMapping:
             torch.equal(getattr(self, name), getattr(other, name)) for name in names
         )
 
+    def main_source(self) -> Tensor:
+        """The source row with the largest weight in each target row, the first of several: (target rows,) int64."""
+        row = torch.arange(self.target_size).repeat_interleave(self.offsets.diff())
+        top = torch.full((self.target_size,), -torch.inf, dtype=torch.float64)
+        best = self.weights == top.scatter_reduce(0, row, self.weights, "amax")[row]
+        place = torch.full((self.target_size,), len(self.weights))
+        return self.indices[place.scatter_reduce(0, row[best], best.nonzero().flatten(), "amin")]
+
     def save(self, path: Path) -> None:
         """Write as safetensors (a few MB). The same mapping always gives the same bytes."""
         tensors = {name: getattr(self, name) for name in ("indices", "offsets", "weights", "copies")}

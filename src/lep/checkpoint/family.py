@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lep.checkpoint.mappings import adapted_mappings, undertrained_rows
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import finite
 from lep.errors import CheckpointError, TokenizerError
-from lep.mapping import VocabularyMapping
-from lep.propagation import Problem, Propagation, propagated_table
+from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+from lep.propagation import Problem, Propagation, propagated_rows, propagated_table, with_own_rows
 from lep.tokenizer.parts import renumber
 
 
@@ -30,6 +31,10 @@ class TableCase:
     def result(self, found: Propagation) -> Tensor:
         """The propagated table, (V_result, h)."""
         return propagated_table(self.problem, found, self.adapted, self.instruct, self.own_rows)
+
+    def chunks(self, found: Propagation, size: int) -> Iterator[Tensor]:
+        """The same in chunks of rows."""
+        return with_own_rows(propagated_rows(self.problem, found, self.adapted), self.instruct, self.own_rows, size)
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,21 @@ class Family:
         """The input table and, in an untied model, the output table."""
         for kind, mapping in self.mappings.items():
             names = [model.tables.by_kind()[kind] for model in (self.base, self.instruct, self.adapted)]
-            models = zip((self.base, self.instruct, self.adapted), names, strict=True)
+            models = list(zip((self.base, self.instruct, self.adapted), names, strict=True))
             base, instruct, adapted = (model.tensor(name) for model, name in models)
+            for (model, name), table in zip(models, (base, instruct, adapted), strict=True):
+                all(True for _ in finite(table.split(ROWS_AT_ONCE), f"{name} in {model.folder}"))
             problem = Problem(
                 base, first_rows(instruct, base), mapping, self.fit_rows(mapping, names[0]),
                 centred=kind == "output" and not soft_capped(self.base.config), weights=weights,
                 penalty=penalty,
             )  # fmt: skip
             yield TableCase(kind, problem, adapted, instruct, self.instruct_rows())
+
+    @property
+    def rows(self) -> int:
+        """Rows of the result's tables."""
+        return max([self.mappings["input"].target_size, *(row + 1 for row in self.ids.values())])
 
     def instruct_rows(self) -> dict[int, int]:
         """`{result row: instruct row}` of the rows that stay the instruct model's."""

@@ -4,16 +4,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from lep.checkpoint.ids import named_ids, remap_generation_config, remap_ids
 from lep.checkpoint.mappings import build_mappings, save_mappings
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.rows import mixed_rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.errors import CheckpointError
 from lep.hub import local_folder
-from lep.mapping import VocabularyMapping
 from lep.publish import publishing
 from lep.settings import InitSettings
 from lep.tokenizer.idmap import IdMap
@@ -45,16 +42,16 @@ def initialise(
     source, folder = Checkpoint(model).check(), local_folder(tokenizer)
     target = Vocabulary.of(load_tokenizer(folder))
     settings = settings or InitSettings()
-    mappings, replaced = build_mappings(source, target, settings), {}
-    for kind, name in source.tables.by_kind().items():
-        table = source.tensor(name)
-        replaced[name] = mappings[kind](table)
-        _prove(name, table, replaced[name], mappings[kind])
+    mappings = build_mappings(source, target, settings)
     mapping = mappings["input"]
+    kinds = {name: kind for kind, name in source.tables.by_kind().items()}
+    kinds |= {name: source.tables.kind_of(name) for name in source.tables.others}
+    replaced = {name: mixed_rows(source, name, mappings[kind]) for name, kind in kinds.items()}
     moved = _moved_ids(source, target)
     with publishing(output) as partial:
         config = remap_ids(source.config, moved)
-        write_checkpoint(source, replaced, partial, config | resized_config(config, mapping.target_size))
+        resized = resized_config(config, mapping.target_size, source.tables.size_settings)
+        write_checkpoint(source, replaced, partial, config | resized)
         remap_generation_config(partial, moved)
         copy_tokenizer(folder, partial)
         save_mappings(mappings, partial)
@@ -77,14 +74,3 @@ def _moved_ids(source: Checkpoint, target: Vocabulary) -> dict[int, int]:
                 "holds it when pruning"
             )
     return id_map.moved
-
-
-def _prove(name: str, before: Tensor, after: Tensor, mapping: VocabularyMapping) -> None:
-    target, source = mapping.kept()
-    if not torch.equal(after[target].view(torch.uint8), before[source].view(torch.uint8)):
-        raise AssertionError(f"{name}: a copied row changed")
-    broken = (~after.isfinite()).any(1).nonzero().flatten()
-    if len(broken):
-        raise CheckpointError(
-            f"row {int(broken[0])} of the new {name} is not finite: the source table has NaN or infinite rows"
-        )

@@ -24,16 +24,16 @@ def inspect_checkpoint(source: str | Path) -> dict[str, Any]:
     """
     model = Checkpoint(source).check()
     vocabulary, tables = model.vocabulary, model.tables
-    sizes = {name: model.nbytes(name) for name in model.shard_of}
     return {
         "folder": str(model.folder),
         "architecture": (model.config.get("architectures") or [model.config.get("model_type")])[0],
         "parameters": sum(math.prod(model.shape(name)) for name in model.shard_of),
-        "bytes": sum(sizes.values()),
+        "bytes": sum(entry.nbytes for entry in model.entries.values()),
         "shards": len(set(model.shard_of.values())),
         "tied": tables.output is None,
         "tables": {name: inspect_table(model, name) for name in tables.names},
         "aliases": list(tables.aliases),
+        "others": list(tables.others),
         "tokens": sum(token is not None for token in vocabulary.tokens),
         "ids": len(vocabulary),
         "special_tokens": dict(sorted(vocabulary.added_ids().items(), key=lambda pair: pair[1])),

@@ -9,6 +9,7 @@ import torch
 
 from lep.checkpoint.family import Family
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import DTYPES
 from lep.propagation.methods import FLOAT32_PRODUCTS_FROM, ROWS_AT_ONCE
 from lep.settings import PropagateSettings
 
@@ -58,13 +59,12 @@ class PropagationPlan:
 def plan_propagation(family: Family, settings: PropagateSettings) -> PropagationPlan:
     """The plan of `lep.checkpoint.propagate.propagate` for these models and settings."""
     chat = family.instruct
-    result_rows = max([*family.ids.values(), family.mappings["input"].target_size - 1]) + 1
     tables, read, memory, fit, solve = {}, 0, 0, 0.0, 0.0
     for kind in family.mappings:
         names = [(model, model.tables.by_kind()[kind]) for model in (family.base, chat, family.adapted)]
         rows, hidden = family.mappings[kind].target_size, chat.shape(names[1][1])[1]
-        sizes = [model.nbytes(name) for model, name in names]
-        tables[kind] = (result_rows, hidden)
+        sizes = [model.entries[name].nbytes for model, name in names]
+        tables[kind] = (family.rows, hidden)
         read += sum(sizes)
         solves = SOLVES.get(settings.of(kind), RIDGE_SOLVES)
         fitted = rows if settings.of(kind) == "conversion" else family.mappings[kind].source_size
@@ -72,16 +72,19 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
         solve += solves * (2 / 3 + 4) * hidden**3
         working = SQUARES * 8 * hidden**2 + CHUNKS * 4 * ROWS_AT_ONCE * hidden
         memory = max(memory, sum(sizes) + working)
-    held = {chat.tables.by_kind()[kind]: rows * hidden * chat.itemsize(chat.tables.by_kind()[kind])
-            for kind, (rows, hidden) in tables.items()}  # fmt: skip
+    names_of = chat.tables.by_kind()
+    held = {
+        names_of[kind]: rows * hidden * DTYPES[chat.entries[names_of[kind]].dtype].itemsize
+        for kind, (rows, hidden) in tables.items()
+    }
     touched = {chat.shard_of[name] for name in held}
     sizes_of = {shard: (chat.folder / shard).stat().st_size for shard in set(chat.shard_of.values())}
-    copied = sum(sizes_of[shard] for shard in touched) - sum(chat.nbytes(name) for name in held)
+    copied = sum(sizes_of[shard] for shard in touched) - sum(chat.entries[name].nbytes for name in held)
     hidden = next(iter(tables.values()))[1]
     return PropagationPlan(
         tables, read, copied + sum(held.values()), copied,
         sum(size for shard, size in sizes_of.items() if shard not in touched),
-        memory + sum(held.values()), fit, solve,
+        memory, fit, solve,
         _rate(torch.float32 if hidden >= FLOAT32_PRODUCTS_FROM else torch.float64), _rate(torch.float64),
         _disk_rate(chat),
     )  # fmt: skip

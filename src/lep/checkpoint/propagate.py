@@ -1,6 +1,7 @@
 """Carry the adapted embeddings of a base model into its instruct model (section 3.5 of the paper)."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lep.checkpoint.family import Family, first_rows, result_tokenizer
+from lep.checkpoint.family import Family, TableCase, first_rows, result_tokenizer
 from lep.checkpoint.ids import remap_generation_config, remap_ids
 from lep.checkpoint.initialise import LOADER_TEXTS
 from lep.checkpoint.mappings import save_mappings
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.rows import carried_rows, parts
+from lep.checkpoint.stream import DTYPES, Rows, finite
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.corpus.read import stream_texts
 from lep.linear_map import FitReport
-from lep.propagation import METHODS, with_own_rows
+from lep.propagation import METHODS, Propagation, with_own_rows
 from lep.publish import publishing
 from lep.settings import PropagateSettings
 from lep.tokenizer.load import check_loaders, write_tokenizer
@@ -40,20 +43,24 @@ def propagate(
     """
     settings = settings or PropagateSettings()
     family = Family.open(base, instruct, adapted)
-    tables, reports = propagated_tables(family, settings)
+    weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
+    tables, reports = {}, {}
+    for case in family.problems(weights, settings.ridge):
+        found = METHODS[settings.of(case.kind)](case.problem)
+        tables[case.kind], reports[case.kind] = propagated(family, case, found), found.report
     record = settings.model_dump() | {"fit": {kind: asdict(report) for kind, report in reports.items()}}
     write_result(family, tables, record, output)
     return reports
 
 
-def propagated_tables(family: Family, settings: PropagateSettings) -> tuple[dict[str, Tensor], dict[str, FitReport]]:
-    """The tables of the result by kind, (V_result, h) each, and their fits."""
-    tables, reports = {}, {}
-    weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
-    for case in family.problems(weights, settings.ridge):
-        found = METHODS[settings.of(case.kind)](case.problem)
-        tables[case.kind], reports[case.kind] = case.result(found), found.report
-    return tables, reports
+def propagated(family: Family, case: TableCase, found: Propagation) -> Rows:
+    """A table of the result, made when it is written."""
+    name = family.instruct.tables.by_kind()[case.kind]
+
+    def chunks() -> Iterator[Tensor]:
+        return finite(case.chunks(found, family.rows), f"the new {name} of {family.instruct.folder}")
+
+    return Rows((family.rows, case.instruct.shape[1]), case.instruct.dtype, chunks)
 
 
 def use_weights(family: Family, paths: list[str]) -> Tensor:
@@ -69,27 +76,45 @@ def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | P
     What there is without any training: the control that every propagation has to beat.
     """
     family = Family.open(base, instruct, adapted)
-    tables = {}
-    for kind, mapping in family.mappings.items():
-        chat = family.instruct.tensor(family.instruct.tables.by_kind()[kind])
-        rows = mapping(first_rows(chat, family.base.tensor(family.base.tables.by_kind()[kind])))
-        tables[kind] = with_own_rows([rows], rows.shape, chat, family.instruct_rows())
-    write_result(family, tables, {"method": "none, untrained rows", "fit": {}}, output)
+    names = family.instruct.tables.by_kind()
+    tables = {kind: _untrained(family, kind, name) for kind, name in names.items()}
+    write_result(family, tables, {"method": "none, untrained rows", "fit": {}}, output, trained=False)
+
+
+def _untrained(family: Family, kind: str, name: str) -> Rows:
+    def chunks() -> Iterator[Tensor]:
+        chat = family.instruct.tensor(name)
+        table = first_rows(chat, family.base.tensor(family.base.tables.by_kind()[kind]))
+        mixed = (part(table) for part in parts(family.mappings[kind]))
+        made = with_own_rows(mixed, chat, family.instruct_rows(), family.rows)
+        return finite(made, f"the new {name} of {family.instruct.folder}")
+
+    entry = family.instruct.entries[name]
+    return Rows((family.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
 
 
 def write_result(
-    family: Family, tables: dict[str, Tensor], record: dict[str, Any], output: Path, notes: dict[str, str] | None = None
+    family: Family,
+    tables: dict[str, Rows],
+    record: dict[str, Any],
+    output: Path,
+    *,
+    trained: bool = True,
+    notes: dict[str, str] | None = None,
 ) -> None:
     """Publish the instruct model with other tables, the result's tokenizer and a record of how it was made.
 
-    `notes` are further files for the folder's `lep/`, content by name.
+    What other tensors with a row per token learned in the adapted model is added when `trained`. `notes` are
+    further files for the folder's `lep/`, content by name.
     """
     chat = family.instruct
     replaced = {chat.tables.by_kind()[kind]: table for kind, table in tables.items()}
+    replaced |= {name: carried_rows(family, name, family.rows, trained=trained) for name in chat.tables.others}
     moved = {old: new for old, new in family.ids.items() if old != new}
     with publishing(output) as partial:
         config = remap_ids(chat.config, moved)
-        write_checkpoint(chat, replaced, partial, config | resized_config(config, len(tables["input"])))
+        resized = resized_config(config, family.rows, chat.tables.size_settings)
+        write_checkpoint(chat, replaced, partial, config | resized)
         remap_generation_config(partial, moved)
         write_tokenizer(result_tokenizer(chat, family.adapted, family.ids), chat.folder, partial)
         save_mappings(family.mappings, partial)

@@ -3,36 +3,36 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from lep.checkpoint.reader import INDEX, Checkpoint
+from lep.checkpoint.stream import NAMES, Rows, read_header, rewrite
 from lep.errors import CheckpointError
-from lep.publish import check_space
+from lep.publish import KEY_FILE, check_space
 
-CARRIED_PATTERNS = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+# Carried along: settings, licences, code (never run here). Tokenizer files are the caller's to write.
+CARRIED_PATTERNS = ("*.json", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
+NOT_CARRIED = ("config.json", "*.index.json", "*token*.json", "vocab.json", "tekken.json", KEY_FILE)
 
 
 def write_checkpoint(
-    source: Checkpoint, replaced: dict[str, Tensor], output: Path, config: dict[str, Any] | None = None
+    source: Checkpoint, replaced: Mapping[str, Tensor | Rows], output: Path, config: dict[str, Any] | None = None
 ) -> None:
     """Write `source` with some tensors replaced into the folder `output`, shard by shard.
 
-    A shard without a replaced tensor is hard-linked (copied from another disk); the others are rewritten one at
-    a time, so that memory holds one shard. Configuration and generation settings are carried as they are, but
-    for the entries of `config`. The tokenizer is the caller's to write.
+    A shard without a replaced tensor is hard-linked (copied from another disk); the others are rewritten as a
+    stream, so that memory holds what the caller holds and one chunk. The settings beside the weights are carried
+    as they are, but for the entries of `config`. The tokenizer is the caller's to write.
 
     Raises `CheckpointError` for a replaced tensor the source lacks, `OutputError` for a disk too small.
     """
-    replaced = replaced | {
-        alias: replaced[source.tables.input].clone()
-        for alias in source.tables.aliases
-        if source.tables.input in replaced
-    }
+    if source.tables.input in replaced:
+        replaced = {**replaced, **dict.fromkeys(source.tables.aliases, replaced[source.tables.input])}
     unknown = sorted(set(replaced) - set(source.shard_of))
     if unknown:
         raise CheckpointError(f"{source.folder} has no tensor {unknown[0]} to replace")
@@ -40,28 +40,33 @@ def write_checkpoint(
     check_space(output, _needed_bytes(source, replaced, rewritten, output))
     output.mkdir(parents=True, exist_ok=True)
     for shard in sorted(set(source.shard_of.values())):
+        # What a killed run left may be a link to the source itself: never written through.
+        (output / shard).unlink(missing_ok=True)
         if shard in rewritten:
-            names = [name for name, place in source.shard_of.items() if place == shard]
-            tensors = {name: replaced[name] if name in replaced else source.tensor(name) for name in names}
-            save_file({name: t.contiguous() for name, t in tensors.items()}, output / shard, metadata={"format": "pt"})
-            (output / shard).chmod(0o644)  # safetensors makes files that only their owner can read
+            inside = {name: tensor for name, tensor in replaced.items() if source.shard_of[name] == shard}
+            rewrite(source.folder / shard, inside, output / shard)
         else:
             _link(source.folder / shard, output / shard)
+        _verify(source, replaced, shard, output / shard)
     _write_index(source, replaced, output)
-    for pattern in CARRIED_PATTERNS:
-        for file in source.folder.glob(pattern):
-            shutil.copyfile(file, output / file.name)
+    for file in _carried(source.folder):
+        shutil.copyfile(file, output / file.name)
     text = json.dumps(source.config | (config or {}), indent=2, ensure_ascii=False)
     (output / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def resized_config(config: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The entries of a configuration that say the vocabulary's size, nested text configurations included."""
+def resized_config(
+    config: dict[str, Any], rows: int, settings: Iterable[tuple[str, ...]] = (("vocab_size",),)
+) -> dict[str, Any]:
+    """The entries of a configuration that change when each of `settings` (a path of keys) says `rows`.
+
+    >>> resized_config({"text_config": {"hidden_size": 8}, "tie": True}, 10, [("text_config", "vocab_size")])
+    {'text_config': {'hidden_size': 8, 'vocab_size': 10}}
+    """
     changed: dict[str, Any] = {}
-    if "vocab_size" in config or "text_config" not in config:
-        changed["vocab_size"] = rows
-    if isinstance(config.get("text_config"), dict):
-        changed["text_config"] = config["text_config"] | {"vocab_size": rows}
+    for first, *rest in settings:
+        before = changed.get(first, config.get(first)) or {}
+        changed[first] = before | resized_config(before, rows, [tuple(rest)]) if rest else rows
     return changed
 
 
@@ -70,30 +75,43 @@ def rewritten_bytes(source: Checkpoint, names: Iterable[str]) -> int:
     return sum((source.folder / shard).stat().st_size for shard in {source.shard_of[name] for name in names})
 
 
-def _needed_bytes(source: Checkpoint, replaced: dict[str, Tensor], rewritten: set[str], output: Path) -> int:
+def _carried(folder: Path) -> list[Path]:
+    found = {file for pattern in CARRIED_PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not any(file.match(pattern) for pattern in NOT_CARRIED))
+
+
+def _verify(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], shard: str, written: Path) -> None:
+    """Read back the header, by safetensors itself: every name, type and shape must be the expected one."""
+    expected = {name: (entry.dtype, entry.shape) for name, entry in read_header(source.folder / shard)[0].items()}
+    expected |= {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in replaced.items() if name in expected}
+    with safe_open(written, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the file is no dictionary
+        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    if found != expected:
+        raise AssertionError(f"{written} does not hold what was written to it")
+
+
+def _needed_bytes(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], rewritten: set[str], output: Path) -> int:
     place = output.absolute()
     while not place.exists():
         place = place.parent
     copied = source.folder.stat().st_dev != place.stat().st_dev
     shards = rewritten if not copied else set(source.shard_of.values())
     old = sum((source.folder / shard).stat().st_size for shard in shards)
-    return old + sum(tensor.nbytes for tensor in replaced.values())
+    return old + sum(tensor.nbytes - source.entries[name].nbytes for name, tensor in replaced.items())
 
 
 def _link(file: Path, place: Path) -> None:
-    place.unlink(missing_ok=True)  # of a run that was killed while it wrote
     try:
         os.link(file.resolve(), place)
     except OSError:  # another disk, or a file system without links
         shutil.copyfile(file, place)
 
 
-def _write_index(source: Checkpoint, replaced: dict[str, Tensor], output: Path) -> None:
+def _write_index(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], output: Path) -> None:
     if not (source.folder / INDEX).exists():
         return
     index = json.loads((source.folder / INDEX).read_text())
-    for name, tensor in replaced.items():
-        old = source.tensor(name).nbytes
-        if "total_size" in index.get("metadata", {}):
-            index["metadata"]["total_size"] += tensor.nbytes - old
+    if "total_size" in index.get("metadata", {}):
+        index["metadata"]["total_size"] += sum(t.nbytes - source.entries[name].nbytes for name, t in replaced.items())
     (output / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from lep.checkpoint.family import Family
-from lep.checkpoint.propagate import use_weights, write_result
+from lep.checkpoint.propagate import propagated, use_weights, write_result
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import Rows
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import read_messages
 from lep.errors import CheckpointError, CorpusError
@@ -116,7 +117,7 @@ def propagate_auto(
         "selection.json": json.dumps(described, indent=1) + "\n",
         "selection.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
     }
-    write_result(family, candidates.tables(selection.chosen), record, output, notes)
+    write_result(family, candidates.rows(selection.chosen), record, output, notes=notes)
     return selection
 
 
@@ -141,12 +142,16 @@ class Candidates:
         """The tables of the result."""
         return {kind: self.cases[kind].result(found) for kind, found in self.fits(name).items()}
 
+    def rows(self, name: Name) -> dict[str, Rows]:
+        """The same, to be written."""
+        return {kind: propagated(self.family, self.cases[kind], found) for kind, found in self.fits(name).items()}
+
     def load(self, name: Name) -> tuple[Any, Checkpoint]:
         """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
         tables = self.tables(name)
         if self._loaded is None:
             shutil.rmtree(self.place, ignore_errors=True)
-            write_result(self.family, tables, {}, self.place)
+            write_result(self.family, self.rows(name), {}, self.place)
             self._loaded = load_model(self.place)
         model = self._loaded[0]
         model.get_input_embeddings().weight.data.copy_(tables["input"])

@@ -5,7 +5,8 @@ drop it (beta = 0) and differ in the rows on which W is fitted. With beta = 1 a 
 `M E_inst`, and what was learned, `(E_adapted - M E_base) W`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -145,25 +146,26 @@ def propagated_table(
     problem: Problem, propagation: Propagation, adapted: Tensor, instruct: Tensor, instruct_rows: dict[int, int]
 ) -> Tensor:
     """All rows of the result, (V_result, h): the propagated ones, and the instruct model's own: `{row: its row}`."""
-    return with_own_rows(propagated_rows(problem, propagation, adapted), adapted.shape, instruct, instruct_rows)
+    size = max([len(adapted), *(row + 1 for row in instruct_rows)])
+    return torch.cat(list(with_own_rows(propagated_rows(problem, propagation, adapted), instruct, instruct_rows, size)))
 
 
 def with_own_rows(
-    chunks: Iterable[Tensor], shape: Sequence[int], instruct: Tensor, instruct_rows: dict[int, int]
-) -> Tensor:
-    """A table of chunks, (V_target, h) in all, with rows of the instruct model in their places: `{row: its row}`.
+    chunks: Iterable[Tensor], instruct: Tensor, instruct_rows: dict[int, int], size: int
+) -> Iterator[Tensor]:
+    """Chunks of a table of `size` rows in which some are the instruct model's own: `{row: its row}`.
 
-    A row beyond V_target (a token that only the instruct model has) is appended; such rows must follow it without a
-    gap.
+    Rows that the chunks do not reach (tokens that only the instruct model has) are appended, zero where they are
+    nobody's.
     """
-    size = max([shape[0], *(row + 1 for row in instruct_rows)])
-    table, start = torch.empty(size, shape[1], dtype=instruct.dtype), 0
-    for chunk in chunks:
-        table[start : start + len(chunk)] = chunk
-        start += len(chunk)
-    targets = torch.tensor(list(instruct_rows), dtype=torch.int64)
-    table[targets] = instruct[torch.tensor(list(instruct_rows.values()), dtype=torch.int64)]
-    return table
+    start = 0
+    for chunk in itertools.chain(chunks, [None]):
+        rows = instruct.new_zeros(size - start, instruct.shape[1]) if chunk is None else chunk
+        own = {row - start: source for row, source in instruct_rows.items() if start <= row < start + len(rows)}
+        rows[list(own)] = instruct[list(own.values())]
+        start += len(rows)
+        if len(rows):
+            yield rows
 
 
 def _carried(problem: Problem, group: RowMap, mapping: VocabularyMapping, adapted: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+"""Rows of a checkpoint that is being written, made chunk by chunk from those of others, and proven on the way."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lep.checkpoint.family import Family, first_rows
+from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import DTYPES, Rows, finite
+from lep.errors import CheckpointError
+from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+from lep.propagation import with_own_rows
+
+
+def mixed_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Rows:
+    """`M T` for a tensor with a row per token: a table, a head bias, per-layer embeddings."""
+    entry = source.entries[name]
+
+    def mixed() -> Iterator[Tensor]:
+        table = as_table(source.tensor(name))
+        for part in parts(mapping):
+            chunk = mix(table, part)
+            target, origin = part.kept()
+            if not torch.equal(chunk[target].view(torch.uint8), table[origin].view(torch.uint8)):
+                raise AssertionError(f"{name}: a copied row changed")
+            yield chunk
+
+    def chunks() -> Iterator[Tensor]:
+        return (chunk.reshape(-1, *entry.shape[1:]) for chunk in finite(mixed(), f"the new {name} of {source.folder}"))
+
+    return Rows((mapping.target_size, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+
+
+def carried_rows(family: Family, name: str, rows: int, *, trained: bool) -> Rows:
+    """`M T_inst + (T_adapted - M T_base)` for a tensor beside the tables, the last part when `trained`."""
+    entry, mapping = family.instruct.entries[name], family.mappings[family.instruct.tables.kind_of(name)]
+    sources = (family.base, family.adapted)
+    known = all(name in model.tables.others for model in sources)
+    if known and any(model.entries[name].shape[1:] != entry.shape[1:] for model in sources):
+        raise CheckpointError(f"{name} has other columns in {family.instruct.folder} than in {family.base.folder}: "
+                              "give models of one family and size")  # fmt: skip
+
+    def carried() -> Iterator[Tensor]:
+        chat = as_table(family.instruct.tensor(name))
+        old = as_table(family.base.tensor(name)) if known else chat[: mapping.source_size]
+        if len(old) < mapping.source_size:
+            raise CheckpointError(f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
+                                  f"{len(old):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
+        new, start = as_table(family.adapted.tensor(name)) if known else None, 0
+        for part in parts(mapping):
+            chunk = mix(first_rows(chat, old), part)
+            if new is not None and trained and chunk.is_floating_point():
+                wide = torch.promote_types(chunk.dtype, torch.float32)
+                learned = new[start : start + len(chunk)].to(wide) - part(old).to(wide)
+                chunk = torch.where(learned == 0, chunk, (chunk.to(wide) + learned).to(chunk.dtype))
+            start += len(chunk)
+            yield chunk
+
+    def chunks() -> Iterator[Tensor]:
+        chat = as_table(family.instruct.tensor(name))
+        made = with_own_rows(carried(), chat, family.instruct_rows(), rows)
+        sound = finite(made, f"the new {name} of {family.instruct.folder}")
+        return (chunk.reshape(-1, *entry.shape[1:]) for chunk in sound)
+
+    return Rows((rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+
+
+def parts(mapping: VocabularyMapping) -> Iterator[VocabularyMapping]:
+    """A mapping in pieces of target rows that are small enough to be widened."""
+    for rows in torch.arange(mapping.target_size).split(ROWS_AT_ONCE):
+        yield mapping.select(rows)
+
+
+def mix(table: Tensor, mapping: VocabularyMapping) -> Tensor:
+    """`M table`; integers, which cannot be mixed, are those of the main source row."""
+    return mapping(table) if table.is_floating_point() else table[mapping.main_source()]
+
+
+def as_table(tensor: Tensor) -> Tensor:
+    """A tensor with a row per token as a matrix: (V,) is (V, 1), (V, a, b) is (V, a b)."""
+    return tensor.reshape(len(tensor), -1)
