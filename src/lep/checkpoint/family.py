@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from lep.checkpoint.mappings import adapted_mappings, undertrained_rows
 from lep.checkpoint.reader import Checkpoint
@@ -16,6 +17,7 @@ from lep.errors import CheckpointError, TokenizerError
 from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
 from lep.propagation import Problem, Propagation, propagated_rows, propagated_table, with_own_rows
 from lep.tokenizer.parts import renumber
+from lep.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,44 @@ class TableCase:
 
 
 @dataclass(frozen=True)
+class Recipient:
+    """An instruct model and the vocabulary that it gets."""
+
+    model: Checkpoint
+    tokenizer: PreTrainedTokenizerFast  # of the adapted base
+    mappings: dict[str, VocabularyMapping]  # of the input table and, in untied models, of the output table
+    ids: dict[int, int]  # result id of each added token of the model, by its id there
+
+    @property
+    def rows(self) -> int:
+        """Rows of the result's tables."""
+        return max([self.mappings["input"].target_size, *(row + 1 for row in self.ids.values())])
+
+    def own_rows(self) -> dict[int, int]:
+        """`{result row: its row}` of the rows that stay the model's."""
+        return {row: index for index, row in self.ids.items()}
+
+    def tokenizer_spec(self) -> dict[str, Any]:
+        """Content of tokenizer.json: the new vocabulary, the model's added tokens, their flags and template ids."""
+        spec = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        chat = json.loads(self.model.tokenizer.backend_tokenizer.to_str())
+        ours = {entry["id"]: entry for entry in spec["added_tokens"]}
+        ours |= {self.ids[entry["id"]]: entry | {"id": self.ids[entry["id"]]} for entry in chat["added_tokens"]}
+        spec["added_tokens"] = [ours[index] for index in sorted(ours)]
+        # Ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them (`Parts.assemble`).
+        vocabulary = spec["model"]["vocab"]
+        if isinstance(vocabulary, dict):
+            vocabulary |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
+        else:  # Unigram: the position is the id, and a low score keeps the token out of ordinary text
+            low = min(score for _, score in vocabulary)
+            vocabulary += [[entry["content"], low] for entry in spec["added_tokens"] if entry["id"] >= len(vocabulary)]
+            vocabulary = {name: i for i, (name, _) in enumerate(vocabulary)}
+        spec["post_processor"] = chat["post_processor"]
+        renumber(spec["post_processor"], vocabulary)
+        return spec
+
+
+@dataclass(frozen=True)
 class Family:
     """The three models of a propagation, and how their vocabularies belong together."""
 
@@ -52,7 +92,13 @@ class Family:
         """Raises `CheckpointError` when the three do not belong together."""
         source, chat, target = (Checkpoint(model).check() for model in (base, instruct, adapted))
         check_family(source, chat, target)
-        return cls(source, chat, target, adapted_mappings(source, target), result_ids(source, chat, target))
+        return cls(
+            source,
+            chat,
+            target,
+            adapted_mappings(source, target),
+            result_ids(len(source.vocabulary), chat, target.vocabulary),
+        )
 
     def problems(self, weights: Tensor | None = None, penalty: float | None = None) -> Iterator["TableCase"]:
         """The input table and, in an untied model, the output table."""
@@ -67,16 +113,11 @@ class Family:
                 centred=kind == "output" and not soft_capped(self.base.config), weights=weights,
                 penalty=penalty,
             )  # fmt: skip
-            yield TableCase(kind, problem, adapted, instruct, self.instruct_rows())
+            yield TableCase(kind, problem, adapted, instruct, self.recipient.own_rows())
 
     @property
-    def rows(self) -> int:
-        """Rows of the result's tables."""
-        return max([self.mappings["input"].target_size, *(row + 1 for row in self.ids.values())])
-
-    def instruct_rows(self) -> dict[int, int]:
-        """`{result row: instruct row}` of the rows that stay the instruct model's."""
-        return {row: index for index, row in self.ids.items()}
+    def recipient(self) -> Recipient:
+        return Recipient(self.instruct, self.adapted.tokenizer, self.mappings, self.ids)
 
     def fit_rows(self, mapping: VocabularyMapping, name: str) -> Tensor:
         """Mask of the target rows that a map may be fitted on: ordinary tokens, made of rows that were trained."""
@@ -113,17 +154,17 @@ def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) ->
         raise CheckpointError(f"{instruct.folder} has {shapes[instruct][0]:,} rows for the {needed:,} ids of its base")
 
 
-def result_ids(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> dict[int, int]:
-    """`{instruct id: result id}` of the instruct model's added tokens; those the adapted one lacks come last.
+def result_ids(ids: int, instruct: Checkpoint, target: Vocabulary) -> dict[int, int]:
+    """`{instruct id: result id}` of the instruct model's added tokens; those the target lacks come last.
 
-    Raises `TokenizerError` when the instruct model has ordinary tokens that the adapted tokenizer lacks.
+    Raises `TokenizerError` when the instruct model has ordinary tokens beyond the `ids` of its base.
     """
-    known, ids, following = adapted.vocabulary.added_ids(), {}, len(adapted.vocabulary)
+    known, found, following = target.added_ids(), {}, len(target)
     for index, token in enumerate(instruct.vocabulary.tokens):
         if token is None:
             continue
         if not token.added:
-            if index >= len(base.vocabulary):
+            if index >= ids:
                 raise TokenizerError(
                     f"id {index} of {instruct.folder}, {token.content!r}, is an ordinary token that the base model "
                     "lacks: only added tokens can be carried along"
@@ -131,31 +172,11 @@ def result_ids(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> d
             continue
         name = token.content.decode()
         if name in known:
-            ids[index] = known[name]
+            found[index] = known[name]
         else:
-            ids[index] = following
+            found[index] = following
             following += 1
-    return ids
-
-
-def result_tokenizer(instruct: Checkpoint, adapted: Checkpoint, ids: dict[int, int]) -> dict[str, Any]:
-    """Content of tokenizer.json: the adapted vocabulary, the instruct model's added tokens, flags and template ids."""
-    spec = json.loads(adapted.tokenizer.backend_tokenizer.to_str())
-    chat = json.loads(instruct.tokenizer.backend_tokenizer.to_str())
-    ours = {entry["id"]: entry for entry in spec["added_tokens"]}
-    ours |= {ids[entry["id"]]: entry | {"id": ids[entry["id"]]} for entry in chat["added_tokens"]}
-    spec["added_tokens"] = [ours[index] for index in sorted(ours)]
-    # Ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them (`Parts.assemble`).
-    vocabulary = spec["model"]["vocab"]
-    if isinstance(vocabulary, dict):
-        vocabulary |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
-    else:  # Unigram: the position is the id, and a low score keeps the token out of ordinary text
-        low = min(score for _, score in vocabulary)
-        vocabulary += [[entry["content"], low] for entry in spec["added_tokens"] if entry["id"] >= len(vocabulary)]
-        vocabulary = {name: i for i, (name, _) in enumerate(vocabulary)}
-    spec["post_processor"] = chat["post_processor"]
-    renumber(spec["post_processor"], vocabulary)
-    return spec
+    return found
 
 
 def first_rows(instruct: Tensor, base: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lep.checkpoint.ids import named_ids, remap_generation_config, remap_ids
-from lep.checkpoint.mappings import build_mappings, save_mappings
+from lep.checkpoint.mappings import INIT_FILE, build_mappings, save_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.rows import mixed_rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
@@ -57,7 +57,7 @@ def initialise(
         save_mappings(mappings, partial)
         copied = len(mapping.kept()[0])
         result = Initialised(mapping.target_size, copied, mapping.target_size - copied)
-        (partial / "lep" / "init.json").write_text(json.dumps(settings.model_dump() | vars(result), indent=2) + "\n")
+        (partial / INIT_FILE).write_text(json.dumps(settings.model_dump() | vars(result), indent=2) + "\n")
         Checkpoint(partial).check()
         check_loaders(partial, LOADER_TEXTS)
     return result

@@ -17,6 +17,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 
 # In a subfolder: servers load all that lies beside the model. The output table has its own file where it differs.
 MAPPING_FILES = {"input": Path("lep", "mapping.safetensors"), "output": Path("lep", "output_mapping.safetensors")}
+INIT_FILE = Path("lep", "init.json")  # what filled the mappings
 NEVER_IN_UTF8 = [bytes([byte]) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))]
 RESERVED = regex.compile(rb"(?i)reserved|unused")
 

@@ -64,7 +64,7 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
         names = [(model, model.tables.by_kind()[kind]) for model in (family.base, chat, family.adapted)]
         rows, hidden = family.mappings[kind].target_size, chat.shape(names[1][1])[1]
         sizes = [model.entries[name].nbytes for model, name in names]
-        tables[kind] = (family.rows, hidden)
+        tables[kind] = (family.recipient.rows, hidden)
         read += sum(sizes)
         solves = SOLVES.get(settings.of(kind), RIDGE_SOLVES)
         fitted = rows if settings.of(kind) == "conversion" else family.mappings[kind].source_size

@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lep.checkpoint.family import Family, TableCase, first_rows, result_tokenizer
+from lep.checkpoint.family import Family, Recipient, TableCase, first_rows
 from lep.checkpoint.ids import remap_generation_config, remap_ids
 from lep.checkpoint.initialise import LOADER_TEXTS
 from lep.checkpoint.mappings import save_mappings
@@ -25,6 +24,8 @@ from lep.publish import publishing
 from lep.settings import PropagateSettings
 from lep.tokenizer.load import check_loaders, write_tokenizer
 from lep.tokenizer.prune import token_counts
+
+RECORD = "propagation.json"
 
 
 def propagate(
@@ -49,7 +50,7 @@ def propagate(
         found = METHODS[settings.of(case.kind)](case.problem)
         tables[case.kind], reports[case.kind] = propagated(family, case, found), found.report
     record = settings.model_dump() | {"fit": {kind: asdict(report) for kind, report in reports.items()}}
-    write_result(family, tables, record, output)
+    write_result(family.recipient, all_rows(family, tables), {RECORD: json.dumps(record, indent=2) + "\n"}, output)
     return reports
 
 
@@ -58,9 +59,9 @@ def propagated(family: Family, case: TableCase, found: Propagation) -> Rows:
     name = family.instruct.tables.by_kind()[case.kind]
 
     def chunks() -> Iterator[Tensor]:
-        return finite(case.chunks(found, family.rows), f"the new {name} of {family.instruct.folder}")
+        return finite(case.chunks(found, family.recipient.rows), f"the new {name} of {family.instruct.folder}")
 
-    return Rows((family.rows, case.instruct.shape[1]), case.instruct.dtype, chunks)
+    return Rows((family.recipient.rows, case.instruct.shape[1]), case.instruct.dtype, chunks)
 
 
 def use_weights(family: Family, paths: list[str]) -> Tensor:
@@ -78,7 +79,8 @@ def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | P
     family = Family.open(base, instruct, adapted)
     names = family.instruct.tables.by_kind()
     tables = {kind: _untrained(family, kind, name) for kind, name in names.items()}
-    write_result(family, tables, {"method": "none, untrained rows", "fit": {}}, output, trained=False)
+    record = json.dumps({"method": "none, untrained rows", "fit": {}}, indent=2) + "\n"
+    write_result(family.recipient, all_rows(family, tables, trained=False), {RECORD: record}, output)
 
 
 def _untrained(family: Family, kind: str, name: str) -> Rows:
@@ -86,40 +88,32 @@ def _untrained(family: Family, kind: str, name: str) -> Rows:
         chat = family.instruct.tensor(name)
         table = first_rows(chat, family.base.tensor(family.base.tables.by_kind()[kind]))
         mixed = (part(table) for part in parts(family.mappings[kind]))
-        made = with_own_rows(mixed, chat, family.instruct_rows(), family.rows)
+        made = with_own_rows(mixed, chat, family.recipient.own_rows(), family.recipient.rows)
         return finite(made, f"the new {name} of {family.instruct.folder}")
 
     entry = family.instruct.entries[name]
-    return Rows((family.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+    return Rows((family.recipient.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
 
 
-def write_result(
-    family: Family,
-    tables: dict[str, Rows],
-    record: dict[str, Any],
-    output: Path,
-    *,
-    trained: bool = True,
-    notes: dict[str, str] | None = None,
-) -> None:
-    """Publish the instruct model with other tables, the result's tokenizer and a record of how it was made.
-
-    What other tensors with a row per token learned in the adapted model is added when `trained`. `notes` are
-    further files for the folder's `lep/`, content by name.
-    """
+def all_rows(family: Family, tables: dict[str, Rows], *, trained: bool = True) -> dict[str, Rows]:
+    """The tables by their names, with every other tensor that has a row per token; `trained`: with what it learned."""
     chat = family.instruct
-    replaced = {chat.tables.by_kind()[kind]: table for kind, table in tables.items()}
-    replaced |= {name: carried_rows(family, name, family.rows, trained=trained) for name in chat.tables.others}
-    moved = {old: new for old, new in family.ids.items() if old != new}
+    others = {name: carried_rows(family, name, trained=trained) for name in chat.tables.others}
+    return {chat.tables.by_kind()[kind]: table for kind, table in tables.items()} | others
+
+
+def write_result(recipient: Recipient, replaced: dict[str, Rows], notes: dict[str, str], output: Path) -> None:
+    """Publish an instruct model with new tables and the new vocabulary; `notes` are files for its `lep/`, by name."""
+    chat = recipient.model
+    moved = {old: new for old, new in recipient.ids.items() if old != new}
     with publishing(output) as partial:
         config = remap_ids(chat.config, moved)
-        resized = resized_config(config, family.rows, chat.tables.size_settings)
+        resized = resized_config(config, recipient.rows, chat.tables.size_settings)
         write_checkpoint(chat, replaced, partial, config | resized)
         remap_generation_config(partial, moved)
-        write_tokenizer(result_tokenizer(chat, family.adapted, family.ids), chat.folder, partial)
-        save_mappings(family.mappings, partial)
-        (partial / "lep" / "propagation.json").write_text(json.dumps(record, indent=2) + "\n")
-        for name, content in (notes or {}).items():
+        write_tokenizer(recipient.tokenizer_spec(), chat.folder, partial)
+        save_mappings(recipient.mappings, partial)
+        for name, content in notes.items():
             (partial / "lep" / name).write_text(content, encoding="utf-8")
         Checkpoint(partial).check()
         specials = "".join(list(chat.vocabulary.added_ids())[:8])

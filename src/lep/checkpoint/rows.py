@@ -32,10 +32,10 @@ def mixed_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Row
     return Rows((mapping.target_size, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
 
 
-def carried_rows(family: Family, name: str, rows: int, *, trained: bool) -> Rows:
+def carried_rows(family: Family, name: str, *, trained: bool) -> Rows:
     """`M T_inst + (T_adapted - M T_base)` for a tensor beside the tables, the last part when `trained`."""
     entry, mapping = family.instruct.entries[name], family.mappings[family.instruct.tables.kind_of(name)]
-    sources = (family.base, family.adapted)
+    sources, rows = (family.base, family.adapted), family.recipient.rows
     known = all(name in model.tables.others for model in sources)
     if known and any(model.entries[name].shape[1:] != entry.shape[1:] for model in sources):
         raise CheckpointError(f"{name} has other columns in {family.instruct.folder} than in {family.base.folder}: "
@@ -59,7 +59,7 @@ def carried_rows(family: Family, name: str, rows: int, *, trained: bool) -> Rows
 
     def chunks() -> Iterator[Tensor]:
         chat = as_table(family.instruct.tensor(name))
-        made = with_own_rows(carried(), chat, family.instruct_rows(), rows)
+        made = with_own_rows(carried(), chat, family.recipient.own_rows(), rows)
         sound = finite(made, f"the new {name} of {family.instruct.folder}")
         return (chunk.reshape(-1, *entry.shape[1:]) for chunk in sound)
 

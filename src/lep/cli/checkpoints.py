@@ -80,6 +80,35 @@ def propagate(
 
 
 @app.command()
+def pack(
+    base: Model,
+    adapted: Model,
+    output: Annotated[Path, typer.Option(help="File to write; must not exist.")],
+    new_only: Annotated[bool, typer.Option("--new-only", help="Leave out what known tokens learned.")] = False,
+) -> None:
+    """Put what a base model learned of a language into one file, for every model tuned from that base."""
+    from lep.checkpoint.pack import make_pack
+
+    made = make_pack(base, adapted, output, new_only=new_only)
+    rows = ", ".join(f"{len(rows):,} {kind} rows" for kind, (rows, _) in made.learned.items())
+    say(f"{rows}; {output.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def apply(
+    pack: Annotated[str, typer.Argument(help="A file that lep pack wrote.")],
+    model: Model,
+    output: Output,
+    force: Annotated[bool, typer.Option("--force", help="Apply it to a model of another base.")] = False,
+) -> None:
+    """Give a model the language of a pack that was made on its base."""
+    from lep.checkpoint.pack import apply_pack
+
+    for kind, cosine in apply_pack(pack, model, output, force=force).items():
+        say(f"{kind}: rows like the base's by a mean cosine of {cosine:.3f}")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Model: a local folder or a hub id.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it here.")] = None,

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from lep.checkpoint.family import Family
-from lep.checkpoint.propagate import propagated, use_weights, write_result
+from lep.checkpoint.propagate import RECORD, all_rows, propagated, use_weights, write_result
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.corpus.prepare import unit_hash
@@ -114,10 +114,11 @@ def propagate_auto(
     }  # fmt: skip
     lines = [{"candidate": label(name)} | each for name, found in records.items() for each in found]
     notes = {
+        RECORD: json.dumps(record, indent=2) + "\n",
         "selection.json": json.dumps(described, indent=1) + "\n",
         "selection.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
     }
-    write_result(family, candidates.rows(selection.chosen), record, output, notes=notes)
+    write_result(family.recipient, candidates.rows(selection.chosen), notes, output)
     return selection
 
 
@@ -143,15 +144,16 @@ class Candidates:
         return {kind: self.cases[kind].result(found) for kind, found in self.fits(name).items()}
 
     def rows(self, name: Name) -> dict[str, Rows]:
-        """The same, to be written."""
-        return {kind: propagated(self.family, self.cases[kind], found) for kind, found in self.fits(name).items()}
+        """Everything that is written for a candidate."""
+        fits = self.fits(name).items()
+        return all_rows(self.family, {kind: propagated(self.family, self.cases[kind], found) for kind, found in fits})
 
     def load(self, name: Name) -> tuple[Any, Checkpoint]:
         """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
         tables = self.tables(name)
         if self._loaded is None:
             shutil.rmtree(self.place, ignore_errors=True)
-            write_result(self.family, self.rows(name), {}, self.place)
+            write_result(self.family.recipient, self.rows(name), {}, self.place)
             self._loaded = load_model(self.place)
         model = self._loaded[0]
         model.get_input_embeddings().weight.data.copy_(tables["input"])

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
-from lep.checkpoint.mappings import MAPPING_FILES
+from lep.checkpoint.mappings import INIT_FILE, MAPPING_FILES
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.pack import pack, tokenize_documents
@@ -51,7 +51,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         write_checkpoint(checkpoint, tables, partial)
         copy_tokenizer(checkpoint.folder, partial)
         (partial / "lep").mkdir(exist_ok=True)
-        for file in MAPPING_FILES.values():
+        for file in (*MAPPING_FILES.values(), INIT_FILE):
             if (checkpoint.folder / file).exists():
                 shutil.copyfile(checkpoint.folder / file, partial / file)
         record |= {"seconds": round(time.time() - started, 1), "settings": settings.model_dump()}

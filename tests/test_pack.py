@@ -1,0 +1,162 @@
+"""Language packs: what a base learned, given to models tuned from it; and what inspect and verify say."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TEMPLATE, byte_level_tokenizer, sample_texts, save_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lep.checkpoint.initialise import initialise
+from lep.checkpoint.inspect import compare_checkpoints, comparison_text, inspect_checkpoint, inspection_text
+from lep.checkpoint.pack import LanguagePack, apply_pack, make_pack
+from lep.checkpoint.propagate import propagate
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import CheckpointError, OutputError, TokenizerError
+from lep.settings import PropagateSettings
+
+
+@pytest.fixture(scope="module")
+def trained(pair, tmp_path_factory):
+    """The base with the new vocabulary after some training: half of its rows moved."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    initialise(pair["base"], pair["tokenizer"], folder)
+    stored = load_file(folder / "model.safetensors")
+    torch.manual_seed(0)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        stored[name][::2] += 0.1 * torch.randn_like(stored[name][::2])
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> None:
+    pack = make_pack(pair["base"], trained, tmp_path / "ru.lep")
+    assert {kind: len(rows) for kind, (rows, _) in pack.learned.items()} == {"input": 300, "output": 300}
+    for number, seed in enumerate((1, 2)):  # two models tuned from the base in different ways
+        chat = tmp_path / f"chat{number}"
+        shutil.copytree(pair["instruct"], chat)
+        stored = load_file(chat / "model.safetensors")
+        torch.manual_seed(seed)
+        for name, tensor in stored.items():
+            stored[name] = tensor + 0.005 * seed * torch.randn_like(tensor)
+        save_file(stored, chat / "model.safetensors", metadata={"format": "pt"})
+        apply_pack(tmp_path / "ru.lep", chat, tmp_path / f"out{number}")
+        propagate(pair["base"], chat, trained, tmp_path / f"same{number}", PropagateSettings(method="task-arithmetic"))
+        ours, theirs = (load_file(tmp_path / f"{n}{number}" / "model.safetensors") for n in ("out", "same"))
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+        untouched = [i for i in range(1, 500, 2) if i not in Checkpoint(chat).vocabulary.added_ids().values()]
+        assert torch.equal(ours["lm_head.weight"][untouched], stored["lm_head.weight"][untouched])
+        names = ("tokenizer.json", "config.json", "generation_config.json")
+        assert all((tmp_path / f"out{number}" / f).read_bytes() == (tmp_path / f"same{number}" / f).read_bytes()
+                   for f in names)  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out0")
+    assert tokenizer.chat_template == TEMPLATE
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out0")
+
+
+def test_new_rows_alone(pair, trained, tmp_path) -> None:
+    make_pack(pair["base"], trained, tmp_path / "ru.lep", new_only=True)
+    apply_pack(tmp_path / "ru.lep", pair["instruct"], tmp_path / "out")
+    ours, chat = (load_file(place / "model.safetensors") for place in (tmp_path / "out", pair["instruct"]))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(ours[name][:500], chat[name][:500])
+    assert (tmp_path / "ru.lep").stat().st_size < 200_000
+
+
+def test_packs_are_the_same_each_time(pair, trained, tmp_path) -> None:
+    for name in ("one", "two"):
+        make_pack(pair["base"], trained, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    about = LanguagePack.load(tmp_path / "one").about
+    assert about["history"]["init"]["method"] == "mean"
+    assert set(about["tables"]) == {"input", "output"}
+
+
+def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) -> None:
+    make_pack(pair["base"], trained, tmp_path / "ru.lep")
+    save_model(tmp_path / "stranger", byte_level, seed=99, template=TEMPLATE)
+    with pytest.raises(CheckpointError, match=r"mean cosine of -?0\.\d\d, and kin have 0.5 or more; --force"):
+        apply_pack(tmp_path / "ru.lep", tmp_path / "stranger", tmp_path / "out")
+    apply_pack(tmp_path / "ru.lep", tmp_path / "stranger", tmp_path / "forced", force=True)
+    save_model(tmp_path / "wide", byte_level, hidden=64)
+    save_model(tmp_path / "tied", byte_level, tied=True)
+    save_model(tmp_path / "other", byte_level_tokenizer(sample_texts("ru"), 500, ["<s>", "</s>"]))
+    for name, error, message in [
+        ("wide", CheckpointError, "has hidden size 64, .* was made for 32"),
+        ("tied", CheckpointError, "ties its embeddings and the pack does not"),
+        ("other", TokenizerError, "the tokens of .* are not those of"),
+    ]:
+        with pytest.raises(error, match=message):
+            apply_pack(tmp_path / "ru.lep", tmp_path / name, tmp_path / "out", force=True)
+    (tmp_path / "cut.lep").write_bytes((tmp_path / "ru.lep").read_bytes()[:-100])
+    for place in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
+        with pytest.raises(CheckpointError, match="is not a language pack"):
+            apply_pack(tmp_path / place, pair["instruct"], tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already"):
+        make_pack(pair["base"], trained, tmp_path / "ru.lep")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_commands(pair, trained, tmp_path) -> None:
+    def lep(*arguments) -> str:
+        done = subprocess.run([sys.executable, "-m", "lep", *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    lep("pack", "--base", pair["base"], "--adapted", trained, "--output", tmp_path / "ru.lep")
+    lep("apply", tmp_path / "ru.lep", "--model", pair["instruct"], "--output", tmp_path / "out")
+    said = lep("verify", pair["instruct"], tmp_path / "out", "--json", tmp_path / "v.json")
+    assert "resized: lm_head.weight 500 x 32 -> 600 x 32" in said
+    assert json.loads((tmp_path / "v.json").read_text())["counts"]["resized"] == 2
+    assert "600 x 32" in lep("inspect", tmp_path / "out")
+
+
+def test_verify_says_what_changed(pair, trained, tmp_path) -> None:
+    found = compare_checkpoints(pair["base"], pair["base"])
+    assert set(found["counts"]) == {"same"}
+    assert found["config"] == {}
+    assert all(rows["same"] == rows["tokens"] == 500 for rows in found["rows"].values())
+    found = compare_checkpoints(pair["base"], trained)
+    assert found["counts"]["resized"] == 2
+    assert (found["tokens"]["kept"], found["tokens"]["new"]) == (500, 100)
+    assert {kind: rows["same"] for kind, rows in found["rows"].items()} == {"input": 250, "output": 250}
+    assert found["config"]["vocab_size"] == [500, 600]
+    stored = load_file(pair["base"] / "model.safetensors")
+    shutil.copytree(pair["base"], tmp_path / "odd")
+    stored["model.norm.weight"][0] += 1
+    del stored["model.layers.1.mlp.down_proj.weight"]
+    save_file(stored | {"extra": torch.zeros(3)}, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
+    found = compare_checkpoints(pair["base"], tmp_path / "odd")
+    states = {name: entry["state"] for name, entry in found["tensors"].items() if entry["state"] != "same"}
+    assert states == {
+        "model.norm.weight": "changed", "extra": "only after", "model.layers.1.mlp.down_proj.weight": "only before",
+    }  # fmt: skip
+    assert "changed: model.norm.weight" in comparison_text(found)
+
+
+def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
+    shutil.copytree(pair["base"], tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    table = stored["model.embed_tokens.weight"]
+    table[50], table[60], table[70, 3] = 0, table[61], torch.nan
+    vocabulary = Checkpoint(tmp_path / "model").vocabulary
+    never = [vocabulary.tokens.index(t) for t in vocabulary.tokens if t and t.content in (b"\xc0", b"\xc1", b"\xf5")]
+    centre = torch.randn(32)
+    for row in (*never, 80):  # a token that occurs nowhere stays beside the bytes that cannot occur
+        table[row] = centre + 1e-3 * torch.randn(32)
+    others = [i for i, t in enumerate(vocabulary.tokens) if t and t.content[:1] >= b"\xf6" and len(t.content) == 1]
+    table[others] = centre + 1e-3 * torch.randn(len(others), 32)
+    save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    found = inspect_checkpoint(tmp_path / "model")
+    rows = found["tables"]["model.embed_tokens.weight"]["suspicious"]
+    assert set(rows["zero"]["first"].values()) == {50}
+    assert set(rows["equal to another row"]["first"].values()) == {60, 61}
+    assert set(rows["not finite"]["first"].values()) == {70}
+    assert {50, 80} >= set(rows["never trained"]["first"].values()) >= {50}
+    assert found["special_tokens"] == vocabulary.added_ids()
+    assert "zero: 1 rows" in inspection_text(found)

@@ -1,0 +1,161 @@
+"""Choosing a propagation by function: what is measured is right, and the best is found where it is known."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SAMPLE
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from lep.checkpoint.family import Family
+from lep.checkpoint.initialise import initialise
+from lep.checkpoint.plan import plan_propagation
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import CheckpointError, CorpusError
+from lep.evaluation import select as module
+from lep.evaluation.probe import Spoken, half_of
+from lep.evaluation.select import label, propagate_auto
+from lep.inference.next_byte import CONTROL, byte_offsets, divergence, first_bytes, next_byte_nats
+from lep.settings import PropagateSettings, SelectSettings
+from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.vocabulary import Vocabulary
+from lep.tokenizer.write import extend_tokenizer
+
+PAIR = ROOT / "lab" / "pair"
+FEW = SelectSettings(
+    characters=4_000, prompts=24, copies=2, max_new_tokens=64, bootstrap=200,
+    candidates=["swap", "task-arithmetic", "new-rows"],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """The lab pair; a base whose new rows are untrained and whose known rows were spoilt by training."""
+    place = tmp_path_factory.mktemp("family")
+    extend_tokenizer(PAIR / "base", [SAMPLE / "ru"], 40, place / "tokenizer")
+    initialise(PAIR / "base", place / "tokenizer", place / "adapted")
+    stored = load_file(place / "adapted" / "model.safetensors")
+    torch.manual_seed(0)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        stored[name][:4096] += (0.3 * torch.randn(4096, stored[name].shape[1])).to(stored[name].dtype)
+    save_file(stored, place / "adapted" / "model.safetensors", metadata={"format": "pt"})
+    prompts = [
+        {"messages": [{"role": "user", "content": f"{ask}{text}"}]}
+        for ask, texts in (
+            ("Repeat this sentence: ", ["The old man went home.", "She has read the book.", "It was a cold day."]),
+            ("Повтори это предложение: ", ["Он пошёл домой.", "Она читала книгу.", "Это был холодный день."]),
+        )
+        for i in range(4)
+        for text in (f"{t[:-1]}{' again' * i if ask[0] == 'R' else ' опять' * i}." for t in texts)
+    ]
+    (place / "prompts.jsonl").write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in prompts))
+    return place
+
+
+def run(family, output, select=FEW):
+    text = {"ru": [SAMPLE / "ru"], "en": [SAMPLE / "en"]}
+    return propagate_auto(
+        PAIR / "base", PAIR / "instruct", family / "adapted", output, text, family / "prompts.jsonl", select=select
+    )
+
+
+def test_the_harmless_candidate_is_chosen(family, tmp_path) -> None:
+    found = run(family, tmp_path / "out")
+    assert found.chosen == ("new-rows", "new-rows")
+    assert found.languages == {"ru": "new", "en": "original"}
+    assert found.vetoed.keys() >= {("swap", "swap"), ("task-arithmetic", "task-arithmetic")}
+    assert ("new-rows", "new-rows") not in found.vetoed
+    assert found.measures["report"]["new-rows", "new-rows"]["score less chosen"].value == 0
+    assert found.measures["report"]["original", "original"]["next-byte KL bits"].value == 0
+    record = json.loads((tmp_path / "out" / "lep" / "selection.json").read_text())
+    assert record["chosen"] == "new-rows"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "lep" / "selection.jsonl").read_text().splitlines()]
+    assert {line["half"] for line in lines} == {"choose", "report"}
+    # the figures of the page come from the records
+    answers = [x for x in lines if x["candidate"] == "swap" and x["half"] == "report" and x["kind"] == "answer"]
+    nats = sum(x["nats"] + x["divergence_nats"] for x in answers) / sum(x["bytes"] for x in answers)
+    assert record["measures"]["report"]["swap"]["score"]["value"] == pytest.approx(nats / math.log(2))
+    assert not list(tmp_path.glob("*.candidate*"))
+    # kept rows are the instruct model's own
+    ours, chat = (load_file(p / "model.safetensors") for p in (tmp_path / "out", PAIR / "instruct"))
+    assert torch.equal(ours["lm_head.weight"][:4096], chat["lm_head.weight"])
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_halves_are_disjoint_and_fixed() -> None:
+    halves = [half_of(f"document {i}") for i in range(400)]
+    assert halves == [half_of(f"document {i}") for i in range(400)]
+    assert 150 < halves.count("choose") < 250
+
+
+def test_next_bytes_of_a_vocabulary(pair) -> None:
+    vocabulary = Checkpoint(pair["base"]).vocabulary
+    classes = first_bytes(vocabulary, 510)
+    assert classes[500:].tolist() == [CONTROL] * 10
+    for index, token in enumerate(vocabulary.tokens):
+        assert classes[index] == (CONTROL if token is None or token.added else token.content[0])
+    ids = load_tokenizer(pair["base"])("Да, yes", add_special_tokens=False)["input_ids"]
+    assert byte_offsets(vocabulary, ids)[-1] == len("Да, yes".encode())
+    model = AutoModelForCausalLM.from_pretrained(pair["base"])
+    [found] = next_byte_nats(model, classes[:500], [([0, *ids], [1, 3])])
+    logits = model(torch.tensor([[0, *ids]])).logits[0]
+    for row, position in enumerate((0, 2)):
+        slow = torch.zeros(257)
+        for token, p in enumerate(logits[position].softmax(0)):
+            slow[classes[token]] += p
+        torch.testing.assert_close(found[row].exp(), slow, rtol=1e-4, atol=1e-7)
+    assert divergence(found, found).abs().max() == 0
+    assert divergence(found[:1], found[1:]).item() == pytest.approx(
+        torch.nn.functional.kl_div(found[1:], found[:1], log_target=True, reduction="sum").item(), rel=1e-5
+    )
+
+
+def test_answers_under_two_vocabularies_meet_at_common_borders(family) -> None:
+    messages = [{"role": "user", "content": "Кто?"}, {"role": "assistant", "content": "Это был холодный день."}]
+    shutil.copytree(PAIR / "instruct", family / "chat", dirs_exist_ok=True)
+    before = Spoken.of(Checkpoint(family / "chat"), messages)
+    shutil.copyfile(family / "tokenizer" / "tokenizer.json", family / "chat" / "tokenizer.json")
+    checkpoint = Checkpoint(family / "chat")
+    after = Spoken.of(checkpoint, messages)
+    length = len(messages[1]["content"].encode())
+    for spoken in (before, after):
+        assert {0, length} <= spoken.places.keys() | {length + 1} or max(spoken.places) >= length
+        assert checkpoint.vocabulary.tokens[spoken.ids[spoken.stop]].added
+    assert len(after.ids) <= len(before.ids)
+    assert len(before.places.keys() & after.places.keys()) > 3
+
+
+def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
+    nothing = FEW.model_copy(update={"max_new_tokens": 1})
+    with pytest.raises(CorpusError, match="none of 24 prompts got an answer that ends within 1 tokens"):
+        run(family, tmp_path / "out", nothing)
+    monkeypatch.setattr(module.os, "sysconf", lambda name: 1)
+    with pytest.raises(CheckpointError, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"):
+        run(family, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-m", "lep", "propagate", "--base", "a", "--instruct", "b", "--adapted", "c", "--output",
+         tmp_path / "out", "--method", "auto"], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--method auto chooses on text and prompts" in done.stderr
+
+
+def test_the_plan_is_made_of_headers(pair, adapted, tmp_path) -> None:
+    family = Family.open(pair["base"], pair["instruct"], adapted)
+    plan = plan_propagation(family, PropagateSettings())
+    assert plan.tables == {"input": (600, 32), "output": (600, 32)}
+    rows = 500 + 500 + 600
+    assert plan.read_bytes == 2 * rows * 32 * 4
+    size = (pair["instruct"] / "model.safetensors").stat().st_size
+    assert (plan.copied_bytes, plan.linked_bytes) == (size - 2 * 500 * 32 * 4, 0)
+    assert plan.written_bytes == plan.copied_bytes + 2 * 600 * 32 * 4
+    assert plan.fit_operations > plan_propagation(family, PropagateSettings(method="swap")).fit_operations
+    assert "write 0.00 GB" in str(plan)
+    assert label(("exact", "ridge")) == "exact, output ridge"
+    assert Vocabulary.of(load_tokenizer(pair["base"]))
