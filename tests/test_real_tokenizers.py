@@ -21,7 +21,9 @@ from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer, train_toke
 
 DATA = Path(os.environ.get("LEP_DATA", "/nonexistent"))
 NAMES = ["llama-3", "mistral-7b-v0.1", "mistral-nemo-tekken", "qwen2", "gemma-4", "llama-2", "gpt-2"]
-NEW_TOKENS, RANDOM_TEXTS, TEXTS = 1_000, 15_000, 300
+NEW_TOKENS, RANDOM_TEXTS, TEXTS = 1_000, 6_000, 300
+ONE_OF_EACH_KIND = ["llama-3", "mistral-7b-v0.1"]  # what does not depend on the rest of a tokenizer: two are enough
+OTHER_SCRIPTS = [*ONE_OF_EACH_KIND, "gpt-2"]  # GPT-2 knows fewest letters
 CYRILLIC = ScriptFilter("Cyrillic")
 
 pytestmark = [
@@ -50,7 +52,7 @@ def russian() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def changed(original, russian, tmp_path_factory) -> dict[str, Path]:
-    """The tokenizer extended, extended in place, and replaced."""
+    """The tokenizer extended, extended in place, and replaced (by a Unigram vocabulary where `ONE_OF_EACH_KIND`)."""
     folder, size = tmp_path_factory.mktemp("changed"), len(Vocabulary.of(load_tokenizer(original)))
     out = {name: folder / name for name in ("extended", "in_place", "bpe", "unigram")}
     english = DATA / "train" / "en" / "tech_rustbook.jsonl.zst"
@@ -58,9 +60,9 @@ def changed(original, russian, tmp_path_factory) -> dict[str, Path]:
     optimize_tokenizer(
         original, [*russian, english], size - NEW_TOKENS, size, out["in_place"], script="cyrillic", in_place=True
     )
-    for algorithm in ("bpe", "unigram"):
+    for algorithm in ("bpe", "unigram") if original.name in ONE_OF_EACH_KIND else ("bpe",):
         train_tokenizer(original, [russian[1], english], algorithm, 5_000, out[algorithm])
-    return out
+    return {name: place for name, place in out.items() if place.exists()}
 
 
 def english_and_code(megabytes: float) -> list[str]:
@@ -149,6 +151,8 @@ def test_ids_where_no_new_token_applies(original, changed, russian) -> None:
 
 @pytest.mark.parametrize("kind", ["extended", "in_place", "bpe", "unigram"])
 def test_sizes_reach_and_loaders(original, changed, kind) -> None:
+    if kind not in changed:
+        pytest.skip("replaced for one tokenizer of each kind")
     before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed[kind]))
     size = {"extended": len(Vocabulary.of(before)) + NEW_TOKENS, "in_place": len(Vocabulary.of(before))}.get(
         kind, 5_000
@@ -170,6 +174,8 @@ def test_sizes_reach_and_loaders(original, changed, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["extended", "in_place", "bpe", "unigram"])
 def test_round_trips(original, changed, kind) -> None:
+    if kind not in changed:
+        pytest.skip("replaced for one tokenizer of each kind")
     before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed[kind]))
     texts = random_texts(RANDOM_TEXTS)
     held = [text for text, back in zip(texts, given_back(before, texts), strict=True) if text == back]
@@ -180,6 +186,8 @@ def test_round_trips(original, changed, kind) -> None:
 
 @pytest.mark.parametrize(("language", "script"), [("ka", "georgian"), ("kk", "cyrillic"), ("hi", "devanagari")])
 def test_other_scripts(original, language, script, tmp_path) -> None:
+    if original.name not in OTHER_SCRIPTS:
+        pytest.skip("extended for other scripts on some tokenizers")
     corpus = [DATA / "train" / language]
     record = extend_tokenizer(original, corpus, 400, tmp_path / "out", script=script)
     sample = record["corpus_sample"]
