@@ -16,10 +16,10 @@ from lep.checkpoint.family import Family
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.plan import plan_propagation
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import CheckpointError, CorpusError
+from lep.errors import CorpusError
 from lep.evaluation import select as module
 from lep.evaluation.probe import Spoken, half_of
-from lep.evaluation.select import label, propagate_auto
+from lep.evaluation.select import BodyTooLarge, label, propagate_auto, weight_report
 from lep.inference.next_byte import CONTROL, byte_offsets, divergence, first_bytes, next_byte_nats
 from lep.settings import PropagateSettings, SelectSettings
 from lep.tokenizer.load import load_tokenizer
@@ -135,8 +135,11 @@ def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
     with pytest.raises(CorpusError, match="none of 24 prompts got an answer that ends within 1 tokens"):
         run(family, tmp_path / "out", nothing)
     monkeypatch.setattr(module.os, "sysconf", lambda name: 1)
-    with pytest.raises(CheckpointError, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"):
+    with pytest.raises(BodyTooLarge, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"):
         run(family, tmp_path / "out")
+    report = weight_report(PAIR / "base", PAIR / "instruct", family / "adapted").splitlines()
+    assert len(report) == 9
+    assert report[3].startswith("input  | ridge")
     assert not list(tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, "-m", "lep", "propagate", "--base", "a", "--instruct", "b", "--adapted", "c", "--output",

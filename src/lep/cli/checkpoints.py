@@ -68,9 +68,13 @@ def propagate(
         if not text or not prompts:
             raise LepError("--method auto chooses on text and prompts: give --text LANGUAGE=PATH (the new and an "
                            "original language) and --prompts FILE")  # fmt: skip
-        from lep.evaluation.select import label, propagate_auto
+        from lep.evaluation.select import BodyTooLarge, label, propagate_auto, weight_report
 
-        found = propagate_auto(base, instruct, adapted, output, texts_of(text) or {}, prompts, settings)
+        try:
+            found = propagate_auto(base, instruct, adapted, output, texts_of(text) or {}, prompts, settings)
+        except BodyTooLarge:
+            say(weight_report(base, instruct, adapted))
+            raise
         say(f"{found.table()}\nchosen: {label(found.chosen)}; on the reported half: {label(found.best_reported)}")
         return
     from lep.checkpoint.propagate import propagate as run_propagate

@@ -83,7 +83,7 @@ def propagate_auto(
     language surely get worse by more than `select.veto` is out. First all candidates are tried for both tables, then
     each for the output and the input table of the best one. `lep/selection.json` and `.jsonl` hold every figure.
 
-    Raises `CheckpointError` when the body does not fit into memory, `CorpusError` without usable prompts.
+    Raises `BodyTooLarge` when the body does not fit into memory, `CorpusError` without usable prompts.
     """
     settings, select = settings or PropagateSettings(), select or SelectSettings()
     check_output(output)
@@ -169,14 +169,29 @@ class Candidates:
         shutil.rmtree(self.place, ignore_errors=True)
 
 
+class BodyTooLarge(CheckpointError):
+    """A model that cannot be asked here; `weight_report` says what can be said without asking."""
+
+
+def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -> str:
+    """How well the maps explain rows they never saw, table by table: all that weights alone can say."""
+    lines = ["table  | method     | held-out residual | doing nothing | penalty"]
+    for case in Family.open(base, instruct, adapted).problems():
+        for method in ("overlap", "conversion", "ridge", "procrustes"):
+            fit = METHODS[method](case.problem).report
+            penalty = "-" if fit.penalty is None else f"{fit.penalty:g}"
+            lines.append(f"{case.kind:6} | {method:10} | {fit.heldout:17.4f} | {fit.identity:13.4f} | {penalty}")
+    return "\n".join(lines)
+
+
 def check_memory(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` when the model does not fit into free memory in float32."""
+    """Raise `BodyTooLarge` when the model does not fit into free memory in float32."""
     needed = 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.shard_of)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > free:
-        raise CheckpointError(
+        raise BodyTooLarge(
             f"choosing by function needs {checkpoint.folder} in memory, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
-            "are free: name a --method after what `lep propagate --dry-run` says of the fits, or take a larger machine"
+            "are free: name a --method after the fits above, or take a larger machine"
         )
 
 
