@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took. Memory is the proportional set size of its processes, sampled ten times a second."""
+    """What a command took. Memory is the proportional set size of its processes, sampled twice a second."""
 
     wall: float
     cpu: float
@@ -26,7 +26,7 @@ def measured(command: list[str], **options) -> Measured:
     peak, done = [0], threading.Event()
 
     def sample() -> None:
-        while not done.wait(0.1):
+        while not done.wait(0.5):
             peak[0] = max(peak[0], sum(_memory(pid) for pid in _family(process.pid)))
 
     sampler = threading.Thread(target=sample)

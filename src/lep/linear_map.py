@@ -146,7 +146,7 @@ class _Moments:
         ridged.diagonal().add_(penalty * mean)
         factor, failed = torch.linalg.cholesky_ex(ridged)
         pivots = factor.diagonal().square()
-        unsure = 100 * max(RANK_TOLERANCE * hidden * pivots.max(), 0.0 if penalty else floor * mean)
+        unsure = max(100 * RANK_TOLERANCE * hidden * pivots.max(), 0.0 if penalty else 10 * floor * mean)
         if not failed and pivots.min() > unsure:
             return torch.cholesky_solve(self.cross, factor), hidden
         values, vectors = torch.linalg.eigh(self.gram)
@@ -210,13 +210,13 @@ class _Sums:
                 if right is not left:
                     self.gram[right, left] += block.T
         self.cross += weighted.T @ shift
-        weight = torch.ones(len(source), dtype=torch.float64) if weights is None else weights.double()
-        self.source += weight @ source.double()
-        self.shift += weight @ shift.double()
+        weight = torch.ones(len(source), dtype=source.dtype) if weights is None else weights.to(source.dtype)
+        self.source += weight @ source
+        self.shift += weight @ shift
         self.rows += len(source)
-        self.weight += weight.sum().item()
-        self.shift_square += (weight @ shift.double().square().sum(1)).item()
-        self.target_square += (weight @ target.double().square().sum(1)).item()
+        self.weight += weight.sum(dtype=torch.float64).item()
+        self.shift_square += (weight @ shift.square().sum(1)).item()
+        self.target_square += (weight @ target.square().sum(1)).item()
 
     def __add__(self, other: "_Sums") -> "_Sums":
         total = _Sums(len(self.gram))

@@ -135,7 +135,10 @@ def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor)
     for rows in torch.arange(len(adapted)).split(ROWS_AT_ONCE):
         chunk = torch.empty(len(rows), adapted.shape[1], dtype=problem.instruct.dtype)
         copies = problem.mapping.copies[rows]
-        for group, chosen in ((propagation.kept, copies), (propagation.new, ~copies)):
+        groups = [(propagation.kept, copies), (propagation.new, ~copies)]
+        if propagation.kept is propagation.new:  # one pass
+            groups = [(propagation.new, torch.ones_like(copies))]
+        for group, chosen in groups:
             if chosen.any():
                 part = problem.mapping.select(rows[chosen])
                 chunk[chosen] = _carried(problem, group, part, adapted[rows[chosen]].to(wide)).to(chunk.dtype)

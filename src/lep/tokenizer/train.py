@@ -1,11 +1,13 @@
 """Train a new vocabulary for a model: byte-level BPE or Unigram, lossless, with the model's special tokens."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, trainers
+import sentencepiece
+from tokenizers import Tokenizer, decoders, models
 
 from lep.errors import CorpusError, LepError
 from lep.tokenizer.bpe import continue_bpe
@@ -18,7 +20,14 @@ from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Vocabulary
 # up to three digits, punctuation with the line ends behind it, line ends, other white space.
 PRE_TOKENS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 ALPHABET = [BYTE_TO_CHARACTER[byte] for byte in range(256)]
-LONGEST_PIECE_BYTES = 48  # of a Unigram piece: 24 Cyrillic letters
+# Unigram: characters of a piece, share of the text whose characters become pieces, lines that are looked at.
+LONGEST_PIECE, COVERAGE, UNIGRAM_LINES = 24, 0.9998, 2_000_000
+UNIGRAM_THREADS = 4  # fixed: sums depend on it
+# White space and controls as the letters that stand for them in byte-level vocabularies: sentencepiece changes them.
+VISIBLE = {chr(byte): BYTE_TO_CHARACTER[byte] for byte in range(128)}
+VISIBLE_TABLE = str.maketrans({k: v for k, v in VISIBLE.items() if k != v})
+HIDDEN = str.maketrans({v: k for k, v in VISIBLE.items() if k != v})
+RESERVED = {*(v for k, v in VISIBLE.items() if k != v), "\u2581", "\0"}  # the last is its mark of a space
 
 
 def fresh_merges(words: WordCounts, learned: int, *, byte_level: bool) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
@@ -101,29 +110,63 @@ def _bpe(words: WordCounts, size: int, first: list[str], last: list[str]) -> dic
 
 
 def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) -> dict[str, Any]:
-    """Kudo 2018, by the `tokenizers` library, on the words as bytes."""
-    tokenizer = Tokenizer(models.Unigram())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, initial_alphabet=ALPHABET, max_piece_length=LONGEST_PIECE_BYTES, show_progress=False
-    )
-    tokenizer.train_from_iterator((_name(word.encode()) for word in _repeated(words)), trainer)
-    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    lowest = min(score for _, score in pieces)
-    missing = [[letter, lowest - 1] for letter in ALPHABET if letter not in {name for name, _ in pieces}]
-    pieces = [*pieces[: size - len(missing)], *missing]
+    """Kudo 2018, by the `sentencepiece` library, on whole characters; bytes spell the characters it leaves out.
+
+    On bytes it would waste pieces on cut characters. The trainer of `tokenizers` takes its first candidates from the
+    list of different words, so that a frequent word is no likelier to become a piece than a rare one.
+    """
+    known = _common_characters(words, (size - len(ALPHABET)) // 2)
+    letters = {name: VISIBLE[name] for name in VISIBLE if name in known}
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(words, known), model_writer=model, model_type="unigram",
+            vocab_size=size - len(ALPHABET) + len(letters) + 1, hard_vocab_limit=False, unk_id=0, bos_id=-1, eos_id=-1,
+            pad_id=-1, character_coverage=1.0, normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, split_by_whitespace=False, split_by_unicode_script=False,
+            split_by_number=False, max_sentencepiece_length=LONGEST_PIECE, num_threads=UNIGRAM_THREADS, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:  # the library says what its own options are called
+        raise CorpusError(f"the corpus is too small for a Unigram vocabulary of {size:,} tokens: give more text or "
+                          "ask for fewer") from error  # fmt: skip
+    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = {trained.id_to_piece(i): trained.get_score(i) for i in range(1, len(trained))}
+    scores = {_name(piece.translate(HIDDEN).encode()): score for piece, score in pieces.items()}
+    low = min(scores.values()) - 1
+    alphabet = [[letter, scores.pop(letter, low)] for letter in ALPHABET]
     # Added tokens never reach the model; their score only has to lose against any other way.
-    low = lowest - 100
-    names = [*([name, low] for name in first), *pieces, *([name, low] for name in last)]
-    return {"type": "Unigram", "unk_id": None, "byte_fallback": False, "vocab": names}
+    low -= 100
+    ordinary = [*map(list, scores.items()), *alphabet]
+    return {"type": "Unigram", "unk_id": None, "byte_fallback": False,
+            "vocab": [*([name, low] for name in first), *ordinary, *([name, low] for name in last)]}  # fmt: skip
 
 
 ALGORITHMS = {"bpe": _bpe, "unigram": _unigram}
 
 
-def _repeated(words: WordCounts) -> Iterator[str]:
+def _common_characters(words: WordCounts, limit: int) -> set[str]:
+    """The most frequent characters that together make up `COVERAGE` of the text, at most `limit`."""
+    counts: Counter[str] = Counter()
+    for word, count in words.counts.items():
+        counts.update({character: count * word.count(character) for character in set(word)})
+    found, reached, total = set[str](), 0, counts.total()
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]:
+        if reached >= COVERAGE * total:
+            break
+        reached += count
+        found.add(character)
+    return found - RESERVED
+
+
+def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
+    """Words in proportion to their counts, at most `UNIGRAM_LINES`, without the characters that are not known."""
+    share, seen = min(1.0, UNIGRAM_LINES / max(1, words.counts.total())), 0
     for word, count in sorted(words.counts.items()):
-        for _ in range(count):
-            yield word
+        times = int((seen + count) * share) - int(seen * share)
+        seen += count
+        for part in "".join(c if c in known else "\0" for c in word).split("\0") if times else []:
+            for _ in range(times if part else 0):
+                yield part.translate(VISIBLE_TABLE)
 
 
 def _name(content: bytes) -> str:
