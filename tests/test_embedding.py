@@ -14,6 +14,8 @@ from lep.embedding import METHODS, calibrated, undertrained
 from lep.embedding.rows import row_norms
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
+from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.vocabulary import Vocabulary
 
 LENGTHS = [1, 2, 3, 0]  # bytes of four source tokens; the last one is special
 
@@ -110,9 +112,12 @@ def test_untrained_rows_stay_out_of_fits(pair, adapted, tmp_path) -> None:
     assert rows.sum() > 400
 
 
-def test_every_method_spells_the_same_pieces(pair) -> None:
-    source, target = (Checkpoint(pair["base"]).vocabulary, Checkpoint(pair["base"]).vocabulary)
-    for method in METHODS:
-        same = build_mapping(source, target, 500, method)
-        assert same.copies.all()
-        assert same.equal(build_mapping(source, target, 500))
+def test_methods_fill_new_rows_from_the_pieces_of_their_tokens(pair) -> None:
+    source, target = Checkpoint(pair["base"]).vocabulary, Vocabulary.of(load_tokenizer(pair["tokenizer"]))
+    pieces = source.pieces(target)
+    for method in ("mean", "length-weighted", "first", "last"):
+        mapping = build_mapping(source, target, 500, method)
+        for row in mapping.new_rows().tolist():
+            found = mapping.select(torch.tensor([row])).indices.tolist()
+            assert found == {"first": pieces[row][:1], "last": pieces[row][-1:]}.get(method, pieces[row])
+    assert build_mapping(source, source, 500, "random").equal(build_mapping(source, source, 500))

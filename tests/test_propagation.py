@@ -209,8 +209,11 @@ def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     "case", ["dead and duplicate column", "column scaled by 1e-4", "rank 400 rounded to bf16", "few rows"]
 )
-@pytest.mark.parametrize("method", ["overlap", "conversion", "ridge", "exact"])
-def test_rank_deficient_tables_do_no_harm(method: str, case: str) -> None:
+@pytest.mark.parametrize("method", ["overlap", "conversion", "ridge", "procrustes", "exact"])
+@pytest.mark.parametrize("large", [False, True])
+def test_rank_deficient_tables_do_no_harm(method: str, case: str, large: bool, monkeypatch) -> None:
+    if large:  # as at hidden sizes where products run in float32
+        monkeypatch.setattr("lep.propagation.methods.FLOAT32_PRODUCTS_FROM", 512)
     source, target, adapted, expected = degenerate(case)
     mapping = VocabularyMapping.from_rows([[i] for i in range(len(source))], len(source))
     problem = Problem(source, target, mapping, torch.ones(len(source), dtype=torch.bool))

@@ -21,9 +21,9 @@ from lep.evaluation import select as module
 from lep.evaluation.probe import Spoken, half_of
 from lep.evaluation.select import BodyTooLarge, label, propagate_auto, weight_report
 from lep.inference.next_byte import CONTROL, byte_offsets, divergence, first_bytes, next_byte_nats
+from lep.propagation import METHODS
 from lep.settings import PropagateSettings, SelectSettings
 from lep.tokenizer.load import load_tokenizer
-from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import extend_tokenizer
 
 PAIR = ROOT / "lab" / "pair"
@@ -87,6 +87,21 @@ def test_the_harmless_candidate_is_chosen(family, tmp_path) -> None:
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
+def test_templates_that_change_an_answer_are_left_out(family) -> None:
+    place = family / "thinking"
+    shutil.copytree(PAIR / "instruct", place, dirs_exist_ok=True)
+    messages = [{"role": "user", "content": "Кто?"}, {"role": "assistant", "content": "Он."}]
+    assert Spoken.of(Checkpoint(place), messages) is not None
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        if (place / file).exists() and "content" in (text := (place / file).read_text()):
+            changed = text.replace("m['content']", "('<|system|>' if m['role'] == 'assistant' else '') + m['content']")
+            changed = changed.replace(
+                "message['content']", "('<|system|>' if message['role'] == 'assistant' else '') + message['content']"
+            )
+            (place / file).write_text(changed)
+    assert Spoken.of(Checkpoint(place), messages) is None
+
+
 def test_halves_are_disjoint_and_fixed() -> None:
     halves = [half_of(f"document {i}") for i in range(400)]
     assert halves == [half_of(f"document {i}") for i in range(400)]
@@ -122,9 +137,9 @@ def test_answers_under_two_vocabularies_meet_at_common_borders(family) -> None:
     shutil.copyfile(family / "tokenizer" / "tokenizer.json", family / "chat" / "tokenizer.json")
     checkpoint = Checkpoint(family / "chat")
     after = Spoken.of(checkpoint, messages)
-    length = len(messages[1]["content"].encode())
     for spoken in (before, after):
-        assert {0, length} <= spoken.places.keys() | {length + 1} or max(spoken.places) >= length
+        # the template puts a space before the answer
+        assert (min(spoken.places), max(spoken.places)) == (0, len(messages[1]["content"].encode()) + 1)
         assert checkpoint.vocabulary.tokens[spoken.ids[spoken.stop]].added
     assert len(after.ids) <= len(before.ids)
     assert len(before.places.keys() & after.places.keys()) > 3
@@ -134,7 +149,7 @@ def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
     nothing = FEW.model_copy(update={"max_new_tokens": 1})
     with pytest.raises(CorpusError, match="none of 24 prompts got an answer that ends within 1 tokens"):
         run(family, tmp_path / "out", nothing)
-    monkeypatch.setattr(module.os, "sysconf", lambda name: 1)
+    monkeypatch.setattr(module, "free_memory", lambda: 1.0)
     with pytest.raises(BodyTooLarge, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"):
         run(family, tmp_path / "out")
     report = weight_report(PAIR / "base", PAIR / "instruct", family / "adapted").splitlines()
@@ -161,4 +176,8 @@ def test_the_plan_is_made_of_headers(pair, adapted, tmp_path) -> None:
     assert plan.fit_operations > plan_propagation(family, PropagateSettings(method="swap")).fit_operations
     assert "write 0.00 GB" in str(plan)
     assert label(("exact", "ridge")) == "exact, output ridge"
-    assert Vocabulary.of(load_tokenizer(pair["base"]))
+    operations = {m: plan_propagation(family, PropagateSettings(method=m)).solve_operations for m in METHODS}
+    assert operations["new-rows"] == operations["swap"] == operations["task-arithmetic"] == 0
+    assert operations["ridge"] > operations["conversion"] == operations["procrustes"] > 0
+    fixed = plan_propagation(family, PropagateSettings(method="ridge", ridge=0.1))
+    assert fixed.solve_operations == operations["conversion"]

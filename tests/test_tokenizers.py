@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
+from lep.checkpoint.mappings import build_mapping
 from lep.corpus.read import read_documents, stream_texts
-from lep.embedding.mean import mean
 from lep.errors import CorpusError, LepError, OutputError, TokenizerError
 from lep.tokenizer import count as counting
 from lep.tokenizer.compare import compare_tokenizers, comparison_table, unreachable_tokens
@@ -213,7 +213,7 @@ def test_id_map_agrees_with_the_embedding_mapping(pair, tmp_path) -> None:
     source, target = (Vocabulary.of(load_tokenizer(place)) for place in (pair["base"], tmp_path / "out"))
     id_map = IdMap.between(source, target)
     assert id_map == IdMap.load(tmp_path / "out" / "id_map.json")
-    rows, sources = mean(source.pieces(target), len(source)).kept()
+    rows, sources = build_mapping(source, target, len(source)).kept()
     assert dict(zip(sources.tolist(), rows.tolist(), strict=True)) == {
         i: new for i, new in enumerate(id_map.target) if new is not None
     }

@@ -11,8 +11,9 @@ from torch import Tensor
 # Directions whose Gram eigenvalue is below this share of the largest one are treated as unseen. The square root
 # is the smallest relative singular value that float64 sums of squares can tell from noise.
 RANK_TOLERANCE = 1e-13
-# The same for what rounding leaves in directions that a table does not span, times the mean eigenvalue.
-ROUNDING_MARGIN = 4.0
+# The same for what rounding, of the table and of the products, leaves in directions that a table does not span, as
+# shares of the mean eigenvalue: so many squared unit roundoffs of the table, so many epsilons of the products.
+ROUNDING_MARGIN, PRODUCT_MARGIN = 4.0, 32.0
 # Of the mean eigenvalue; no penalty is the plain least-squares solution, an infinite one leaves rows as they are.
 PENALTIES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, inf)
 PRODUCT_ROWS = 4_096  # summed in the products' precision before they are added in float64
@@ -23,14 +24,14 @@ GRAM_BLOCKS = 4  # a Gram matrix is symmetric: with 4 blocks a side 10 of 16 are
 class FitReport:
     """How well a map explains the rows it was fitted on, and rows it never saw.
 
-    Residuals are `||A W - B||_F / ||B||_F`, with the weights of the rows; `heldout` is cross-fitted: each half is
-    predicted by the map of the other. A map that does not beat `identity` on held-out rows carries nothing that
-    swap does not.
+    Residuals are `||A W - B||_F / ||B||_F`, with the weights of the rows and, in a centred fit, about the means;
+    `heldout` is cross-fitted: each half is predicted by the map of the other. A map that does not beat `identity` on
+    held-out rows carries nothing that swap does not.
     """
 
     rows: int
     rank: int
-    identity: float  # residual of doing nothing, W = I
+    identity: float  # residual of W = I
     fitted: float
     heldout: float
     change: float  # ||W - I||_F / ||I||_F
@@ -49,13 +50,9 @@ class LinearMap:
         return cls(torch.zeros(hidden, hidden, dtype=torch.float64), torch.zeros(hidden, dtype=torch.float64))
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(n, h) to (n, h) in the dtype of `rows`. A map that moves nothing returns the rows bit for bit.
-
-        Computed in float64, for 16-bit rows in float32.
-        """
-        wide = rows.to(torch.promote_types(rows.dtype, torch.float32 if rows.itemsize < 4 else torch.float64))
-        moved = self.turn(wide)
-        return rows if moved is wide and not self.shift.any() else (moved + self.shift.to(wide.dtype)).to(rows.dtype)
+        """(n, h) to (n, h), computed in the dtype of `rows`. A map that moves nothing returns them bit for bit."""
+        moved = self.turn(rows)
+        return rows if moved is rows and not self.shift.any() else moved + self.shift.to(rows.dtype)
 
     def turn(self, rows: Tensor) -> Tensor:
         """`E W` without the shift, for differences between rows; computed in the dtype of `rows`."""
@@ -104,8 +101,8 @@ class LinearMapFitter:
     def fit_procrustes(self) -> tuple[LinearMap, FitReport]:
         """`W = s Q`: the best rotation with one scale (Schoenemann 1966), which keeps the angles between rows."""
         total = self._total()
-        crossed = sum(test.squared_residual(train.rotate()) for train, test in self._halves())
-        return _result(total, total.rotate(), len(total.gram), None, crossed)
+        crossed = sum(test.squared_residual(train.rotate(self._floor())[0]) for train, test in self._halves())
+        return _result(total, *total.rotate(self._floor()), None, crossed)
 
     def _total(self) -> "_Moments":
         total = reduce(lambda one, other: one + other, self.folds)
@@ -121,7 +118,7 @@ class LinearMapFitter:
         return sum(test.squared_residual(train.solve(penalty, self._floor())[0]) for train, test in self._halves())
 
     def _floor(self) -> float:
-        return ROUNDING_MARGIN * self.rounding**2
+        return max(ROUNDING_MARGIN * self.rounding**2, PRODUCT_MARGIN * torch.finfo(self.products).eps)
 
 
 @dataclass(frozen=True)
@@ -149,17 +146,22 @@ class _Moments:
         unsure = max(100 * RANK_TOLERANCE * hidden * pivots.max(), 0.0 if penalty else 10 * floor * mean)
         if not failed and pivots.min() > unsure:
             return torch.cholesky_solve(self.cross, factor), hidden
-        values, vectors = torch.linalg.eigh(self.gram)
-        seen = values > max(RANK_TOLERANCE * hidden * values[-1].clamp_min(0), floor * mean)
-        basis = vectors[:, seen]
-        return basis @ ((basis.T @ self.cross) / (values[seen, None] + penalty * mean)), int(seen.sum())
+        basis, values = self.span(floor)
+        return basis @ ((basis.T @ self.cross) / (values[:, None] + penalty * mean)), basis.shape[1]
 
-    def rotate(self) -> Tensor:
-        """`s Q - I` with the rotation and the scale that bring A nearest to B."""
-        both = self.gram + self.cross  # A'B
-        left, values, right = torch.linalg.svd(both)
-        scale = values.sum() / self.gram.diagonal().sum().clamp_min(torch.finfo(torch.float64).tiny)
-        return scale * (left @ right) - torch.eye(len(both), dtype=both.dtype)
+    def span(self, floor: float) -> tuple[Tensor, Tensor]:
+        """The directions that A spans, (h, rank), and their eigenvalues."""
+        values, vectors = torch.linalg.eigh(self.gram)
+        least = max(RANK_TOLERANCE * len(values) * values[-1].clamp_min(0), floor * self.gram.diagonal().mean())
+        return vectors[:, values > least], values[values > least]
+
+    def rotate(self, floor: float) -> tuple[Tensor, int]:
+        """`s Q - I` with the rotation and the scale that bring A nearest to B, in the span of A; and its rank."""
+        basis, values = self.span(floor)
+        left, products, right = torch.linalg.svd(basis.T @ (self.gram + self.cross) @ basis)  # of A'B
+        scale = products.sum() / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        turn = scale * (left @ right) - torch.eye(len(values), dtype=values.dtype)
+        return basis @ turn @ basis.T, len(values)
 
     def squared_residual(self, delta: Tensor) -> float:
         """`||A delta - (B - A)||^2` from the sums alone; rounding below zero is cut."""
@@ -234,5 +236,5 @@ class _Sums:
             self.cross - self.weight * torch.outer(source, shift),
             source, shift, self.rows,
             max(self.shift_square - self.weight * shift.square().sum().item(), 0.0),
-            self.target_square,
+            max(self.target_square - self.weight * (source + shift).square().sum().item(), 0.0),
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """`VocabularyMapping` (M): which source rows make up each target row, and with which weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-ROWS_AT_ONCE = 16_384  # bounds the widened copies: at a hidden size of 4,096 and 3 pieces a row, 0.8 GB
+# Bounds of widened copies: at a hidden size of 4,096 in float32, a chunk of rows takes 0.13 GB, their pieces 0.5 GB.
+ROWS_AT_ONCE, PIECES_AT_ONCE = 8_192, 32_768
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ class VocabularyMapping:
             raise ValueError(f"the table has {len(table)} rows, the mapping expects {self.source_size}")
         result = torch.empty(self.target_size, table.shape[1], dtype=dtype or table.dtype)
         wide = torch.promote_types(result.dtype, torch.float32)
-        for start in range(0, self.target_size, ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, self.target_size)
+        for start, stop in self._spans():
             entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
             rows = table[self.indices[entries]].to(wide)
             result[start:stop] = embedding_bag(
@@ -75,6 +75,15 @@ class VocabularyMapping:
         target, source = self.kept()
         result[target] = table[source].to(result.dtype)  # a sum would turn -0 into 0
         return result
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Ranges of target rows with a bounded number of rows and of entries (or one row)."""
+        start = 0
+        while start < self.target_size:
+            full = int(torch.searchsorted(self.offsets, self.offsets[start] + PIECES_AT_ONCE, right=True)) - 1
+            stop = min(max(full, start + 1), start + ROWS_AT_ONCE, self.target_size)
+            yield start, stop
+            start = stop
 
     def select(self, rows: Tensor) -> "VocabularyMapping":
         """The mapping of some target rows only, (n,) int64, in their order."""

@@ -51,6 +51,7 @@ class PropagateSettings(Settings):
     ridge: float | None = Field(
         None,
         ge=0,
+        allow_inf_nan=False,
         description="penalty toward the identity as a share of the mean eigenvalue (default: the method's)",
     )
     frequency_text: list[str] = Field([], description="text whose token counts weigh the rows of a fit")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +100,25 @@ class Family:
             result_ids(len(source.vocabulary), chat, target.vocabulary),
         )
 
-    def problems(self, weights: Tensor | None = None, penalty: float | None = None) -> Iterator["TableCase"]:
-        """The input table and, in an untied model, the output table."""
-        for kind, mapping in self.mappings.items():
-            names = [model.tables.by_kind()[kind] for model in (self.base, self.instruct, self.adapted)]
-            models = list(zip((self.base, self.instruct, self.adapted), names, strict=True))
-            base, instruct, adapted = (model.tensor(name) for model, name in models)
-            for (model, name), table in zip(models, (base, instruct, adapted), strict=True):
-                all(True for _ in finite(table.split(ROWS_AT_ONCE), f"{name} in {model.folder}"))
-            problem = Problem(
-                base, first_rows(instruct, base), mapping, self.fit_rows(mapping, names[0]),
-                centred=kind == "output" and not soft_capped(self.base.config), weights=weights,
-                penalty=penalty,
-            )  # fmt: skip
-            yield TableCase(kind, problem, adapted, instruct, self.recipient.own_rows())
+    def case(self, kind: str, weights: Tensor | None = None, penalty: float | None = None) -> "TableCase":
+        """A table to be fitted. Its tensors are mapped from disk, and given back with the case."""
+        case = self.applied(kind)
+        for model, table in ((self.base, case.problem.base), (self.instruct, case.instruct)):
+            name = model.tables.by_kind()[kind]
+            all(True for _ in finite(table.split(ROWS_AT_ONCE), f"{name} in {model.folder}"))
+        rows = self.fit_rows(case.problem.mapping, self.base.tables.by_kind()[kind])
+        return replace(case, problem=replace(case.problem, fit_rows=rows, weights=weights, penalty=penalty))
+
+    def applied(self, kind: str) -> "TableCase":
+        """A table to which what was fitted is applied: nothing is read before it is used."""
+        models = (self.base, self.instruct, self.adapted)
+        base, instruct, adapted = (model.tensor(model.tables.by_kind()[kind]) for model in models)
+        mapping = self.mappings[kind]
+        problem = Problem(
+            base, first_rows(instruct, base), mapping, torch.zeros(mapping.target_size, dtype=torch.bool),
+            centred=kind == "output" and not soft_capped(self.base.config),
+        )  # fmt: skip
+        return TableCase(kind, problem, adapted, instruct, self.recipient.own_rows())
 
     @property
     def recipient(self) -> Recipient:
@@ -132,26 +137,33 @@ class Family:
 
 def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) -> None:
     """Raise `CheckpointError` unless the models share hidden size and tying, and base and instruct their ids."""
-    shapes = {model: model.shape(model.tables.input) for model in (base, instruct, adapted)}
-    for other in (instruct, adapted):
-        if shapes[other][1] != shapes[base][1]:
-            raise CheckpointError(
-                f"hidden sizes differ: {shapes[base][1]} in {base.folder}, {shapes[other][1]} in {other.folder}; "
-                "give models of one family and size"
-            )
-        if (other.tables.output is None) != (base.tables.output is None):
-            tied, untied = (other, base) if other.tables.output is None else (base, other)
-            raise CheckpointError(f"{tied.folder} ties its embeddings and {untied.folder} does not: save both alike")
+    check_shapes(base, instruct)
+    check_shapes(base, adapted)
     pairs = zip(base.vocabulary.tokens, instruct.vocabulary.tokens, strict=False)
     for index, (ours, theirs) in enumerate(pairs):
-        if ours is not None and theirs is not None and ours.content != theirs.content:
+        if ours is None or theirs is None or (ours.added and theirs.added):
+            continue  # a chat model may give a reserved token another name
+        if ours.content != theirs.content:
             raise CheckpointError(
                 f"id {index} is {ours.content!r} in {base.folder} and {theirs.content!r} in {instruct.folder}: the "
                 "instruct model was not tuned from this base model with this tokenizer"
             )
-    needed = len(base.vocabulary)
-    if shapes[instruct][0] < needed:
-        raise CheckpointError(f"{instruct.folder} has {shapes[instruct][0]:,} rows for the {needed:,} ids of its base")
+    needed, rows = len(base.vocabulary), instruct.shape(instruct.tables.input)[0]
+    if rows < needed:
+        raise CheckpointError(f"{instruct.folder} has {rows:,} rows for the {needed:,} ids of its base")
+
+
+def check_shapes(base: Checkpoint, other: Checkpoint) -> None:
+    """Raise `CheckpointError` unless two models share hidden size and tying."""
+    sizes = [model.shape(model.tables.input)[1] for model in (base, other)]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"hidden sizes differ: {sizes[0]} in {base.folder}, {sizes[1]} in {other.folder}; give models of one "
+            "family and size"
+        )
+    if (other.tables.output is None) != (base.tables.output is None):
+        tied, untied = (other, base) if other.tables.output is None else (base, other)
+        raise CheckpointError(f"{tied.folder} ties its embeddings and {untied.folder} does not: save both alike")
 
 
 def result_ids(ids: int, instruct: Checkpoint, target: Vocabulary) -> dict[int, int]:
@@ -189,4 +201,5 @@ def first_rows(instruct: Tensor, base: Tensor) -> Tensor:
 def soft_capped(config: dict[str, Any]) -> bool:
     """Whether logits pass a soft cap, which does see what is added to all of them alike."""
     text = config.get("text_config") or {}
-    return any(value for part in (config, text) for name, value in part.items() if "logit" in name and "cap" in name)
+    return any(value for part in (config, text) for name, value in part.items()
+               if "logit" in name and "cap" in name and "att" not in name)  # fmt: skip

@@ -11,7 +11,7 @@ from lep.checkpoint.rows import mixed_rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.errors import CheckpointError
 from lep.hub import local_folder
-from lep.publish import publishing
+from lep.publish import check_output, publishing
 from lep.settings import InitSettings
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, copy_tokenizer, load_tokenizer
@@ -39,6 +39,7 @@ def initialise(
 
     Raises `CheckpointError` when they name a token that the new tokenizer lacks.
     """
+    check_output(output)
     source, folder = Checkpoint(model).check(), local_folder(tokenizer)
     target = Vocabulary.of(load_tokenizer(folder))
     settings = settings or InitSettings()

@@ -1,6 +1,5 @@
 """What is in a checkpoint, and what changed between two of them."""
 
-import hashlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lep.checkpoint.mappings import undertrained_rows, unused_rows
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import sha256
 from lep.embedding.rows import row_norms
 from lep.tokenizer.idmap import IdMap
 
@@ -47,8 +47,8 @@ def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
     norms = row_norms(table)
     used = ~unused_rows(model, len(table))
     rows: dict[str, Tensor] = {
-        "not finite": ~norms.isfinite(), "zero": norms == 0, "equal to another row": _repeated(table),
-        "never trained": undertrained_rows(model, name),
+        "not finite": ~norms.isfinite(), "zero": (norms == 0) & used, "equal to another row": _repeated(table) & used,
+        "never trained": undertrained_rows(model, name) & used,
     }  # fmt: skip
     median = norms[used & norms.isfinite()].median().item() if used.any() else 0.0
     return {
@@ -57,7 +57,7 @@ def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
         "bytes": table.nbytes,
         "rows without a token": int(len(table) - sum(token is not None for token in model.vocabulary.tokens)),
         "median_norm": median,
-        "suspicious": {title: _named(model, mask & used) for title, mask in rows.items() if (mask & used).any()},
+        "suspicious": {title: _named(model, mask) for title, mask in rows.items() if mask.any()},
     }
 
 
@@ -88,8 +88,8 @@ def _compare_tensor(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, 
         return {"state": "only before" if name in one.shard_of else "only after"}
     places = [model.folder / model.shard_of[name] for model in (one, other)]
     if places[0].samefile(places[1]):
-        return {"state": "same", "linked": True, "sha256": _sha256(one.tensor(name))}
-    hashes = [_sha256(model.tensor(name)) for model in (one, other)]
+        return {"state": "same", "linked": True, "sha256": sha256(one.tensor(name))}
+    hashes = [sha256(model.tensor(name)) for model in (one, other)]
     shapes = [list(model.shape(name)) for model in (one, other)]
     if shapes[0] != shapes[1]:
         return {"state": "resized", "shapes": shapes, "sha256": hashes}
@@ -109,10 +109,6 @@ def _compare_rows(one: Checkpoint, other: Checkpoint, name: str, other_name: str
     return {"tokens": len(pairs), "same": int(same.sum())}
 
 
-def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
-
-
 def _repeated(table: Tensor) -> Tensor:
     """Mask of the rows that another row equals, found by hash of the bytes."""
     hashes = [hash(row.tobytes()) for row in table.contiguous().view(torch.uint8).numpy()]
@@ -124,7 +120,7 @@ def _named(model: Checkpoint, mask: Tensor) -> dict[str, Any]:
     rows = mask.nonzero().flatten().tolist()
     tokens = model.vocabulary.tokens
     names = [token.content.decode(errors="backslashreplace") if (token := tokens[row]) else "" for row in rows[:SHOWN]]
-    return {"count": len(rows), "first": dict(zip(names, rows[:SHOWN], strict=False))}
+    return {"count": len(rows), "first": [[name, row] for name, row in zip(names, rows, strict=False)]}
 
 
 def inspection_text(found: dict[str, Any]) -> str:
@@ -142,7 +138,7 @@ def inspection_text(found: dict[str, Any]) -> str:
             f"{table['rows without a token']:,} rows without a token, median norm {table['median_norm']:.4g}"
         )
         for title, rows in table["suspicious"].items():
-            first = ", ".join(f"{token!r} ({row})" for token, row in rows["first"].items())
+            first = ", ".join(f"{token!r} ({row})" for token, row in rows["first"])
             lines.append(f"  {title}: {rows['count']:,} rows, {first}{' ...' * (rows['count'] > SHOWN)}")
     shown = list(found["special_tokens"].items())[:SHOWN]
     lines.append("special tokens: " + ", ".join(f"{name} {index}" for name, index in shown)

@@ -5,6 +5,7 @@ from random import Random
 
 import regex
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
@@ -67,13 +68,12 @@ def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, Vocabul
     Raises `CheckpointError` where the adapted model has not the rows that its tokenizer asks for.
     """
     source_rows, target_rows = (model.shape(model.tables.input)[0] for model in (base, adapted))
-    saved = adapted.folder / MAPPING_FILES["input"]
-    if saved.exists():
-        mapping = VocabularyMapping.load(saved)
-        if (mapping.source_size, mapping.target_size) == (source_rows, target_rows):
-            other = adapted.folder / MAPPING_FILES["output"]
-            output = VocabularyMapping.load(other) if other.exists() else mapping
-            return {"input": mapping} if base.tables.output is None else {"input": mapping, "output": output}
+    kinds = list(base.tables.by_kind())
+    places = [adapted.folder / MAPPING_FILES[kind] for kind in kinds]
+    if places[0].exists():
+        found = [_load(place if place.exists() else places[0]) for place in places]
+        if all((m.source_size, m.target_size) == (source_rows, target_rows) and _of(base, adapted, m) for m in found):
+            return dict(zip(kinds, found, strict=True))
     mappings = build_mappings(base, adapted.vocabulary, InitSettings())
     if mappings["input"].target_size != target_rows:
         raise CheckpointError(
@@ -81,6 +81,23 @@ def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, Vocabul
             f"{mappings['input'].target_size:,}: initialise the adapted model from this base with this tokenizer"
         )
     return mappings
+
+
+def _load(place: Path) -> VocabularyMapping:
+    try:
+        return VocabularyMapping.load(place)
+    except (SafetensorError, KeyError, OSError) as error:
+        raise CheckpointError(f"{place} is damaged ({error}): delete it, or initialise the model again") from error
+
+
+def _of(base: Checkpoint, adapted: Checkpoint, mapping: VocabularyMapping) -> bool:
+    """Whether the tokens that a mapping takes for the same are the same."""
+    target, source = (rows.tolist() for rows in mapping.kept())
+    ours, theirs = base.vocabulary.tokens, adapted.vocabulary.tokens
+    return all(
+        ours[s] == theirs[t] for t, s in zip(target, source, strict=True)
+        if s < len(ours) and t < len(theirs) and ours[s] is not None and theirs[t] is not None
+    )  # fmt: skip
 
 
 def unused_rows(checkpoint: Checkpoint, rows: int) -> Tensor:

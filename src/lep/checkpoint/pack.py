@@ -16,21 +16,23 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lep import __version__
-from lep.checkpoint.family import Recipient, first_rows, result_ids
+from lep.checkpoint.family import Recipient, check_shapes, first_rows, result_ids
 from lep.checkpoint.mappings import adapted_mappings
 from lep.checkpoint.propagate import RECORD, write_result
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.rows import as_table, mix, parts
-from lep.checkpoint.stream import DTYPES, Rows, finite
+from lep.checkpoint.stream import DTYPES, Rows, finite, sha256
 from lep.errors import CheckpointError, OutputError, TokenizerError
-from lep.mapping import VocabularyMapping
+from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
 from lep.propagation import with_own_rows
+from lep.publish import check_output
 from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
 SAMPLE_ROWS = 256  # of the base's tables, by which its descendants are known
 LEAST_COSINE = 0.5  # of sampled rows; unrelated models have about 0, heavily tuned ones were seen above 0.8
 MAPPING_PARTS = ("indices", "offsets", "weights", "copies")
+TOKENIZER_FILES = ("tokenizer.json", *(name for name in CARRIED_FILES if "." in name))
 FORMAT = 1
 
 
@@ -56,9 +58,15 @@ class LanguagePack:
             for kind, (rows, values) in groups.items():
                 tensors |= {f"{title}/{kind}/rows": rows, f"{title}/{kind}/values": values}
         partial = path.with_name(path.name + ".partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.chmod(0o644)
-        partial.rename(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+            partial.chmod(0o644)
+            partial.rename(path)
+        except SafetensorError as error:  # a full disk
+            raise OutputError(f"{path} cannot be written: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> "LanguagePack":
@@ -66,6 +74,8 @@ class LanguagePack:
         try:
             tensors = load_file(path)
             about = json.loads(_unpacked(tensors["about"]))
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']}, this lep reads {FORMAT}")
             kinds = list(about["tables"])
             size = about["source_rows"]
             pairs = {title: {k: (tensors[f"{title}/{k}/rows"], tensors[f"{title}/{k}/values"]) for k in kinds}
@@ -75,9 +85,15 @@ class LanguagePack:
                 kind: VocabularyMapping(**{n: tensors[f"mapping/{owner}/{n}"] for n in MAPPING_PARTS}, source_size=size)
                 for kind, owner in owners.items()
             }
+            files = {n: _unpacked(tensors[f"tokenizer/{n}"]) for n in TOKENIZER_FILES if f"tokenizer/{n}" in tensors}
+            for kind, mapping in mappings.items():  # indices out of range would read and write elsewhere
+                sources, targets = mapping.source_size, mapping.target_size
+                for rows, end in ((mapping.indices, sources), (pairs["learned"][kind][0], targets),
+                                  (pairs["sample"][kind][0], sources)):  # fmt: skip
+                    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < end:
+                        raise ValueError(f"a row of {kind} lies beyond {end}")
         except (SafetensorError, KeyError, OSError, ValueError, zstandard.ZstdError) as error:
             raise CheckpointError(f"{path} is not a language pack ({error}): make it again with lep pack") from error
-        files = {n.removeprefix("tokenizer/"): _unpacked(t) for n, t in tensors.items() if n.startswith("tokenizer/")}
         return cls(about, files, mappings, pairs["learned"], pairs["sample"])
 
 
@@ -89,18 +105,21 @@ def make_pack(base: str | Path, adapted: str | Path, output: Path, *, new_only: 
     if output.exists():
         raise OutputError(f"the output {output} exists already: delete it or choose another place")
     source, target = (Checkpoint(model).check() for model in (base, adapted))
+    check_shapes(source, target)
     mappings, names = adapted_mappings(source, target), source.tables.by_kind()
     tables = {kind: (source.tensor(name), target.tensor(target.tables.by_kind()[kind])) for kind, name in names.items()}
+    for kind, pair in tables.items():
+        for model, table in zip((source, target), pair, strict=True):
+            all(True for _ in finite(table.split(ROWS_AT_ONCE), f"the {kind} embeddings of {model.folder}"))
     pack = LanguagePack(
         about={
             "format": FORMAT, "lep": __version__, "base": source.config.get("_name_or_path") or source.folder.name,
             "model_type": source.config.get("model_type"), "source_rows": mappings["input"].source_size,
             "source_ids": len(source.vocabulary), "source_vocabulary": _vocabulary_hash(source.vocabulary),
-            "tables": {kind: {"hidden": old.shape[1], "sha256": _sha256(old)} for kind, (old, _) in tables.items()},
+            "tables": {kind: {"hidden": old.shape[1], "sha256": sha256(old)} for kind, (old, _) in tables.items()},
             "new_only": new_only, "history": _history(target.folder),
         },
-        tokenizer={f: (target.folder / f).read_bytes() for f in ("tokenizer.json", *CARRIED_FILES)
-                   if (target.folder / f).is_file()},
+        tokenizer={f: (target.folder / f).read_bytes() for f in TOKENIZER_FILES if (target.folder / f).is_file()},
         mappings=mappings,
         learned={kind: _learned(mappings[kind], *pair, new_only=new_only) for kind, pair in tables.items()},
         sample={kind: _sample(source, old) for kind, (old, _) in tables.items()},
@@ -117,6 +136,7 @@ def apply_pack(pack: str | Path, model: str | Path, output: Path, *, force: bool
 
     Raises `CheckpointError` for a model of another base (unless `force`), shape or vocabulary.
     """
+    check_output(output)
     found, chat = LanguagePack.load(Path(pack)), Checkpoint(model).check()
     kinship = check_kin(found, chat, str(pack), force=force)
     with TemporaryDirectory() as place:
@@ -243,10 +263,6 @@ def _history(folder: Path) -> dict[str, Any]:
             record = json.loads((folder / "lep" / name).read_text())
             records[name.removesuffix(".json")] = {k: v for k, v in record.items() if k not in ("losses",)}
     return records
-
-
-def _sha256(table: Tensor) -> str:
-    return hashlib.sha256(table.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _packed(content: bytes) -> Tensor:

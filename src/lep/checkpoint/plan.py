@@ -1,4 +1,4 @@
-"""What a propagation would read, write, link, hold and take, told from headers alone."""
+"""What a propagation would read, write, link, hold and take, told from headers and measured rates."""
 
 import math
 import time
@@ -16,8 +16,9 @@ from lep.settings import PropagateSettings
 SQUARES = 14  # (h, h) float64 matrices alive at once in a fit: sums of two folds, their total, factors
 CHUNKS = 6  # widened chunks of rows alive at once
 GRAM_SHARE = 0.625  # of a Gram matrix that is computed (`lep.linear_map.GRAM_BLOCKS`)
-SOLVES = {"swap": 0, "task-arithmetic": 0, "overlap": 3, "conversion": 3, "procrustes": 3}  # ridge and its kin: more
-RIDGE_SOLVES = 13  # two folds for each finite penalty, then the whole
+UNFITTED = ("swap", "task-arithmetic", "new-rows")  # methods without a map: no solves, no products
+ONE_FIT = ("overlap", "conversion", "procrustes")  # the others choose their penalty
+FIT_SOLVES, RIDGE_SOLVES = 3, 13  # two folds and the whole; two folds for each finite penalty, and the whole
 PROBE_SIZE, PROBE_BYTES = 1_024, 1 << 28
 
 
@@ -66,9 +67,10 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
         sizes = [model.entries[name].nbytes for model, name in names]
         tables[kind] = (family.recipient.rows, hidden)
         read += sum(sizes)
-        solves = SOLVES.get(settings.of(kind), RIDGE_SOLVES)
+        once = settings.of(kind) in ONE_FIT or settings.ridge is not None
+        solves = 0 if settings.of(kind) in UNFITTED else FIT_SOLVES if once else RIDGE_SOLVES
         fitted = rows if settings.of(kind) == "conversion" else family.mappings[kind].source_size
-        fit += 2 * hidden**2 * (rows + (fitted * (1 + GRAM_SHARE) if solves else 0))
+        fit += 2 * hidden**2 * (rows + fitted * (1 + GRAM_SHARE)) if solves else 0
         solve += solves * (2 / 3 + 4) * hidden**3
         working = SQUARES * 8 * hidden**2 + CHUNKS * 4 * ROWS_AT_ONCE * hidden
         memory = max(memory, sum(sizes) + working)
@@ -77,7 +79,7 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
         names_of[kind]: rows * hidden * DTYPES[chat.entries[names_of[kind]].dtype].itemsize
         for kind, (rows, hidden) in tables.items()
     }
-    touched = {chat.shard_of[name] for name in held}
+    touched = {chat.shard_of[name] for name in (*held, *chat.tables.others)}
     sizes_of = {shard: (chat.folder / shard).stat().st_size for shard in set(chat.shard_of.values())}
     copied = sum(sizes_of[shard] for shard in touched) - sum(chat.entries[name].nbytes for name in held)
     hidden = next(iter(tables.values()))[1]

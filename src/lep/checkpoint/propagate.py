@@ -3,13 +3,15 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lep.checkpoint.family import Family, Recipient, TableCase, first_rows
+from lep.checkpoint.family import Family, Recipient, first_rows
 from lep.checkpoint.ids import remap_generation_config, remap_ids
 from lep.checkpoint.initialise import LOADER_TEXTS
 from lep.checkpoint.mappings import save_mappings
@@ -20,7 +22,7 @@ from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.corpus.read import stream_texts
 from lep.linear_map import FitReport
 from lep.propagation import METHODS, Propagation, with_own_rows
-from lep.publish import publishing
+from lep.publish import check_output, publishing
 from lep.settings import PropagateSettings
 from lep.tokenizer.load import check_loaders, write_tokenizer
 from lep.tokenizer.prune import token_counts
@@ -43,25 +45,37 @@ def propagate(
     Returns the fit of each table. Raises `CheckpointError` when the three models do not belong together.
     """
     settings = settings or PropagateSettings()
+    check_output(output)
     family = Family.open(base, instruct, adapted)
     weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
     tables, reports = {}, {}
-    for case in family.problems(weights, settings.ridge):
-        found = METHODS[settings.of(case.kind)](case.problem)
-        tables[case.kind], reports[case.kind] = propagated(family, case, found), found.report
-    record = settings.model_dump() | {"fit": {kind: asdict(report) for kind, report in reports.items()}}
-    write_result(family.recipient, all_rows(family, tables), {RECORD: json.dumps(record, indent=2) + "\n"}, output)
+    for kind in family.mappings:
+        found = METHODS[settings.of(kind)](family.case(kind, weights, settings.ridge).problem)
+        tables[kind], reports[kind] = propagated(family, kind, found), found.report
+    record = settings.model_dump() | {"fit": {kind: fit_record(report) for kind, report in reports.items()}}
+    write_result(family.recipient, all_rows(family, tables), {RECORD: as_json(record)}, output)
     return reports
 
 
-def propagated(family: Family, case: TableCase, found: Propagation) -> Rows:
-    """A table of the result, made when it is written."""
-    name = family.instruct.tables.by_kind()[case.kind]
+def propagated(family: Family, kind: str, found: Propagation) -> Rows:
+    """A table of the result, made when it is written; only then are the tables that it is made of in memory."""
+    name = family.instruct.tables.by_kind()[kind]
+    entry = family.instruct.entries[name]
 
     def chunks() -> Iterator[Tensor]:
-        return finite(case.chunks(found, family.recipient.rows), f"the new {name} of {family.instruct.folder}")
+        made = family.applied(kind).chunks(found, family.recipient.rows)
+        return finite(made, f"the new {name} of {family.instruct.folder}")
 
-    return Rows((family.recipient.rows, case.instruct.shape[1]), case.instruct.dtype, chunks)
+    return Rows((family.recipient.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+
+
+def fit_record(report: FitReport) -> dict[str, Any]:
+    """A fit as JSON, which knows no infinity."""
+    return asdict(report) | ({"penalty": "infinite"} if report.penalty == inf else {})
+
+
+def as_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
 def use_weights(family: Family, paths: list[str]) -> Tensor:
@@ -79,8 +93,8 @@ def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | P
     family = Family.open(base, instruct, adapted)
     names = family.instruct.tables.by_kind()
     tables = {kind: _untrained(family, kind, name) for kind, name in names.items()}
-    record = json.dumps({"method": "none, untrained rows", "fit": {}}, indent=2) + "\n"
-    write_result(family.recipient, all_rows(family, tables, trained=False), {RECORD: record}, output)
+    record = {"method": "none, untrained rows", "fit": {}}
+    write_result(family.recipient, all_rows(family, tables, trained=False), {RECORD: as_json(record)}, output)
 
 
 def _untrained(family: Family, kind: str, name: str) -> Rows:

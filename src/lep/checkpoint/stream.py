@@ -1,5 +1,6 @@
 """Safetensors files by byte range: headers are read alone, and a file is rewritten without loading it."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,6 +50,11 @@ class Rows:
     @cached_property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
+
+
+def sha256(tensor: Tensor) -> str:
+    """Of a tensor's bytes."""
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def finite(chunks: Iterable[Tensor], label: str) -> Iterator[Tensor]:

@@ -54,6 +54,12 @@ def propagate(
 ) -> None:
     """Carry the adapted embeddings of a base model into its instruct model."""
     auto = method == "auto"
+    if auto and (output_method or dry_run):
+        raise LepError(
+            f"--method auto chooses for both tables: leave {'--dry-run' if dry_run else '--output-method'} out"
+        )
+    if not auto and (text or prompts):
+        raise LepError(f"--text and --prompts are what --method auto chooses on: leave them out with --method {method}")
     settings = checked(
         PropagateSettings, method=default(PropagateSettings, "method") if auto else method,
         output_method=output_method, ridge=ridge, frequency_text=list(frequency_text or []),

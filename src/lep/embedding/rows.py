@@ -22,7 +22,9 @@ def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> Voca
     if not len(norms):
         return mapping
     rows = mapping.new_rows()
-    lengths = mapping.select(rows)(table, dtype=torch.float64).norm(dim=1)
+    lengths = torch.cat(
+        [mapping.select(part)(table, dtype=torch.float32).double().norm(dim=1) for part in rows.split(ROWS_AT_ONCE)]
+    )
     scale = torch.where(lengths > 0, norms.median().double() / lengths, 1.0)
     return mapping.scaled(rows, scale)
 
@@ -39,4 +41,4 @@ def undertrained(table: Tensor, unused: Tensor) -> Tensor:
         return found
     distance = row_norms(table, table[unused].float().mean(0))
     radius = distance[unused].max()
-    return found | (distance <= radius) if 2 * radius < distance.median() else found
+    return found | (distance <= radius) if 2 * radius < distance.nanmedian() else found

@@ -36,14 +36,25 @@ class Spoken:
     places: dict[int, int]  # position of each token border in the answer, by the bytes of the answer before it
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, messages: list[dict[str, Any]]) -> "Spoken":
-        vocabulary = checkpoint.vocabulary
-        start = len(chat_ids(checkpoint.tokenizer, messages[:-1], ask=True))
-        ids = chat_ids(checkpoint.tokenizer, messages)
-        added = set(vocabulary.added_ids().values())
-        stop = next((i for i in range(start, len(ids)) if ids[i] in added), len(ids))
-        borders = byte_offsets(vocabulary, ids[start:stop])
-        return cls(ids[: stop + 1], start, stop, {border: start + i for i, border in enumerate(borders)})
+    def of(cls, checkpoint: Checkpoint, messages: list[dict[str, Any]]) -> "Spoken | None":
+        """None where the template does not put the answer behind the question as it is, and an added token behind it.
+
+        (Some insert marks of reasoning, or rewrite earlier turns.)
+        """
+        question, ids = (
+            chat_ids(checkpoint.tokenizer, messages[:-1], ask=True),
+            chat_ids(checkpoint.tokenizer, messages),
+        )
+        start, spelled = len(question), b""
+        if ids[:start] != question:
+            return None
+        for stop, index in enumerate(ids[start:], start=start):
+            token = checkpoint.vocabulary.tokens[index]
+            if token and token.added and spelled.strip() == messages[-1]["content"].encode().strip():
+                borders = byte_offsets(checkpoint.vocabulary, ids[start:stop])
+                return cls(ids[: stop + 1], start, stop, {border: start + i for i, border in enumerate(borders)})
+            spelled += token.content if token else b""
+        return None
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,14 @@ class Probe:
                 "give prompts that the instruct model can answer briefly"
             )
         ordered = [messages for _, messages in sorted(conversations, key=lambda pair: pair[0])]
-        spoken = [Spoken.of(checkpoint, messages) for messages in ordered]
+        found = [(messages, Spoken.of(checkpoint, messages)) for messages in ordered]
+        ordered = [messages for messages, said in found if said]
+        spoken = [said for _, said in found if said]
+        if not spoken:
+            raise CorpusError(
+                f"the chat template of {checkpoint.folder} changes every answer that becomes part of a "
+                "conversation: choosing by the model's own answers is not possible, name a --method"
+            )
         classes = first_bytes(checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0])
         expected = next_byte_nats(model, classes, [(s.ids, list(s.places.values())) for s in spoken])
         return cls(text, copies, ordered, spoken, expected, settings)
@@ -92,7 +110,9 @@ class Probe:
         return [r | {"half": half_of(r["id"].rsplit("#", 1)[0] if "id" in r else r["question"])} for r in records]
 
     def _answer_records(self, model: Any, checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
-        here = [Spoken.of(checkpoint, messages) for messages in self.conversations]
+        made = [Spoken.of(checkpoint, messages) for messages in self.conversations]
+        here = [now or then for now, then in zip(made, self.spoken, strict=True)]
+        assert all(made), "the result has the instruct model's template"
         nats = sequence_nats(model, [(s.ids, s.start) for s in here], self.settings.batch_size, "own answers, bits")
         ends = sequence_nats(model, [(s.ids, s.stop) for s in here], self.settings.batch_size, "ends of turn")
         shared = [sorted(then.places.keys() & now.places.keys()) for then, now in zip(self.spoken, here, strict=True)]
@@ -107,5 +127,5 @@ class Probe:
                 "kind": "answer", "question": messages[-2]["content"], "answer": messages[-1]["content"],
                 "nats": nats[index], "end_nats": ends[index], "bytes": len(messages[-1]["content"].encode()),
                 "divergence_nats": divergence(self.expected[index][rows], found[index]).sum().item(),
-                "borders": len(borders), "same_ids": then.ids == here[index].ids,
+                "borders": len(borders), "same_cuts": then.places.keys() == here[index].places.keys(),
             }  # fmt: skip

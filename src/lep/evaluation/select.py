@@ -6,17 +6,17 @@ half of the text and the prompts decides; the other half gives the figures that 
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lep.checkpoint.family import Family
-from lep.checkpoint.propagate import RECORD, all_rows, propagated, use_weights, write_result
+from lep.checkpoint.propagate import RECORD, all_rows, as_json, fit_record, propagated, use_weights, write_result
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.corpus.prepare import unit_hash
@@ -25,7 +25,7 @@ from lep.errors import CheckpointError, CorpusError
 from lep.evaluation.evaluate import items, windows
 from lep.evaluation.metrics import Estimate, estimate
 from lep.evaluation.probe import HALVES, Probe
-from lep.inference.load import load_model
+from lep.inference.load import device, load_model
 from lep.propagation import METHODS, Propagation
 from lep.publish import check_output
 from lep.settings import EvaluateSettings, PropagateSettings, SelectSettings
@@ -100,7 +100,7 @@ def propagate_auto(
         candidates.close()
     record = {
         "method": "auto", "input": selection.chosen[0], "output": selection.chosen[1],
-        "fit": {kind: asdict(found.report) for kind, found in candidates.fits(selection.chosen).items()},
+        "fit": {kind: fit_record(found.report) for kind, found in candidates.fits(selection.chosen).items()},
     }  # fmt: skip
     described = {
         "chosen": label(selection.chosen), "languages": selection.languages,
@@ -114,8 +114,8 @@ def propagate_auto(
     }  # fmt: skip
     lines = [{"candidate": label(name)} | each for name, found in records.items() for each in found]
     notes = {
-        RECORD: json.dumps(record, indent=2) + "\n",
-        "selection.json": json.dumps(described, indent=1) + "\n",
+        RECORD: as_json(record),
+        "selection.json": as_json(described),
         "selection.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
     }
     write_result(family.recipient, candidates.rows(selection.chosen), notes, output)
@@ -128,7 +128,7 @@ class Candidates:
     def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
         self.family, self.place = family, output.with_name(output.name + ".candidate")
         weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
-        self.cases = {case.kind: case for case in family.problems(weights, settings.ridge)}
+        self.cases = {kind: family.case(kind, weights, settings.ridge) for kind in family.mappings}
         self._fits: dict[tuple[str, str], Propagation] = {}
         self._loaded: tuple[Any, Checkpoint] | None = None
 
@@ -146,7 +146,7 @@ class Candidates:
     def rows(self, name: Name) -> dict[str, Rows]:
         """Everything that is written for a candidate."""
         fits = self.fits(name).items()
-        return all_rows(self.family, {kind: propagated(self.family, self.cases[kind], found) for kind, found in fits})
+        return all_rows(self.family, {kind: propagated(self.family, kind, found) for kind, found in fits})
 
     def load(self, name: Name) -> tuple[Any, Checkpoint]:
         """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
@@ -175,8 +175,10 @@ class BodyTooLarge(CheckpointError):
 
 def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -> str:
     """How well the maps explain rows they never saw, table by table: all that weights alone can say."""
-    lines = ["table  | method     | held-out residual | doing nothing | penalty"]
-    for case in Family.open(base, instruct, adapted).problems():
+    lines = ["table  | method     | held-out residual |         W = I | penalty"]
+    family = Family.open(base, instruct, adapted)
+    for kind in family.mappings:
+        case = family.case(kind)
         for method in ("overlap", "conversion", "ridge", "procrustes"):
             fit = METHODS[method](case.problem).report
             penalty = "-" if fit.penalty is None else f"{fit.penalty:g}"
@@ -185,14 +187,29 @@ def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -
 
 
 def check_memory(checkpoint: Checkpoint) -> None:
-    """Raise `BodyTooLarge` when the model does not fit into free memory in float32."""
-    needed = 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.shard_of)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Raise `BodyTooLarge` when the model, its tables twice, does not fit into free memory.
+
+    As it is loaded (`load_model`): in float32 on a CPU, as it is stored on a GPU.
+    """
+    gpu = device().type == "cuda"
+    sizes = {name: math.prod(checkpoint.shape(name)) for name in checkpoint.shard_of}
+    values = sum(sizes.values()) + sum(sizes[name] for name in checkpoint.tables.names)
+    needed = values * (2 if gpu else 4)
+    free = torch.cuda.mem_get_info()[0] if gpu else free_memory()
     if needed > free:
         raise BodyTooLarge(
             f"choosing by function needs {checkpoint.folder} in memory, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
             "are free: name a --method after the fits above, or take a larger machine"
         )
+
+
+def free_memory() -> float:
+    """Bytes that can be had without swapping; unlimited where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def _ask(
@@ -205,7 +222,14 @@ def _ask(
     documents, copies = windows(text, settings), items(text, settings)
     model, checkpoint = load_model(instruct.folder)
     probe = Probe.of(model, checkpoint, documents, copies, prompts, select)
-    return probe, probe.measure(model, checkpoint)
+    found = probe.measure(model, checkpoint)
+    for half in HALVES:
+        if not any(r["kind"] == "answer" and r["half"] == half for r in found):
+            raise CorpusError(
+                f"none of the {len(probe.conversations)} usable answers falls into the half to {half} on: give more "
+                "prompts"
+            )
+    return probe, found
 
 
 def _search(
@@ -240,8 +264,6 @@ def _search(
 
 def _score(records: list[dict[str, Any]], half: str) -> float:
     members = [r for r in records if r["kind"] == "answer" and r["half"] == half]
-    if not members:
-        raise CorpusError("one half of the prompts got no usable answer: give more prompts")
     return sum(r["nats"] + r["divergence_nats"] for r in members) / sum(r["bytes"] for r in members) * BITS
 
 
@@ -263,7 +285,7 @@ def _veto(records: list[dict[str, Any]], original: list[dict[str, Any]], half: s
     for after, before in zip(records, original, strict=True):
         if after["half"] == half and after["kind"] == "text" and after["language"] in kept:
             groups.setdefault(f"{after['language']} text", []).append((after, before))
-        if after["half"] == half and after["kind"] == "answer" and after["same_ids"]:
+        if after["half"] == half and after["kind"] == "answer" and after["same_cuts"]:
             groups.setdefault("answers without new tokens", []).append((after, before))
     for title, pairs in groups.items():
         lost = estimate([a["nats"] - (1 + select.veto) * b["nats"] for a, b in pairs],

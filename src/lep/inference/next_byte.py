@@ -24,7 +24,7 @@ def byte_offsets(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
     offsets = [0]
     for index in ids:
         token = vocabulary.tokens[index]
-        offsets.append(offsets[-1] + (len(token.content) if token and not token.added else 0))
+        offsets.append(offsets[-1] + (len(token.content) if token else 0))
     return offsets
 
 

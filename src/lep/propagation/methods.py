@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from lep.linear_map import FitReport, LinearMap, LinearMapFitter
-from lep.mapping import VocabularyMapping
+from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
 
-ROWS_AT_ONCE = 16_384  # bounds the widened copies: at a hidden size of 4,096 they take a quarter of a gigabyte each
-FLOAT32_PRODUCTS_FROM = 1_024  # hidden size: below it, float64 costs nothing
+FLOAT32_PRODUCTS_FROM = 1_024  # hidden size, for tables of 16 bits: below it, float64 costs nothing
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,15 @@ class Problem:
     weights: Tensor | None = None  # (V_target,) float64: what each row counts in a fit, such as the root of its uses
     penalty: float | None = None  # toward the identity, as a share of the mean eigenvalue; None: the method's way
 
+    @property
+    def products(self) -> torch.dtype:
+        """In which sums of products are made."""
+        large = self.base.shape[1] >= FLOAT32_PRODUCTS_FROM and self.base.itemsize < 4
+        return torch.float32 if large else torch.float64
+
     def fitter(self) -> LinearMapFitter:
-        hidden = self.base.shape[1]
-        products = torch.float32 if hidden >= FLOAT32_PRODUCTS_FROM else torch.float64
         rounding = torch.finfo(self.base.dtype).eps / 2
-        return LinearMapFitter(hidden, centred=self.centred, rounding=rounding, products=products)
+        return LinearMapFitter(self.base.shape[1], centred=self.centred, rounding=rounding, products=self.products)
 
     def target_weights(self) -> Tensor:
         return torch.ones(len(self.fit_rows)) if self.weights is None else self.weights
@@ -185,7 +188,7 @@ Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None]]
 
 
 def _converted(problem: Problem) -> Pairs:
-    wide = problem.fitter().products
+    wide = problem.products
     for rows in problem.fit_rows.nonzero().flatten().split(ROWS_AT_ONCE):
         part = problem.mapping.select(rows)
         weights = None if problem.weights is None else problem.weights[rows]
