@@ -8,10 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+PAUSE_SECONDS, SAMPLING_SHARE = 0.2, 0.03  # between samples, and of a core that sampling may take
+
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took. Memory is the proportional set size of its processes, sampled twice a second."""
+    """What a command took. Memory is the proportional set size of its processes, sampled as often as costs little."""
 
     wall: float
     cpu: float
@@ -26,8 +28,11 @@ def measured(command: list[str], **options) -> Measured:
     peak, done = [0], threading.Event()
 
     def sample() -> None:
-        while not done.wait(0.5):
+        pause = PAUSE_SECONDS
+        while not done.wait(pause):
+            begun = time.perf_counter()
             peak[0] = max(peak[0], sum(_memory(pid) for pid in _family(process.pid)))
+            pause = max(PAUSE_SECONDS, (time.perf_counter() - begun) / SAMPLING_SHARE)
 
     sampler = threading.Thread(target=sample)
     sampler.start()
