@@ -34,7 +34,7 @@ LLAMA = {
     "8b": {"hidden_size": 4_096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
     "70b": {"hidden_size": 8_192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
 }
-SHARD_BYTES, BLOCK_BYTES = 5_000_000_000, 1 << 26
+SHARD_BYTES, BLOCK_BYTES, SHIFTS = 5_000_000_000, 1 << 26, 1 << 16
 
 
 def problem(size: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, VocabularyMapping]:
@@ -157,8 +157,10 @@ def write_model(folder: Path, kind: str, rows: int, *, body: Path | None = None,
             shards.append({})
             filled = 2 * torch.Size(shape).numel()
         shards[-1][name] = sizes[name]
+    # Windows of one random sequence, each from another place in it: no row comes twice.
     generator = torch.Generator().manual_seed(len(folder.name))
-    block = torch.randn(BLOCK_BYTES // 2, generator=generator).mul_(0.02).bfloat16().view(torch.uint8).numpy().tobytes()
+    sequence = torch.randn(BLOCK_BYTES // 2 + SHIFTS, generator=generator).mul_(0.02).bfloat16().view(torch.uint8)
+    sequence, shifts = memoryview(sequence.numpy()), iter(range(1, SHIFTS))
     weight_map = {}
     for number, shard in enumerate(shards):
         place = folder / f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
@@ -179,7 +181,8 @@ def write_model(folder: Path, kind: str, rows: int, *, body: Path | None = None,
                 file.truncate(8 + len(header) + offset)
                 continue
             for start in range(0, offset, BLOCK_BYTES):
-                file.write(block[: min(BLOCK_BYTES, offset - start)])
+                first = 2 * 7 * next(shifts)
+                file.write(sequence[first : first + min(BLOCK_BYTES, offset - start)])
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(llama_config(kind, rows)))
@@ -216,7 +219,7 @@ def checkpoint(data: Path, output: Path) -> None:
     try:
         plan = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
         print(plan, flush=True)
-        for method in ("conversion", "swap"):
+        for method in ("conversion",):
             shutil.rmtree(output / "8b" / "result", ignore_errors=True)
             os.sync()
             print(method, measured([*command, "--method", method]), flush=True)
