@@ -2,20 +2,20 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import TEMPLATE, byte_level_tokenizer, sample_texts, save_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.inspect import compare_checkpoints, comparison_text, inspect_checkpoint, inspection_text
 from lep.checkpoint.pack import LanguagePack, apply_pack, make_pack
 from lep.checkpoint.propagate import propagate
 from lep.checkpoint.reader import Checkpoint
+from lep.cli import app
 from lep.errors import CheckpointError, OutputError, TokenizerError
 from lep.settings import PropagateSettings
 
@@ -122,9 +122,9 @@ def test_a_pack_writes_nothing_but_the_model(pair, trained, tmp_path) -> None:
 
 def test_commands(pair, trained, tmp_path) -> None:
     def lep(*arguments) -> str:
-        done = subprocess.run([sys.executable, "-m", "lep", *map(str, arguments)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
 
     lep("pack", "--base", pair["base"], "--adapted", trained, "--output", tmp_path / "ru.lep")
     lep("apply", tmp_path / "ru.lep", "--model", pair["instruct"], "--output", tmp_path / "out")

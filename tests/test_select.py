@@ -3,20 +3,20 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT, SAMPLE
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from lep.checkpoint.family import Family
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.plan import plan_propagation
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import CorpusError
+from lep.cli import app
+from lep.errors import CorpusError, LepError
 from lep.evaluation import select as module
 from lep.evaluation.probe import Spoken, half_of
 from lep.evaluation.select import BodyTooLarge, label, propagate_auto, weight_report
@@ -28,8 +28,7 @@ from lep.tokenizer.write import extend_tokenizer
 
 PAIR = ROOT / "lab" / "pair"
 FEW = SelectSettings(
-    characters=4_000, prompts=24, copies=2, max_new_tokens=64, bootstrap=200,
-    candidates=["swap", "task-arithmetic", "new-rows"],
+    characters=3_000, prompts=16, copies=2, max_new_tokens=48, bootstrap=200, candidates=["swap", "new-rows"],
 )  # fmt: skip
 
 
@@ -68,7 +67,7 @@ def test_the_harmless_candidate_is_chosen(family, tmp_path) -> None:
     found = run(family, tmp_path / "out")
     assert found.chosen == ("new-rows", "new-rows")
     assert found.languages == {"ru": "new", "en": "original"}
-    assert found.vetoed.keys() >= {("swap", "swap"), ("task-arithmetic", "task-arithmetic")}
+    assert ("swap", "swap") in found.vetoed
     assert ("new-rows", "new-rows") not in found.vetoed
     assert found.measures["report"]["new-rows", "new-rows"]["score less chosen"].value == 0
     assert found.measures["report"]["original", "original"]["next-byte KL bits"].value == 0
@@ -147,7 +146,7 @@ def test_answers_under_two_vocabularies_meet_at_common_borders(family) -> None:
 
 def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
     nothing = FEW.model_copy(update={"max_new_tokens": 1})
-    with pytest.raises(CorpusError, match="none of 24 prompts got an answer that ends within 1 tokens"):
+    with pytest.raises(CorpusError, match="none of 16 prompts got an answer that ends within 1 tokens"):
         run(family, tmp_path / "out", nothing)
     monkeypatch.setattr(module, "free_memory", lambda: 1.0)
     with pytest.raises(BodyTooLarge, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"):
@@ -156,12 +155,14 @@ def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
     assert len(report) == 9
     assert report[3].startswith("input  | ridge")
     assert not list(tmp_path.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "lep", "propagate", "--base", "a", "--instruct", "b", "--adapted", "c", "--output",
-         tmp_path / "out", "--method", "auto"], capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "--method auto chooses on text and prompts" in done.stderr
+    models = ["--base", "a", "--instruct", "b", "--adapted", "c", "--output", str(tmp_path / "out")]
+    for options, message in [
+        (["--method", "auto"], "--method auto chooses on text and prompts"),
+        (["--method", "auto", "--dry-run"], "leave --dry-run out"),
+        (["--method", "swap", "--prompts", "p"], "leave them out with --method swap"),
+    ]:
+        with pytest.raises(LepError, match=message):
+            CliRunner().invoke(app, ["propagate", *models, *options], catch_exceptions=False)
 
 
 def test_the_plan_is_made_of_headers(pair, adapted, tmp_path) -> None:
