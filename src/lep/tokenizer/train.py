@@ -112,8 +112,8 @@ def _bpe(words: WordCounts, size: int, first: list[str], last: list[str]) -> dic
 def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) -> dict[str, Any]:
     """Kudo 2018, by the `sentencepiece` library, on whole characters; bytes spell the characters it leaves out.
 
-    On bytes it would waste pieces on cut characters. The trainer of `tokenizers` takes its first candidates from the
-    list of different words, so that a frequent word is no likelier to become a piece than a rare one.
+    On bytes it would waste pieces on cut characters; the trainer of `tokenizers` left more frequent words in pieces
+    (docs/log.md).
     """
     known = _common_characters(words, (size - len(ALPHABET)) // 2)
     letters = {name: VISIBLE[name] for name in VISIBLE if name in known}
