@@ -24,6 +24,7 @@ import torch
 import zstandard
 from measure import measured
 
+from lep.checkpoint.plan import product_rate
 from lep.mapping import VocabularyMapping
 
 HIDDEN = 4_096
@@ -95,7 +96,7 @@ def run_way(way: str, size: str, seed: int, place: Path) -> None:
 
 def tables(seed: int, place: Path) -> None:
     for dtype in (torch.float32, torch.float64):
-        print(f"{dtype}: {rate(dtype) / 1e9:.0f} GFLOP/s", flush=True)
+        print(f"{dtype}: {product_rate(dtype, HIDDEN) / 1e9:.0f} GFLOP/s", flush=True)
     for size, ways in (("mistral", ("ours", "reference", "truth")), ("llama-3", ("ours", "truth"))):
         deltas = {}
         idle = measured([sys.executable, __file__, "nothing", "--size", size, "--seed", str(seed)]).peak_bytes
@@ -109,17 +110,6 @@ def tables(seed: int, place: Path) -> None:
         for way in ways[:-1]:
             error = (deltas[way] - deltas["truth"]).norm() / deltas["truth"].norm()
             print(f"{size}, {way}: relative error of W - I {error:.1e}", flush=True)
-
-
-def rate(dtype: torch.dtype, size: int = 4_096) -> float:
-    """Operations a second of a matrix product: the median of five."""
-    a = torch.randn(size, size, dtype=dtype)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / sorted(times)[2]
 
 
 def llama_config(kind: str, rows: int) -> dict:

@@ -52,7 +52,7 @@ class PropagationPlan:
             f"read {sizes['read']:.2f} GB of tables; write {sizes['written']:.2f} GB, of which "
             f"{self.copied_bytes / 1e9:.2f} GB pass through; link {sizes['linked']:.2f} GB\n"
             f"memory about {sizes['memory']:.1f} GB; about {self.seconds:.0f} s at the rates just measured here "
-            f"({self.fit_rate / 1e9:.0f} and {self.solve_rate / 1e9:.0f} GFLOP/s in float32 and float64, disk "
+            f"({self.fit_rate / 1e9:.0f} and {self.solve_rate / 1e9:.0f} GFLOP/s in products and in solves, disk "
             f"{self.disk_rate / 1e9:.1f} GB/s)"
         )
 
@@ -83,24 +83,26 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
     sizes_of = {shard: (chat.folder / shard).stat().st_size for shard in set(chat.shard_of.values())}
     copied = sum(sizes_of[shard] for shard in touched) - sum(chat.entries[name].nbytes for name in held)
     hidden = next(iter(tables.values()))[1]
+    narrow = all(DTYPES[chat.entries[name].dtype].itemsize < 4 for name in held)
+    products = torch.float32 if hidden >= FLOAT32_PRODUCTS_FROM and narrow else torch.float64
     return PropagationPlan(
         tables, read, copied + sum(held.values()), copied,
         sum(size for shard, size in sizes_of.items() if shard not in touched),
         memory, fit, solve,
-        _rate(torch.float32 if hidden >= FLOAT32_PRODUCTS_FROM else torch.float64), _rate(torch.float64),
+        product_rate(products), product_rate(torch.float64),
         _disk_rate(chat),
     )  # fmt: skip
 
 
-def _rate(dtype: torch.dtype) -> float:
-    """Operations a second of a matrix product."""
-    square = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
+def product_rate(dtype: torch.dtype, size: int = PROBE_SIZE) -> float:
+    """Operations a second of a product of (size, size) matrices: the median of five."""
+    square = torch.ones(size, size, dtype=dtype)
     seconds = []
-    for _ in range(4):
+    for _ in range(5):
         started = time.perf_counter()
         square @ square
         seconds.append(time.perf_counter() - started)
-    return 2 * PROBE_SIZE**3 / sorted(seconds)[1]
+    return 2 * size**3 / sorted(seconds)[2]
 
 
 def _disk_rate(checkpoint: Checkpoint) -> float:

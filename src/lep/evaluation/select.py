@@ -240,7 +240,7 @@ def _search(
     def best(half: str) -> Name:
         tried = [name for name in records if name != ORIGINAL]
         allowed = [name for name in tried if not _veto(records[name], original, half, select)]
-        # where all are worse than the original, the one that loses least of it is left
+        # where every candidate is out, the nearest of all is taken; the table says why each was
         return min(allowed or tried, key=lambda name: _score(records[name], half))
 
     def try_all(names: list[Name]) -> None:
