@@ -1,7 +1,6 @@
 """`Family`: a base model, an instruct model tuned from it, and the base model with adapted embeddings."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import finite
 from lep.errors import CheckpointError, TokenizerError
 from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
-from lep.propagation import Problem, Propagation, propagated_rows, propagated_table, with_own_rows
+from lep.propagation import Problem, Propagation, propagated_table
 from lep.tokenizer.parts import renumber
 from lep.tokenizer.vocabulary import Vocabulary
 
@@ -33,10 +32,6 @@ class TableCase:
     def result(self, found: Propagation) -> Tensor:
         """The propagated table, (V_result, h)."""
         return propagated_table(self.problem, found, self.adapted, self.instruct, self.own_rows)
-
-    def chunks(self, found: Propagation, size: int) -> Iterator[Tensor]:
-        """The same in chunks of rows."""
-        return with_own_rows(propagated_rows(self.problem, found, self.adapted), self.instruct, self.own_rows, size)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from lep.checkpoint.family import Recipient, check_shapes, first_rows, result_id
 from lep.checkpoint.mappings import adapted_mappings
 from lep.checkpoint.propagate import RECORD, write_result
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.rows import as_table, mix, parts
-from lep.checkpoint.stream import DTYPES, Rows, finite, sha256
+from lep.checkpoint.rows import as_table, mix, parts, recipient_rows
+from lep.checkpoint.stream import Rows, finite, sha256
 from lep.errors import CheckpointError, OutputError, TokenizerError
 from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
-from lep.propagation import with_own_rows
 from lep.publish import check_output
 from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -198,26 +197,18 @@ def _moved(pack: LanguagePack, recipient: Recipient, kind: str, name: str) -> Ro
             start += part.target_size
             yield chunk
 
-    def chunks() -> Iterator[Tensor]:
-        made = with_own_rows(moved(), recipient.model.tensor(name), recipient.own_rows(), recipient.rows)
-        return finite(made, f"the new {name} of {recipient.model.folder}")
-
-    entry = recipient.model.entries[name]
-    return Rows((recipient.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+    return recipient_rows(recipient, name, moved)
 
 
 def _others(recipient: Recipient, name: str) -> Rows:
     """Tensors beside the tables, which no training changed: `M T_model`."""
     mapping = recipient.mappings[recipient.model.tables.kind_of(name)]
-    entry = recipient.model.entries[name]
 
-    def chunks() -> Iterator[Tensor]:
-        table = as_table(recipient.model.tensor(name))
-        made = (mix(_padded(table, mapping), part) for part in parts(mapping))
-        for chunk in with_own_rows(made, table, recipient.own_rows(), recipient.rows):
-            yield chunk.reshape(-1, *entry.shape[1:])
+    def mixed() -> Iterator[Tensor]:
+        table = _padded(as_table(recipient.model.tensor(name)), mapping)
+        return (mix(table, part) for part in parts(mapping))
 
-    return Rows((recipient.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+    return recipient_rows(recipient, name, mixed)
 
 
 def _padded(table: Tensor, mapping: VocabularyMapping) -> Tensor:

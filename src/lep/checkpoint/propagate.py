@@ -16,12 +16,12 @@ from lep.checkpoint.ids import remap_generation_config, remap_ids
 from lep.checkpoint.initialise import LOADER_TEXTS
 from lep.checkpoint.mappings import save_mappings
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.rows import carried_rows, parts
-from lep.checkpoint.stream import DTYPES, Rows, finite
+from lep.checkpoint.rows import carried_rows, parts, recipient_rows
+from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.corpus.read import stream_texts
 from lep.linear_map import FitReport
-from lep.propagation import METHODS, Propagation, with_own_rows
+from lep.propagation import METHODS, Propagation, propagated_rows
 from lep.publish import check_output, publishing
 from lep.settings import PropagateSettings
 from lep.tokenizer.load import check_loaders, write_tokenizer
@@ -59,14 +59,12 @@ def propagate(
 
 def propagated(family: Family, kind: str, found: Propagation) -> Rows:
     """A table of the result, made when it is written; only then are the tables that it is made of in memory."""
-    name = family.instruct.tables.by_kind()[kind]
-    entry = family.instruct.entries[name]
 
-    def chunks() -> Iterator[Tensor]:
-        made = family.applied(kind).chunks(found, family.recipient.rows)
-        return finite(made, f"the new {name} of {family.instruct.folder}")
+    def carried() -> Iterator[Tensor]:
+        case = family.applied(kind)
+        return propagated_rows(case.problem, found, case.adapted)
 
-    return Rows((family.recipient.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+    return recipient_rows(family.recipient, family.instruct.tables.by_kind()[kind], carried)
 
 
 def fit_record(report: FitReport) -> dict[str, Any]:
@@ -98,15 +96,12 @@ def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | P
 
 
 def _untrained(family: Family, kind: str, name: str) -> Rows:
-    def chunks() -> Iterator[Tensor]:
-        chat = family.instruct.tensor(name)
-        table = first_rows(chat, family.base.tensor(family.base.tables.by_kind()[kind]))
-        mixed = (part(table) for part in parts(family.mappings[kind]))
-        made = with_own_rows(mixed, chat, family.recipient.own_rows(), family.recipient.rows)
-        return finite(made, f"the new {name} of {family.instruct.folder}")
+    def mixed() -> Iterator[Tensor]:
+        base = family.base.tensor(family.base.tables.by_kind()[kind])
+        table = first_rows(family.instruct.tensor(name), base)
+        return (part(table) for part in parts(family.mappings[kind]))
 
-    entry = family.instruct.entries[name]
-    return Rows((family.recipient.rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+    return recipient_rows(family.recipient, name, mixed)
 
 
 def all_rows(family: Family, tables: dict[str, Rows], *, trained: bool = True) -> dict[str, Rows]:

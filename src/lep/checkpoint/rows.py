@@ -1,11 +1,11 @@
 """Rows of a checkpoint that is being written, made chunk by chunk from those of others, and proven on the way."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from lep.checkpoint.family import Family, first_rows
+from lep.checkpoint.family import Family, Recipient, first_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import DTYPES, Rows, finite
 from lep.errors import CheckpointError
@@ -13,9 +13,29 @@ from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
 from lep.propagation import with_own_rows
 
 
+def new_rows(model: Checkpoint, name: str, size: int, make: Callable[[], Iterator[Tensor]]) -> Rows:
+    """`size` rows for a tensor of `model`: chunks as matrices, made when they are written, proven to be finite."""
+    entry = model.entries[name]
+
+    def chunks() -> Iterator[Tensor]:
+        made = finite(make(), f"the new {name} of {model.folder}")
+        return (chunk.reshape(-1, *entry.shape[1:]) for chunk in made)
+
+    return Rows((size, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+
+
+def recipient_rows(recipient: Recipient, name: str, make: Callable[[], Iterator[Tensor]]) -> Rows:
+    """The same for a tensor of the model that gets the vocabulary: rows of its own added tokens stay its own."""
+
+    def chunks() -> Iterator[Tensor]:
+        own = as_table(recipient.model.tensor(name))
+        return with_own_rows(make(), own, recipient.own_rows(), recipient.rows)
+
+    return new_rows(recipient.model, name, recipient.rows, chunks)
+
+
 def mixed_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Rows:
     """`M T` for a tensor with a row per token: a table, a head bias, per-layer embeddings."""
-    entry = source.entries[name]
 
     def mixed() -> Iterator[Tensor]:
         table = as_table(source.tensor(name))
@@ -26,16 +46,13 @@ def mixed_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Row
                 raise AssertionError(f"{name}: a copied row changed")
             yield chunk
 
-    def chunks() -> Iterator[Tensor]:
-        return (chunk.reshape(-1, *entry.shape[1:]) for chunk in finite(mixed(), f"the new {name} of {source.folder}"))
-
-    return Rows((mapping.target_size, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+    return new_rows(source, name, mapping.target_size, mixed)
 
 
 def carried_rows(family: Family, name: str, *, trained: bool) -> Rows:
     """`M T_inst + (T_adapted - M T_base)` for a tensor beside the tables, the last part when `trained`."""
     entry, mapping = family.instruct.entries[name], family.mappings[family.instruct.tables.kind_of(name)]
-    sources, rows = (family.base, family.adapted), family.recipient.rows
+    sources = (family.base, family.adapted)
     known = all(name in model.tables.others for model in sources)
     if known and any(model.entries[name].shape[1:] != entry.shape[1:] for model in sources):
         raise CheckpointError(f"{name} has other columns in {family.instruct.folder} than in {family.base.folder}: "
@@ -57,13 +74,7 @@ def carried_rows(family: Family, name: str, *, trained: bool) -> Rows:
             start += len(chunk)
             yield chunk
 
-    def chunks() -> Iterator[Tensor]:
-        chat = as_table(family.instruct.tensor(name))
-        made = with_own_rows(carried(), chat, family.recipient.own_rows(), rows)
-        sound = finite(made, f"the new {name} of {family.instruct.folder}")
-        return (chunk.reshape(-1, *entry.shape[1:]) for chunk in sound)
-
-    return Rows((rows, *entry.shape[1:]), DTYPES[entry.dtype], chunks)
+    return recipient_rows(family.recipient, name, carried)
 
 
 def parts(mapping: VocabularyMapping) -> Iterator[VocabularyMapping]:

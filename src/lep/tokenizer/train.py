@@ -27,7 +27,9 @@ UNIGRAM_THREADS = 4  # fixed: sums depend on it
 VISIBLE = {chr(byte): BYTE_TO_CHARACTER[byte] for byte in range(128)}
 VISIBLE_TABLE = str.maketrans({k: v for k, v in VISIBLE.items() if k != v})
 HIDDEN = str.maketrans({v: k for k, v in VISIBLE.items() if k != v})
-RESERVED = {*(v for k, v in VISIBLE.items() if k != v), "\u2581", "\0"}  # the last is its mark of a space
+RESERVED = {*(v for k, v in VISIBLE.items() if k != v), "\u2581", "\0"}  # U+2581 is its mark of a space
+# A space and the character behind it as one: a private-use character, this far above that character.
+SPACED, LAST_SPACED = 0xF0000, 0xFFFD
 
 
 def fresh_merges(words: WordCounts, learned: int, *, byte_level: bool) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
@@ -112,10 +114,10 @@ def _bpe(words: WordCounts, size: int, first: list[str], last: list[str]) -> dic
 def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) -> dict[str, Any]:
     """Kudo 2018, by the `sentencepiece` library, on whole characters; bytes spell the characters it leaves out.
 
-    On bytes it would waste pieces on cut characters; the trainer of `tokenizers` left more frequent words in pieces
-    (docs/log.md).
+    On bytes it would waste pieces on cut characters. The space before a word and the word's first letter are trained as
+    one character: since words occur without a space too, the likelihood would rather have " " as a token of its own.
     """
-    known = _common_characters(words, (size - len(ALPHABET)) // 2)
+    known = _common_characters(words, (size - len(ALPHABET)) // 3)
     letters = {name: VISIBLE[name] for name in VISIBLE if name in known}
     model = io.BytesIO()
     try:
@@ -131,7 +133,7 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
                           "ask for fewer") from error  # fmt: skip
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = {trained.id_to_piece(i): trained.get_score(i) for i in range(1, len(trained))}
-    scores = {_name(piece.translate(HIDDEN).encode()): score for piece, score in pieces.items()}
+    scores = {_name(_unmarked(piece).encode()): score for piece, score in pieces.items()}
     low = min(scores.values()) - 1
     alphabet = [[letter, scores.pop(letter, low)] for letter in ALPHABET]
     # Added tokens never reach the model; their score only has to lose against any other way.
@@ -155,7 +157,7 @@ def _common_characters(words: WordCounts, limit: int) -> set[str]:
             break
         reached += count
         found.add(character)
-    return found - RESERVED
+    return {c for c in found - RESERVED if ord(c) < SPACED}
 
 
 def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
@@ -166,7 +168,18 @@ def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
         seen += count
         for part in "".join(c if c in known else "\0" for c in word).split("\0") if times else []:
             for _ in range(times if part else 0):
-                yield part.translate(VISIBLE_TABLE)
+                yield _marked(part)
+
+
+def _marked(part: str) -> str:
+    """What the library sees of a word: its space joined to the next character, white space and controls visible."""
+    joined = part[0] == " " and len(part) > 1 and part[1] > " " and ord(part[1]) <= LAST_SPACED
+    return ((chr(SPACED + ord(part[1])) + part[2:]) if joined else part).translate(VISIBLE_TABLE)
+
+
+def _unmarked(piece: str) -> str:
+    joined = ord(piece[0]) >= SPACED
+    return ((" " + chr(ord(piece[0]) - SPACED) + piece[1:]) if joined else piece).translate(HIDDEN)
 
 
 def _name(content: bytes) -> str:
