@@ -1,6 +1,6 @@
 """Propagation: the reference's computation against ours, and whole checkpoints of 8B and 70B shape.
 
-    python benchmarks/propagation.py tables [--seed 0]
+    python benchmarks/propagation.py tables [--seed 0] [--size mistral|llama-3]
     python benchmarks/propagation.py checkpoint --data DATA [--output runs/propagation]
     python benchmarks/propagation.py plan --data DATA [--output runs/propagation]
 
@@ -24,8 +24,11 @@ import torch
 import zstandard
 from measure import measured
 
+from lep.checkpoint.mappings import build_mappings, save_mappings
 from lep.checkpoint.plan import product_rate
+from lep.checkpoint.reader import Checkpoint
 from lep.mapping import VocabularyMapping
+from lep.settings import InitSettings
 
 HIDDEN = 4_096
 SIZES = {"mistral": (32_000, 55_328), "llama-3": (128_256, 174_816)}
@@ -94,10 +97,12 @@ def run_way(way: str, size: str, seed: int, place: Path) -> None:
     (place / f"{way}.json").write_text(json.dumps(taken))
 
 
-def tables(seed: int, place: Path) -> None:
+def tables(seed: int, place: Path, sizes: list[str]) -> None:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line has it, for both sides
     for dtype in (torch.float32, torch.float64):
         print(f"{dtype}: {product_rate(dtype, HIDDEN) / 1e9:.0f} GFLOP/s", flush=True)
-    for size, ways in (("mistral", ("ours", "reference", "truth")), ("llama-3", ("ours", "truth"))):
+    for size in sizes:
+        ways = ("ours", "reference", "truth") if size == "mistral" else ("ours", "truth")  # memory for no more
         deltas = {}
         idle = measured([sys.executable, __file__, "nothing", "--size", size, "--seed", str(seed)]).peak_bytes
         for way in ways:
@@ -199,6 +204,8 @@ def family(data: Path, output: Path, kind: str, *, sparse: bool) -> list[str]:
         write_model(output / kind / name, kind, count, body=output / kind / "base", sparse=sparse)
         for file in tokenizers[name == "adapted"].glob("tokenizer*.json"):
             shutil.copy(file, output / kind / name)
+    base, adapted = (Checkpoint(output / kind / name) for name in ("base", "adapted"))
+    save_mappings(build_mappings(base, adapted.vocabulary, InitSettings()), adapted.folder)  # as `lep init` does
     lep = str(Path(sys.executable).parent / "lep")
     places = [part for name in rows for part in (f"--{name}", str(output / kind / name))]
     return [lep, "propagate", *places, "--output", str(output / kind / "result")]
@@ -236,7 +243,7 @@ def main() -> None:
     a = parser.parse_args()
     a.output.mkdir(parents=True, exist_ok=True)
     if a.what == "tables":
-        tables(a.seed, a.output)
+        tables(a.seed, a.output, [a.size] if a.size else list(SIZES))
     elif a.what == "way":
         run_way(a.way, a.size, a.seed, a.output)
     elif a.what == "nothing":

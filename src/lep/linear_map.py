@@ -7,6 +7,7 @@ from math import inf
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 # Directions whose Gram eigenvalue is below this share of the largest one are treated as unseen. The square root
 # is the smallest relative singular value that float64 sums of squares can tell from noise.
@@ -25,7 +26,7 @@ class FitReport:
     """How well a map explains the rows it was fitted on, and rows it never saw.
 
     Residuals are `||A W - B||_F / ||B||_F`, with the weights of the rows and, in a centred fit, about the means;
-    `heldout` is cross-fitted: each half is predicted by the map of the other. A map that does not beat `identity` on
+    `heldout` is that of one half of the rows under the map of the other. A map that does not beat `identity` on
     held-out rows carries nothing that swap does not.
     """
 
@@ -52,11 +53,11 @@ class LinearMap:
     def __call__(self, rows: Tensor) -> Tensor:
         """(n, h) to (n, h), computed in the dtype of `rows`. A map that moves nothing returns them bit for bit."""
         moved = self.turn(rows)
-        return rows if moved is rows and not self.shift.any() else moved + self.shift.to(rows.dtype)
+        return moved + self.shift.to(rows.dtype) if self.shift.any() else moved
 
     def turn(self, rows: Tensor) -> Tensor:
         """`E W` without the shift, for differences between rows; computed in the dtype of `rows`."""
-        return rows + rows @ self.delta.to(rows.dtype) if self.delta.any() else rows
+        return torch.addmm(rows, rows, self.delta.to(rows.dtype)) if self.delta.any() else rows
 
 
 class LinearMapFitter:
@@ -88,21 +89,24 @@ class LinearMapFitter:
 
         Raises `ValueError` without rows.
         """
-        total, crossed = self._total(), self._crossed(penalty)
-        return _result(total, *total.solve(penalty, self._floor()), penalty, crossed)
+        total, heldout = self._total(), self._heldout(penalty, self._halves()[:1])
+        return _solved(total, penalty, self._floor(), heldout)
 
     def fit_ridge(self, penalties: Sequence[float] = PENALTIES) -> tuple[LinearMap, FitReport]:
         """The same with the penalty that is best on held-out rows; of equals, the one nearest to the identity."""
-        crossed = {penalty: self._crossed(penalty) for penalty in penalties}
-        best = min(sorted(crossed, reverse=True), key=lambda penalty: crossed[penalty])
+        halves = self._halves()  # each is predicted by the map of the other
+        heldout = {penalty: self._heldout(penalty, halves) for penalty in penalties}
+        best = min(sorted(heldout, reverse=True), key=lambda penalty: heldout[penalty])
         total = self._total()
-        return _result(total, *total.solve(best, self._floor()), best, crossed[best])
+        return _solved(total, best, self._floor(), heldout[best])
 
     def fit_procrustes(self) -> tuple[LinearMap, FitReport]:
         """`W = s Q`: the best rotation with one scale (Schoenemann 1966), which keeps the angles between rows."""
         total = self._total()
-        crossed = sum(test.squared_residual(train.rotate(self._floor())[0]) for train, test in self._halves())
-        return _result(total, *total.rotate(self._floor()), None, crossed)
+        train, test = self._halves()[0]
+        heldout = test.residual(train.rotate(self._floor())[0])
+        delta, rank = total.rotate(self._floor())
+        return _result(total, delta, rank, None, total.residual(delta), heldout)
 
     def _total(self) -> "_Moments":
         total = reduce(lambda one, other: one + other, self.folds)
@@ -114,8 +118,9 @@ class LinearMapFitter:
         first, second = (fold.moments(self.centred) for fold in self.folds)
         return [(first, second), (second, first)]
 
-    def _crossed(self, penalty: float) -> float:
-        return sum(test.squared_residual(train.solve(penalty, self._floor())[0]) for train, test in self._halves())
+    def _heldout(self, penalty: float, halves: list[tuple["_Moments", "_Moments"]]) -> float:
+        found = [test.residual(train.solve(penalty, self._floor())[0]) for train, test in halves]
+        return (sum(residual**2 for residual in found) / len(found)) ** 0.5
 
     def _floor(self) -> float:
         return max(ROUNDING_MARGIN * self.rounding**2, PRODUCT_MARGIN * torch.finfo(self.products).eps)
@@ -163,22 +168,36 @@ class _Moments:
         turn = scale * (left @ right) - torch.eye(len(values), dtype=values.dtype)
         return basis @ turn @ basis.T, len(values)
 
-    def squared_residual(self, delta: Tensor) -> float:
-        """`||A delta - (B - A)||^2` from the sums alone; rounding below zero is cut."""
-        fitted = (delta * (self.gram @ delta)).sum() - 2 * (delta * self.cross).sum()
-        return max(fitted.item() + self.shift_square, 0.0)
+    def residual(self, delta: Tensor) -> float:
+        """`||A delta - (B - A)|| / ||B||` from the sums alone; rounding below zero is cut."""
+        fitted = ((self.gram @ delta).sub_(self.cross, alpha=2) * delta).sum() if delta.any() else torch.zeros(())
+        return (max(fitted.item() + self.shift_square, 0.0) / self.norm) ** 0.5
+
+    def minimum(self, delta: Tensor, penalty: float) -> float:
+        """The same for the solution of `solve`, where `gram delta = cross - penalty e delta` in the span of A."""
+        drawn = 0.0 if penalty in (0.0, inf) else (penalty * self.gram.diagonal().mean() * delta.square().sum()).item()
+        return (max(self.shift_square - (delta * self.cross).sum().item() - drawn, 0.0) / self.norm) ** 0.5
+
+    @property
+    def norm(self) -> float:
+        """`||B||^2`, or the least number where that is zero."""
+        return max(self.target_square, torch.finfo(torch.float64).tiny)
+
+
+def _solved(total: _Moments, penalty: float, floor: float, heldout: float) -> tuple[LinearMap, FitReport]:
+    delta, rank = total.solve(penalty, floor)
+    return _result(total, delta, rank, penalty, total.minimum(delta, penalty), heldout)
 
 
 def _result(
-    total: _Moments, delta: Tensor, rank: int, penalty: float | None, crossed: float
+    total: _Moments, delta: Tensor, rank: int, penalty: float | None, fitted: float, heldout: float
 ) -> tuple[LinearMap, FitReport]:
-    norm = max(total.target_square, torch.finfo(torch.float64).tiny)
     report = FitReport(
         rows=total.rows,
         rank=rank,
-        identity=(total.shift_square / norm) ** 0.5,
-        fitted=(total.squared_residual(delta) / norm) ** 0.5,
-        heldout=(crossed / norm) ** 0.5,
+        identity=(total.shift_square / total.norm) ** 0.5,
+        fitted=fitted,
+        heldout=heldout,
         change=(delta.square().sum().item() / len(delta)) ** 0.5,
         penalty=penalty,
     )
@@ -189,7 +208,7 @@ class _Sums:
     """Running sums of one fold."""
 
     def __init__(self, hidden: int) -> None:
-        self.gram = torch.zeros(hidden, hidden, dtype=torch.float64)
+        self.gram = torch.zeros(hidden, hidden, dtype=torch.float64)  # upper triangle, and some of the rest
         self.cross = torch.zeros(hidden, hidden, dtype=torch.float64)
         self.source = torch.zeros(hidden, dtype=torch.float64)
         self.shift = torch.zeros(hidden, dtype=torch.float64)
@@ -207,18 +226,15 @@ class _Sums:
         columns = [slice(start, start + width) for start in range(0, source.shape[1], width)]
         for i, left in enumerate(columns):
             for right in columns[i:]:
-                block = (weighted[:, left].T @ source[:, right]).double()
-                self.gram[left, right] += block
-                if right is not left:
-                    self.gram[right, left] += block.T
+                self.gram[left, right] += weighted[:, left].T @ source[:, right]
         self.cross += weighted.T @ shift
         weight = torch.ones(len(source), dtype=source.dtype) if weights is None else weights.to(source.dtype)
         self.source += weight @ source
         self.shift += weight @ shift
         self.rows += len(source)
         self.weight += weight.sum(dtype=torch.float64).item()
-        self.shift_square += (weight @ shift.square().sum(1)).item()
-        self.target_square += (weight @ target.square().sum(1)).item()
+        self.shift_square += (weight @ vector_norm(shift, dim=1).square()).item()
+        self.target_square += (weight @ vector_norm(target, dim=1).square()).item()
 
     def __add__(self, other: "_Sums") -> "_Sums":
         total = _Sums(len(self.gram))
@@ -227,12 +243,12 @@ class _Sums:
         return total
 
     def moments(self, centred: bool) -> _Moments:
-        zero = torch.zeros_like(self.source)
+        zero, gram = torch.zeros_like(self.source), self.gram.triu() + self.gram.triu(1).T
         if not centred or not self.weight:
-            return _Moments(self.gram, self.cross, zero, zero, self.rows, self.shift_square, self.target_square)
+            return _Moments(gram, self.cross, zero, zero, self.rows, self.shift_square, self.target_square)
         source, shift = self.source / self.weight, self.shift / self.weight
         return _Moments(
-            self.gram - self.weight * torch.outer(source, source),
+            gram - self.weight * torch.outer(source, source),
             self.cross - self.weight * torch.outer(source, shift),
             source, shift, self.rows,
             max(self.shift_square - self.weight * shift.square().sum().item(), 0.0),

@@ -63,17 +63,23 @@ class VocabularyMapping:
         """
         if len(table) != self.source_size:
             raise ValueError(f"the table has {len(table)} rows, the mapping expects {self.source_size}")
-        result = torch.empty(self.target_size, table.shape[1], dtype=dtype or table.dtype)
-        wide = torch.promote_types(result.dtype, torch.float32)
-        for start, stop in self._spans():
-            entries = slice(int(self.offsets[start]), int(self.offsets[stop]))
-            rows = table[self.indices[entries]].to(wide)
-            result[start:stop] = embedding_bag(
-                torch.arange(len(rows)), rows, self.offsets[start : stop + 1] - self.offsets[start], mode="sum",
-                include_last_offset=True, per_sample_weights=self.weights[entries].to(wide),
-            )  # fmt: skip
         target, source = self.kept()
-        result[target] = table[source].to(result.dtype)  # a sum would turn -0 into 0
+        copied = table[source].to(dtype or table.dtype)  # a sum would turn -0 into 0
+        if len(target) == self.target_size:
+            return copied
+        result = torch.empty(self.target_size, table.shape[1], dtype=copied.dtype)
+        result[target] = copied
+        del copied
+        wide = torch.promote_types(result.dtype, torch.float32)
+        target = self.new_rows()
+        mixed = self.select(target)
+        for start, stop in mixed._spans():
+            entries = slice(int(mixed.offsets[start]), int(mixed.offsets[stop]))
+            rows = table[mixed.indices[entries]].to(wide)
+            result[target[start:stop]] = embedding_bag(
+                torch.arange(len(rows)), rows, mixed.offsets[start : stop + 1] - mixed.offsets[start], mode="sum",
+                include_last_offset=True, per_sample_weights=mixed.weights[entries].to(wide),
+            ).to(result.dtype)  # fmt: skip
         return result
 
     def _spans(self) -> Iterator[tuple[int, int]]:

@@ -122,8 +122,8 @@ class Family:
     def fit_rows(self, mapping: VocabularyMapping, name: str) -> Tensor:
         """Mask of the target rows that a map may be fitted on: ordinary tokens, made of rows that were trained."""
         rows = torch.zeros(mapping.target_size, dtype=torch.bool)
-        for index, token in enumerate(self.adapted.vocabulary.tokens):
-            rows[index] = token is not None and not token.added
+        tokens = self.adapted.vocabulary.tokens
+        rows[: len(tokens)] = torch.tensor([token is not None and not token.added for token in tokens])
         rows[[row for row in self.ids.values() if row < len(rows)]] = False
         dead = undertrained_rows(self.base, name)[mapping.indices].double()
         counted = torch.cat([torch.zeros(1, dtype=torch.float64), dead.cumsum(0)])

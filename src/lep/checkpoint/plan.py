@@ -18,7 +18,9 @@ CHUNKS = 6  # widened chunks of rows alive at once
 GRAM_SHARE = 0.625  # of a Gram matrix that is computed (`lep.linear_map.GRAM_BLOCKS`)
 UNFITTED = ("swap", "task-arithmetic", "new-rows")  # methods without a map: no solves, no products
 ONE_FIT = ("overlap", "conversion", "procrustes")  # the others choose their penalty
-FIT_SOLVES, RIDGE_SOLVES = 3, 13  # two folds and the whole; two folds for each finite penalty, and the whole
+# Solves and held-out residuals: the whole and one half; the whole, and both halves for each finite penalty.
+FIT_SOLVES, RIDGE_SOLVES = (2, 1), (13, 12)
+SOLVE_PRODUCTS, RESIDUAL_PRODUCTS = 1 / 3 + 2, 2  # operations, in cubes of the hidden size
 PROBE_SIZE, PROBE_BYTES = 1_024, 1 << 28
 
 
@@ -68,10 +70,10 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
         tables[kind] = (family.recipient.rows, hidden)
         read += sum(sizes)
         once = settings.of(kind) in ONE_FIT or settings.ridge is not None
-        solves = 0 if settings.of(kind) in UNFITTED else FIT_SOLVES if once else RIDGE_SOLVES
+        solves, residuals = (0, 0) if settings.of(kind) in UNFITTED else FIT_SOLVES if once else RIDGE_SOLVES
         fitted = rows if settings.of(kind) == "conversion" else family.mappings[kind].source_size
         fit += 2 * hidden**2 * (rows + fitted * (1 + GRAM_SHARE)) if solves else 0
-        solve += solves * (2 / 3 + 4) * hidden**3
+        solve += (solves * SOLVE_PRODUCTS + residuals * RESIDUAL_PRODUCTS) * hidden**3
         working = SQUARES * 8 * hidden**2 + CHUNKS * 4 * ROWS_AT_ONCE * hidden
         memory = max(memory, sum(sizes) + working)
     names_of = chat.tables.by_kind()

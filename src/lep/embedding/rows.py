@@ -36,7 +36,7 @@ def undertrained(table: Tensor, unused: Tensor) -> Tensor:
     beside all other rows, so do the rows of tokens that occur nowhere (Land & Bartolo 2024); where they do not, the
     table says nothing and only rows of zeros are marked.
     """
-    found = row_norms(table) == 0
+    found = torch.cat([~part.any(1) for part in table.split(ROWS_AT_ONCE)])
     if unused.sum() < 2:
         return found
     distance = row_norms(table, table[unused].float().mean(0))

@@ -136,15 +136,16 @@ def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor)
     """
     wide = torch.float32 if problem.instruct.itemsize < 4 else torch.float64
     for rows in torch.arange(len(adapted)).split(ROWS_AT_ONCE):
-        chunk = torch.empty(len(rows), adapted.shape[1], dtype=problem.instruct.dtype)
-        copies = problem.mapping.copies[rows]
-        groups = [(propagation.kept, copies), (propagation.new, ~copies)]
+        trained, copies = adapted[rows[0] : rows[-1] + 1].to(wide), problem.mapping.copies[rows]
         if propagation.kept is propagation.new:  # one pass
-            groups = [(propagation.new, torch.ones_like(copies))]
-        for group, chosen in groups:
+            made = _carried(problem, propagation.new, problem.mapping.select(rows), trained)
+            yield made.to(problem.instruct.dtype, copy=made.dtype == problem.instruct.dtype)
+            continue
+        chunk = torch.empty(len(rows), adapted.shape[1], dtype=problem.instruct.dtype)
+        for group, chosen in ((propagation.kept, copies), (propagation.new, ~copies)):
             if chosen.any():
                 part = problem.mapping.select(rows[chosen])
-                chunk[chosen] = _carried(problem, group, part, adapted[rows[chosen]].to(wide)).to(chunk.dtype)
+                chunk[chosen] = _carried(problem, group, part, trained[chosen]).to(chunk.dtype)
         yield chunk
 
 
