@@ -21,15 +21,20 @@ from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Vocabulary
 PRE_TOKENS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 ALPHABET = [BYTE_TO_CHARACTER[byte] for byte in range(256)]
 # Unigram: characters of a piece, share of the text whose characters become pieces, lines that are looked at.
-LONGEST_PIECE, COVERAGE, UNIGRAM_LINES = 24, 0.9998, 2_000_000
+LONGEST_PIECE, COVERAGE, UNIGRAM_LINES = 24, 0.9998, 8_000_000
 UNIGRAM_THREADS = 4  # fixed: sums depend on it
+# The library's first candidates are strings that are seen with two different characters behind them. A word that is
+# nowhere the beginning of a longer one would be none, so words end in one of two marks; digits, which the library keeps
+# apart when asked to, and which real digits are not confused with.
+ENDS, DIGITS = "01", {str(i): chr(0x100000 + i) for i in range(10)}
 # White space and controls as the letters that stand for them in byte-level vocabularies: sentencepiece changes them.
-VISIBLE = {chr(byte): BYTE_TO_CHARACTER[byte] for byte in range(128)}
+VISIBLE = {chr(byte): BYTE_TO_CHARACTER[byte] for byte in range(128)} | DIGITS
 VISIBLE_TABLE = str.maketrans({k: v for k, v in VISIBLE.items() if k != v})
 HIDDEN = str.maketrans({v: k for k, v in VISIBLE.items() if k != v})
 RESERVED = {*(v for k, v in VISIBLE.items() if k != v), "\u2581", "\0"}  # U+2581 is its mark of a space
 # A space and the character behind it as one: a private-use character, this far above that character.
 SPACED, LAST_SPACED = 0xF0000, 0xFFFD
+WIDE_DIGITS = range(0xFF10, 0xFF1A)  # digits to the library, too
 
 
 def fresh_merges(words: WordCounts, learned: int, *, byte_level: bool) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
@@ -123,16 +128,18 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_lines(words, known), model_writer=model, model_type="unigram",
-            vocab_size=size - len(ALPHABET) + len(letters) + 1, hard_vocab_limit=False, unk_id=0, bos_id=-1, eos_id=-1,
-            pad_id=-1, character_coverage=1.0, normalization_rule_name="identity", add_dummy_prefix=False,
-            remove_extra_whitespaces=False, split_by_whitespace=False, split_by_unicode_script=False,
-            split_by_number=False, max_sentencepiece_length=LONGEST_PIECE, num_threads=UNIGRAM_THREADS, minloglevel=2,
+            vocab_size=size - len(ALPHABET) + len(letters) + len(ENDS) + 1, hard_vocab_limit=False, unk_id=0,
+            bos_id=-1, eos_id=-1, pad_id=-1, character_coverage=1.0, normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, split_by_whitespace=True, split_by_unicode_script=False,
+            split_by_number=False, split_digits=True, max_sentencepiece_length=LONGEST_PIECE,
+            num_threads=UNIGRAM_THREADS, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:  # the library says what its own options are called
         raise CorpusError(f"the corpus is too small for a Unigram vocabulary of {size:,} tokens: give more text or "
                           "ask for fewer") from error  # fmt: skip
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = {trained.id_to_piece(i): trained.get_score(i) for i in range(1, len(trained))}
+    pieces = {piece: score for piece, score in pieces.items() if piece not in ENDS}
     scores = {_name(_unmarked(piece).encode()): score for piece, score in pieces.items()}
     low = min(scores.values()) - 1
     alphabet = [[letter, scores.pop(letter, low)] for letter in ALPHABET]
@@ -157,7 +164,7 @@ def _common_characters(words: WordCounts, limit: int) -> set[str]:
             break
         reached += count
         found.add(character)
-    return {c for c in found - RESERVED if ord(c) < SPACED}
+    return {c for c in found - RESERVED if ord(c) < SPACED and ord(c) not in WIDE_DIGITS}
 
 
 def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
@@ -167,8 +174,8 @@ def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
         times = int((seen + count) * share) - int(seen * share)
         seen += count
         for part in "".join(c if c in known else "\0" for c in word).split("\0") if times else []:
-            for _ in range(times if part else 0):
-                yield _marked(part)
+            for i in range(times if part else 0):
+                yield _marked(part) + ENDS[i % len(ENDS)]
 
 
 def _marked(part: str) -> str:
@@ -178,7 +185,7 @@ def _marked(part: str) -> str:
 
 
 def _unmarked(piece: str) -> str:
-    joined = ord(piece[0]) >= SPACED
+    joined = SPACED <= ord(piece[0]) <= SPACED + LAST_SPACED
     return ((" " + chr(ord(piece[0]) - SPACED) + piece[1:]) if joined else piece).translate(HIDDEN)
 
 
