@@ -129,10 +129,10 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_lines(words, known), model_writer=model, model_type="unigram",
             vocab_size=size - len(ALPHABET) + len(letters) + len(ENDS) + 1, hard_vocab_limit=False, unk_id=0,
-            bos_id=-1, eos_id=-1, pad_id=-1, character_coverage=1.0, normalization_rule_name="identity", add_dummy_prefix=False,
-            remove_extra_whitespaces=False, split_by_whitespace=True, split_by_unicode_script=False,
-            split_by_number=False, split_digits=True, max_sentencepiece_length=LONGEST_PIECE,
-            num_threads=UNIGRAM_THREADS, minloglevel=2,
+            bos_id=-1, eos_id=-1, pad_id=-1, character_coverage=1.0, normalization_rule_name="identity",
+            add_dummy_prefix=False, remove_extra_whitespaces=False, split_by_whitespace=True,
+            split_by_unicode_script=False, split_by_number=False, split_digits=True,
+            max_sentencepiece_length=LONGEST_PIECE, num_threads=UNIGRAM_THREADS, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:  # the library says what its own options are called
         raise CorpusError(f"the corpus is too small for a Unigram vocabulary of {size:,} tokens: give more text or "
