@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from lep.corpus.pack import pack, tokenize_documents
+from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import read_documents, write_records
 from lep.errors import CorpusError, LepError
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
-from lep.training.pretrain import pretrain, schedule
+from lep.training.pretrain import collate, isolates, pretrain, schedule
 from lep.training.trainer import uses_bf16
 from lep.training.tune import CALIBRATION, train_adapter, tune
 
@@ -32,20 +32,68 @@ SETTINGS = PretrainSettings(
 TABLES = {"model.embed_tokens.weight", "lm_head.weight"}
 
 
-@given(st.lists(st.lists(st.integers(0, 99), max_size=30), max_size=20), st.integers(1, 16))
-def test_packing_loses_no_token(documents, block) -> None:
-    blocks = [b.tolist() for b in pack(documents, block)]
-    assert [t for b in blocks for t in b] == [t for d in documents for t in d]
-    assert all(len(b) == block for b in blocks[:-1])
+@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=16), max_size=60), st.integers(16, 40))
+def test_packing_loses_no_token_and_cuts_no_piece(pieces, block) -> None:
+    blocks = list(packed(pieces, block))
+    assert sorted(piece for inside in blocks for piece in inside) == sorted(pieces)
+    assert all(sum(map(len, inside)) <= block for inside in blocks)
+    full = sum(map(len, pieces)) / block
+    assert len(blocks) <= 2 * full + 1  # no two blocks could be one
 
 
-def test_documents_begin_and_end(pair) -> None:
+def test_a_piece_longer_than_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="5 tokens is longer than a block of 4"):
+        list(packed([[1, 2, 3, 4, 5]], 4))
+
+
+@pytest.mark.parametrize("block", [24, 100, 5000])
+def test_pieces_begin_where_lines_begin_and_hold_all_text(pair, block) -> None:
     tokenizer = load_tokenizer(pair["tokenizer"])
     documents = list(read_documents([SAMPLE / "ru"]))
-    for document, ids in zip(documents, tokenize_documents(documents, tokenizer, batch_documents=7), strict=True):
-        assert ids[0] == tokenizer.bos_token_id
-        assert ids[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(ids[1:-1]) == document.text
+    pieces = list(token_pieces(documents, tokenizer, block))
+    assert max(map(len, pieces)) <= block
+    ends = [i for i, ids in enumerate(pieces) if ids[-1] == tokenizer.eos_token_id]
+    assert len(ends) == len(documents)
+    for document, first, last in zip(documents, [0, *(end + 1 for end in ends)], ends, strict=False):
+        parts = pieces[first : last + 1]
+        assert parts[0][0] == tokenizer.bos_token_id
+        assert tokenizer.decode([i for ids in parts for i in ids], skip_special_tokens=True) == document.text
+        begun = tokenizer.decode(parts[0], skip_special_tokens=True)
+        for ids in parts[1:]:
+            if ids[0] == tokenizer.bos_token_id:
+                assert begun.endswith("\n")
+            begun += tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_documents_in_a_block_do_not_see_each_other(pair) -> None:
+    """The hidden states of a document are the same whatever stands before it, and nothing is predicted across."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float64)
+    assert isolates(model)
+    first, second, other = ([7, 8, 9, 10], [5, 6, 11], [12, 13, 14, 15])
+    states = []
+    for before in (first, other):
+        batch = collate(
+            [{"input_ids": before + second, "lengths": [4, 3]}, {"input_ids": list(range(9)), "lengths": [9]}]
+        )
+        assert batch["labels"][0].tolist() == [-100, *before[1:], -100, *second[1:], -100, -100]
+        found = model.get_decoder()(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        states.append(found.last_hidden_state[0, 4:7])
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    alone = model.get_decoder()(input_ids=torch.tensor([second]), use_cache=False).last_hidden_state[0]
+    torch.testing.assert_close(states[0], alone)
+
+
+def test_a_model_that_ignores_positions_is_told(pair) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
+    plain = model.forward
+    model.forward = lambda input_ids, use_cache: plain(input_ids=input_ids, use_cache=use_cache)
+    assert not isolates(model)
+    model.forward = lambda input_ids, position_ids=None, use_cache=False: plain(input_ids=input_ids)
+    assert not isolates(model)
 
 
 def test_schedule_spends_the_budget() -> None:
@@ -80,7 +128,7 @@ def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
 def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
     from transformers import AutoModelForCausalLM
 
-    from lep.training.trainer import chunked_cross_entropy, head_is_plain
+    from lep.training.trainer import head_is_plain, head_loss
 
     model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
     assert head_is_plain(model)
@@ -93,7 +141,7 @@ def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
     hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
     targets = labels[:, 1:].flatten()
     learned = targets != -100
-    loss = chunked_cross_entropy(hidden[learned], model.get_output_embeddings(), targets[learned]) / learned.sum()
+    loss = head_loss(model, hidden[learned], targets[learned]) / learned.sum()
     loss.backward()
     torch.testing.assert_close(loss, expected)
     for name, p in model.named_parameters():
@@ -169,9 +217,12 @@ def kill_when(command: list[str], ready, tries: int = 600) -> None:
     process.wait()
 
 
-def test_a_killed_training_ends_like_an_uninterrupted_one(adapted, tmp_path) -> None:
+@pytest.mark.parametrize("train", ["embeddings", "new_rows"])
+def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_path) -> None:
+    model = adapted.parent / "initialised"
+
     def command(name: str) -> list[str]:
-        return [*LEP, "pretrain", "--model", str(adapted), "--corpus", str(SAMPLE / "ru"), "--tokens", "40000",
+        return [*LEP, "pretrain", "--model", str(model), "--train", train, "--corpus", str(SAMPLE / "ru"), "--tokens", "40000",
                 "--learning-rate", "5e-3", "--block-size", "64", "--batch-tokens", "256",
                 "--output", str(tmp_path / name)]  # fmt: skip
 

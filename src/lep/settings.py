@@ -97,7 +97,11 @@ class PretrainSettings(TrainingSettings):
     """Continued pre-training on plain text (section 3.4 of the paper)."""
 
     tokens: PositiveInt = Field(description="tokens to train on; the corpus is repeated when it has fewer")
-    train: Literal["embeddings"] = Field("embeddings", description="what is trained; the body is frozen")
+    train: Literal["embeddings", "new_rows"] = Field(
+        "embeddings", description="what is trained: both tables (the paper), or only the rows of new tokens"
+    )
+    schedule: Literal["cosine", "wsd"] = Field("cosine", description="wsd: constant after warm-up, then down to 0")
+    decay_share: float = Field(0.2, gt=0, le=1, description="share of the steps in which wsd goes down")
     block_size: PositiveInt | None = Field(None, description="tokens a sample (default: 1024, or the model's context)")
     batch_tokens: PositiveInt | None = Field(None, description="tokens a step (default: 1/500 of all, up to 262,144)")
     micro_batch_tokens: PositiveInt = Field(8192, description="tokens that are in memory at once")

@@ -68,12 +68,10 @@ def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, Vocabul
     Raises `CheckpointError` where the adapted model has not the rows that its tokenizer asks for.
     """
     source_rows, target_rows = (model.shape(model.tables.input)[0] for model in (base, adapted))
-    kinds = list(base.tables.by_kind())
-    places = [adapted.folder / MAPPING_FILES[kind] for kind in kinds]
-    if places[0].exists():
-        found = [_load(place if place.exists() else places[0]) for place in places]
-        if all((m.source_size, m.target_size) == (source_rows, target_rows) and _of(base, adapted, m) for m in found):
-            return dict(zip(kinds, found, strict=True))
+    if (saved := saved_mappings(adapted)) and all(
+        m.source_size == source_rows and _of(base, adapted, m) for m in saved.values()
+    ):
+        return saved
     mappings = build_mappings(base, adapted.vocabulary, InitSettings())
     if mappings["input"].target_size != target_rows:
         raise CheckpointError(
@@ -81,6 +79,19 @@ def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, Vocabul
             f"{mappings['input'].target_size:,}: initialise the adapted model from this base with this tokenizer"
         )
     return mappings
+
+
+def saved_mappings(checkpoint: Checkpoint) -> dict[str, VocabularyMapping] | None:
+    """The mappings saved with a model, by table; None where there are none, or none of its size.
+
+    Raises `CheckpointError` for a damaged file.
+    """
+    places = {kind: checkpoint.folder / MAPPING_FILES[kind] for kind in checkpoint.tables.by_kind()}
+    if not places["input"].exists():
+        return None
+    found = {kind: _load(place if place.exists() else places["input"]) for kind, place in places.items()}
+    rows = checkpoint.shape(checkpoint.tables.input)[0]
+    return found if all(mapping.target_size == rows for mapping in found.values()) else None
 
 
 def _load(place: Path) -> VocabularyMapping:

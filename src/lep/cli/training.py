@@ -15,11 +15,14 @@ def pretrain(
     tokens: Annotated[int, typer.Option(help="Tokens to train on.")],
     output: Output,
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = default(PretrainSettings, "learning_rate"),
-    train: Annotated[str, typer.Option(help="What trains: embeddings.")] = default(PretrainSettings, "train"),
+    train: Annotated[str, typer.Option(help="What trains: embeddings, or new_rows alone.")] = default(
+        PretrainSettings, "train"
+    ),
     block_size: Annotated[int | None, typer.Option(help="Tokens a sample.")] = default(PretrainSettings, "block_size"),
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens a step.")] = default(
         PretrainSettings, "batch_tokens"
     ),
+    schedule: Annotated[str, typer.Option(help="cosine or wsd.")] = default(PretrainSettings, "schedule"),
     weight_decay: Annotated[float, typer.Option()] = default(PretrainSettings, "weight_decay"),
     precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = default(PretrainSettings, "precision"),
     seed: Annotated[int, typer.Option()] = default(PretrainSettings, "seed"),
@@ -27,7 +30,7 @@ def pretrain(
     """Train embeddings and head on plain text; the body stays as it is."""
     settings = checked(
         PretrainSettings, tokens=tokens, learning_rate=learning_rate, train=train, block_size=block_size,
-        batch_tokens=batch_tokens, weight_decay=weight_decay, precision=precision, seed=seed,
+        batch_tokens=batch_tokens, schedule=schedule, weight_decay=weight_decay, precision=precision, seed=seed,
     )  # fmt: skip
     from lep.training.pretrain import pretrain as run_pretrain
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
-from lep.checkpoint.mappings import INIT_FILE, MAPPING_FILES
+from lep.checkpoint.mappings import INIT_FILE, MAPPING_FILES, saved_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
-from lep.corpus.pack import pack, tokenize_documents
+from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import corpus_files, read_documents
-from lep.errors import LepError
+from lep.errors import CheckpointError, LepError
 from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.frozen import check_frozen, frozen_digest
+from lep.training.rows import split_tables
 from lep.training.trainer import ChunkedLossTrainer, common_arguments, run, uses_bf16
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the paper's batch and block
@@ -30,11 +32,11 @@ STATE_COPIES = 6  # of the float32 tables: weights and two moments, in two saved
 
 
 def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings: PretrainSettings) -> dict[str, Any]:
-    """Train the tables of `model` on the documents of `corpus` and write the result to `output`.
+    """Train the tables of `model`, or their new rows, on the documents of `corpus` and write the result to `output`.
 
-    Tables train in float32 whatever the checkpoint's dtype, and are stored in that dtype again. A run that was
-    interrupted continues from its last state when it is started again with the same arguments. Every frozen
-    tensor is proven unchanged, bit for bit.
+    What trains is float32 whatever the checkpoint's dtype, and is stored in that dtype again. Documents do not see
+    each other. A run that was interrupted continues from its last state when it is started again with the same
+    arguments. Every frozen tensor, and every row that stays, is proven unchanged, bit for bit.
 
     Returns the record that is also written to `lep/pretrain.json`: losses in nats per token, tokens, seconds.
     """
@@ -42,12 +44,14 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     key = fingerprint([checkpoint.stamp(), stamps, settings.model_dump()])
     check_output(output)
-    tables_bytes = sum(math.prod(checkpoint.shape(name)) * 4 for name in checkpoint.tables.names)
-    check_space(output, rewritten_bytes(checkpoint, checkpoint.tables.names) + STATE_COPIES * tables_bytes)
+    rows = _trained_rows(checkpoint, settings)
+    names = checkpoint.tables.by_kind()
+    floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
+    check_space(output, rewritten_bytes(checkpoint, names.values()) + STATE_COPIES * 4 * floats)
     with publishing(output, resume_key=key) as partial:
         set_seed(settings.seed)
         started = time.time()
-        tables, record = _train(checkpoint, corpus, partial / "work", settings, key)
+        tables, record = _train(checkpoint, rows, corpus, partial / "work", settings, key)
         write_checkpoint(checkpoint, tables, partial)
         copy_tokenizer(checkpoint.folder, partial)
         (partial / "lep").mkdir(exist_ok=True)
@@ -60,9 +64,25 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     return record
 
 
+def _trained_rows(checkpoint: Checkpoint, settings: PretrainSettings) -> dict[str, torch.Tensor]:
+    """The rows of each table that train, (n,) int64."""
+    names = checkpoint.tables.by_kind()
+    if settings.train == "embeddings":
+        return {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in names.items()}
+    mappings = saved_mappings(checkpoint)
+    rows = {kind: mapping.new_rows() for kind, mapping in (mappings or {}).items()}
+    if not mappings or not all(map(len, rows.values())):
+        raise CheckpointError(
+            f"{checkpoint.folder} does not say which of its rows are new (lep/mapping.safetensors): initialise it with "
+            "lep init, or train all embeddings"
+        )
+    return rows
+
+
 def _train(
-    checkpoint: Checkpoint, corpus: list[str | Path], work: Path, settings: PretrainSettings, key: str
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    checkpoint: Checkpoint, rows: dict[str, torch.Tensor], corpus: list[str | Path], work: Path,
+    settings: PretrainSettings, key: str,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # fmt: skip
     context = checkpoint.config.get("max_position_embeddings", LARGEST_BLOCK)
     block = min(settings.block_size or LARGEST_BLOCK, context)
     blocks = packed_blocks(checkpoint, corpus, block, work / "packed", key)
@@ -70,28 +90,62 @@ def _train(
     dtype = "auto" if uses_bf16(settings) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     model.requires_grad_(False)
-    trained = {checkpoint.tables.input: model.get_input_embeddings().weight}
-    if checkpoint.tables.output is not None:
-        trained[checkpoint.tables.output] = model.get_output_embeddings().weight
-    for table in trained.values():
-        table.data = table.data.float()  # Adam's small steps would vanish in bf16
-        table.requires_grad_(True)
     model.config.use_cache = False
+    isolated = isolates(model)
+    if settings.train == "new_rows":
+        split = split_tables(model, rows)
+        whole = {kind: table.whole for kind, table in split.items()}
+    else:
+        weights = {"input": model.get_input_embeddings().weight, "output": model.get_output_embeddings().weight}
+        for kind in rows:
+            weights[kind].data = weights[kind].data.float()  # Adam's small steps would vanish in bf16
+            weights[kind].requires_grad_(True)
+        whole = {kind: weights[kind].detach for kind in rows}
     before = frozen_digest(model)
     arguments = TrainingArguments(
         per_device_train_batch_size=sequences // accumulation, gradient_accumulation_steps=accumulation,
-        **common_arguments(settings, work / "trainer", steps),
+        remove_unused_columns=False, **common_arguments(settings, work / "trainer", steps),
+        **_schedule_arguments(settings, steps),
     )  # fmt: skip
-    trainer = ChunkedLossTrainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
+    trainer = ChunkedLossTrainer(
+        model=model, args=arguments, train_dataset=blocks, data_collator=partial(collate, isolated=isolated)
+    )
     losses = run(trainer, work / "trainer")
     check_frozen(before, model)
-    tables = {name: table.detach().cpu().to(checkpoint.tensor(name).dtype) for name, table in trained.items()}
+    tables = {}
+    for kind, name in checkpoint.tables.by_kind().items():
+        old = checkpoint.tensor(name)
+        tables[name] = whole[kind]().cpu().to(old.dtype)
+        stay = torch.ones(len(old), dtype=torch.bool).index_fill_(0, rows[kind], False)
+        if not torch.equal(tables[name][stay], old[stay]):
+            raise AssertionError(f"a row of {name} that stays changed during training")
     tokens = _tokens(blocks)
     record = {
         "tokens": round(trainer.state.epoch * tokens), "steps": steps, "block_size": block, "corpus_tokens": tokens,
-        "frozen_tensors": len(before), "losses": losses,
+        "blocks": len(blocks), "trained_rows": {kind: len(found) for kind, found in rows.items()},
+        "documents_isolated": isolated, "frozen_tensors": len(before), "losses": losses,
     }  # fmt: skip
     return tables, record
+
+
+def _schedule_arguments(settings: PretrainSettings, steps: int) -> dict[str, Any]:
+    if settings.schedule == "cosine":
+        return {}
+    decay = {"num_decay_steps": max(1, round(settings.decay_share * steps))}
+    return {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": decay}
+
+
+@torch.no_grad()
+def isolates(model: Any) -> bool:
+    """Whether position ids that begin again keep the pieces of a block apart in this architecture."""
+    ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
+    positions = torch.arange(8, device=model.device).repeat(2)[None]
+    try:
+        together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:].float()
+    except TypeError:  # knows no position ids
+        return False
+    alone = model(input_ids=ids[:, 8:], use_cache=False).logits.float()
+    return bool((together - alone).abs().max() <= 0.02 * alone.abs().max())
 
 
 def schedule(settings: PretrainSettings, block: int, blocks: int) -> tuple[int, int, int]:
@@ -104,13 +158,13 @@ def schedule(settings: PretrainSettings, block: int, blocks: int) -> tuple[int, 
 
 
 def packed_blocks(checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str) -> Dataset:
-    """The corpus as memory-mapped blocks of token ids; no token is lost, the last block may be shorter."""
+    """The corpus as memory-mapped blocks of token ids and the lengths of the pieces in them; no token is lost."""
 
     def generate() -> Iterator[dict[str, Any]]:
-        for ids in pack(tokenize_documents(read_documents(corpus), checkpoint.tokenizer), block):
-            yield {"input_ids": ids}
+        for pieces in packed(token_pieces(read_documents(corpus), checkpoint.tokenizer, block), block):
+            yield {"input_ids": [token for piece in pieces for token in piece], "lengths": [len(p) for p in pieces]}
 
-    features = Features({"input_ids": List(Value("int32"))})
+    features = Features({"input_ids": List(Value("int32")), "lengths": List(Value("int32"))})
     try:
         return Dataset.from_generator(generate, features=features, cache_dir=str(folder), fingerprint=key)
     except DatasetGenerationError as error:  # datasets wraps what the reader has to say
@@ -119,15 +173,22 @@ def packed_blocks(checkpoint: Checkpoint, corpus: list[str | Path], block: int, 
         raise
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack blocks; a shorter one is filled at its end, where the loss does not look."""
+def collate(samples: list[dict[str, Any]], *, isolated: bool = True) -> dict[str, torch.Tensor]:
+    """Stack blocks; a shorter one is filled at its end, where the loss does not look.
+
+    Positions begin again with each piece, which keeps pieces apart; what a piece begins with is not predicted from the
+    one before.
+    """
     width = max(len(sample["input_ids"]) for sample in samples)
-    ids = torch.zeros(len(samples), width, dtype=torch.int64)
+    ids, positions = torch.zeros(2, len(samples), width, dtype=torch.int64)
     labels = torch.full_like(ids, -100)
     for row, sample in enumerate(samples):
         tokens = torch.as_tensor(sample["input_ids"], dtype=torch.int64)
         ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
-    return {"input_ids": ids, "labels": labels}
+        lengths = [*sample["lengths"], width - len(tokens)]
+        positions[row] = torch.cat([torch.arange(length) for length in lengths])
+        labels[row, torch.tensor([0, *lengths[:-2]]).cumsum(0)] = -100
+    return {"input_ids": ids, "labels": labels} | ({"position_ids": positions} if isolated else {})
 
 
 def _tokens(blocks: Dataset) -> int:

@@ -1,0 +1,62 @@
+"""Cross-entropy over large vocabularies: logits exist for a few tokens at a time, and are made once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOSS_CHUNK = 256  # tokens: at a vocabulary of 6,144 the fastest of 128 to 1,024, 1.6 times as fast as all at once
+
+
+def linear_cross_entropy(hidden: Tensor, labels: Tensor, tables: list[Tensor], bias: Tensor | None = None) -> Tensor:
+    """Sum in nats of the cross-entropies of the logits `hidden @ [tables]' + bias`, as a float32 scalar.
+
+    `hidden` is (n, h); `tables` are (V_i, h), stacked in thought; `labels` (n,) are rows of the stack; `bias` is
+    (sum of V_i,). Products are made in the dtype of `hidden`, sums over the vocabulary in float32. Gradients are made
+    in the forward pass, chunk by chunk, and only for what requires them: a frozen table costs no memory.
+    """
+    return _LinearCrossEntropy.apply(hidden, labels, bias, *tables)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, bias: Tensor | None, *tables: Tensor) -> Tensor:
+        sizes = [len(table) for table in tables]
+        wanted = ctx.needs_input_grad
+        narrow = [table.detach().to(hidden.dtype) for table in tables]
+        of_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        of_bias = torch.zeros(sum(sizes), device=hidden.device) if wanted[2] else None
+        of_tables = [
+            torch.zeros(table.shape, dtype=torch.float32, device=table.device) if want else None
+            for table, want in zip(tables, wanted[3:], strict=True)
+        ]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), LOSS_CHUNK):
+            states, targets = hidden[start : start + LOSS_CHUNK], labels[start : start + LOSS_CHUNK, None]
+            logits = torch.cat([states @ table.T for table in narrow], dim=1).float()
+            if bias is not None:
+                logits += bias
+            total += (logits.logsumexp(1) - logits.gather(1, targets)[:, 0]).sum()
+            if not any(wanted):
+                continue
+            # The gradient of the logits: probabilities, less one at the target.
+            slopes = logits.softmax(1)
+            slopes.scatter_add_(1, targets, slopes.new_full((1, 1), -1.0).expand_as(targets))
+            if of_bias is not None:
+                of_bias += slopes.sum(0)
+            for table, gradient, part in zip(narrow, of_tables, slopes.to(hidden.dtype).split(sizes, 1), strict=True):
+                if of_hidden is not None:
+                    of_hidden[start : start + LOSS_CHUNK] += part @ table
+                if gradient is not None:
+                    gradient += part.T @ states
+        ctx.gradients = (of_hidden, None, of_bias, *of_tables)
+        ctx.dtypes = (hidden.dtype, None, bias.dtype if bias is not None else None, *(table.dtype for table in tables))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        return tuple(
+            None if gradient is None else gradient.mul_(outer[0]).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )

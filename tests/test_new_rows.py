@@ -1,0 +1,120 @@
+"""Training new rows alone: what stays is the same bit for bit, what trains is what would train in the whole table."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SAMPLE, TEMPLATE, save_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PhiConfig, PhiForCausalLM
+
+from lep.checkpoint.initialise import initialise
+from lep.checkpoint.mappings import saved_mappings
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import CheckpointError
+from lep.settings import PretrainSettings
+from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
+from lep.training.pretrain import pretrain
+from lep.training.rows import split_tables
+from lep.training.trainer import head_is_plain, head_loss
+
+SETTINGS = PretrainSettings(
+    tokens=6_000, learning_rate=5e-3, block_size=64, batch_tokens=256, weight_decay=0.1, checkpoints=5, train="new_rows"
+)
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 96}
+
+
+def initialised(folder: Path, tokenizer, *, in_place: bool = False, **model) -> Path:
+    save_model(folder / "model", tokenizer, **model)
+    if in_place:
+        optimize_tokenizer(folder / "model", [SAMPLE / "ru"], 450, 500, folder / "tokenizer", in_place=True)
+    else:
+        extend_tokenizer(folder / "model", [SAMPLE / "ru"], 60, folder / "tokenizer")
+    initialise(folder / "model", folder / "tokenizer", folder / "initialised")
+    return folder / "initialised"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"tied": True}, {"dtype": torch.bfloat16}, {"in_place": True}, {"padding_rows": 12}],
+    ids=lambda kind: next(iter(kind), "plain"),
+)
+def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> None:
+    source = initialised(tmp_path, byte_level, **model)
+    record = pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    before, after = (load_file(place / "model.safetensors") for place in (source, tmp_path / "out"))
+    tables = set(Checkpoint(source).tables.names)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == tables
+    new = saved_mappings(Checkpoint(source))["input"].new_rows()
+    for name in tables:
+        changed = (before[name] != after[name]).any(1).nonzero().flatten()
+        assert len(changed)
+        assert set(changed.tolist()) <= set(new.tolist())
+    assert record["trained_rows"]["input"] == len(new)
+    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+
+
+def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(byte_level, tmp_path) -> None:
+    """Direct training of new rows: hidden states of text without new tokens stay bit-equal."""
+    source = initialised(tmp_path, byte_level, template=TEMPLATE)
+    pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    ids = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(0))
+    states, kept = [], []
+    for place in (tmp_path / "model", tmp_path / "out"):
+        model = AutoModelForCausalLM.from_pretrained(place)
+        with torch.no_grad():
+            found = model(input_ids=ids, output_hidden_states=True)
+        states.append(found.hidden_states[-1])
+        kept.append(found.logits[..., :500])
+    assert torch.equal(*states)
+    torch.testing.assert_close(*kept, rtol=1e-5, atol=1e-6)  # as exact as products of another shape are
+
+
+@pytest.mark.parametrize("rows", [[90, 91, 92, 93, 94, 95], [3, 50, 7]], ids=["last", "scattered"])
+@pytest.mark.parametrize("kind", ["scaled", "head bias", "tied"])
+def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None:
+    torch.manual_seed(0)
+    if kind == "head bias":
+        model = PhiForCausalLM(PhiConfig(**SHAPE))
+        torch.nn.init.normal_(model.lm_head.bias)
+    else:
+        model = GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=16, num_key_value_heads=2))
+        if kind == "scaled":
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(96, 32))
+    rows = torch.tensor(rows)
+    ids = torch.cat([torch.randint(0, 96, (4, 30)), rows.repeat(4, 1)], dim=1)
+    expected = model(input_ids=ids, labels=ids).loss
+    expected.backward()
+    slopes = {"input": model.get_input_embeddings().weight.grad[rows]}
+    table = model.get_input_embeddings().weight.detach().clone()
+    trained = {"input": rows} if kind == "tied" else {"input": rows, "output": rows}
+    if kind != "tied":
+        slopes["output"] = model.get_output_embeddings().weight.grad[rows]
+    model.requires_grad_(False)
+    split = split_tables(model, trained)
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected)
+    assert head_is_plain(model)
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
+    loss = head_loss(model, hidden, ids[:, 1:].flatten()) / hidden.shape[0]
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    order = rows.sort().indices
+    for name, found in split.items():
+        torch.testing.assert_close(found.new.grad, slopes[name][order], rtol=1e-4, atol=1e-6)
+    assert torch.equal(split["input"].whole(), table)
+    assert [name for name, p in model.named_parameters() if p.requires_grad and "new" not in name] == []
+
+
+def test_what_is_no_plain_lookup_is_refused() -> None:
+    model = PhiForCausalLM(PhiConfig(**SHAPE))
+    model.requires_grad_(False)
+    plain = model.get_input_embeddings().forward
+    model.get_input_embeddings().forward = lambda ids: plain(ids).tanh()
+    with pytest.raises(CheckpointError, match="does more than look up rows and multiply"):
+        split_tables(model, {"input": torch.tensor([1]), "output": torch.tensor([1])})
+
+
+def test_a_model_that_does_not_say_what_is_new_is_refused(pair, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"does not say which of its rows are new .*lep init"):
+        pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    assert not list(tmp_path.iterdir())
