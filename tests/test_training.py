@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import read_documents, write_records
-from lep.errors import CorpusError, LepError
+from lep.errors import CorpusError, LepError, TrainingError
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.training.pretrain import collate, isolates, pretrain, schedule
 from lep.training.trainer import uses_bf16
 from lep.training.tune import CALIBRATION, train_adapter, tune
+from lep.training.watch import HeldoutText, StopWhenDiverging
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
 SETTINGS = PretrainSettings(
@@ -222,8 +223,8 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_pa
     model = adapted.parent / "initialised"
 
     def command(name: str) -> list[str]:
-        return [*LEP, "pretrain", "--model", str(model), "--train", train, "--corpus", str(SAMPLE / "ru"), "--tokens", "40000",
-                "--learning-rate", "5e-3", "--block-size", "64", "--batch-tokens", "256",
+        return [*LEP, "pretrain", "--model", str(model), "--train", train, "--corpus", str(SAMPLE / "ru"),
+                "--tokens", "40000", "--learning-rate", "5e-3", "--block-size", "64", "--batch-tokens", "256",
                 "--output", str(tmp_path / name)]  # fmt: skip
 
     kill_when(
@@ -246,6 +247,52 @@ def test_activation_checkpointing_changes_memory_not_results(adapted, tmp_path) 
     settings = settings.model_copy(update={"activation_checkpointing": True})
     saving = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "saving", settings)
     assert [e["loss"] for e in saving["losses"]] == pytest.approx([e["loss"] for e in plain["losses"]], rel=1e-4)
+
+
+def watched(**changes) -> PretrainSettings:
+    text = {"eval_text": {"ru": [str(SAMPLE / "ru")], "en": [str(SAMPLE / "en")]}, "eval_characters": 3_000}
+    return SETTINGS.model_copy(update=text | changes)
+
+
+def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> None:
+    """English is trained on and Russian looked at, so that the end is not the best."""
+    settings = watched(learning_rate=0.02, tokens=12_000, schedule="wsd", precision="float32")
+    record = pretrain(adapted, [SAMPLE / "en"], tmp_path / "out", settings)
+    looks = record["heldout_bits_per_byte"]
+    best = min(looks, key=lambda look: look["ru"])
+    assert record["best_step"] == best["step"] < looks[-1]["step"]
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    heldout = HeldoutText(settings.eval_text, settings.eval_characters, load_tokenizer(tmp_path / "out"))
+    assert heldout.bits_per_byte(model) == pytest.approx({name: best[name] for name in ("ru", "en")}, rel=1e-4)
+    stopped = pretrain(adapted, [SAMPLE / "en"], tmp_path / "early", settings.model_copy(update={"patience": 1}))
+    assert len(stopped["heldout_bits_per_byte"]) < len(looks)
+    assert stopped["best_step"] == record["best_step"]
+
+
+def test_a_loss_that_runs_away_ends_the_training(adapted, tmp_path) -> None:
+    settings = SETTINGS.model_copy(update={"learning_rate": 300.0, "tokens": 20_000})
+    with pytest.raises(TrainingError, match=r"by step \d+ of 79: the learning rate 300 is too high") as caught:
+        pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    kept = str(caught.value).rpartition("the last state before is ")[2]
+    assert ("no state had been saved" in kept) or (Path(kept) / "trained.safetensors").exists()
+
+
+def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
+    watch, control = StopWhenDiverging(), SimpleNamespace(should_save=True)
+    arguments = SimpleNamespace(output_dir=tmp_path, max_steps=9, learning_rate=1.0)
+    (tmp_path / "checkpoint-3").mkdir()
+    for step, loss in enumerate([5.0, 4.0, 6.5, 6.6], start=1):
+        watch.on_log(arguments, SimpleNamespace(global_step=step, log_history=[]), control, {"loss": loss})
+        watch.on_step_end(arguments, None, control)
+        assert control.should_save == (loss < 6)
+    state = SimpleNamespace(global_step=5, log_history=[{"loss": 5.0}])
+    with pytest.raises(TrainingError, match=r"from 5.00 to 7.00 .* by step 5 of 9: .*the last state before is .*-3$"):
+        watch.on_log(arguments, state, control, {"loss": 7.0})
+    with pytest.raises(TrainingError, match="to nan nats a token"):
+        StopWhenDiverging().on_log(arguments, state, control, {"loss": float("nan")})
 
 
 def conversations(folder: Path, count: int = 40) -> Path:

@@ -17,6 +17,10 @@ class CorpusError(LepError):
     """Text or prompts that are missing, unreadable, or empty."""
 
 
+class TrainingError(LepError):
+    """A training that went wrong for a reason that the user can mend."""
+
+
 class RecipeError(LepError):
     """A recipe that does not say what it must; the message names file and line."""
 

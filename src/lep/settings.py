@@ -102,6 +102,11 @@ class PretrainSettings(TrainingSettings):
     )
     schedule: Literal["cosine", "wsd"] = Field("cosine", description="wsd: constant after warm-up, then down to 0")
     decay_share: float = Field(0.2, gt=0, le=1, description="share of the steps in which wsd goes down")
+    eval_text: dict[str, list[str]] = Field(
+        {}, description="held-out text by language: the state that is best on the first one is kept"
+    )
+    eval_characters: PositiveInt = Field(50_000, description="characters of each that are looked at")
+    patience: PositiveInt | None = Field(None, description="stop after so many looks without a better state")
     block_size: PositiveInt | None = Field(None, description="tokens a sample (default: 1024, or the model's context)")
     batch_tokens: PositiveInt | None = Field(None, description="tokens a step (default: 1/500 of all, up to 262,144)")
     micro_batch_tokens: PositiveInt = Field(8192, description="tokens that are in memory at once")

@@ -13,14 +13,18 @@ from lep.errors import LepError
 __all__ = ["app", "checkpoints", "main", "runs", "tokenizers", "training"]
 
 
+PAIRS = ("--text", "--eval-text")  # their values are NAME=PATH
+LISTS = ("--corpus", "--protect", "--frequency-text", *PAIRS)
+
+
 def expand_lists(arguments: list[str]) -> list[str]:
     """Let options of lists take several values: `--corpus A B` becomes `--corpus A --corpus B`."""
     expanded: list[str] = []
     listing = ""
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         if argument.startswith("-"):
-            listing = argument if argument in ("--corpus", "--protect", "--text", "--frequency-text") else ""
-        elif listing and previous != listing and (listing != "--text" or "=" in argument):
+            listing = argument if argument in LISTS else ""
+        elif listing and previous != listing and (listing not in PAIRS or "=" in argument):
             expanded.append(listing)
         expanded.append(argument)
     return expanded

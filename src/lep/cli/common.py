@@ -22,6 +22,12 @@ Protect = Annotated[list[str] | None, typer.Option(help="Texts whose tokens are 
 Texts = Annotated[list[str] | None, typer.Option("--text", help="LANGUAGE=PATH of text to make copy tasks from.")]
 
 
+EvalTexts = Annotated[
+    list[str] | None,
+    typer.Option("--eval-text", help="LANGUAGE=PATH: held-out text; the state best on the first stays."),
+]
+
+
 def default(settings: type[Settings], name: str) -> Any:
     """A setting's default, from the one place where it is declared."""
     return settings.model_fields[name].default
@@ -42,11 +48,11 @@ def checked(kind: type[Settings], **values: Any) -> Any:
         raise LepError(f"{option} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
-def texts_of(pairs: list[str] | None) -> dict[str, list[str | Path]] | None:
+def texts_of(pairs: list[str] | None, option: str = "--text") -> dict[str, list[str | Path]] | None:
     texts: dict[str, list[str | Path]] = {}
     for pair in pairs or []:
         language, equals, path = pair.partition("=")
         if not equals or not language or not path:
-            raise LepError(f"--text is '{pair}': write LANGUAGE=PATH, for example --text ru=heldout.txt")
+            raise LepError(f"{option} is '{pair}': write LANGUAGE=PATH, for example {option} ru=heldout.txt")
         texts.setdefault(language, []).append(path)
     return texts or None

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lep.cli.common import Corpus, Model, Output, Texts, app, checked, default, say, texts_of
+from lep.cli.common import Corpus, EvalTexts, Model, Output, Texts, app, checked, default, say, texts_of
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 
 
@@ -23,6 +23,8 @@ def pretrain(
         PretrainSettings, "batch_tokens"
     ),
     schedule: Annotated[str, typer.Option(help="cosine or wsd.")] = default(PretrainSettings, "schedule"),
+    eval_text: EvalTexts = None,
+    patience: Annotated[int | None, typer.Option(help="Looks without a better state, then stop.")] = None,
     weight_decay: Annotated[float, typer.Option()] = default(PretrainSettings, "weight_decay"),
     precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = default(PretrainSettings, "precision"),
     seed: Annotated[int, typer.Option()] = default(PretrainSettings, "seed"),
@@ -30,7 +32,8 @@ def pretrain(
     """Train embeddings and head on plain text; the body stays as it is."""
     settings = checked(
         PretrainSettings, tokens=tokens, learning_rate=learning_rate, train=train, block_size=block_size,
-        batch_tokens=batch_tokens, schedule=schedule, weight_decay=weight_decay, precision=precision, seed=seed,
+        batch_tokens=batch_tokens, schedule=schedule, patience=patience,
+        eval_text=texts_of(eval_text, "--eval-text") or {}, weight_decay=weight_decay, precision=precision, seed=seed,
     )  # fmt: skip
     from lep.training.pretrain import pretrain as run_pretrain
 

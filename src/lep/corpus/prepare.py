@@ -72,6 +72,18 @@ def prepare(
     return Split(train, heldout)
 
 
+def windows(documents: Iterable[Document], characters: int, window_characters: int) -> list[Document]:
+    """Documents in an order fixed by hash, cut into windows of bounded length, up to a number of characters."""
+    chosen: list[Document] = []
+    total = 0
+    for document in sorted(documents, key=lambda d: (unit_hash("evaluate/" + d.id), d.id)):
+        for window in sections(document, window_characters):
+            if total < characters:
+                chosen.append(window)
+                total += len(window.text)
+    return chosen
+
+
 def sample(documents: Iterable[Document], limit: int | None, source_share: float = 1.0) -> list[Document]:
     """Documents in an order fixed by hash, up to a number of characters, no source above its share of it."""
     ordered = sorted(documents, key=lambda d: (unit_hash("order/" + d.id), d.id))

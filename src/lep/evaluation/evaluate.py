@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.prepare import sections, unit_hash
+from lep.corpus import prepare
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TaskItem, make_tasks
 from lep.evaluation.metrics import Estimate, copied, estimate, length_ratio
 from lep.inference.generate import Answer, answers
-from lep.inference.likelihood import sequence_nats, start_token
+from lep.inference.likelihood import sequence_nats, text_nats
 from lep.inference.load import load_model
 from lep.settings import EvaluateSettings
 from lep.tokenizer.chat import chat_ids
@@ -43,20 +43,11 @@ class Evaluation:
 
 
 def windows(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> dict[str, list[Document]]:
-    """The held-out text of each language in windows of bounded length, the same for every model.
-
-    Documents come in an order fixed by hash, up to the number of characters asked for.
-    """
-    chosen: dict[str, list[Document]] = {}
-    for language, paths in text.items():
-        documents = sorted(read_documents(paths), key=lambda d: (unit_hash("evaluate/" + d.id), d.id))
-        chosen[language], total = [], 0
-        for document in documents:
-            for window in sections(document, settings.window_characters):
-                if total < settings.characters:
-                    chosen[language].append(window)
-                    total += len(window.text)
-    return chosen
+    """The held-out text of each language in windows of bounded length, the same for every model."""
+    return {
+        language: prepare.windows(read_documents(paths), settings.characters, settings.window_characters)
+        for language, paths in text.items()
+    }
 
 
 def items(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> list[TaskItem]:
@@ -85,16 +76,12 @@ def text_records(
     model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], settings: EvaluateSettings
 ) -> Iterator[dict[str, Any]]:
     """Nats, tokens, characters and bytes of each text window."""
-    tokenizer = checkpoint.tokenizer
-    start = start_token(tokenizer)
     for language, documents in text.items():
-        encoded = [tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in documents]
-        nats = sequence_nats(
-            model, [([start, *ids], 1) for ids in encoded], settings.batch_size, f"{language} bits per byte"
-        )
-        for document, ids, loss in zip(documents, encoded, nats, strict=True):
+        texts = [document.text for document in documents]
+        found = text_nats(model, checkpoint.tokenizer, texts, settings.batch_size, f"{language} bits per byte")
+        for document, (tokens, nats) in zip(documents, found, strict=True):
             yield {
-                "kind": "text", "language": language, "id": document.id, "nats": loss, "tokens": len(ids),
+                "kind": "text", "language": language, "id": document.id, "nats": nats, "tokens": tokens,
                 "characters": len(document.text), "bytes": len(document.text.encode()),
             }  # fmt: skip
 

@@ -18,6 +18,16 @@ def start_token(tokenizer: PreTrainedTokenizerFast) -> int:
     return start
 
 
+def text_nats(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], batch_size: int, label: str = ""
+) -> list[tuple[int, float]]:
+    """Tokens of each text, and -log p of the text in nats."""
+    start = start_token(tokenizer)
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    nats = sequence_nats(model, [([start, *ids], 1) for ids in encoded], batch_size, label)
+    return [(len(ids), loss) for ids, loss in zip(encoded, nats, strict=True)]
+
+
 @torch.inference_mode()
 def sequence_nats(
     model: PreTrainedModel, sequences: Sequence[tuple[list[int], int]], batch_size: int, label: str = ""

@@ -188,6 +188,8 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         }
     if unknown := sorted(set(recipe.heldout) - set(recipe.text)):
         raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
+    looked_at = {code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()}
+    changed["pretrain"] = recipe.pretrain.model_copy(update={"eval_text": looked_at})
     if recipe.calibrate and recipe.calibrate.prompts:
         changed["calibrate"] = recipe.calibrate.model_copy(update={"prompts": absolute(recipe.calibrate.prompts)})
     if recipe.tune and recipe.tune.data:

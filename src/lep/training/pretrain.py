@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
-from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainingArguments, set_seed
 
 from lep.checkpoint.mappings import INIT_FILE, MAPPING_FILES, saved_mappings
 from lep.checkpoint.reader import Checkpoint
@@ -26,6 +26,7 @@ from lep.tokenizer.load import copy_tokenizer
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.rows import split_tables
 from lep.training.trainer import ChunkedLossTrainer, common_arguments, run, uses_bf16
+from lep.training.watch import HeldoutText
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the paper's batch and block
 STATE_COPIES = 6  # of the float32 tables: weights and two moments, in two saved states
@@ -41,6 +42,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     Returns the record that is also written to `lep/pretrain.json`: losses in nats per token, tokens, seconds.
     """
     checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
+    files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     key = fingerprint([checkpoint.stamp(), stamps, settings.model_dump()])
     check_output(output)
@@ -83,6 +85,7 @@ def _train(
     checkpoint: Checkpoint, rows: dict[str, torch.Tensor], corpus: list[str | Path], work: Path,
     settings: PretrainSettings, key: str,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:  # fmt: skip
+    heldout = HeldoutText(settings.eval_text, settings.eval_characters, checkpoint.tokenizer)
     context = checkpoint.config.get("max_position_embeddings", LARGEST_BLOCK)
     block = min(settings.block_size or LARGEST_BLOCK, context)
     blocks = packed_blocks(checkpoint, corpus, block, work / "packed", key)
@@ -102,14 +105,19 @@ def _train(
             weights[kind].requires_grad_(True)
         whole = {kind: weights[kind].detach for kind in rows}
     before = frozen_digest(model)
+    chosen = common_arguments(settings, work / "trainer", steps)
+    chosen |= _schedule_arguments(settings, steps) | _watch_arguments(settings, steps)
     arguments = TrainingArguments(
         per_device_train_batch_size=sequences // accumulation, gradient_accumulation_steps=accumulation,
-        remove_unused_columns=False, **common_arguments(settings, work / "trainer", steps),
-        **_schedule_arguments(settings, steps),
+        remove_unused_columns=False, **chosen,
     )  # fmt: skip
     trainer = ChunkedLossTrainer(
-        model=model, args=arguments, train_dataset=blocks, data_collator=partial(collate, isolated=isolated)
-    )
+        model=model, args=arguments, train_dataset=blocks, data_collator=partial(collate, isolated=isolated),
+        eval_dataset=blocks.select([0]) if heldout.texts else None,  # asked for; `heldout` is what is looked at
+    )  # fmt: skip
+    trainer.heldout = heldout
+    if settings.patience:
+        trainer.add_callback(EarlyStoppingCallback(settings.patience))
     losses = run(trainer, work / "trainer")
     check_frozen(before, model)
     tables = {}
@@ -125,7 +133,25 @@ def _train(
         "blocks": len(blocks), "trained_rows": {kind: len(found) for kind, found in rows.items()},
         "documents_isolated": isolated, "frozen_tensors": len(before), "losses": losses,
     }  # fmt: skip
+    if settings.eval_text:
+        record |= {
+            "best_step": int(str(trainer.state.best_model_checkpoint).rpartition("-")[2]),
+            "heldout_bits_per_byte": [
+                {"step": entry["step"]} | {name: entry[f"eval_{name}"] for name in settings.eval_text}
+                for entry in trainer.state.log_history if f"eval_{next(iter(settings.eval_text))}" in entry
+            ],
+        }  # fmt: skip
     return tables, record
+
+
+def _watch_arguments(settings: PretrainSettings, steps: int) -> dict[str, Any]:
+    if not settings.eval_text:
+        return {}
+    return {
+        "eval_strategy": "steps", "eval_steps": max(1, steps // settings.checkpoints), "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{next(iter(settings.eval_text))}", "greater_is_better": False,
+        "restore_callback_states_from_checkpoint": settings.patience is not None,
+    }  # fmt: skip
 
 
 def _schedule_arguments(settings: PretrainSettings, steps: int) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments
 
 from lep.settings import TrainingSettings
 from lep.training.loss import linear_cross_entropy
 from lep.training.rows import head_tables
+from lep.training.watch import HeldoutText, StopWhenDiverging
 
 WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
 
@@ -65,7 +66,22 @@ class ChunkedLoss:
 
 
 class ChunkedLossTrainer(ChunkedLoss, TrainedOnlyTrainer):
-    """Trains tables on plain text."""
+    """Trains tables on plain text; where there is held-out text, the state that is best on it is kept."""
+
+    heldout: HeldoutText | None = None
+    control: Any
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        assert self.heldout is not None
+        with self.accelerator.autocast():
+            found = self.heldout.bits_per_byte(self.model)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
 def head_loss(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -148,10 +164,13 @@ def run(trainer: Trainer, folder: Path) -> list[dict[str, float]]:
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:
         trainer.add_callback(QuietProgress)
+    trainer.add_callback(StopWhenDiverging())
     last = last_state(folder)
-    if last and json.loads((last / STATE).read_text())["global_step"] >= trainer.args.max_steps:
-        trainer.state.log_history = json.loads((last / STATE).read_text())["log_history"]
-        trainer._load_from_checkpoint(str(last))  # trained to the end, then killed: one more step would be too many
+    saved = json.loads((last / STATE).read_text()) if last else {}
+    if last and saved["global_step"] >= trainer.args.max_steps:
+        trainer.state = TrainerState.load_from_json(str(last / STATE))
+        # Trained to the end, then killed: one more step would be too many.
+        trainer._load_from_checkpoint(saved["best_model_checkpoint"] or str(last))
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [
