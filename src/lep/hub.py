@@ -9,8 +9,10 @@ from lep.errors import CheckpointError
 ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 
 
-def local_folder(source: str | Path) -> Path:
+def local_folder(source: str | Path, *, weights: bool = True) -> Path:
     """The folder of a model or tokenizer: itself, or its download when `source` is a hub id (`owner/name`).
+
+    Without `weights` only what lies beside them is fetched.
 
     Raises `CheckpointError` when there is no such folder and the hub cannot give it.
     """
@@ -22,7 +24,7 @@ def local_folder(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=ALLOWED_FILES))
+        return Path(snapshot_download(str(source), allow_patterns=ALLOWED_FILES[0 if weights else 1 :]))
     except Exception as error:  # the hub client raises many kinds; each one means that the model cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"there is no folder {source}, and the hub does not give it: {reason}") from error

@@ -26,6 +26,25 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    hours: Annotated[float | None, typer.Option(help="Choose the token budget that fits into so many hours.")] = None,
+    gpu: Annotated[str, typer.Option(help="The device: h100, a100, rtx4090 ...")] = "h100",
+) -> None:
+    """Say what a recipe will take and save, before anything is loaded or written."""
+    from lep.pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from lep.pipeline.plan import make_plan
+
+    found = make_plan(loaded, gpu, hours)
+    say(str(found))
+    if hours is not None:
+        say(f"for these hours: lep run {recipe} pretrain.tokens={found.tokens}")
+
+
+@app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: local folders or hub ids.")],
     text: Annotated[list[str], typer.Option(help="LANGUAGE=PATH of held-out text; once for each language.")],

@@ -174,10 +174,14 @@ def isolates(model: Any) -> bool:
     return bool((together - alone).abs().max() <= 0.02 * alone.abs().max())
 
 
+def batch_of(settings: PretrainSettings) -> int:
+    """Tokens a step."""
+    return settings.batch_tokens or max(1, min(LARGEST_BATCH_TOKENS, settings.tokens // LEAST_STEPS))
+
+
 def schedule(settings: PretrainSettings, block: int, blocks: int) -> tuple[int, int, int]:
     """Sequences a step (no more than there are), accumulation steps, and optimizer steps for a token budget."""
-    batch = settings.batch_tokens or min(LARGEST_BATCH_TOKENS, settings.tokens // LEAST_STEPS)
-    sequences = min(blocks, max(1, round(batch / block)))
+    sequences = min(blocks, max(1, round(batch_of(settings) / block)))
     accumulation = max(1, math.ceil(sequences * block / settings.micro_batch_tokens))
     micro = math.ceil(sequences / accumulation)
     return micro * accumulation, accumulation, max(1, math.ceil(settings.tokens / (micro * accumulation * block)))

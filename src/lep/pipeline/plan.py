@@ -1,0 +1,236 @@
+"""What a recipe will take, told from configuration and a sample of text: tokens, hours, memory, disk, and its worth."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from lep.checkpoint.architecture import Architecture
+from lep.corpus.read import batches, corpus_files, stream_texts
+from lep.errors import CorpusError, LepError
+from lep.hub import local_folder
+from lep.pipeline.recipe import Recipe
+from lep.tokenizer.count import count_texts
+from lep.tokenizer.extend import extend_bpe
+from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.parts import Parts
+from lep.training.loss import LOSS_CHUNK
+from lep.training.pretrain import LARGEST_BLOCK, STATE_COPIES, batch_of
+
+UTILISATION = 0.4  # of a device's peak that training of large models reaches
+SAMPLE_CHARACTERS, SAMPLE_PIECE, HELDOUT_EVERY = 16_000_000, 20_000, 20
+CONTEXT_TOKENS = 2_000  # that a served answer looks back on, with the old vocabulary
+SERVED_RATE = 2_500  # old tokens a second and device, for the break-even in tokens
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peak of dense bf16 products, operations a second, and memory."""
+
+    flops: float
+    memory_bytes: float
+
+
+DEVICES = {
+    "h200": Device(989e12, 141e9), "h100": Device(989e12, 80e9), "a100": Device(312e12, 80e9),
+    "l40s": Device(362e12, 48e9), "rtx4090": Device(165e12, 24e9), "rtx3090": Device(71e12, 24e9),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Parameters of a model, from its configuration."""
+
+    body: int
+    rows: int  # of a table
+    hidden: int
+    tables: int  # 1 where they are tied
+    layers: int
+    inner: int
+    cache: int  # elements of the KV cache for one token
+
+    @classmethod
+    def of(cls, folder: Path) -> "Shape":
+        """Raises `CheckpointError` for what is no causal language model."""
+        config = json.loads((folder / "config.json").read_text())
+        probed = Architecture.probe(folder, config)
+        text = probed.model.config.get_text_config()
+        rows, hidden = probed.model.get_input_embeddings().weight.shape
+        unique = {id(tensor): tensor for tensor in probed.tensors.values()}
+        tables = {id(module.weight) for module in
+                  (probed.model.get_input_embeddings(), probed.model.get_output_embeddings())}  # fmt: skip
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
+        return cls(
+            sum(t.numel() for key, t in unique.items() if key not in tables), rows, hidden, len(tables),
+            text.num_hidden_layers, getattr(text, "intermediate_size", None) or 4 * hidden,
+            2 * text.num_hidden_layers * heads * head,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Held-out tokens of a sample before and after the extension, learned on the rest of the sample."""
+
+    characters: int
+    before: int
+    after: int
+
+    def speed(self, shape: Shape, new_rows: int) -> float:
+        """How many times as fast text is generated, by the parameters and cache that each token reads."""
+        ratio = self.after / self.before
+        old = shape.body + shape.rows * shape.hidden + shape.cache * CONTEXT_TOKENS
+        new = shape.body + new_rows * shape.hidden + shape.cache * CONTEXT_TOKENS * ratio
+        return old / (ratio * new)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Arithmetic, no measurement: every figure follows from the recipe, the configuration and `Device`."""
+
+    recipe: Recipe
+    shape: Shape
+    name: str
+    tokens: int
+    savings: Savings | None
+
+    @property
+    def device(self) -> Device:
+        return DEVICES[self.name]
+
+    @property
+    def rows(self) -> int:
+        return self.shape.rows + self.recipe.tokenizer.new_tokens
+
+    @property
+    def trained_rows(self) -> int:
+        return self.recipe.tokenizer.new_tokens if self.recipe.pretrain.train == "new_rows" else self.rows
+
+    @property
+    def steps(self) -> int:
+        return ceil(self.tokens / batch_of(self.recipe.pretrain.model_copy(update={"tokens": self.tokens})))
+
+    @property
+    def hours(self) -> float:
+        """Of training on one device."""
+        return self.tokens / self.tokens_an_hour
+
+    @property
+    def tokens_an_hour(self) -> float:
+        return 3600 * self.device.flops * UTILISATION / self.token_operations
+
+    @property
+    def token_operations(self) -> float:
+        """Forward, and backward to the activations, through body and head; and the gradient of the head's rows."""
+        through = self.shape.body + self.rows * self.shape.hidden
+        return 4 * through + 2 * self.trained_rows * self.shape.hidden
+
+    @property
+    def memory(self) -> dict[str, float]:
+        """Bytes on the device: 16-bit weights, what trains in float32 (weights, gradients, moments), the rest."""
+        shape, settings = self.shape, self.recipe.pretrain
+        table, trained = self.rows * shape.hidden, self.trained_rows * shape.hidden * shape.tables
+        frozen = shape.body + (table * shape.tables if settings.train == "new_rows" else 0)
+        layer = 2 * (8 * shape.hidden + 4 * shape.inner)
+        layers = 2 * shape.hidden * shape.layers + layer if settings.activation_checkpointing else layer * shape.layers
+        return {
+            "weights that stay": 2 * frozen,
+            "rows that train, their gradients and moments": 16 * trained,
+            "the head in 16 bits and its gradient": 2 * table + 4 * self.trained_rows * shape.hidden,
+            "logits": 3 * 4 * LOSS_CHUNK * self.rows,
+            "activations": min(settings.micro_batch_tokens, self.tokens) * layers,
+        }
+
+    @property
+    def disk_bytes(self) -> int:
+        """Written while it runs: tables of each model (bodies are linked), saved states, packed tokens."""
+        models = 3 + len(self.recipe.propagate) + (self.recipe.calibrate is not None) + (self.recipe.tune is not None)
+        table = self.rows * self.shape.hidden * self.shape.tables
+        states = STATE_COPIES * 4 * self.trained_rows * self.shape.hidden * self.shape.tables
+        return 2 * models * table + states + 4 * self.tokens
+
+    def __str__(self) -> str:
+        shape, settings = self.shape, self.recipe.pretrain
+        needed, most = sum(self.memory.values()), self.device.memory_bytes
+        parts = ", ".join(f"{what} {size / 1e9:.1f}" for what, size in self.memory.items())
+        lines = [
+            f"{shape.body / 1e9:.2f}B parameters in the body, {shape.tables} table(s) of {shape.rows:,} to "
+            f"{self.rows:,} x {shape.hidden:,}; {self.trained_rows:,} rows of each train",
+            f"{self.tokens:,} tokens in {self.steps:,} steps: {self.hours:.1f} hours on one {self.name} at "
+            f"{UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens an hour, "
+            f"{self.token_operations / 1e9:.1f} GFLOP a token)",
+            f"memory {needed / 1e9:.0f} GB of {most / 1e9:.0f}: {parts}",
+            f"disk about {self.disk_bytes / 1e9:.0f} GB beside the corpus and the given models",
+        ]
+        if needed > most:
+            lines.append(
+                f"it does not fit: halve pretrain.micro_batch_tokens ({settings.micro_batch_tokens:,}), set "
+                "pretrain.activation_checkpointing, or train new_rows"
+            )
+        return "\n".join([*lines, *self._worth()])
+
+    def _worth(self) -> list[str]:
+        if self.savings is None:
+            return ["tokens saved: the sample is too small to learn so many tokens from"]
+        speed, ratio = self.savings.speed(self.shape, self.rows), self.savings.before / self.savings.after
+        saved = (
+            f"tokens saved, learned on {self.savings.characters / 1e6:.1f}M characters (more text saves more): "
+            f"{ratio:.2f} times fewer; generation {speed:.2f} times as fast, {ratio:.2f} times the context"
+        )
+        if speed <= 1:
+            return [saved, "the larger tables cost more than the tokens save: add fewer"]
+        repaid = self.hours / (1 - 1 / speed)
+        return [
+            saved,
+            f"the training is repaid after {repaid:.0f} device hours of serving the language with the old vocabulary, "
+            f"{repaid * 3600 * SERVED_RATE / 1e6:,.0f}M tokens at {SERVED_RATE:,} a second",
+        ]
+
+
+def make_plan(recipe: Recipe, device: str, hours: float | None = None) -> Plan:
+    """The plan of a recipe; with `hours`, its token budget is what fits into them. No weights are read.
+
+    Raises `LepError` for an unknown device or no time, `CorpusError` for text that cannot be read.
+    """
+    if device not in DEVICES:
+        raise LepError(f"--gpu is '{device}': the known ones are {', '.join(DEVICES)}")
+    if hours is not None and not hours > 0:
+        raise LepError(f"--hours is {hours:g}: give a time above 0")
+    folder = local_folder(recipe.base, weights=False)
+    paths = recipe.text[recipe.language]
+    savings = sampled_savings(folder, paths if isinstance(paths, list) else [paths], recipe.tokenizer)
+    plan = Plan(recipe, Shape.of(folder), device, recipe.pretrain.tokens, savings)
+    if hours is None:
+        return plan
+    return Plan(recipe, plan.shape, device, max(LARGEST_BLOCK, int(hours * plan.tokens_an_hour)), savings)
+
+
+def sampled_savings(folder: Path, paths: list[str], settings: Any) -> Savings | None:
+    """Tokens of held-out pieces of a sample, under the base's vocabulary and under one extended on the others."""
+    files = corpus_files(paths)
+    pieces = [piece for file in files for piece in _sample(file, SAMPLE_CHARACTERS // len(files))]
+    heldout = pieces[::HELDOUT_EVERY]
+    learned = [piece for i, piece in enumerate(pieces) if i % HELDOUT_EVERY]
+    base = load_tokenizer(folder).backend_tokenizer
+    try:
+        words = count_texts(base, learned, settings.script)
+        found = extend_bpe(Parts.of(base), words, settings.new_tokens).parts.vocabulary.tokenizer
+    except CorpusError:
+        return None
+    before, after = (
+        sum(len(e.ids) for e in tokenizer.encode_batch_fast(heldout, add_special_tokens=False))
+        for tokenizer in (base, found)
+    )
+    return Savings(sum(map(len, learned)), before, after)
+
+
+def _sample(file: Path, characters: int) -> list[str]:
+    """The first pieces of a file, cut so that a document is learned from and held out in turn."""
+    cut = (
+        text[start : start + SAMPLE_PIECE]
+        for text in stream_texts([file])
+        for start in range(0, len(text), SAMPLE_PIECE)
+    )
+    return ["".join(texts) for texts in itertools.islice(batches(cut, SAMPLE_PIECE), ceil(characters / SAMPLE_PIECE))]
