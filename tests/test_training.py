@@ -295,6 +295,17 @@ def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
         StopWhenDiverging().on_log(arguments, state, control, {"loss": float("nan")})
 
 
+@pytest.mark.parametrize("train", ["embeddings", "new_rows"])
+def test_accumulation_changes_the_loss_by_rounding_only(train, adapted, tmp_path) -> None:
+    losses = []
+    for micro in (64, 128, 256):
+        settings = SETTINGS.model_copy(update={"precision": "float32", "micro_batch_tokens": micro, "train": train})
+        record = pretrain(adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / str(micro), settings)
+        losses.append([entry["loss"] for entry in record["losses"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
 def conversations(folder: Path, count: int = 40) -> Path:
     words = ["дом", "река", "лес", "house", "river", "wood"]
     write_records(folder / "data.jsonl", [
