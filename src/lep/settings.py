@@ -1,6 +1,6 @@
 """Every setting with its default, declared once: the recipe, the command line and the functions all read it here."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -24,6 +24,18 @@ class CorpusSettings(Settings):
     limit_characters: PositiveInt | None = Field(None, description="at most so many training characters a language")
     limit_heldout_characters: PositiveInt | None = Field(200_000, description="the same for held-out text")
     source_share: float = Field(1.0, gt=0, le=1, description="at most this share of a limit from one file")
+
+
+class BuildSettings(Settings):
+    """How raw text becomes a corpus."""
+
+    language: str | None = Field(None, description="ISO 639-1 code: documents in another script are dropped")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="how many times each document of a source is given; a fraction by hash"
+    )
+    dedup: Literal["exact", "minhash", "none"] = Field("minhash", description="minhash: near duplicates, too")
+    near: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which documents are near duplicates")
+    seed: int = Field(0, description="of the order and of fractions")
 
 
 class TokenizerSettings(Settings):

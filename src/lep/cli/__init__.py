@@ -4,13 +4,13 @@ import os
 import sys
 
 # isort: off
-from lep.cli import runs, tokenizers, checkpoints, training  # each adds its commands to the app, in this order
+from lep.cli import runs, corpora, tokenizers, checkpoints, training  # each adds its commands to the app, in this order
 
 # isort: on
 from lep.cli.common import app
 from lep.errors import LepError
 
-__all__ = ["app", "checkpoints", "main", "runs", "tokenizers", "training"]
+__all__ = ["app", "checkpoints", "corpora", "main", "runs", "tokenizers", "training"]
 
 
 PAIRS = ("--text", "--eval-text")  # their values are NAME=PATH

@@ -1,15 +1,11 @@
 """How often each word occurs in a corpus: streamed, on all cores, in bounded memory, and by shard."""
 
 import json
-import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, islice
-from multiprocessing import get_context
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import regex
 import zstandard
 from tokenizers import Tokenizer
 
+from lep.corpus.parallel import in_order
 from lep.corpus.read import batches, read_lines, stream_texts
 from lep.errors import CorpusError, TokenizerError
 from lep.publish import fingerprint
@@ -157,7 +154,8 @@ def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto"
     chunks = batches(chain(sample, texts), CHUNK_CHARACTERS)
     counts: Counter[str] = Counter()
     characters = 0
-    for found, length in _count_chunks(chunks, cutter, name, workers or os.cpu_count() or 1):
+    here = PARALLEL_CHARACTERS // CHUNK_CHARACTERS
+    for found, length in in_order(partial(_count_chunk, cutter, name), chunks, here=here, workers=workers):
         counts.update(found)
         characters += length
         _forget_rarest(counts)
@@ -206,26 +204,6 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     if made_by != cutter.fingerprint:
         raise CorpusError(f"{path} was counted for a tokenizer that cuts words differently: count it again")
     return WordCounts(counts, script, characters)
-
-
-def _count_chunks(
-    chunks: Iterator[list[str]], cutter: WordCutter, script: str | None, workers: int
-) -> Iterator[tuple[Counter[str], int]]:
-    """Count chunks, the first ones here, the others in `workers` processes; few are in memory at once."""
-    for chunk in islice(chunks, PARALLEL_CHARACTERS // CHUNK_CHARACTERS):
-        yield _count_chunk(cutter, script, chunk)
-    if not (following := list(islice(chunks, 1))):
-        return
-    # A worker only runs regular expressions; a fork spares callers the `if __name__ == "__main__"`.
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting: list[Future[tuple[Counter[str], int]]] = []
-        for chunk in chain(following, chunks):
-            waiting.append(pool.submit(_count_chunk, cutter, script, chunk))
-            if len(waiting) > 2 * workers:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
 
 
 def _count_chunk(cutter: WordCutter, script: str | None, texts: list[str]) -> tuple[Counter[str], int]:

@@ -1,0 +1,44 @@
+"""The command that makes a corpus of raw text."""
+
+from typing import Annotated
+
+import typer
+
+from lep.cli.common import Output, app, checked, default, say
+from lep.errors import LepError
+from lep.settings import BuildSettings
+
+
+@app.command()
+def corpus(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Text files or folders of them.")],
+    output: Output,
+    language: Annotated[str | None, typer.Option(help="ISO 639-1 code: other scripts are dropped.")] = None,
+    weights: Annotated[str, typer.Option(help="NAME=W,...: how often each document of a source is given.")] = "",
+    dedup: Annotated[str, typer.Option(help="exact, minhash (near duplicates, too) or none.")] = default(
+        BuildSettings, "dedup"
+    ),
+    seed: Annotated[int, typer.Option()] = default(BuildSettings, "seed"),
+) -> None:
+    """Clean, deduplicate, weigh and shuffle raw text."""
+    settings = checked(BuildSettings, language=language, weights=weights_of(weights), dedup=dedup, seed=seed)
+    from lep.corpus.build import build_corpus
+
+    found = build_corpus(list(paths), output, settings)
+    written = found["written"]
+    say((output / "sheet.md").read_text(encoding="utf-8"))
+    say(f"{written['documents']:,} documents, {written['characters']:,} characters; sha256 {written['sha256'][:16]}")
+
+
+def weights_of(text: str) -> dict[str, float]:
+    """`NAME=W,...` as a dictionary."""
+    found = {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise LepError(f"--weights has '{pair}': write NAME=W, for example wiki=2,news=0.5")
+    return found

@@ -1,0 +1,170 @@
+"""`lep corpus`: raw text in, one clean, mixed and shuffled corpus out, with a sheet that says what became of what."""
+
+import functools
+import hashlib
+import io
+import itertools
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from lep.corpus.clean import FILTERS, fault, plain
+from lep.corpus.duplicates import Duplicates
+from lep.corpus.parallel import in_order
+from lep.corpus.prepare import sections, unit_hash
+from lep.corpus.read import Document, corpus_files, read_documents
+from lep.errors import CorpusError
+from lep.publish import check_space, publishing
+from lep.settings import BuildSettings
+
+CHUNK_DOCUMENTS, CHUNK_CHARACTERS, LONGEST = 200, 2_000_000, 1_000_000
+CHUNKS_HERE = 4  # a smaller corpus is done before other processes would have started
+SHARD_BYTES, MOST_SHARDS = 64_000_000, 256  # of raw input: what is sorted in memory at once
+GROWTH = 4  # of compressed files
+SAMPLES, SAMPLE_CHARACTERS = 3, 200
+KEPT = "kept"
+
+
+def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings) -> dict[str, Any]:
+    """Clean, deduplicate, weigh and shuffle the documents under `paths`; write `part-*.jsonl.zst` and the sheet.
+
+    A source of weight W gives each document W times, a fraction by hash. The same input and settings always give the
+    same files. Memory holds one shard, and some bytes of each document for the duplicates.
+
+    Returns the sheet: documents and characters of each source by what became of them. Raises `CorpusError` for
+    weights of unknown sources, and when nothing is left.
+    """
+    files = corpus_files(paths)
+    raw = sum(file.stat().st_size * (GROWTH if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files)
+    check_space(output, 2 * raw)
+    sheet, texts = Sheet(), Duplicates(settings.dedup, settings.near)
+    clean = functools.partial(_clean, settings.language)
+    with publishing(output) as partial:
+        spill = Spill(partial / "work", min(MOST_SHARDS, ceil(raw / SHARD_BYTES)), settings.seed)
+        for chunk in in_order(clean, _chunks(_pieces(paths)), here=CHUNKS_HERE):
+            sound = [i for i, (_, verdict) in enumerate(chunk) if verdict is None]
+            verdicts = dict(zip(sound, texts.verdicts([chunk[i][0].text for i in sound]), strict=True))
+            for i, (document, verdict) in enumerate(chunk):
+                outcome = verdict or verdicts[i] or KEPT
+                sheet.add(document, outcome)
+                if outcome == KEPT:
+                    spill.add(document, settings.weights.get(document.source, 1.0))
+        if unknown := sorted(set(settings.weights) - set(sheet.counts)):
+            raise CorpusError(f"--weights names '{unknown[0]}', and the sources are {', '.join(sorted(sheet.counts))}")
+        found = sheet.record() | {"settings": settings.model_dump()} | spill.publish(partial)
+        if not found["written"]["documents"]:
+            raise CorpusError(
+                f"nothing is left of {sheet.total():,} documents: {sheet.reasons()}; give other text, or another "
+                "--language"
+            )
+        (partial / "sheet.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / "sheet.md").write_text(sheet.table() + "\n", encoding="utf-8")
+    return found
+
+
+class Sheet:
+    """Documents and characters by source and by what became of them, with the first lines of some that were dropped."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+        self.samples: dict[str, list[dict[str, str]]] = defaultdict(list)
+
+    def add(self, document: Document, outcome: str) -> None:
+        cell = self.counts[document.source][outcome]
+        cell[0] += 1
+        cell[1] += len(document.text)
+        if outcome != KEPT and len(self.samples[outcome]) < SAMPLES:
+            self.samples[outcome].append({"id": document.id, "text": document.text[:SAMPLE_CHARACTERS]})
+
+    def total(self, outcome: str | None = None) -> int:
+        """Documents, of one outcome or of all."""
+        return sum(cell[0] for found in self.counts.values() for name, cell in found.items() if outcome in (None, name))
+
+    def reasons(self) -> str:
+        """What became of the documents, in words."""
+        names = (*FILTERS, "exact duplicate", "near duplicate", KEPT)
+        return ", ".join(f"{name} {self.total(name):,}" for name in names if self.total(name))
+
+    def record(self) -> dict[str, Any]:
+        counts = {
+            source: {name: {"documents": cell[0], "characters": cell[1]} for name, cell in sorted(found.items())}
+            for source, found in sorted(self.counts.items())
+        }
+        return {"sources": counts, "dropped": dict(sorted(self.samples.items()))}
+
+    def table(self) -> str:
+        names = [name for name in (*FILTERS, "exact duplicate", "near duplicate") if self.total(name)]
+        lines = ["| source | kept | characters kept | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+        for source, found in sorted(self.counts.items()):
+            cells = [source, f"{found[KEPT][0]:,}", f"{found[KEPT][1]:,}", *(f"{found[name][0]:,}" for name in names)]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+
+class Spill:
+    """Documents on their way to shards: a hash says where each goes, so that sorting needs one shard in memory."""
+
+    def __init__(self, folder: Path, shards: int, seed: int) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.seed = folder, seed
+        self.files = [(folder / f"{number:03}").open("w", encoding="utf-8") for number in range(max(1, shards))]
+
+    def add(self, document: Document, weight: float) -> None:
+        copies = int(weight) + (unit_hash(f"{self.seed}/weight/{document.id}") < weight % 1)
+        for copy in range(copies):
+            name = document.id if copy == 0 else f"{document.id}+{copy}"
+            place = unit_hash(f"{self.seed}/order/{name}")
+            record = {"id": name, "text": document.text, "source": document.source, "group": document.group}
+            line = json.dumps(record, ensure_ascii=False)
+            self.files[int(place * len(self.files))].write(f"{place:.17f}\t{line}\n")
+
+    def publish(self, output: Path) -> dict[str, Any]:
+        """Write the shards in order; returns how much was written, and the hash of all of it."""
+        written, characters, digest = 0, 0, hashlib.sha256()
+        for number, file in enumerate(self.files):
+            file.close()
+            place = Path(file.name)
+            lines = sorted(place.read_text(encoding="utf-8").split("\n")[:-1])
+            if not lines:
+                continue
+            content = io.StringIO()
+            for line in lines:
+                record = line.split("\t", 1)[1] + "\n"
+                digest.update(record.encode())
+                characters += len(json.loads(record)["text"])
+                content.write(record)
+            packed = zstandard.compress(content.getvalue().encode())
+            (output / f"part-{number:05}.jsonl.zst").write_bytes(packed)
+            written += len(lines)
+            place.unlink()
+        shutil.rmtree(self.folder)
+        return {"written": {"documents": written, "characters": characters, "sha256": digest.hexdigest()}}
+
+
+def _pieces(paths: Iterable[str | Path]) -> Iterator[Document]:
+    """Documents, those that are very long cut at line ends."""
+    for document in read_documents(paths):
+        yield from sections(document, LONGEST)
+
+
+def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    size = 0
+    for document in itertools.chain(documents, [None]):
+        if document is not None:
+            chunk.append(document)
+            size += len(document.text)
+        if chunk and (document is None or len(chunk) == CHUNK_DOCUMENTS or size > CHUNK_CHARACTERS):
+            yield chunk
+            chunk, size = [], 0
+
+
+def _clean(language: str | None, chunk: list[Document]) -> list[tuple[Document, str | None]]:
+    made = [Document(d.id, plain(d.text), d.source, d.group) for d in chunk]
+    return [(document, fault(document.text, language)) for document in made]

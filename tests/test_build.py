@@ -1,0 +1,207 @@
+"""`lep corpus`: plain text, filters that each have a case, duplicates that were planted, the same files every time."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import sample_texts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lep.cli.corpora import weights_of
+from lep.corpus.build import Spill, build_corpus
+from lep.corpus.clean import FILTERS, fault, plain
+from lep.corpus.duplicates import Duplicates
+from lep.corpus.read import Document, read_documents, write_records
+from lep.errors import CorpusError, LepError
+from lep.settings import BuildSettings
+
+NEAR = BuildSettings().near
+WORDS = sorted({word for text in sample_texts("ru") for word in text.split() if word.isalpha()})
+
+
+def article(seed: int, words: int = 120) -> str:
+    rng = random.Random(seed)
+    return "\n".join(" ".join(rng.choices(WORDS, k=12)) + "." for _ in range(words // 12))
+
+
+def written(folder: Path) -> list[dict]:
+    return [
+        {"id": d.id.partition("/")[2], "text": d.text}
+        for d in read_documents(sorted(folder.glob("part-*.jsonl.zst")))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("<div class='x'>Река <b>и</b> лес</div>", "Река и лес"),
+        ("Смотри https://example.org/a?b=1 здесь", "Смотри здесь"),
+        ("[река](https://example.org) и [[лес|леса]] {{шаблон}}", "река и леса"),
+        ("дом\u00ad\u200bный\ufeff 🙂", "домный"),
+        ("и\u0306 = й", "й = й"),
+        ("a\r\nb\r\n\r\n\r\n\r\nc  \t d ", "a\nb\n\nc d"),
+        ("<script>let a = 1;</script>текст<!-- нет -->", "текст"),
+        ("&laquo;река&raquo; &amp; лес", "«река» & лес"),
+        ("if a < b and c > d: List<String>", "if a < b and c > d: List<String>"),
+        ("x[1](2) и 5 © #1*", "x[1](2) и 5 © #1*"),
+    ],
+)
+def test_plain_text(raw, expected) -> None:
+    assert plain(raw) == expected
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
+def test_plain_text_never_fails_and_hides_nothing(text) -> None:
+    found = plain(text)
+    assert "\r" not in found
+    assert "  " not in found
+    assert found == found.strip()
+
+
+def test_each_filter_has_a_document_that_it_drops() -> None:
+    good = article(0)
+    dropped = {
+        "damaged encoding": good + "\ufffd" * 20,
+        "short": "Короткий текст.",
+        "other language": sample_texts("en")[0],
+        "foreign scripts": good + " " + "ελληνικά κείμενα " * 8,
+        "few letters": "12.50 | 33.10 | 9.99 шт |\n" * 20,
+        "repeated lines": good + ("\nПодпишитесь на нашу рассылку, чтобы узнавать обо всём первыми." * 40),
+        "broken lines": "\n".join(WORDS[:80]),
+    }
+    assert set(dropped) == set(FILTERS)
+    assert fault(good, "ru") is None
+    for name, text in dropped.items():
+        assert fault(text, "ru") == name
+    assert fault(dropped["other language"], None) is None  # nothing is asked of an unnamed language
+
+
+def test_clean_documents_stay() -> None:
+    texts = [plain(text) for text in sample_texts("ru")]
+    assert [fault(text, "ru") for text in texts] == [None] * len(texts)
+
+
+def test_planted_duplicates_are_found_and_clean_documents_are_not_lost() -> None:
+    rng = random.Random(1)
+    originals = [article(seed) for seed in range(600)]
+    exact = [text.upper() for text in originals[:100]]
+    near = []
+    for text in originals[100:300]:
+        words = text.split(" ")
+        words[rng.randrange(len(words))] = "замена"
+        near.append(" ".join(words))
+    texts = originals + exact + near
+    found = Duplicates("minhash", NEAR).verdicts(texts)
+    assert sum(v is not None for v in found[:600]) <= 6
+    assert found[600:700] == ["exact duplicate"] * 100
+    assert sum(v == "near duplicate" for v in found[700:]) >= 190
+    only_exact = Duplicates("exact", NEAR).verdicts(texts)
+    assert only_exact[600:700] == ["exact duplicate"] * 100
+    assert sum(v is not None for v in only_exact) == 100
+    assert Duplicates("none", NEAR).verdicts(texts) == [None] * len(texts)
+
+
+def test_duplicates_are_found_across_batches() -> None:
+    memory = Duplicates("minhash", NEAR)
+    assert memory.verdicts([article(1), article(2)]) == [None, None]
+    assert memory.verdicts([article(3), article(1), article(2) + " Конец."]) == [
+        None, "exact duplicate", "near duplicate",
+    ]  # fmt: skip
+
+
+def raw_corpus(folder: Path) -> Path:
+    folder.mkdir()
+    for name, seeds in (("wiki", range(40)), ("news", range(100, 140))):
+        write_records(folder / f"{name}.jsonl", [{"id": str(s), "text": f"<p>{article(s)}</p>"} for s in seeds])
+    write_records(folder / "bad.jsonl", [{"id": "a", "text": "мало"}, {"id": "b", "text": sample_texts("en")[0]},
+                                         {"id": "c", "text": article(3)}])  # fmt: skip
+    return folder
+
+
+def test_a_corpus_is_built_and_every_document_accounted_for(tmp_path) -> None:
+    raw = raw_corpus(tmp_path / "raw")
+    settings = BuildSettings(language="ru", weights={"wiki": 2, "news": 0.5})
+    sheet = build_corpus([raw], tmp_path / "one", settings)
+    outcomes = {
+        source: {name: cell["documents"] for name, cell in found.items()} for source, found in sheet["sources"].items()
+    }
+    assert outcomes == {  # files are read in the order of their names: the copy in `bad` comes first
+        "bad": {"short": 1, "other language": 1, "kept": 1}, "news": {"kept": 40},
+        "wiki": {"kept": 39, "exact duplicate": 1},
+    }  # fmt: skip
+    assert sheet["dropped"]["short"] == [{"id": "bad/a", "text": "мало"}]
+    documents = written(tmp_path / "one")
+    assert len(documents) == sheet["written"]["documents"]
+    names = [d["id"].partition("/")[2] for d in documents]
+    assert names != sorted(names)
+    wiki = [d for d in documents if d["id"].startswith("wiki/")]
+    assert len(wiki) == 78
+    assert len({d["text"] for d in wiki}) == 39
+    assert 10 <= sum(d["id"].startswith("news/") for d in documents) <= 30
+    assert all("<p>" not in d["text"] for d in documents)
+    assert "| wiki | 39 |" in (tmp_path / "one" / "sheet.md").read_text()
+    again = build_corpus([raw], tmp_path / "two", settings)
+    assert again == sheet
+    files = [{p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two")]
+    assert files[0] == files[1]
+    other = build_corpus([raw], tmp_path / "three", settings.model_copy(update={"seed": 1}))
+    assert other["written"]["sha256"] != sheet["written"]["sha256"]
+
+
+def test_shards_are_one_order(tmp_path) -> None:
+    documents = [Document(f"s/{i}", article(i, 24), "s", f"s/{i}") for i in range(50)]
+    orders = []
+    for shards in (1, 7):
+        spill = Spill(tmp_path / f"work{shards}", shards, seed=0)
+        for document in documents:
+            spill.add(document, 1.0)
+        (tmp_path / str(shards)).mkdir()
+        sheet = spill.publish(tmp_path / str(shards))
+        orders.append((sheet, [d["text"] for d in written(tmp_path / str(shards))]))
+    assert orders[0] == orders[1]
+
+
+def test_the_command_line_and_what_it_refuses(tmp_path) -> None:
+    raw = raw_corpus(tmp_path / "raw")
+
+    def lep(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "lep", "corpus", *arguments], capture_output=True, text=True)
+
+    done = lep(str(raw / "wiki.jsonl"), str(raw / "news.jsonl"), "--language", "ru", "--output", str(tmp_path / "out"))
+    assert "80 documents" in done.stdout
+    assert json.loads((tmp_path / "out" / "sheet.json").read_text())["written"]["documents"] == 80
+    english = tmp_path / "english.jsonl"
+    write_records(english, [{"text": text} for text in sample_texts("en")])
+    for arguments, words in {
+        (str(english), "--language", "ru"): f"nothing is left of {len(sample_texts('en'))} documents: other language",
+        (str(raw), "--weights", "blogs=2"): "--weights names 'blogs', and the sources are bad, news, wiki",
+        (str(raw), "--weights", "wiki"): "--weights has 'wiki': write NAME=W",
+        (str(raw), "--weights", "wiki=-1"): "--weights",
+        (str(raw), "--dedup", "fuzzy"): "--dedup is 'fuzzy'",
+        (str(tmp_path / "none"),): "none does not exist",
+    }.items():
+        failed = lep(*arguments, "--output", str(tmp_path / "refused"))
+        assert failed.returncode == 2, arguments
+        assert words in failed.stderr, failed.stderr
+        assert "Traceback" not in failed.stderr
+        assert not list(tmp_path.glob("refused*"))
+
+
+def test_weights_and_long_documents(tmp_path) -> None:
+    assert weights_of("a=2,b=0.5") == {"a": 2.0, "b": 0.5}
+    with pytest.raises(LepError, match="write NAME=W"):
+        weights_of("=2")
+    long = "\n".join(article(seed, 240) for seed in range(1_500))
+    (tmp_path / "long.txt").write_text(long)
+    sheet = build_corpus([tmp_path / "long.txt"], tmp_path / "out", BuildSettings(language="ru"))
+    found = written(tmp_path / "out")
+    assert len(found) > 1
+    assert max(len(d["text"]) for d in found) <= 1_000_000
+    assert sheet["written"]["characters"] == pytest.approx(len(long), rel=1e-3)
+    (tmp_path / "latin.txt").write_bytes("река".encode("cp1251"))
+    with pytest.raises(CorpusError, match="not UTF-8"):
+        build_corpus([tmp_path / "latin.txt"], tmp_path / "no", BuildSettings())
