@@ -1,0 +1,69 @@
+"""One language pack for two differently tuned instruct models of the lab pair.
+
+    LEP_DATA=$PWD/runs/lab/corpus python benchmarks/lab_pair.py --tuned-seeds 0      (once)
+    python benchmarks/lab_pack.py
+
+The second instruct model is the first one, tuned further (all projections and the head) on tasks made from English
+training text. The pack, of all that the adapted base learned and of its new rows alone, is applied to both; each model
+is scored before and after on the held-out text of the experiment. What is finished is not done again.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from lab_pair import gather, markdown
+
+from lep.checkpoint.pack import apply_pack, make_pack
+from lep.corpus.read import read_documents, write_records
+from lep.corpus.tasks import make_tasks
+from lep.pipeline.recipe import load_recipe
+from lep.pipeline.run import write_evaluation
+from lep.settings import TuneSettings
+from lep.training.tune import tune
+
+ROOT = Path(__file__).parent.parent
+PAIR = ROOT / "lab" / "pair"
+TASKS, SETTINGS = 300, TuneSettings(learning_rate=1e-3, batch_size=32, epochs=1, copy_tasks=0, precision="float32")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/lab-ru/seed-0"))
+    parser.add_argument("--output", type=Path, default=Path("runs/lab-pack"))
+    arguments = parser.parse_args()
+    run, out = arguments.run, arguments.output
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = load_recipe(ROOT / "recipes" / "lab-ru.yaml", ["calibrate=null", "tune=null"])
+    text = {code: [run / "corpus" / f"{code}.heldout.jsonl"] for code in ("ru", "en")}
+    tuned = out / "tuned"
+    if not tuned.exists():
+        documents = read_documents([run / "corpus" / "en.train.jsonl"])
+        items = make_tasks(documents, "en", list(recipe.evaluate.tasks), count=TASKS, seed=7)
+        write_records(out / "tasks.jsonl", [item.record() for item in items])
+        tune(PAIR / "instruct", out / "tasks.jsonl", tuned, SETTINGS)
+    stages = {}
+    for kind, new_only in (("all rows", False), ("new rows", True)):
+        pack = out / f"{kind.replace(' ', '-')}.lep"
+        if not pack.exists():
+            make_pack(PAIR / "base", run / "pretrain", pack, new_only=new_only)
+        for name, model in (("instruct", PAIR / "instruct"), ("tuned", tuned)):
+            before, after = f"evaluate-{name}", f"evaluate-{name}-{pack.stem}"
+            stages |= {name: before, f"{name} + pack, {kind}": after}
+            if not (out / before / "scores.json").exists():
+                write_evaluation(model, text, out / before, recipe.evaluate)
+            if not (out / after / "scores.json").exists():
+                shutil.rmtree(out / "applied", ignore_errors=True)
+                print(
+                    f"{name}, {kind}: mean cosine with the base", apply_pack(pack, model, out / "applied"), flush=True
+                )
+                write_evaluation(out / "applied", text, out / after, recipe.evaluate)
+                shutil.rmtree(out / "applied")
+    (out / "run.json").write_text(json.dumps({"instruct_models": dict(sorted(stages.items()))}) + "\n")
+    sizes = {pack.name: pack.stat().st_size for pack in sorted(out.glob("*.lep"))}
+    print(f"\nbytes of the packs: {sizes}\n\n{markdown(gather([out], 'instruct_models'))}")
+
+
+if __name__ == "__main__":
+    main()
