@@ -10,6 +10,7 @@ before the model (on a GPU: what torch allocated).
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--way", choices=WAYS)
     arguments = parser.parse_args()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line has it, for all ways
     if arguments.way:
         print(json.dumps(one(arguments)))
         return

@@ -271,6 +271,12 @@ def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> N
     assert stopped["best_step"] == record["best_step"]
 
 
+def test_patience_needs_something_to_look_at(adapted, tmp_path) -> None:
+    with pytest.raises(TrainingError, match="patience needs held-out text"):
+        pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS.model_copy(update={"patience": 2}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_loss_that_runs_away_ends_the_training(adapted, tmp_path) -> None:
     settings = SETTINGS.model_copy(update={"learning_rate": 300.0, "tokens": 20_000})
     with pytest.raises(TrainingError, match=r"by step \d+ of 79: the learning rate 300 is too high") as caught:

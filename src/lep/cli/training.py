@@ -39,6 +39,8 @@ def pretrain(
 
     record = run_pretrain(model, list(corpus), output, settings)
     say(f"{record['tokens']:,} tokens in {record['seconds']} s; loss {record['losses'][-1]['loss']:.3f} nats a token")
+    if not record["documents_isolated"]:
+        say("this architecture does not look at positions: documents in a block saw those before them")
 
 
 @app.command()

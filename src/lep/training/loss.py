@@ -31,23 +31,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for table, want in zip(tables, wanted[3:], strict=True)
         ]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # Written over by each chunk: fresh memory of this size costs as much as what is done with it.
+        logits = hidden.new_empty(min(LOSS_CHUNK, len(hidden)), sum(sizes))
+        logs = torch.empty_like(logits, dtype=torch.float32)
         for start in range(0, len(hidden), LOSS_CHUNK):
             states, targets = hidden[start : start + LOSS_CHUNK], labels[start : start + LOSS_CHUNK, None]
-            logits = torch.cat([states @ table.T for table in narrow], dim=1).float()
+            made, log = logits[: len(states)], logs[: len(states)]
+            for table, place in zip(narrow, made.split(sizes, 1), strict=True):
+                torch.mm(states, table.T, out=place)
             if bias is not None:
-                logits += bias
-            total += (logits.logsumexp(1) - logits.gather(1, targets)[:, 0]).sum()
+                made += bias
+            torch.log_softmax(made, 1, dtype=torch.float32, out=log)
+            total -= log.gather(1, targets).sum()
             if not any(wanted):
                 continue
             # The gradient of the logits: probabilities, less one at the target.
-            slopes = logits.softmax(1)
+            slopes = log.exp_()
             slopes.scatter_add_(1, targets, slopes.new_full((1, 1), -1.0).expand_as(targets))
             if of_bias is not None:
                 of_bias += slopes.sum(0)
             for table, gradient, part in zip(narrow, of_tables, slopes.to(hidden.dtype).split(sizes, 1), strict=True):
                 if of_hidden is not None:
-                    of_hidden[start : start + LOSS_CHUNK] += part @ table
-                if gradient is not None:
+                    of_hidden[start : start + LOSS_CHUNK].addmm_(part, table)
+                if gradient is not None and gradient.dtype == part.dtype:
+                    gradient.addmm_(part.T, states)
+                elif gradient is not None:
                     gradient += part.T @ states
         ctx.gradients = (of_hidden, None, of_bias, *of_tables)
         ctx.dtypes = (hidden.dtype, None, bias.dtype if bias is not None else None, *(table.dtype for table in tables))

@@ -19,7 +19,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import corpus_files, read_documents
-from lep.errors import CheckpointError, LepError
+from lep.errors import CheckpointError, LepError, TrainingError
 from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
@@ -41,6 +41,8 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
 
     Returns the record that is also written to `lep/pretrain.json`: losses in nats per token, tokens, seconds.
     """
+    if settings.patience and not settings.eval_text:
+        raise TrainingError("patience needs held-out text to look at: give eval_text (--eval-text NAME=PATH)")
     checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
     files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
@@ -168,7 +170,7 @@ def isolates(model: Any) -> bool:
     positions = torch.arange(8, device=model.device).repeat(2)[None]
     try:
         together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:].float()
-    except TypeError:  # knows no position ids
+    except (TypeError, ValueError):  # knows no position ids
         return False
     alone = model(input_ids=ids[:, 8:], use_cache=False).logits.float()
     return bool((together - alone).abs().max() <= 0.02 * alone.abs().max())
