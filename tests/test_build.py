@@ -195,7 +195,7 @@ def test_weights_and_long_documents(tmp_path) -> None:
     assert weights_of("a=2,b=0.5") == {"a": 2.0, "b": 0.5}
     with pytest.raises(LepError, match="write NAME=W"):
         weights_of("=2")
-    long = "\n".join(article(seed, 240) for seed in range(1_500))
+    long = "\n".join(article(seed, 240) for seed in range(700))
     (tmp_path / "long.txt").write_text(long)
     sheet = build_corpus([tmp_path / "long.txt"], tmp_path / "out", BuildSettings(language="ru"))
     found = written(tmp_path / "out")

@@ -218,7 +218,7 @@ def kill_when(command: list[str], ready, tries: int = 600) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("train", ["embeddings", "new_rows"])
+@pytest.mark.parametrize("train", ["embeddings", pytest.param("new_rows", marks=pytest.mark.slow)])
 def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_path) -> None:
     model = adapted.parent / "initialised"
 
@@ -301,7 +301,7 @@ def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
         StopWhenDiverging().on_log(arguments, state, control, {"loss": float("nan")})
 
 
-@pytest.mark.parametrize("train", ["embeddings", "new_rows"])
+@pytest.mark.parametrize("train", [pytest.param("embeddings", marks=pytest.mark.slow), "new_rows"])
 def test_accumulation_changes_the_loss_by_rounding_only(train, adapted, tmp_path) -> None:
     losses = []
     for micro in (64, 128, 256):
