@@ -1,0 +1,50 @@
+"""`lep corpus` on raw text: time and memory of the whole command.
+
+    python benchmarks/corpus.py --data DATA [--megabytes 100] [--output runs/corpus]
+
+Takes documents of `DATA/train/ru`, at most an eighth of the amount from one source, as one jsonl file.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from measure import measured
+
+from lep.corpus.read import corpus_files, read_lines
+
+
+def raw_text(data: Path, bytes_wanted: int, place: Path) -> int:
+    """Write raw documents to a jsonl file; returns its size."""
+    total = 0
+    with place.open("w", encoding="utf-8") as out:
+        for file in corpus_files([data / "train" / "ru"]):
+            taken = 0
+            for line in read_lines(file):
+                if total >= bytes_wanted or taken >= bytes_wanted / 8:
+                    break
+                out.write(line)
+                taken += len(line.encode())
+                total += len(line.encode())
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[100])
+    parser.add_argument("--output", type=Path, default=Path("runs/corpus"))
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for megabytes in arguments.megabytes:
+        place, made = arguments.output / f"raw-{megabytes}.jsonl", arguments.output / f"made-{megabytes}"
+        size = raw_text(arguments.data, megabytes * 1_000_000, place)
+        shutil.rmtree(made, ignore_errors=True)
+        lep = str(Path(sys.executable).parent / "lep")
+        taken = measured([lep, "corpus", str(place), "--language", "ru", "--output", str(made)])
+        print(f"{size / 1e6:.0f} MB: {taken}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
