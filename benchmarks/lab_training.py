@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lab_pair import gather, interval, markdown
 
+from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import propagate
 from lep.pipeline.recipe import load_recipe
 from lep.pipeline.run import write_evaluation
@@ -24,7 +25,7 @@ from lep.training.pretrain import pretrain
 
 ROOT = Path(__file__).parent.parent
 PAIR = ROOT / "lab" / "pair"
-ARMS = {"embeddings": "init-base", "new_rows": "init-base", "direct": "init-instruct"}
+ARMS = {"embeddings": "base", "new_rows": "base", "direct": "instruct"}
 METHODS = {"embeddings": ("conversion", "residual", "new-rows"), "new_rows": ("conversion", "new-rows")}
 # Text to look at while training: the last documents of the training file, which are then not trained on.
 LOOK_SECTIONS = 60
@@ -53,6 +54,9 @@ def main() -> None:
     text = {code: [first / "corpus" / f"{code}.heldout.jsonl"] for code in ("ru", "en")}
     arguments.output.mkdir(parents=True, exist_ok=True)
     split = {code: split_training_text(first / "corpus" / f"{code}.train.jsonl", arguments.output) for code in text}
+    for kind in ("base", "instruct"):
+        if not (arguments.output / kind).exists():
+            initialise(PAIR / kind, first / "tokenizer", arguments.output / kind)
     folders, curves = [], {}
     for seed in arguments.seeds:
         out = arguments.output / f"seed-{seed}"
@@ -69,7 +73,7 @@ def main() -> None:
                 eval_text={code: [str(look)] for code, (_, look) in split.items()},
             )  # fmt: skip
             if not (out / arm).exists():
-                pretrain(first / start, [split["ru"][0]], out / arm, settings)
+                pretrain(arguments.output / start, [split["ru"][0]], out / arm, settings)
             record = json.loads((out / arm / "lep" / "pretrain.json").read_text())
             curves.setdefault(arm, []).append(record["heldout_bits_per_byte"])
             for method in METHODS.get(arm, ("",)):
