@@ -98,7 +98,6 @@ def run_way(way: str, size: str, seed: int, place: Path) -> None:
 
 
 def tables(seed: int, place: Path, sizes: list[str]) -> None:
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line has it, for both sides
     for dtype in (torch.float32, torch.float64):
         print(f"{dtype}: {product_rate(dtype, HIDDEN) / 1e9:.0f} GFLOP/s", flush=True)
     for size in sizes:

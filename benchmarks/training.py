@@ -10,7 +10,6 @@ before the model (on a GPU: what torch allocated).
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from lep.training.pretrain import collate
+from lep.training.data import collate
 from lep.training.rows import split_tables
 from lep.training.trainer import ChunkedLossTrainer
 
@@ -97,7 +96,6 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--way", choices=WAYS)
     arguments = parser.parse_args()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line has it, for all ways
     if arguments.way:
         print(json.dumps(one(arguments)))
         return

@@ -34,7 +34,7 @@ from transformers import (
 from lep.corpus.prepare import Split, prepare
 from lep.corpus.read import Document, read_documents, write_records
 from lep.corpus.tasks import PROMPTS, TaskItem, make_tasks, sentences
-from lep.training.trainer import ChunkedLossTrainer, run
+from lep.training.trainer import TrainedOnlyTrainer, chunk_loss, run
 
 LANGUAGES = ("en", "ru")
 VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
@@ -237,7 +237,9 @@ def train(model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: f
         remove_unused_columns=False,
     )  # fmt: skip
     started = time.time()
-    losses = run(ChunkedLossTrainer(model=model, args=arguments, train_dataset=blocks), work)
+    trainer = TrainedOnlyTrainer(model=model, args=arguments, train_dataset=blocks)
+    chunk_loss(trainer)
+    losses = run(trainer, work)
     model.config.use_cache = True
     (work / "loss.json").write_text(json.dumps(losses))
     return time.time() - started

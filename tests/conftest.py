@@ -1,10 +1,13 @@
 """Tiny models and tokenizers made on the spot; the lab pair where a test needs a model that can do something."""
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import psutil
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -98,6 +101,19 @@ def save_model(
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     fast.save_pretrained(folder)
     return model
+
+
+def kill_when(command: list[str], ready, tries: int = 1200, **options) -> None:
+    """Start a command, and kill it and all that it started with SIGKILL as soon as `ready()`."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    for _ in range(tries):
+        if ready():
+            break
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+        part.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_worked_example_of_the_paper() -> None:
 
 
 def test_many_rows_cross_the_chunk_border(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lep.mapping.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("lep.mapping.CHUNK_BYTES", 3 * 4 * 4)
     rows = [[i % 5, (i * 3) % 5] for i in range(11)]
     mapping = VocabularyMapping.from_rows(rows, source_size=5)
     table = torch.randn(5, 4, dtype=torch.float64)

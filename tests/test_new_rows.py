@@ -95,7 +95,7 @@ def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected)
     assert head_is_plain(model)
     hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
-    loss = head_loss(model, hidden, ids[:, 1:].flatten()) / hidden.shape[0]
+    loss = head_loss(model.get_output_embeddings(), hidden, ids[:, 1:].flatten()) / hidden.shape[0]
     loss.backward()
     torch.testing.assert_close(loss, expected)
     order = rows.sort().indices

@@ -1,28 +1,28 @@
 """Training: packing loses nothing, the body stays, an interrupted run ends like an uninterrupted one."""
 
 import json
-import os
-import signal
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TEMPLATE, save_model
+from conftest import TEMPLATE, kill_when, save_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from lep.checkpoint.reader import Checkpoint
 from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import read_documents, write_records
-from lep.errors import CorpusError, LepError, TrainingError
+from lep.errors import CorpusError, LepError, OutputError, TrainingError
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
-from lep.training.pretrain import collate, isolates, pretrain, schedule
-from lep.training.trainer import uses_bf16
+from lep.training.data import collate, isolates, schedule
+from lep.training.pretrain import pretrain
+from lep.training.trainer import TablesTrainer, uses_bf16
 from lep.training.tune import CALIBRATION, train_adapter, tune
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
@@ -142,7 +142,7 @@ def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
     hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
     targets = labels[:, 1:].flatten()
     learned = targets != -100
-    loss = head_loss(model, hidden[learned], targets[learned]) / learned.sum()
+    loss = head_loss(model.get_output_embeddings(), hidden[learned], targets[learned]) / learned.sum()
     loss.backward()
     torch.testing.assert_close(loss, expected)
     for name, p in model.named_parameters():
@@ -206,34 +206,18 @@ def test_a_state_that_a_kill_left_half_written_is_passed_over(tmp_path) -> None:
 LEP = [sys.executable, "-m", "lep"]
 
 
-def kill_when(command: list[str], ready, tries: int = 600) -> None:
-    """Start a command and kill it with SIGKILL as soon as `ready()`."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(tries):
-        if ready():
-            break
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.parametrize("train", ["embeddings", pytest.param("new_rows", marks=pytest.mark.slow)])
 def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_path) -> None:
     model = adapted.parent / "initialised"
-
-    def command(name: str) -> list[str]:
-        return [*LEP, "pretrain", "--model", str(model), "--train", train, "--corpus", str(SAMPLE / "ru"),
-                "--tokens", "40000", "--learning-rate", "5e-3", "--block-size", "64", "--batch-tokens", "256",
-                "--output", str(tmp_path / name)]  # fmt: skip
-
-    kill_when(
-        command("killed"), lambda: list(tmp_path.glob("killed.partial/work/trainer/checkpoint-*/trainer_state.json"))
-    )
+    command = [*LEP, "pretrain", "--model", str(model), "--train", train, "--corpus", str(SAMPLE / "ru"),
+               "--tokens", "40000", "--learning-rate", "5e-3", "--block-size", "64", "--batch-tokens", "256",
+               "--output", str(tmp_path / "killed")]  # fmt: skip
+    kill_when(command, lambda: list(tmp_path.glob("killed.partial/work/trainer/checkpoint-*/trainer_state.json")))
     assert not (tmp_path / "killed").exists()
-    for name in ("killed", "whole"):
-        subprocess.run(command(name), check=True, capture_output=True)
-    killed, whole = (json.loads((tmp_path / n / "lep" / "pretrain.json").read_text()) for n in ("killed", "whole"))
+    subprocess.run(command, check=True, capture_output=True)
+    killed = json.loads((tmp_path / "killed" / "lep" / "pretrain.json").read_text())
+    settings = PretrainSettings(tokens=40_000, learning_rate=5e-3, block_size=64, batch_tokens=256, train=train)
+    whole = pretrain(model, [SAMPLE / "ru"], tmp_path / "whole", settings)
     assert killed["losses"] == whole["losses"]
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
@@ -258,23 +242,83 @@ def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> N
     """English is trained on and Russian looked at, so that the end is not the best."""
     settings = watched(learning_rate=0.02, tokens=12_000, schedule="wsd", precision="float32")
     record = pretrain(adapted, [SAMPLE / "en"], tmp_path / "out", settings)
-    looks = record["heldout_bits_per_byte"]
-    best = min(looks, key=lambda look: look["ru"])
+    looks = record["looks"]
+    best = min(looks, key=lambda look: look["bits_per_byte"]["ru"])
     assert record["best_step"] == best["step"] < looks[-1]["step"]
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    heldout = HeldoutText(settings.eval_text, settings.eval_characters, load_tokenizer(tmp_path / "out"))
-    assert heldout.bits_per_byte(model) == pytest.approx({name: best[name] for name in ("ru", "en")}, rel=1e-4)
+    heldout = HeldoutText(settings.eval_text, settings.eval_characters, Checkpoint(tmp_path / "out"))
+    found = heldout.look(model)
+    assert {name: found[name] for name in ("ru", "en")} == pytest.approx(best["bits_per_byte"], rel=1e-4)
+    copied = {name: found[f"{name} copied"] for name in ("ru", "en")}
+    assert copied == pytest.approx(best["copied_bits_per_byte"], rel=1e-4)
     stopped = pretrain(adapted, [SAMPLE / "en"], tmp_path / "early", settings.model_copy(update={"patience": 1}))
-    assert len(stopped["heldout_bits_per_byte"]) < len(looks)
+    assert len(stopped["looks"]) < len(looks)
     assert stopped["best_step"] == record["best_step"]
 
 
-def test_patience_needs_something_to_look_at(adapted, tmp_path) -> None:
-    with pytest.raises(TrainingError, match="patience needs held-out text"):
-        pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS.model_copy(update={"patience": 2}))
+def test_copying_and_new_tokens_are_looked_at(adapted) -> None:
+    """A model that repeats itself needs less for a repetition; one whose head knows one new token writes it."""
+    from transformers import AutoModelForCausalLM
+
+    place = adapted.parent / "initialised"
+    heldout = HeldoutText({"ru": [str(SAMPLE / "ru")]}, 3_000, Checkpoint(place))
+    model = AutoModelForCausalLM.from_pretrained(place)
+    plain = heldout.look(model)
+    assert plain["ru copied"] == pytest.approx(plain["ru"], rel=0.2)  # a random model does not copy
+    new = sorted(heldout.new_tokens)
+    assert new
+    model.get_output_embeddings().weight.data.zero_()
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(model.lm_head.weight)))
+    for token, share in ((new[0], 1.0), (7, 0.0)):
+        model.lm_head.bias.data.zero_()[token] = 9.0
+        assert heldout.look(model)["new tokens"] == share
+
+
+@pytest.mark.parametrize("name", ["patience", "sweep"])
+def test_what_looks_needs_something_to_look_at(adapted, tmp_path, name) -> None:
+    with pytest.raises(TrainingError, match=f"{name} needs held-out text"):
+        pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS.model_copy(update={name: 1}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path) -> None:
+    settings = watched(learning_rate=3.0, precision="float32")  # far too high: one of the lower ones must win
+    record = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "swept", settings.model_copy(update={"sweep": True}))
+    seen, best = record["sweep"]["bits_per_byte"], record["sweep"]["best"]
+    assert list(seen) == ["0.3", "0.75", "1.5", "3"]
+    assert seen[f"{best:g}"] == min(bits for bits in seen.values() if bits is not None)
+    assert best < 3
+    assert record["settings"]["learning_rate"] == best
+    plain = settings.model_copy(update={"learning_rate": best})
+    assert pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain)["losses"] == record["losses"]
+
+
+def test_a_full_disk_ends_the_training_and_keeps_the_last_state(adapted, tmp_path, monkeypatch) -> None:
+    """No file may grow beyond 50 kB from the second state on, as if the disk were full."""
+    save, limits, saved = TablesTrainer._save_optimizer_and_scheduler, resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def save_on_a_full_disk(trainer, folder) -> None:
+        saved.append(folder)
+        if len(saved) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        save(trainer, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TablesTrainer, "_save_optimizer_and_scheduler", save_on_a_full_disk)
+        try:
+            with pytest.raises(OutputError, match=r"checkpoint-8 could not be saved .* goes on from .*checkpoint-4"):
+                pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
+    again = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    whole = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "whole", SETTINGS)
+    assert again["losses"] == whole["losses"]
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
+    assert one == two
 
 
 def test_a_loss_that_runs_away_ends_the_training(adapted, tmp_path) -> None:
@@ -301,7 +345,8 @@ def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
         StopWhenDiverging().on_log(arguments, state, control, {"loss": float("nan")})
 
 
-@pytest.mark.parametrize("train", [pytest.param("embeddings", marks=pytest.mark.slow), "new_rows"])
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["embeddings", "new_rows"])
 def test_accumulation_changes_the_loss_by_rounding_only(train, adapted, tmp_path) -> None:
     losses = []
     for micro in (64, 128, 256):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from math import inf
 
 import torch
@@ -17,8 +17,8 @@ RANK_TOLERANCE = 1e-13
 ROUNDING_MARGIN, PRODUCT_MARGIN = 4.0, 32.0
 # Of the mean eigenvalue; no penalty is the plain least-squares solution, an infinite one leaves rows as they are.
 PENALTIES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, inf)
-PRODUCT_ROWS = 4_096  # summed in the products' precision before they are added in float64
-GRAM_BLOCKS = 4  # a Gram matrix is symmetric: with 4 blocks a side 10 of 16 are computed
+PRODUCT_ROWS = 8_192  # summed in the products' precision before they are added in float64
+GRAM_BLOCKS = 4  # a Gram matrix is symmetric: with 4 rows of blocks 10 of 16 blocks are computed
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,24 @@ class LinearMap:
 
     def turn(self, rows: Tensor) -> Tensor:
         """`E W` without the shift, for differences between rows; computed in the dtype of `rows`."""
-        return torch.addmm(rows, rows, self.delta.to(rows.dtype)) if self.delta.any() else rows
+        delta = self._narrow[rows.dtype]
+        return rows if delta is None else torch.addmm(rows, rows, delta)
+
+    @cached_property
+    def _narrow(self) -> "_Narrow":
+        return _Narrow(self.delta)
+
+
+class _Narrow(dict[torch.dtype, Tensor | None]):
+    """A matrix in each type that it was asked for, made once; None where it is zero."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = matrix if matrix.any() else None
+
+    def __missing__(self, dtype: torch.dtype) -> Tensor | None:
+        self[dtype] = None if self.matrix is None else self.matrix.to(dtype)
+        return self[dtype]
 
 
 class LinearMapFitter:
@@ -74,7 +91,7 @@ class LinearMapFitter:
         self, hidden: int, *, centred: bool = False, rounding: float = 0.0, products: torch.dtype = torch.float64
     ) -> None:
         self.centred, self.rounding, self.products = centred, rounding, products
-        self.folds = [_Sums(hidden), _Sums(hidden)]
+        self.folds = [_Sums(hidden, products), _Sums(hidden, products)]
 
     def update(self, source: Tensor, target: Tensor, weights: Tensor | None = None) -> "LinearMapFitter":
         """Add row pairs, (n, h) each, with weights (n,). Rows alternate between the folds of the held-out residual."""
@@ -108,14 +125,19 @@ class LinearMapFitter:
         delta, rank = total.rotate(self._floor())
         return _result(total, delta, rank, None, total.residual(delta), heldout)
 
+    def _closed(self) -> list["_Sums"]:
+        for fold in self.folds:
+            fold.close()
+        return self.folds
+
     def _total(self) -> "_Moments":
-        total = reduce(lambda one, other: one + other, self.folds)
+        total = reduce(lambda one, other: one + other, self._closed())
         if total.rows == 0:
             raise ValueError("no rows to fit the linear map on")
         return total.moments(self.centred)
 
     def _halves(self) -> list[tuple["_Moments", "_Moments"]]:
-        first, second = (fold.moments(self.centred) for fold in self.folds)
+        first, second = (fold.moments(self.centred) for fold in self._closed())
         return [(first, second), (second, first)]
 
     def _heldout(self, penalty: float, halves: list[tuple["_Moments", "_Moments"]]) -> float:
@@ -144,8 +166,9 @@ class _Moments:
         mean = self.gram.diagonal().mean()
         if penalty == inf:
             return torch.zeros_like(self.gram), 0
-        ridged = self.gram.clone()
-        ridged.diagonal().add_(penalty * mean)
+        ridged = self.gram.clone() if penalty else self.gram
+        if penalty:
+            ridged.diagonal().add_(penalty * mean)
         factor, failed = torch.linalg.cholesky_ex(ridged)
         pivots = factor.diagonal().square()
         unsure = max(100 * RANK_TOLERANCE * hidden * pivots.max(), 0.0 if penalty else 10 * floor * mean)
@@ -170,7 +193,7 @@ class _Moments:
 
     def residual(self, delta: Tensor) -> float:
         """`||A delta - (B - A)|| / ||B||` from the sums alone; rounding below zero is cut."""
-        fitted = ((self.gram @ delta).sub_(self.cross, alpha=2) * delta).sum() if delta.any() else torch.zeros(())
+        fitted = (self.gram @ delta).sub_(self.cross, alpha=2).mul_(delta).sum() if delta.any() else torch.zeros(())
         return (max(fitted.item() + self.shift_square, 0.0) / self.norm) ** 0.5
 
     def minimum(self, delta: Tensor, penalty: float) -> float:
@@ -198,7 +221,7 @@ def _result(
         identity=(total.shift_square / total.norm) ** 0.5,
         fitted=fitted,
         heldout=heldout,
-        change=(delta.square().sum().item() / len(delta)) ** 0.5,
+        change=vector_norm(delta).item() / len(delta) ** 0.5,
         penalty=penalty,
     )
     return LinearMap(delta, total.mean_shift - total.mean_source @ delta), report
@@ -207,9 +230,15 @@ def _result(
 class _Sums:
     """Running sums of one fold."""
 
-    def __init__(self, hidden: int) -> None:
-        self.gram = torch.zeros(hidden, hidden, dtype=torch.float64)  # upper triangle, and some of the rest
+    def __init__(self, hidden: int, products: torch.dtype) -> None:
+        self.gram = torch.zeros(
+            hidden, hidden, dtype=torch.float64
+        )  # upper triangle, and some of the rest until `close`
         self.cross = torch.zeros(hidden, hidden, dtype=torch.float64)
+        # Of the rows that are not in `gram` and `cross` yet, in the precision of the products.
+        self.open_rows, self.open_sums = 0, (self.gram, self.cross)
+        if products != torch.float64:
+            self.open_sums = (torch.zeros(hidden, hidden, dtype=products), torch.zeros(hidden, hidden, dtype=products))
         self.source = torch.zeros(hidden, dtype=torch.float64)
         self.shift = torch.zeros(hidden, dtype=torch.float64)
         self.rows, self.weight, self.shift_square, self.target_square = 0, 0.0, 0.0, 0.0
@@ -218,16 +247,37 @@ class _Sums:
         for start in range(0, len(source), PRODUCT_ROWS):
             span = slice(start, start + PRODUCT_ROWS)
             self._add(source[span], target[span], None if weights is None else weights[span])
+            if self.open_rows >= PRODUCT_ROWS:
+                self._flush()
+
+    def close(self) -> None:
+        """Bring `gram` and `cross` up to date."""
+        self._flush()
+        for block in self._blocks():
+            self.gram[block.stop :, block] = self.gram[block, block.stop :].T
+            diagonal = self.gram[block, block]
+            diagonal.copy_(diagonal.triu() + diagonal.triu(1).T)
+
+    def _flush(self) -> None:
+        for total, part in zip((self.gram, self.cross), self.open_sums, strict=True):
+            if part is not total and self.open_rows:
+                total += part
+                part.zero_()
+        self.open_rows = 0
+
+    def _blocks(self) -> list[slice]:
+        hidden = len(self.gram)
+        width = -(-hidden // GRAM_BLOCKS)
+        return [slice(start, min(start + width, hidden)) for start in range(0, hidden, width)]
 
     def _add(self, source: Tensor, target: Tensor, weights: Tensor | None) -> None:
         shift = target - source
         weighted = source if weights is None else source * weights[:, None].to(source.dtype)
-        width = -(-source.shape[1] // GRAM_BLOCKS)
-        columns = [slice(start, start + width) for start in range(0, source.shape[1], width)]
-        for i, left in enumerate(columns):
-            for right in columns[i:]:
-                self.gram[left, right] += weighted[:, left].T @ source[:, right]
-        self.cross += weighted.T @ shift
+        gram, cross = self.open_sums
+        for block in self._blocks():
+            gram[block, block.start :].addmm_(weighted[:, block].T, source[:, block.start :])
+        cross.addmm_(weighted.T, shift)
+        self.open_rows += len(source)
         weight = torch.ones(len(source), dtype=source.dtype) if weights is None else weights.to(source.dtype)
         self.source += weight @ source
         self.shift += weight @ shift
@@ -237,19 +287,19 @@ class _Sums:
         self.target_square += (weight @ vector_norm(target, dim=1).square()).item()
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        total = _Sums(len(self.gram))
+        total = _Sums(len(self.gram), torch.float64)
         for name in ("gram", "cross", "source", "shift", "rows", "weight", "shift_square", "target_square"):
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
 
     def moments(self, centred: bool) -> _Moments:
-        zero, gram = torch.zeros_like(self.source), self.gram.triu() + self.gram.triu(1).T
         if not centred or not self.weight:
-            return _Moments(gram, self.cross, zero, zero, self.rows, self.shift_square, self.target_square)
+            zero = torch.zeros_like(self.source)
+            return _Moments(self.gram, self.cross, zero, zero, self.rows, self.shift_square, self.target_square)
         source, shift = self.source / self.weight, self.shift / self.weight
         return _Moments(
-            gram - self.weight * torch.outer(source, source),
-            self.cross - self.weight * torch.outer(source, shift),
+            torch.addr(self.gram, source, source, alpha=-self.weight),
+            torch.addr(self.cross, source, shift, alpha=-self.weight),
             source, shift, self.rows,
             max(self.shift_square - self.weight * shift.square().sum().item(), 0.0),
             max(self.target_square - self.weight * (source + shift).square().sum().item(), 0.0),

@@ -9,8 +9,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# Bounds of widened copies: at a hidden size of 4,096 in float32, a chunk of rows takes 0.13 GB, their pieces 0.5 GB.
-ROWS_AT_ONCE, PIECES_AT_ONCE = 8_192, 32_768
+# Of widened copies in float32. glibc keeps freed blocks below 32 MiB for the next chunk; larger ones are mapped anew,
+# which costs more than what is done with them (docs/log.md).
+CHUNK_BYTES = 1 << 24
+
+
+def rows_at_once(hidden: int) -> int:
+    """How many rows of this size are widened at once."""
+    return max(1, CHUNK_BYTES // (4 * hidden))
+
+
+def row_chunks(table: Tensor) -> tuple[Tensor, ...]:
+    """A (V, h) table in pieces that are small enough to be widened."""
+    return table.split(rows_at_once(table.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class VocabularyMapping:
         wide = torch.promote_types(result.dtype, torch.float32)
         target = self.new_rows()
         mixed = self.select(target)
-        for start, stop in mixed._spans():
+        for start, stop in mixed._spans(rows_at_once(table.shape[1])):
             entries = slice(int(mixed.offsets[start]), int(mixed.offsets[stop]))
             rows = table[mixed.indices[entries]].to(wide)
             result[target[start:stop]] = embedding_bag(
@@ -82,12 +93,12 @@ class VocabularyMapping:
             ).to(result.dtype)  # fmt: skip
         return result
 
-    def _spans(self) -> Iterator[tuple[int, int]]:
-        """Ranges of target rows with a bounded number of rows and of entries (or one row)."""
+    def _spans(self, limit: int) -> Iterator[tuple[int, int]]:
+        """Ranges of target rows with at most `limit` entries (or one row)."""
         start = 0
         while start < self.target_size:
-            full = int(torch.searchsorted(self.offsets, self.offsets[start] + PIECES_AT_ONCE, right=True)) - 1
-            stop = min(max(full, start + 1), start + ROWS_AT_ONCE, self.target_size)
+            full = int(torch.searchsorted(self.offsets, self.offsets[start] + limit, right=True)) - 1
+            stop = min(max(full, start + 1), self.target_size)
             yield start, stop
             start = stop
 
@@ -98,6 +109,11 @@ class VocabularyMapping:
         entries = torch.arange(int(offsets[-1])) - (offsets[:-1] - self.offsets[rows]).repeat_interleave(lengths)
         copies = self.copies[rows]
         return VocabularyMapping(self.indices[entries], offsets, self.weights[entries], copies, self.source_size)
+
+    def chunks(self, hidden: int) -> Iterator["VocabularyMapping"]:
+        """In pieces of target rows that, with rows of this size, are small enough to be widened."""
+        for rows in torch.arange(self.target_size).split(rows_at_once(hidden)):
+            yield self.select(rows)
 
     def kept(self) -> tuple[Tensor, Tensor]:
         """Target rows that copy their token's source row, and those source rows: two (n,) int64 tensors."""

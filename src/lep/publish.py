@@ -38,6 +38,11 @@ def check_space(output: Path, needed_bytes: int) -> None:
         )
 
 
+def partial_folder(output: Path) -> Path:
+    """Where `output` is until it is whole."""
+    return output.with_name(output.name + ".partial")
+
+
 @contextmanager
 def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]:
     """A folder to write into that takes the name `output` when the block ends well.
@@ -47,7 +52,7 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
     nothing is left behind either unless it can be resumed.
     """
     check_output(output)
-    partial = output.with_name(output.name + ".partial")
+    partial = partial_folder(output)
     key = partial / KEY_FILE
     if not (resume_key and key.exists() and key.read_text() == resume_key):
         shutil.rmtree(partial, ignore_errors=True)

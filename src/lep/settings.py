@@ -109,9 +109,12 @@ class PretrainSettings(TrainingSettings):
     """Continued pre-training on plain text (section 3.4 of the paper)."""
 
     tokens: PositiveInt = Field(description="tokens to train on; the corpus is repeated when it has fewer")
-    train: Literal["embeddings", "new_rows"] = Field(
-        "embeddings", description="what is trained: both tables (the paper), or only the rows of new tokens"
+    train: Literal["embeddings", "new_rows", "embeddings+lora"] = Field(
+        "embeddings", description="what is trained: both tables (the paper), new rows alone, or tables and adapters"
     )
+    lora_rank: PositiveInt = Field(32, description="of the adapters of embeddings+lora, on all projections")
+    lora_alpha: PositiveFloat = Field(32, description="what an adapter adds is scaled by alpha over rank")
+    sweep: bool = Field(False, description="try the rate and parts of it on a fifth of the tokens, take the best")
     schedule: Literal["cosine", "wsd"] = Field("cosine", description="wsd: constant after warm-up, then down to 0")
     decay_share: float = Field(0.2, gt=0, le=1, description="share of the steps in which wsd goes down")
     eval_text: dict[str, list[str]] = Field(

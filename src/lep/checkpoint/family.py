@@ -13,7 +13,7 @@ from lep.checkpoint.mappings import adapted_mappings, undertrained_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import finite
 from lep.errors import CheckpointError, TokenizerError
-from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+from lep.mapping import VocabularyMapping, row_chunks
 from lep.propagation import Problem, Propagation, propagated_table
 from lep.tokenizer.parts import renumber
 from lep.tokenizer.vocabulary import Vocabulary
@@ -100,7 +100,7 @@ class Family:
         case = self.applied(kind)
         for model, table in ((self.base, case.problem.base), (self.instruct, case.instruct)):
             name = model.tables.by_kind()[kind]
-            all(True for _ in finite(table.split(ROWS_AT_ONCE), f"{name} in {model.folder}"))
+            all(True for _ in finite(row_chunks(table), f"{name} in {model.folder}"))
         rows = self.fit_rows(case.problem.mapping, self.base.tables.by_kind()[kind])
         return replace(case, problem=replace(case.problem, fit_rows=rows, weights=weights, penalty=penalty))
 

@@ -59,8 +59,8 @@ def initialise(
         copied = len(mapping.kept()[0])
         result = Initialised(mapping.target_size, copied, mapping.target_size - copied)
         (partial / INIT_FILE).write_text(json.dumps(settings.model_dump() | vars(result), indent=2) + "\n")
-        Checkpoint(partial).check()
-        check_loaders(partial, LOADER_TEXTS)
+        written = Checkpoint(partial).check()
+        check_loaders(partial, LOADER_TEXTS, written.tokenizer)
     return result
 
 

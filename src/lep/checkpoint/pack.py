@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lep import __version__
+from lep.checkpoint.adapter import ADAPTER
 from lep.checkpoint.family import Recipient, check_shapes, first_rows, result_ids
 from lep.checkpoint.mappings import adapted_mappings
 from lep.checkpoint.propagate import RECORD, write_result
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.rows import as_table, mix, parts, recipient_rows
+from lep.checkpoint.rows import as_table, mix, recipient_rows
 from lep.checkpoint.stream import Rows, finite, sha256
 from lep.errors import CheckpointError, OutputError, TokenizerError
-from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+from lep.mapping import VocabularyMapping, row_chunks
 from lep.publish import check_output
 from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -105,11 +106,16 @@ def make_pack(base: str | Path, adapted: str | Path, output: Path, *, new_only: 
         raise OutputError(f"the output {output} exists already: delete it or choose another place")
     source, target = (Checkpoint(model).check() for model in (base, adapted))
     check_shapes(source, target)
+    if (target.folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{target.folder} was trained with an adapter on its body ({ADAPTER}), and a pack holds rows of tables "
+            "only: propagate it instead, or train embeddings or new_rows"
+        )
     mappings, names = adapted_mappings(source, target), source.tables.by_kind()
     tables = {kind: (source.tensor(name), target.tensor(target.tables.by_kind()[kind])) for kind, name in names.items()}
     for kind, pair in tables.items():
         for model, table in zip((source, target), pair, strict=True):
-            all(True for _ in finite(table.split(ROWS_AT_ONCE), f"the {kind} embeddings of {model.folder}"))
+            all(True for _ in finite(row_chunks(table), f"the {kind} embeddings of {model.folder}"))
     pack = LanguagePack(
         about={
             "format": FORMAT, "lep": __version__, "base": source.config.get("_name_or_path") or source.folder.name,
@@ -189,7 +195,7 @@ def _moved(pack: LanguagePack, recipient: Recipient, kind: str, name: str) -> Ro
     def moved() -> Iterator[Tensor]:
         table, start = recipient.model.tensor(name), 0
         table = table[: mapping.source_size] if len(table) >= mapping.source_size else _padded(table, mapping)
-        for part in parts(mapping):
+        for part in mapping.chunks(table.shape[1]):
             chunk, learned = part(table), place[start : start + part.target_size]
             found = learned >= 0
             wide = torch.promote_types(chunk.dtype, torch.float32)
@@ -206,7 +212,7 @@ def _others(recipient: Recipient, name: str) -> Rows:
 
     def mixed() -> Iterator[Tensor]:
         table = _padded(as_table(recipient.model.tensor(name)), mapping)
-        return (mix(table, part) for part in parts(mapping))
+        return (mix(table, part) for part in mapping.chunks(table.shape[1]))
 
     return recipient_rows(recipient, name, mixed)
 
@@ -218,7 +224,7 @@ def _padded(table: Tensor, mapping: VocabularyMapping) -> Tensor:
 
 def _learned(mapping: VocabularyMapping, base: Tensor, adapted: Tensor, *, new_only: bool) -> tuple[Tensor, Tensor]:
     found, values, start = [], [], 0
-    for part in parts(mapping):
+    for part in mapping.chunks(base.shape[1]):
         chunk = adapted[start : start + part.target_size]
         wide = torch.promote_types(chunk.dtype, torch.float32)
         # A row is compared with what it was initialised to, in the type in which it was written then.

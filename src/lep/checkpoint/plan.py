@@ -10,7 +10,8 @@ import torch
 from lep.checkpoint.family import Family
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import DTYPES
-from lep.propagation.methods import FLOAT32_PRODUCTS_FROM, ROWS_AT_ONCE
+from lep.mapping import CHUNK_BYTES
+from lep.propagation.methods import FLOAT32_PRODUCTS_FROM
 from lep.settings import PropagateSettings
 
 SQUARES = 14  # (h, h) float64 matrices alive at once in a fit: sums of two folds, their total, factors
@@ -74,7 +75,7 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
         fitted = rows if settings.of(kind) == "conversion" else family.mappings[kind].source_size
         fit += 2 * hidden**2 * (rows + fitted * (1 + GRAM_SHARE)) if solves else 0
         solve += (solves * SOLVE_PRODUCTS + residuals * RESIDUAL_PRODUCTS) * hidden**3
-        working = SQUARES * 8 * hidden**2 + CHUNKS * 4 * ROWS_AT_ONCE * hidden
+        working = SQUARES * 8 * hidden**2 + CHUNKS * CHUNK_BYTES
         memory = max(memory, sum(sizes) + working)
     names_of = chat.tables.by_kind()
     held = {

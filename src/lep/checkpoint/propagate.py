@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lep.checkpoint.adapter import added, saved_factors
 from lep.checkpoint.family import Family, Recipient, first_rows
 from lep.checkpoint.ids import remap_generation_config, remap_ids
 from lep.checkpoint.initialise import LOADER_TEXTS
 from lep.checkpoint.mappings import save_mappings
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.rows import carried_rows, parts, recipient_rows
+from lep.checkpoint.rows import carried_rows, recipient_rows
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.corpus.read import stream_texts
@@ -99,15 +100,17 @@ def _untrained(family: Family, kind: str, name: str) -> Rows:
     def mixed() -> Iterator[Tensor]:
         base = family.base.tensor(family.base.tables.by_kind()[kind])
         table = first_rows(family.instruct.tensor(name), base)
-        return (part(table) for part in parts(family.mappings[kind]))
+        return (part(table) for part in family.mappings[kind].chunks(table.shape[1]))
 
     return recipient_rows(family.recipient, name, mixed)
 
 
 def all_rows(family: Family, tables: dict[str, Rows], *, trained: bool = True) -> dict[str, Rows]:
-    """The tables by their names, with every other tensor that has a row per token; `trained`: with what it learned."""
+    """The tables by their names, with every other tensor that changes; `trained`: with what was learned in it."""
     chat = family.instruct
     others = {name: carried_rows(family, name, trained=trained) for name in chat.tables.others}
+    if trained:  # what training added to the body of the base is added to that of the instruct model
+        others |= added(chat, saved_factors(family.adapted.folder))
     return {chat.tables.by_kind()[kind]: table for kind, table in tables.items()} | others
 
 
@@ -120,10 +123,10 @@ def write_result(recipient: Recipient, replaced: dict[str, Rows], notes: dict[st
         resized = resized_config(config, recipient.rows, chat.tables.size_settings)
         write_checkpoint(chat, replaced, partial, config | resized)
         remap_generation_config(partial, moved)
-        write_tokenizer(recipient.tokenizer_spec(), chat.folder, partial)
+        write_tokenizer(recipient.tokenizer_spec(), chat.folder, partial, chat.tokenizer)
         save_mappings(recipient.mappings, partial)
         for name, content in notes.items():
             (partial / "lep" / name).write_text(content, encoding="utf-8")
-        Checkpoint(partial).check()
+        result = Checkpoint(partial).check()
         specials = "".join(list(chat.vocabulary.added_ids())[:8])
-        check_loaders(partial, [*LOADER_TEXTS, specials])
+        check_loaders(partial, [*LOADER_TEXTS, specials], result.tokenizer)

@@ -9,7 +9,7 @@ from lep.checkpoint.family import Family, Recipient, first_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import DTYPES, Rows, finite
 from lep.errors import CheckpointError
-from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+from lep.mapping import VocabularyMapping
 from lep.propagation import with_own_rows
 
 
@@ -39,7 +39,7 @@ def mixed_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Row
 
     def mixed() -> Iterator[Tensor]:
         table = as_table(source.tensor(name))
-        for part in parts(mapping):
+        for part in mapping.chunks(table.shape[1]):
             chunk = mix(table, part)
             target, origin = part.kept()
             if not torch.equal(chunk[target].view(torch.uint8), table[origin].view(torch.uint8)):
@@ -65,7 +65,7 @@ def carried_rows(family: Family, name: str, *, trained: bool) -> Rows:
             raise CheckpointError(f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
                                   f"{len(old):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
         new, start = as_table(family.adapted.tensor(name)) if known else None, 0
-        for part in parts(mapping):
+        for part in mapping.chunks(chat.shape[1]):
             chunk = mix(first_rows(chat, old), part)
             if new is not None and trained and chunk.is_floating_point():
                 wide = torch.promote_types(chunk.dtype, torch.float32)
@@ -75,12 +75,6 @@ def carried_rows(family: Family, name: str, *, trained: bool) -> Rows:
             yield chunk
 
     return recipient_rows(family.recipient, name, carried)
-
-
-def parts(mapping: VocabularyMapping) -> Iterator[VocabularyMapping]:
-    """A mapping in pieces of target rows that are small enough to be widened."""
-    for rows in torch.arange(mapping.target_size).split(ROWS_AT_ONCE):
-        yield mapping.select(rows)
 
 
 def mix(table: Tensor, mapping: VocabularyMapping) -> Tensor:

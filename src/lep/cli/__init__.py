@@ -33,8 +33,6 @@ def expand_lists(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Entry point: user faults are one sentence on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Large pages for tensors: on Linux, widening a table takes a third of the time (read by torch when it is imported).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app(args=expand_lists(sys.argv[1:]), standalone_mode=True)
     except LepError as error:

@@ -1,5 +1,6 @@
 """What the commands share: the app, options that recur, and how settings are made of them."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,8 @@ def default(settings: type[Settings], name: str) -> Any:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(text, flush=True)
 
 
 def checked(kind: type[Settings], **values: Any) -> Any:

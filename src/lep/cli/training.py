@@ -15,8 +15,11 @@ def pretrain(
     tokens: Annotated[int, typer.Option(help="Tokens to train on.")],
     output: Output,
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = default(PretrainSettings, "learning_rate"),
-    train: Annotated[str, typer.Option(help="What trains: embeddings, or new_rows alone.")] = default(
+    train: Annotated[str, typer.Option(help="What trains: embeddings, new_rows or embeddings+lora.")] = default(
         PretrainSettings, "train"
+    ),
+    lora_rank: Annotated[int, typer.Option(help="Of adapters, with embeddings+lora.")] = default(
+        PretrainSettings, "lora_rank"
     ),
     block_size: Annotated[int | None, typer.Option(help="Tokens a sample.")] = default(PretrainSettings, "block_size"),
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens a step.")] = default(
@@ -25,19 +28,26 @@ def pretrain(
     schedule: Annotated[str, typer.Option(help="cosine or wsd.")] = default(PretrainSettings, "schedule"),
     eval_text: EvalTexts = None,
     patience: Annotated[int | None, typer.Option(help="Looks without a better state, then stop.")] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Try 0.1, 0.25, 0.5 and 1 times the rate on a fifth of the tokens first.")
+    ] = False,
     weight_decay: Annotated[float, typer.Option()] = default(PretrainSettings, "weight_decay"),
     precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = default(PretrainSettings, "precision"),
     seed: Annotated[int, typer.Option()] = default(PretrainSettings, "seed"),
 ) -> None:
     """Train embeddings and head on plain text; the body stays as it is."""
     settings = checked(
-        PretrainSettings, tokens=tokens, learning_rate=learning_rate, train=train, block_size=block_size,
+        PretrainSettings, tokens=tokens, learning_rate=learning_rate, train=train, lora_rank=lora_rank,
+        sweep=sweep, block_size=block_size,
         batch_tokens=batch_tokens, schedule=schedule, patience=patience,
         eval_text=texts_of(eval_text, "--eval-text") or {}, weight_decay=weight_decay, precision=precision, seed=seed,
     )  # fmt: skip
     from lep.training.pretrain import pretrain as run_pretrain
 
     record = run_pretrain(model, list(corpus), output, settings)
+    if settings.sweep:
+        looked = "; ".join(f"{rate}: {bits}" for rate, bits in record["sweep"]["bits_per_byte"].items())
+        say(f"bits per byte by rate: {looked}; the best one, {record['sweep']['best']:g}, was taken")
     say(f"{record['tokens']:,} tokens in {record['seconds']} s; loss {record['losses'][-1]['loss']:.3f} nats a token")
     if not record["documents_isolated"]:
         say("this architecture does not look at positions: documents in a block saw those before them")

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+from lep.mapping import VocabularyMapping, row_chunks
 
 
 def row_norms(table: Tensor, centre: Tensor | None = None) -> Tensor:
     """Norm of each row, (V,) float32, less `centre` (h,) where given. Never widens more than some rows at once."""
     origin = torch.zeros(table.shape[1]) if centre is None else centre
-    return torch.cat([(part.float() - origin).norm(dim=1) for part in table.split(ROWS_AT_ONCE)])
+    return torch.cat([(part.float() - origin).norm(dim=1) for part in row_chunks(table)])
 
 
 def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> VocabularyMapping:
@@ -22,9 +22,8 @@ def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> Voca
     if not len(norms):
         return mapping
     rows = mapping.new_rows()
-    lengths = torch.cat(
-        [mapping.select(part)(table, dtype=torch.float32).double().norm(dim=1) for part in rows.split(ROWS_AT_ONCE)]
-    )
+    parts = mapping.select(rows).chunks(table.shape[1])
+    lengths = torch.cat([torch.zeros(0), *(part(table, dtype=torch.float32).double().norm(dim=1) for part in parts)])
     scale = torch.where(lengths > 0, norms.median().double() / lengths, 1.0)
     return mapping.scaled(rows, scale)
 
@@ -36,7 +35,7 @@ def undertrained(table: Tensor, unused: Tensor) -> Tensor:
     beside all other rows, so do the rows of tokens that occur nowhere (Land & Bartolo 2024); where they do not, the
     table says nothing and only rows of zeros are marked.
     """
-    found = torch.cat([~part.any(1) for part in table.split(ROWS_AT_ONCE)])
+    found = torch.cat([~part.any(1) for part in row_chunks(table)])
     if unused.sum() < 2:
         return found
     distance = row_norms(table, table[unused].float().mean(0))

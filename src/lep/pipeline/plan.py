@@ -16,8 +16,9 @@ from lep.tokenizer.count import count_texts
 from lep.tokenizer.extend import extend_bpe
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
+from lep.training.data import LARGEST_BLOCK, batch_of
 from lep.training.loss import LOSS_CHUNK
-from lep.training.pretrain import LARGEST_BLOCK, STATE_COPIES, batch_of
+from lep.training.pretrain import STATE_COPIES
 
 UTILISATION = 0.4  # of a device's peak that training of large models reaches
 SAMPLE_CHARACTERS, SAMPLE_PIECE, HELDOUT_EVERY = 16_000_000, 20_000, 20

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lep.linear_map import FitReport, LinearMap, LinearMapFitter
-from lep.mapping import ROWS_AT_ONCE, VocabularyMapping
+from lep.mapping import VocabularyMapping, rows_at_once
 
 FLOAT32_PRODUCTS_FROM = 1_024  # hidden size, for tables of 16 bits: below it, float64 costs nothing
 
@@ -135,7 +135,7 @@ def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor)
     have the dtype of the instruct model, and are computed in float32 where that has 16 bits, else in float64.
     """
     wide = torch.float32 if problem.instruct.itemsize < 4 else torch.float64
-    for rows in torch.arange(len(adapted)).split(ROWS_AT_ONCE):
+    for rows in torch.arange(len(adapted)).split(rows_at_once(adapted.shape[1])):
         trained, copies = adapted[rows[0] : rows[-1] + 1].to(wide), problem.mapping.copies[rows]
         if propagation.kept is propagation.new:  # one pass
             made = _carried(problem, propagation.new, problem.mapping.select(rows), trained)
@@ -190,7 +190,7 @@ Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None]]
 
 def _converted(problem: Problem) -> Pairs:
     wide = problem.products
-    for rows in problem.fit_rows.nonzero().flatten().split(ROWS_AT_ONCE):
+    for rows in problem.fit_rows.nonzero().flatten().split(rows_at_once(problem.base.shape[1])):
         part = problem.mapping.select(rows)
         weights = None if problem.weights is None else problem.weights[rows]
         yield part(problem.base, dtype=wide), part(problem.instruct, dtype=wide), weights
@@ -212,7 +212,7 @@ def _used(problem: Problem) -> Pairs:
 
 
 def _pairs(problem: Problem, rows: Tensor, weights: Tensor | None) -> Pairs:
-    for part in torch.arange(len(rows)).split(ROWS_AT_ONCE):
+    for part in torch.arange(len(rows)).split(rows_at_once(problem.base.shape[1])):
         yield problem.base[rows[part]], problem.instruct[rows[part]], None if weights is None else weights[part]
 
 

@@ -31,10 +31,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
 
 
-def write_tokenizer(spec: dict[str, Any], like: Path, output: Path) -> None:
+def write_tokenizer(
+    spec: dict[str, Any], like: Path, output: Path, tokenizer: PreTrainedTokenizerFast | None = None
+) -> None:
     """Write `spec` (the content of tokenizer.json) with the configuration and chat template of the folder `like`.
 
-    The class is set to the one that loads tokenizer.json verbatim.
+    The class is set to the one that loads tokenizer.json verbatim. `tokenizer` is that of `like`, where it is loaded.
     """
     output.mkdir(parents=True, exist_ok=True)
     for name in CARRIED_FILES:
@@ -44,7 +46,9 @@ def write_tokenizer(spec: dict[str, Any], like: Path, output: Path) -> None:
             shutil.copyfile(like / name, output / name)
     (output / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
     settings = json.loads((like / "tokenizer_config.json").read_text()) if (output / CARRIED_FILES[0]).exists() else {}
-    settings = special_names(load_tokenizer(like)) | settings | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = (
+        special_names(tokenizer or load_tokenizer(like)) | settings | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    )
     settings.pop("added_tokens_decoder", None)  # tokenizer.json says it, with the ids that are right
     text = json.dumps(settings, ensure_ascii=False, indent=2)
     (output / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
@@ -65,12 +69,17 @@ def copy_tokenizer(source: Path, output: Path) -> None:
             shutil.copytree(source / name, output / name, dirs_exist_ok=True)
 
 
-def check_loaders(folder: Path, texts: list[str]) -> None:
-    """Raise `TokenizerError` unless AutoTokenizer, the fast class and raw `tokenizers` give identical ids."""
+def check_loaders(folder: Path, texts: list[str], fast: PreTrainedTokenizerFast | None = None) -> None:
+    """Raise `TokenizerError` unless AutoTokenizer, the fast class and raw `tokenizers` give identical ids.
+
+    `fast` is the folder's tokenizer, where it is loaded.
+    """
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    loaders = {"AutoTokenizer": AutoTokenizer, "PreTrainedTokenizerFast": PreTrainedTokenizerFast}
-    for name, loader in loaders.items():
-        tokenizer = loader.from_pretrained(folder, trust_remote_code=False)
+    loaded = {
+        "AutoTokenizer": AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        "PreTrainedTokenizerFast": fast or load_tokenizer(folder),
+    }
+    for name, tokenizer in loaded.items():
         for text in texts:
             expected, got = raw.encode(text).ids, tokenizer(text)["input_ids"]
             if expected != got:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lep.training.processes import whole
+
 
 def digest(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """SHA-256 of the bytes of each tensor, by name."""
@@ -17,7 +19,7 @@ def digest(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
 
 def frozen_digest(model: nn.Module) -> dict[str, str]:
     """The digests of all parameters that do not train."""
-    return digest((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    return digest((name, whole(p)) for name, p in model.named_parameters() if not p.requires_grad)
 
 
 def check_frozen(before: dict[str, str], model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Tables of which some rows train and the others stay: what trains is a table of its own, and takes the only memory."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from lep.errors import CheckpointError
+from lep.training.processes import whole
 
 
 class SplitTable(nn.Module):
@@ -31,7 +33,7 @@ class SplitTable(nn.Module):
 
     def whole(self) -> Tensor:
         """The table as it is now, (V, h), in the dtype of the rows that stay."""
-        return torch.cat([self.kept, self.new.detach().to(self.kept.dtype)])[self.place]
+        return torch.cat([self.kept, whole(self.new).to(self.kept)])[self.place]
 
 
 class SplitEmbedding(nn.Module):
@@ -92,6 +94,15 @@ def split_tables(model: Any, rows: dict[str, Tensor]) -> dict[str, SplitTable]:
     model.set_input_embeddings(split)
     model.set_output_embeddings(split_head)
     return tables
+
+
+def whole_tables(model: Any, kinds: Iterable[str]) -> dict[str, Callable[[], Tensor]]:
+    """Let tables train as they are, in float32, in which Adam's small steps do not vanish; how to read each."""
+    layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    for kind in kinds:
+        layers[kind].weight.data = layers[kind].weight.data.float()
+        layers[kind].weight.requires_grad_(True)
+    return {kind: lambda layer=layers[kind]: whole(layer.weight) for kind in kinds}  # type: ignore[misc]
 
 
 def head_tables(head: Any) -> tuple[list[Tensor], Tensor | None, Tensor | None]:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from lep.errors import OutputError
 from lep.settings import TrainingSettings
 from lep.training.loss import linear_cross_entropy
+from lep.training.processes import parted, share_out, whole
 from lep.training.rows import head_tables
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
@@ -22,50 +26,59 @@ LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "l
 
 
 class TrainedOnlyTrainer(Trainer):
-    """Saves and resumes the parameters that train, not the frozen body."""
+    """Saves and resumes the parameters that train, not the frozen body; in one process or in many."""
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        assert isinstance(self.model, PreTrainedModel)
-        tensors = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
-        save_file(tensors, folder / WEIGHTS)
+        assert self.model is not None
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        tensors = {name: whole(p).cpu().contiguous() for name, p in trained.items()}
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / WEIGHTS)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        last = last_state(folder)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is any of them, by who met it
+            free = shutil.disk_usage(folder).free
+            raise OutputError(
+                f"the state {folder}/checkpoint-{self.state.global_step} could not be saved ({error}; {free / 1e9:.2f} "
+                f"GB are free): make room and start the same command again, it goes on from {last or 'the beginning'}"
+            ) from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:  # where it is, the stock method saves the frozen body too
+            return super()._save_optimizer_and_scheduler(output_dir)
+        saved = self.optimizer.state_dict()
+        saved["state"] = {
+            number: {name: whole(value).cpu() for name, value in moments.items()}
+            for number, moments in saved["state"].items()
+        }
+        if self.args.should_save:
+            torch.save(saved, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        saved = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, moments in saved["state"].items():
+            saved["state"][number] = {name: parted(value, parameters[number]) for name, value in moments.items()}
+        self.optimizer.load_state_dict(saved)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         parameters = dict(self.model.named_parameters())  # type: ignore[union-attr]
-        for name, tensor in tensors.items():
-            parameters[name].data.copy_(tensor)
+        for name, tensor in load_file(Path(resume_from_checkpoint) / WEIGHTS).items():
+            parameters[name].copy_(parted(tensor, parameters[name]))
 
 
-class ChunkedLoss:
-    """Mixed into a Trainer: the loss is computed a few learned tokens at a time, and only on these.
-
-    Logits of tokens x vocabulary never exist. Falls back on the trainer's own loss where logits are not plain.
-    """
-
-    chunked: bool | None = None
-    args: TrainingArguments
-    accelerator: Any
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        if self.chunked is None:
-            with self.accelerator.autocast():
-                self.chunked = self.args.world_size == 1 and head_is_plain(model)
-        if not self.chunked or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        labels = inputs["labels"][:, 1:].flatten()
-        learned = labels != -100
-        with self.accelerator.autocast():
-            others = {name: value for name, value in inputs.items() if name != "labels"}
-            hidden = model.get_decoder()(**others, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-            total = head_loss(model, hidden[learned], labels[learned])
-        return total / (num_items_in_batch if num_items_in_batch is not None else learned.sum())
-
-
-class ChunkedLossTrainer(ChunkedLoss, TrainedOnlyTrainer):
+class TablesTrainer(TrainedOnlyTrainer):
     """Trains tables on plain text; where there is held-out text, the state that is best on it is kept."""
 
     heldout: HeldoutText | None = None
@@ -74,7 +87,8 @@ class ChunkedLossTrainer(ChunkedLoss, TrainedOnlyTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.heldout is not None
         with self.accelerator.autocast():
-            found = self.heldout.bits_per_byte(self.model)
+            found = self.heldout.look(self.model)
+        share_out(self.model)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -84,9 +98,41 @@ class ChunkedLossTrainer(ChunkedLoss, TrainedOnlyTrainer):
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
-def head_loss(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def chunk_loss(trainer: Trainer) -> bool:
+    """Let the model return nothing but the loss where labels are given, made a few learned tokens at a time.
+
+    Logits of tokens x vocabulary never exist. Body and head stay modules that are called, as wrappers for several
+    processes need it. Changes nothing, and returns False, where logits are not plain.
+    """
+    model: Any = trainer.model
+    if hasattr(model, "get_base_model"):  # of peft
+        model = model.get_base_model()
+    with trainer.accelerator.autocast():
+        if not head_is_plain(model):
+            return False
+    head = model.get_output_embeddings()
+    project, forward = head.forward, model.forward
+
+    def head_forward(hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return project(hidden) if labels is None else head_loss(head, hidden, labels)
+
+    def loss_forward(*args: Any, labels: Any = None, num_items_in_batch: Any = None, **others: Any) -> Any:
+        if labels is None:
+            return forward(*args, **others)
+        hidden = model.get_decoder()(*args, **others | {"use_cache": False}).last_hidden_state[:, :-1].flatten(0, 1)
+        targets = labels[:, 1:].flatten()
+        learned = targets != -100
+        total = head(hidden[learned], targets[learned])
+        return {"loss": total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)}
+
+    head.forward, model.forward = head_forward, loss_forward
+    trainer.model_accepts_loss_kwargs = True
+    return True
+
+
+def head_loss(head: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum in nats of the cross-entropies of (n, h) hidden states, in the type that autocast asks for."""
-    tables, bias, place = head_tables(model.get_output_embeddings())
+    tables, bias, place = head_tables(head)
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
@@ -146,6 +192,8 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         "report_to": [],
         "log_level": "error",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
         _checkpointing_name(): settings.activation_checkpointing,
     }
 
@@ -188,5 +236,5 @@ def last_state(folder: Path) -> Path | None:
             json.loads((states[-1] / STATE).read_text())  # the file that the trainer writes last
             return states[-1]
         except (OSError, ValueError):
-            shutil.rmtree(states.pop())
+            shutil.rmtree(states.pop(), ignore_errors=True)  # by the first process that sees it
     return None

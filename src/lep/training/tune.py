@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, set_seed
 
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
@@ -24,7 +22,8 @@ from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
 from lep.tokenizer.chat import chat_ids
 from lep.tokenizer.load import copy_tokenizer
-from lep.training.trainer import ChunkedLoss, common_arguments, run, uses_bf16
+from lep.training.lora import projections
+from lep.training.trainer import chunk_loss, common_arguments, run, uses_bf16
 
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
@@ -154,12 +153,15 @@ def _train(
         completion_only_loss=True, **common_arguments(settings, work / "trainer", steps),
     )  # fmt: skip
 
-    class AnswerTrainer(ChunkedLoss, SFTTrainer):
+    class AnswerTrainer(SFTTrainer):
         """trl's own loss walks over the vocabulary in tiles made for GPUs, which take very long on a CPU."""
+
+        compute_loss = Trainer.compute_loss
 
     trainer = AnswerTrainer(
         model=adapter, args=arguments, train_dataset=Dataset.from_list(samples), processing_class=checkpoint.tokenizer
     )
+    chunk_loss(trainer)
     losses = run(trainer, work / "trainer")
     probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
     # Unwrapped: the trainer leaves its bf16 autocast on the model, which would hide a wrong merge in rounding.
@@ -179,12 +181,11 @@ def lora_arguments(
     model: PreTrainedModel, checkpoint: Checkpoint, settings: LoraSettings, scope: Scope
 ) -> dict[str, Any]:
     """Arguments of peft's LoraConfig for any architecture: projections and layers are found by looking."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    inside = [match for name in linear if (match := re.search(r"(\w+)\.(\d+)\.(?:.*\.)?(\w+)$", name))]
-    layers = 1 + max(int(match[2]) for match in inside)
+    inside = projections(model)
+    layers = 1 + max(number for _, number, _ in inside)
     arguments: dict[str, Any] = {
         "r": settings.rank, "lora_alpha": settings.alpha, "task_type": "CAUSAL_LM",
-        "target_modules": sorted({match[3] for match in inside}),
+        "target_modules": sorted({name for _, _, name in inside}),
         "modules_to_save": [
             name.removesuffix(".weight").rsplit(".", 1)[-1]
             for kind in scope.tables
@@ -192,7 +193,7 @@ def lora_arguments(
         ],
     }  # fmt: skip
     if scope.first_and_last_layer_only:
-        arguments |= {"layers_to_transform": [0, layers - 1], "layers_pattern": inside[0][1]}
+        arguments |= {"layers_to_transform": [0, layers - 1], "layers_pattern": inside[0][0]}
     if checkpoint.tables.output is None:
         arguments |= {"modules_to_save": arguments["modules_to_save"][:1], "ensure_weight_tying": True}
     return arguments

@@ -4,38 +4,87 @@ import math
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+import torch
+from transformers import TrainerCallback
 
+from lep.checkpoint.mappings import saved_mappings
+from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import windows
 from lep.corpus.read import read_documents
 from lep.errors import TrainingError
-from lep.inference.likelihood import text_nats
+from lep.inference.likelihood import sequence_nats, start_token, text_nats
 
 WINDOW_CHARACTERS, BATCH = 800, 8
+COPIES, COPY_CHARACTERS = 16, 300  # texts that are repeated, and their length
+PROMPTS, PROMPT_TOKENS, CONTINUED_TOKENS = 16, 16, 32  # of what the model writes on its own
 RISE, PATIENCE = 1.0, 3  # nats a token above the first loss, in so many reports: no longer noise
 
 
 class HeldoutText:
     """Held-out text of each language, the same windows at every look."""
 
-    def __init__(self, text: dict[str, list[str]], characters: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, text: dict[str, list[str]], characters: int, checkpoint: Checkpoint) -> None:
         """Raises what reading the text raises, before anything trains."""
-        self.tokenizer = tokenizer
+        self.tokenizer = checkpoint.tokenizer
         self.texts = {
             name: [w.text for w in windows(read_documents(paths), characters, WINDOW_CHARACTERS)]
             for name, paths in text.items()
         }
+        mappings = saved_mappings(checkpoint) if text else None
+        self.new_tokens = set(mappings["input"].new_rows().tolist()) if mappings else set()
 
-    def bits_per_byte(self, model: Any) -> dict[str, float]:
-        """Of each language under the model as it is now."""
+    def look(self, model: Any) -> dict[str, float]:
+        """Bits per byte of each language under the model as it is now, by its name.
+
+        `NAME copied` is that of a text's repetition: what a model that still copies knows already. `new tokens` is
+        the share of new tokens in what it writes on its own, greedily, after the beginnings of the first texts.
+        """
         training = model.training
         model.eval()
-        found = {}
+        found = {name: self.bits_per_byte(model, texts, name) for name, texts in self.texts.items()}
         for name, texts in self.texts.items():
-            nats = sum(loss for _, loss in text_nats(model, self.tokenizer, texts, BATCH, name))
-            found[name] = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+            found[f"{name} copied"] = self._copied(model, [text[:COPY_CHARACTERS] for text in texts[:COPIES]])
+        if self.new_tokens:
+            found["new tokens"] = self._written(model, next(iter(self.texts.values()))[:PROMPTS])
         model.train(training)
         return found
+
+    def looks(self, history: list[dict[str, float]]) -> list[dict[str, Any]]:
+        """What was seen at each step, from a trainer's log."""
+        first = f"eval_{next(iter(self.texts))}"
+        return [
+            {
+                "step": entry["step"],
+                "bits_per_byte": {name: entry[f"eval_{name}"] for name in self.texts},
+                "copied_bits_per_byte": {name: entry[f"eval_{name} copied"] for name in self.texts},
+            }
+            | ({"new_token_share": entry["eval_new tokens"]} if self.new_tokens else {})
+            for entry in history
+            if first in entry
+        ]
+
+    def bits_per_byte(self, model: Any, texts: list[str], label: str = "") -> float:
+        nats = sum(loss for _, loss in text_nats(model, self.tokenizer, texts, BATCH, label))
+        return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+    def _copied(self, model: Any, texts: list[str]) -> float:
+        start = start_token(self.tokenizer)
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        nats = sequence_nats(model, [([start, *ids, *ids], 1 + len(ids)) for ids in encoded], BATCH, "copied")
+        return sum(nats) / math.log(2) / sum(len(text.encode()) for text in texts)
+
+    @torch.inference_mode()
+    def _written(self, model: Any, texts: list[str]) -> float:
+        start, encoded = start_token(self.tokenizer), self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        prompts = [[start, *ids[:PROMPT_TOKENS]] for ids in encoded if len(ids) >= PROMPT_TOKENS]
+        if not prompts:
+            return math.nan
+        ids = torch.tensor(prompts, device=model.device)
+        written = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=CONTINUED_TOKENS,
+            pad_token_id=start, use_cache=True,
+        )[:, ids.shape[1] :]  # fmt: skip
+        return sum(token in self.new_tokens for row in written.tolist() for token in row) / written.numel()
 
 
 class StopWhenDiverging(TrainerCallback):

@@ -1,0 +1,90 @@
+"""Several processes train what one trains: data parallel, and with weights that are shared out (FSDP2)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import kill_when
+from safetensors.torch import load_file
+
+from lep.checkpoint.initialise import initialise
+from lep.settings import PretrainSettings
+from lep.training.pretrain import pretrain
+
+SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"
+ENGINES = {
+    "ddp": {},
+    "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"},
+}
+TRAINED = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def command(model: Path, output: Path, engine: str, **settings) -> list[str]:
+    """`lep pretrain` in two processes on this machine, as `torchrun` starts it."""
+    lep = ["-m", "lep"] if engine == "ddp" else [str(Path(__file__).parent / "fsdp_on_cpu.py")]
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *lep]
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [*starter, "pretrain", "--model", str(model), "--corpus", str(SAMPLE), *options, "--output", str(output)]
+
+
+def environment(engine: str) -> dict[str, str]:
+    return os.environ | ENGINES[engine] | {"OMP_NUM_THREADS": "1"}
+
+
+def launch(model: Path, output: Path, engine: str, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(model, output, engine, **settings), env=environment(engine), capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def model(pair, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "model"
+    initialise(pair["base"], pair["tokenizer"], folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["embeddings", "new_rows"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_reach_the_loss_of_one(model, tmp_path, engine: str, train: str) -> None:
+    settings = {"tokens": 6_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 512, "train": train}
+    expected = pretrain(model, [SAMPLE], tmp_path / "one", PretrainSettings(**settings))
+    ran = launch(model, tmp_path / "two", engine, **settings, eval_text=f"ru={SAMPLE}")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count("nats a token") == 1  # one of them speaks
+    found = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
+    assert (found["processes"], expected["processes"]) == (2, 1)
+    assert found["best_step"] == found["steps"]
+    assert found["share_of_weights_held"] == pytest.approx(0.5 if engine == "fsdp2" else 1.0, abs=0.05)
+    for ours, theirs in zip(found["losses"], expected["losses"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        if name in TRAINED:
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+        else:
+            assert torch.equal(two[name], tensor)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: str) -> None:
+    settings = {"tokens": 20_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 256}
+    kill_when(
+        command(model, tmp_path / "killed", engine, **settings),
+        lambda: list(tmp_path.glob("killed.partial/work/trainer/checkpoint-*/trainer_state.json")),
+        env=environment(engine),
+    )
+    assert not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        ran = launch(model, tmp_path / name, engine, **settings)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    killed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(killed[name], tensor, rtol=1e-4, atol=1e-5)
