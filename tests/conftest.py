@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -172,3 +173,21 @@ def adapted(pair: dict[str, Path]) -> Path:
     write_checkpoint(source, tables, moved)
     copy_tokenizer(place, moved)
     return moved
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """The command line in this process, where a start of Python for each command would take longer than the command."""
+
+    from lep.cli import main
+
+    def run(*arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["lep", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = "".join(capsys.readouterr())
+        assert (left.value.code or 0) == code, said
+        return said
+
+    return run

@@ -2,8 +2,7 @@
 
 import json
 import random
-import subprocess
-import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lep.cli.corpora import weights_of
+from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.build import Spill, build_corpus
 from lep.corpus.clean import FILTERS, fault, plain
 from lep.corpus.duplicates import Duplicates
-from lep.corpus.read import Document, read_documents, write_records
-from lep.errors import CorpusError, LepError
+from lep.corpus.read import Document, read_documents, read_hub, write_records
+from lep.errors import CheckpointError, CorpusError, LepError
 from lep.settings import BuildSettings
 
+SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"
 NEAR = BuildSettings().near
 WORDS = sorted({word for text in sample_texts("ru") for word in text.split() if word.isalpha()})
 
@@ -160,19 +161,17 @@ def test_shards_are_one_order(tmp_path) -> None:
         for document in documents:
             spill.add(document, 1.0)
         (tmp_path / str(shards)).mkdir()
-        sheet = spill.publish(tmp_path / str(shards))
+        sheet = spill.publish(tmp_path / str(shards), [])
         orders.append((sheet, [d["text"] for d in written(tmp_path / str(shards))]))
     assert orders[0] == orders[1]
 
 
-def test_the_command_line_and_what_it_refuses(tmp_path) -> None:
+def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
     raw = raw_corpus(tmp_path / "raw")
 
-    def lep(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "lep", "corpus", *arguments], capture_output=True, text=True)
-
-    done = lep(str(raw / "wiki.jsonl"), str(raw / "news.jsonl"), "--language", "ru", "--output", str(tmp_path / "out"))
-    assert "80 documents" in done.stdout
+    wiki, news = raw / "wiki.jsonl", raw / "news.jsonl"
+    said = here("corpus", wiki, news, "--language", "ru", "--output", tmp_path / "out")
+    assert "80 documents" in said
     assert json.loads((tmp_path / "out" / "sheet.json").read_text())["written"]["documents"] == 80
     english = tmp_path / "english.jsonl"
     write_records(english, [{"text": text} for text in sample_texts("en")])
@@ -184,10 +183,7 @@ def test_the_command_line_and_what_it_refuses(tmp_path) -> None:
         (str(raw), "--dedup", "fuzzy"): "--dedup is 'fuzzy'",
         (str(tmp_path / "none"),): "none does not exist",
     }.items():
-        failed = lep(*arguments, "--output", str(tmp_path / "refused"))
-        assert failed.returncode == 2, arguments
-        assert words in failed.stderr, failed.stderr
-        assert "Traceback" not in failed.stderr
+        assert words in here("corpus", *arguments, "--output", tmp_path / "refused", code=2)
         assert not list(tmp_path.glob("refused*"))
 
 
@@ -205,3 +201,85 @@ def test_weights_and_long_documents(tmp_path) -> None:
     (tmp_path / "latin.txt").write_bytes("река".encode("cp1251"))
     with pytest.raises(CorpusError, match="not UTF-8"):
         build_corpus([tmp_path / "latin.txt"], tmp_path / "no", BuildSettings())
+
+
+def test_every_new_token_gets_its_contexts_and_no_more_text_is_kept(adapted, tmp_path) -> None:
+    """Counted again by hand: no new token is short that has enough in the corpus, and each document was needed."""
+    from lep.checkpoint.mappings import saved_mappings
+    from lep.checkpoint.reader import Checkpoint
+
+    model, contexts = adapted.parent / "initialised", 20
+    found = build_corpus([SAMPLE], tmp_path / "all", BuildSettings(dedup="none"))
+    settings = BuildSettings(dedup="none", cover=str(model), contexts=contexts)
+    covered = build_corpus([SAMPLE], tmp_path / "covered", settings)
+    checkpoint = Checkpoint(model)
+    new = saved_mappings(checkpoint)["input"].new_rows().tolist()
+
+    def uses(text: str) -> Counter:
+        return Counter(i for i in checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"] if i in set(new))
+
+    everything = sum((uses(r["text"]) for r in written(tmp_path / "all")), Counter())
+    kept = Counter()
+    for record in written(tmp_path / "covered"):
+        needed = uses(record["text"])
+        assert any(kept[token] < contexts for token in needed)
+        kept += needed
+    assert all(kept[token] >= min(contexts, everything[token]) for token in new)
+    assert covered["coverage"]["covered"] == sum(kept[token] >= contexts for token in new)
+    assert covered["coverage"]["without_any"] == sum(everything[token] == 0 for token in new)
+    assert 0 < covered["written"]["documents"] < found["written"]["documents"]
+
+
+def test_a_corpus_chosen_for_another_vocabulary_is_refused(pair, adapted, tmp_path) -> None:
+    from lep.settings import PretrainSettings
+    from lep.training.pretrain import pretrain
+
+    settings = BuildSettings(dedup="none", cover=str(adapted.parent / "initialised"), contexts=1)
+    build_corpus([SAMPLE], tmp_path / "corpus", settings)
+    with pytest.raises(
+        CorpusError, match=r"covers the new tokens of vocabulary \w{12}, and .* has \w{12}: make it again"
+    ):
+        pretrain(pair["base"], [tmp_path / "corpus"], tmp_path / "out", PretrainSettings(tokens=100))
+    with pytest.raises(CheckpointError, match="does not say which of its tokens are new"):
+        build_corpus([SAMPLE], tmp_path / "out", BuildSettings(cover=str(pair["base"])))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_data_set_is_streamed(tmp_path, monkeypatch) -> None:
+    """The loader takes a folder for a data set, so that it can be tried without a hub."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "news").mkdir()
+    write_records(tmp_path / "news" / "train.jsonl", [{"text": article(seed)} for seed in range(9)])
+    hub = f"hub:{tmp_path / 'news'}"
+    assert [d.text for d in read_hub(hub)] == [article(seed) for seed in range(9)]
+    found = build_corpus([SAMPLE, hub], tmp_path / "out", BuildSettings(dedup="none", documents=5))
+    assert found["sources"]["news"]["kept"]["documents"] == 5
+    for name, reason in ((f"{hub}@test", "test"), ("hub:nobody/nothing", "nobody/nothing")):
+        with pytest.raises(CorpusError, match=f"cannot be read .*{reason}"):
+            list(read_hub(name))
+    write_records(tmp_path / "news" / "train.jsonl", [{"content": "no text"}])
+    with pytest.raises(CorpusError, match=r"record 1: no field 'text' .fields: content"):
+        list(read_hub(hub))
+
+
+def test_lines_that_are_in_many_documents_are_taken_out(tmp_path) -> None:
+    notice, short = "Подписывайтесь на наш канал и читайте новости", "Читать далее"
+    texts = [f"{article(seed)}\n{notice}\n{short}" for seed in range(7)] + [article(7)]
+    write_records(tmp_path / "news.jsonl", [{"text": text} for text in texts])
+    for least, lines in ((7, 7), (8, 0), (0, 0)):
+        out = tmp_path / f"out-{least}"
+        found = build_corpus([tmp_path / "news.jsonl"], out, BuildSettings(boilerplate=least, dedup="none"))
+        assert found["boilerplate"]["lines"] == lines
+        assert found["boilerplate"]["samples"] == [notice] * bool(lines)
+        result = sorted(record["text"] for record in written(out))
+        assert result == sorted(text.replace(f"{notice}\n", "") if lines else text for text in texts)
+
+
+@given(st.lists(st.lists(st.sampled_from([line * 7 for line in "абвгд"]), max_size=6), max_size=12), st.integers(1, 5))
+def test_lines_are_counted_once_a_document(documents, least) -> None:
+    counter = Boilerplate(least)
+    for lines in documents:
+        counter.add("\n".join(line * 3 for line in lines))
+    for lines in documents:
+        expected = [x * 3 for x in lines if sum(x in other for other in documents) < least]
+        assert counter.without("\n".join(line * 3 for line in lines)) == "\n".join(expected)

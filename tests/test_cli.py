@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lep.cli import expand_lists, main
+from lep.cli import expand_lists
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
 
@@ -21,22 +21,6 @@ def lep(*arguments: object, code: int = 0) -> str:
     assert done.returncode == code, said
     assert "Traceback" not in said
     return said
-
-
-@pytest.fixture
-def here(capsys, monkeypatch):
-    """The same in this process, where a start of Python for each command would take longer than the command."""
-
-    def run(*arguments: object, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["lep", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = "".join(capsys.readouterr())
-        assert (left.value.code or 0) == code, said
-        return said
-
-    return run
 
 
 def test_help_is_quick() -> None:
@@ -57,26 +41,26 @@ def test_lists_of_paths() -> None:
     ]  # fmt: skip
 
 
-def test_the_verbs_one_after_another(pair, tmp_path) -> None:
+def test_the_verbs_one_after_another(pair, here, tmp_path) -> None:
     ru = SAMPLE / "ru"
     out = {n: tmp_path / n for n in ("tokenizer", "init", "adapted", "propagated", "calibrated", "tuned", "scores")}
     said = lep("tokenizer", "extend", "--base", pair["base"], "--corpus", ru, SAMPLE / "en", "--new-tokens", 40,
                "--output", out["tokenizer"])  # fmt: skip
     assert "500 tokens before, 540 after: 500 kept, 0 moved, 40 new, 0 dropped" in said
-    said = lep(
+    said = here(
         "init", "--model", pair["base"], "--tokenizer", out["tokenizer"], "--method", "mean", "--output", out["init"]
     )
     assert "540 rows: 500 copied, 40 new" in said
-    lep("pretrain", "--model", out["init"], "--corpus", ru, "--tokens", 4000, "--learning-rate", "1e-3",
+    here("pretrain", "--model", out["init"], "--corpus", ru, "--tokens", 4000, "--learning-rate", "1e-3",
         "--train", "embeddings", "--output", out["adapted"])  # fmt: skip
     said = lep("propagate", "--base", pair["base"], "--instruct", pair["instruct"], "--adapted", out["adapted"],
                "--method", "overlap", "--output", out["propagated"])  # fmt: skip
     assert re.search(r"input: held-out residual 0\.\d+", said)
     data = tmp_path / "data.jsonl"
     data.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 4)
-    lep("tune", "--model", out["propagated"], "--data", data, "--output", out["tuned"], "--copy-tasks", 0)
-    said = lep("evaluate", pair["instruct"], out["tuned"], "--text", f"ru={ru}", "--text", f"en={SAMPLE / 'en'}",
-               "--tasks", "copy_sentence,first_word", "--items", 2, "--characters", 1000,
+    here("tune", "--model", out["propagated"], "--data", data, "--output", out["tuned"], "--copy-tasks", 0)
+    said = here("evaluate", pair["instruct"], out["tuned"], "--text", f"ru={ru}", "--text", f"en={SAMPLE / 'en'}",
+                "--tasks", "copy_sentence,first_word", "--items", 2, "--characters", 1000,
                "--output", out["scores"])  # fmt: skip
     assert "bits/byte" in said
     assert all(place.is_dir() for name, place in out.items() if name != "calibrated")

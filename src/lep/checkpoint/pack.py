@@ -1,6 +1,5 @@
 """Language packs: what one base model learned of a language, in one file, for every model tuned from that base."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def make_pack(base: str | Path, adapted: str | Path, output: Path, *, new_only: 
         about={
             "format": FORMAT, "lep": __version__, "base": source.config.get("_name_or_path") or source.folder.name,
             "model_type": source.config.get("model_type"), "source_rows": mappings["input"].source_size,
-            "source_ids": len(source.vocabulary), "source_vocabulary": _vocabulary_hash(source.vocabulary),
+            "source_ids": len(source.vocabulary), "source_vocabulary": source.vocabulary.fingerprint(),
             "tables": {kind: {"hidden": old.shape[1], "sha256": sha256(old)} for kind, (old, _) in tables.items()},
             "new_only": new_only, "history": _history(target.folder),
         },
@@ -169,7 +168,7 @@ def check_kin(pack: LanguagePack, model: Checkpoint, place: str, *, force: bool)
                 f"{model.folder} has hidden size {model.shape(name)[1]}, {place} was made for {tables[kind]['hidden']} "
                 f"({pack.about['base']}): give a model tuned from that base"
             )
-    if _vocabulary_hash(model.vocabulary, pack.about["source_ids"]) != pack.about["source_vocabulary"]:
+    if model.vocabulary.fingerprint(pack.about["source_ids"]) != pack.about["source_vocabulary"]:
         raise TokenizerError(
             f"the tokens of {model.folder} are not those of {pack.about['base']}, which {place} was made on: give a "
             "model with its base's own vocabulary"
@@ -241,15 +240,6 @@ def _sample(source: Checkpoint, table: Tensor) -> tuple[Tensor, Tensor]:
     ordinary = [i for i, token in enumerate(source.vocabulary.tokens) if token is not None and not token.added]
     rows = torch.tensor(ordinary[:: max(1, len(ordinary) // SAMPLE_ROWS)][:SAMPLE_ROWS])
     return rows, table[rows].clone()
-
-
-def _vocabulary_hash(vocabulary: Vocabulary, ids: int | None = None) -> str:
-    """Of all ordinary tokens with their ids; added ones may differ between siblings."""
-    digest = hashlib.sha256()
-    for index, token in enumerate(vocabulary.tokens[:ids]):
-        if token is not None and not token.added:
-            digest.update(f"{index}:{len(token.content)}:".encode() + token.content)
-    return digest.hexdigest()
 
 
 def _history(folder: Path) -> dict[str, Any]:

@@ -11,22 +11,45 @@ from lep.settings import BuildSettings
 
 @app.command()
 def corpus(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Text files or folders of them.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Text files, folders, hub:OWNER/NAME[:CONFIG][@SPLIT].")
+    ],
     output: Output,
     language: Annotated[str | None, typer.Option(help="ISO 639-1 code: other scripts are dropped.")] = None,
     weights: Annotated[str, typer.Option(help="NAME=W,...: how often each document of a source is given.")] = "",
     dedup: Annotated[str, typer.Option(help="exact, minhash (near duplicates, too) or none.")] = default(
         BuildSettings, "dedup"
     ),
+    boilerplate: Annotated[int, typer.Option(help="Take out lines that are in so many documents; 0: none.")] = default(
+        BuildSettings, "boilerplate"
+    ),
+    documents: Annotated[int | None, typer.Option(help="At most so many of each hub data set.")] = None,
+    cover: Annotated[
+        str | None, typer.Option(help="Model that lep init wrote: keep the text that its new tokens need, and no more.")
+    ] = None,
+    contexts: Annotated[int, typer.Option(help="Occurrences of each new token, with --cover.")] = default(
+        BuildSettings, "contexts"
+    ),
     seed: Annotated[int, typer.Option()] = default(BuildSettings, "seed"),
 ) -> None:
     """Clean, deduplicate, weigh and shuffle raw text."""
-    settings = checked(BuildSettings, language=language, weights=weights_of(weights), dedup=dedup, seed=seed)
+    settings = checked(
+        BuildSettings, language=language, weights=weights_of(weights), dedup=dedup, boilerplate=boilerplate,
+        documents=documents, cover=cover, contexts=contexts, seed=seed,
+    )  # fmt: skip
     from lep.corpus.build import build_corpus
 
     found = build_corpus(list(paths), output, settings)
     written = found["written"]
     say((output / "sheet.md").read_text(encoding="utf-8"))
+    if taken := found["boilerplate"]["lines"]:
+        say(f"{taken:,} lines were taken out that are in {boilerplate:,} documents or more")
+    if cover:
+        reached = found["coverage"]
+        say(
+            f"{reached['covered']:,} of {reached['new_tokens']:,} new tokens occur {contexts:,} times or more, "
+            f"{reached['without_any']:,} never; {reached['documents_left_out']:,} documents were not needed"
+        )
     say(f"{written['documents']:,} documents, {written['characters']:,} characters; sha256 {written['sha256'][:16]}")
 
 

@@ -2,23 +2,24 @@
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
+from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.clean import FILTERS, fault, plain
+from lep.corpus.coverage import SHEET, Coverage
 from lep.corpus.duplicates import Duplicates
 from lep.corpus.parallel import in_order
 from lep.corpus.prepare import sections, unit_hash
-from lep.corpus.read import Document, corpus_files, read_documents
+from lep.corpus.read import HUB, Document, corpus_files, read_documents, read_hub
 from lep.errors import CorpusError
 from lep.publish import check_space, publishing
 from lep.settings import BuildSettings
@@ -27,8 +28,10 @@ CHUNK_DOCUMENTS, CHUNK_CHARACTERS, LONGEST = 200, 2_000_000, 1_000_000
 CHUNKS_HERE = 4  # a smaller corpus is done before other processes would have started
 SHARD_BYTES, MOST_SHARDS = 64_000_000, 256  # of raw input: what is sorted in memory at once
 GROWTH = 4  # of compressed files
+HUB_BYTES = 1_000_000_000  # taken for a hub data set, whose size is not known beforehand
 SAMPLES, SAMPLE_CHARACTERS = 3, 200
 KEPT = "kept"
+Pass = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]  # over the records of a shard
 
 
 def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings) -> dict[str, Any]:
@@ -40,30 +43,39 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
     Returns the sheet: documents and characters of each source by what became of them. Raises `CorpusError` for
     weights of unknown sources, and when nothing is left.
     """
-    files = corpus_files(paths)
-    raw = sum(file.stat().st_size * (GROWTH if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files)
+    files = corpus_files(_local(paths))
+    raw = HUB_BYTES * len(_hub(paths)) + sum(
+        file.stat().st_size * (GROWTH if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files
+    )
     check_space(output, 2 * raw)
     sheet, texts = Sheet(), Duplicates(settings.dedup, settings.near)
+    boilerplate = Boilerplate(settings.boilerplate)
+    coverage = Coverage(settings.cover, settings.contexts) if settings.cover else None
     clean = functools.partial(_clean, settings.language)
     with publishing(output) as partial:
         spill = Spill(partial / "work", min(MOST_SHARDS, ceil(raw / SHARD_BYTES)), settings.seed)
-        for chunk in in_order(clean, _chunks(_pieces(paths)), here=CHUNKS_HERE):
+        for chunk in in_order(clean, _chunks(_pieces(paths, settings.documents)), here=CHUNKS_HERE):
             sound = [i for i, (_, verdict) in enumerate(chunk) if verdict is None]
             verdicts = dict(zip(sound, texts.verdicts([chunk[i][0].text for i in sound]), strict=True))
             for i, (document, verdict) in enumerate(chunk):
                 outcome = verdict or verdicts[i] or KEPT
                 sheet.add(document, outcome)
                 if outcome == KEPT:
+                    boilerplate.add(document.text)
                     spill.add(document, settings.weights.get(document.source, 1.0))
         if unknown := sorted(set(settings.weights) - set(sheet.counts)):
             raise CorpusError(f"--weights names '{unknown[0]}', and the sources are {', '.join(sorted(sheet.counts))}")
-        found = sheet.record() | {"settings": settings.model_dump()} | spill.publish(partial)
+        passes = ([boilerplate.taken_out] if settings.boilerplate else []) + ([coverage.needed] if coverage else [])
+        found = sheet.record() | {"settings": settings.model_dump()} | spill.publish(partial, passes)
+        found["boilerplate"] = boilerplate.record()
+        if coverage:
+            found["coverage"] = coverage.record()
         if not found["written"]["documents"]:
             raise CorpusError(
                 f"nothing is left of {sheet.total():,} documents: {sheet.reasons()}; give other text, or another "
                 "--language"
             )
-        (partial / "sheet.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / SHEET).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "sheet.md").write_text(sheet.table() + "\n", encoding="utf-8")
     return found
 
@@ -124,32 +136,40 @@ class Spill:
             line = json.dumps(record, ensure_ascii=False)
             self.files[int(place * len(self.files))].write(f"{place:.17f}\t{line}\n")
 
-    def publish(self, output: Path) -> dict[str, Any]:
-        """Write the shards in order; returns how much was written, and the hash of all of it."""
+    def publish(self, output: Path, passes: Iterable[Pass]) -> dict[str, Any]:
+        """Write the shards in order after the last passes; returns how much, and the hash of all of it."""
         written, characters, digest = 0, 0, hashlib.sha256()
         for number, file in enumerate(self.files):
             file.close()
             place = Path(file.name)
             lines = sorted(place.read_text(encoding="utf-8").split("\n")[:-1])
-            if not lines:
-                continue
-            content = io.StringIO()
-            for line in lines:
-                record = line.split("\t", 1)[1] + "\n"
-                digest.update(record.encode())
-                characters += len(json.loads(record)["text"])
-                content.write(record)
-            packed = zstandard.compress(content.getvalue().encode())
-            (output / f"part-{number:05}.jsonl.zst").write_bytes(packed)
-            written += len(lines)
             place.unlink()
+            records = [json.loads(line.split("\t", 1)[1]) for line in lines]
+            for last in passes:
+                records = last(records)
+            if not records:
+                continue
+            content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+            (output / f"part-{number:05}.jsonl.zst").write_bytes(zstandard.compress(content))
+            digest.update(content)
+            written += len(records)
+            characters += sum(len(record["text"]) for record in records)
         shutil.rmtree(self.folder)
         return {"written": {"documents": written, "characters": characters, "sha256": digest.hexdigest()}}
 
 
-def _pieces(paths: Iterable[str | Path]) -> Iterator[Document]:
+def _hub(paths: Iterable[str | Path]) -> list[str]:
+    return [str(path) for path in paths if str(path).startswith(HUB)]
+
+
+def _local(paths: Iterable[str | Path]) -> list[str | Path]:
+    return [path for path in paths if not str(path).startswith(HUB)]
+
+
+def _pieces(paths: list[str | Path], limit: int | None) -> Iterator[Document]:
     """Documents, those that are very long cut at line ends."""
-    for document in read_documents(paths):
+    local = read_documents(_local(paths)) if _local(paths) else iter(())
+    for document in itertools.chain(local, *(read_hub(name, limit) for name in _hub(paths))):
         yield from sections(document, LONGEST)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lep.errors import CorpusError
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PIECE_CHARACTERS = 1_000_000
+HUB = "hub:"  # what names a hub data set, where it may be given
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,38 @@ def _read_file(file: Path, group: Callable[[str, dict[str, Any]], str] | None) -
         return
     source = file.name.split(".jsonl")[0].removesuffix(".parquet")
     for number, record in read_records(file):
-        content = record.get("text")
-        if not isinstance(content, str):
-            raise CorpusError(f"{file}, line {number}: no field 'text' (fields: {', '.join(record) or 'none'})")
-        name = str(record.get("id", number))
-        together = group(source, record) if group else str(record.get("group") or record.get("author") or name)
-        yield Document(id=f"{source}/{name}", text=content, source=source, group=f"{source}/{together}")
+        yield _document(source, record, number, f"{file}, line {number}", group)
+
+
+def _document(
+    source: str, record: dict[str, Any], number: int, place: str,
+    group: Callable[[str, dict[str, Any]], str] | None = None,
+) -> Document:  # fmt: skip
+    content = record.get("text")
+    if not isinstance(content, str):
+        raise CorpusError(f"{place}: no field 'text' (fields: {', '.join(record) or 'none'})")
+    name = str(record.get("id", number))
+    together = group(source, record) if group else str(record.get("group") or record.get("author") or name)
+    return Document(id=f"{source}/{name}", text=content, source=source, group=f"{source}/{together}")
+
+
+def read_hub(name: str, limit: int | None = None) -> Iterator[Document]:
+    """The first documents of a hub data set `hub:OWNER/NAME[:CONFIG][@SPLIT]` (split: train), streamed.
+
+    Raises `CorpusError` when it cannot be reached, or has no field `text`.
+    """
+    from datasets import load_dataset
+
+    place, _, split = name.removeprefix(HUB).partition("@")
+    place, _, config = place.partition(":")
+    try:
+        records = load_dataset(place, config or None, split=split or "train", streaming=True)
+        for number, record in enumerate(islice(records, limit), start=1):
+            yield _document(place.strip("/").rpartition("/")[2], record, number, f"{name}, record {number}")
+    except (OSError, ValueError, RuntimeError) as error:  # what datasets and the hub's client raise
+        reason = str(error).strip().partition("\n")[0]
+        raise CorpusError(f"{name} cannot be read ({reason}): check name, configuration and split, or download it "
+                          "and give the folder") from error  # fmt: skip
 
 
 def read_messages(path: str | Path) -> list[dict[str, Any]]:

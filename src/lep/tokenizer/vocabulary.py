@@ -1,5 +1,6 @@
 """`Vocabulary`: what each token id stands for, as bytes, so that vocabularies of any family can be compared."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,14 @@ class Vocabulary:
     def __len__(self) -> int:
         """Number of rows that the ids need: the largest id plus one."""
         return len(self.tokens)
+
+    def fingerprint(self, ids: int | None = None) -> str:
+        """SHA-256 of all ordinary tokens (or of the first `ids`) with their ids; added ones may differ in siblings."""
+        digest = hashlib.sha256()
+        for index, token in enumerate(self.tokens[:ids]):
+            if token is not None and not token.added:
+                digest.update(f"{index}:{len(token.content)}:".encode() + token.content)
+        return digest.hexdigest()
 
     @cached_property
     def ids(self) -> dict[Token, int]:

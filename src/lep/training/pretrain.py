@@ -18,6 +18,7 @@ from lep.checkpoint.mappings import INIT_FILE, MAPPING_FILES, saved_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
+from lep.corpus.coverage import check_vocabulary
 from lep.corpus.read import corpus_files
 from lep.errors import CheckpointError, TrainingError
 from lep.publish import check_output, check_space, fingerprint
@@ -49,6 +50,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         if getattr(settings, name) and not settings.eval_text:
             raise TrainingError(f"{name} needs held-out text to look at: give eval_text (--eval-text NAME=PATH)")
     checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
+    check_vocabulary(corpus, checkpoint)
     files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     key = fingerprint([checkpoint.stamp(), stamps, settings.model_dump()])
