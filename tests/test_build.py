@@ -1,7 +1,10 @@
 """`lep corpus`: plain text, filters that each have a case, duplicates that were planted, the same files every time."""
 
 import json
+import os
 import random
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +17,11 @@ from lep.cli.corpora import weights_of
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.build import Spill, build_corpus
 from lep.corpus.clean import FILTERS, fault, plain
+from lep.corpus.cluster import run_stages
 from lep.corpus.duplicates import Duplicates
 from lep.corpus.read import Document, read_documents, read_hub, write_records
 from lep.errors import CheckpointError, CorpusError, LepError
-from lep.settings import BuildSettings
+from lep.settings import BuildSettings, ClusterSettings
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"
 NEAR = BuildSettings().near
@@ -283,3 +287,49 @@ def test_lines_are_counted_once_a_document(documents, least) -> None:
     for lines in documents:
         expected = [x * 3 for x in lines if sum(x in other for other in documents) < least]
         assert counter.without("\n".join(line * 3 for line in lines)) == "\n".join(expected)
+
+
+@pytest.mark.slow
+def test_tasks_keep_what_one_machine_keeps(here, tmp_path, monkeypatch) -> None:
+    """Cleaned in parts, near duplicates found across them; then mixed as any corpus is."""
+    rng, documents = random.Random(0), [article(seed) for seed in range(90)]
+    near = [
+        " ".join(rng.choice(WORDS) if i == 60 else word for i, word in enumerate(text.split()))
+        for text in documents[:20]
+    ]
+    (tmp_path / "raw").mkdir()
+    for part in range(3):
+        texts = documents[30 * part : 30 * part + 30] + near[part::3] + ["коротко", "<b>" * 40]
+        write_records(tmp_path / "raw" / f"wiki{part}.jsonl", [{"text": text} for text in texts])
+    said = here("corpus", tmp_path / "raw", "--language", "ru", "--executor", "local", "--tasks", 3, "--output",
+                tmp_path / "clean")  # fmt: skip
+    assert "Mix and shuffle the result" in said
+    shutil.rmtree(tmp_path / "clean" / "work")
+    here("corpus", tmp_path / "clean", "--dedup", "exact", "--weights", "0000*=2", "--output", tmp_path / "out")
+    once = [record["text"] for record in written(tmp_path / "out") if not record["id"].endswith("+1")]
+    assert len(written(tmp_path / "out")) == 2 * len(once)
+    assert len(once) == 90
+    families = {text.split()[0] + text.split()[5] for text in map(plain, documents)}
+    assert {text.split()[0] + text.split()[5] for text in once} == families  # one of each, whichever it is
+    assert "needs --partition" in here(
+        "corpus", tmp_path / "raw", "--executor", "slurm", "--output", tmp_path / "no", code=2
+    )
+    assert "--executor is 'ray'" in here(
+        "corpus", tmp_path / "raw", "--executor", "ray", "--output", tmp_path / "no", code=2
+    )
+
+
+def test_slurm_is_given_one_job_after_another(tmp_path, monkeypatch) -> None:
+    """What is handed to sbatch, by a stand-in that writes it down and numbers the jobs."""
+    sbatch, calls = tmp_path / "bin" / "sbatch", tmp_path / "calls"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\necho "$@" >> {calls}; wc -l < {calls}\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    raw = raw_corpus(tmp_path / "raw")
+    run_stages([str(raw)], tmp_path / "out", ClusterSettings(executor="slurm", partition="cpu", tasks=4))
+    jobs = [line for line in calls.read_text().splitlines() if "--export" in line]
+    assert ["--dependency=afterok" in job for job in jobs] == [False, True, True, True, True]
+    scripts = [place.read_text() for place in sorted((tmp_path / "out").rglob("launch_script.slurm"))]
+    assert [re.search(r"--array=0-(\d+)", script)[1] for script in scripts] == ["3", "3", "19", "0", "3"]
+    assert all("--partition=cpu" in script for script in scripts)

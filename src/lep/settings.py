@@ -42,6 +42,17 @@ class BuildSettings(Settings):
     seed: int = Field(0, description="of the order and of fractions")
 
 
+class ClusterSettings(Settings):
+    """How raw text is cleaned in tasks."""
+
+    language: str | None = Field(None, description="ISO 639-1 code: documents in another script are dropped")
+    executor: Literal["local", "slurm"] = Field("local", description="where tasks run")
+    tasks: PositiveInt = Field(8, description="parts that the files are dealt out to")
+    workers: PositiveInt = Field(2, description="tasks at once on this machine")
+    partition: str = Field("", description="Slurm partition")
+    time: str = Field("10:00:00", description="Slurm time limit of a task")
+
+
 class TokenizerSettings(Settings):
     """How the vocabulary is extended."""
 

@@ -1,12 +1,13 @@
 """The command that makes a corpus of raw text."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lep.cli.common import Output, app, checked, default, say
 from lep.errors import LepError
-from lep.settings import BuildSettings
+from lep.settings import BuildSettings, ClusterSettings
 
 
 @app.command()
@@ -31,8 +32,21 @@ def corpus(
         BuildSettings, "contexts"
     ),
     seed: Annotated[int, typer.Option()] = default(BuildSettings, "seed"),
+    executor: Annotated[
+        str | None, typer.Option(help="local or slurm: clean and deduplicate in tasks (datatrove), nothing else.")
+    ] = None,
+    tasks: Annotated[int, typer.Option(help="Of an executor.")] = default(ClusterSettings, "tasks"),
+    workers: Annotated[int, typer.Option(help="Tasks at once, local.")] = default(ClusterSettings, "workers"),
+    partition: Annotated[str, typer.Option(help="Slurm partition.")] = default(ClusterSettings, "partition"),
+    time: Annotated[str, typer.Option(help="Slurm time limit of a task.")] = default(ClusterSettings, "time"),
 ) -> None:
     """Clean, deduplicate, weigh and shuffle raw text."""
+    if executor:
+        _in_tasks(paths, output, checked(
+            ClusterSettings, language=language, executor=executor, tasks=tasks, workers=workers, partition=partition,
+            time=time,
+        ))  # fmt: skip
+        return
     settings = checked(
         BuildSettings, language=language, weights=weights_of(weights), dedup=dedup, boilerplate=boilerplate,
         documents=documents, cover=cover, contexts=contexts, seed=seed,
@@ -51,6 +65,18 @@ def corpus(
             f"{reached['without_any']:,} never; {reached['documents_left_out']:,} documents were not needed"
         )
     say(f"{written['documents']:,} documents, {written['characters']:,} characters; sha256 {written['sha256'][:16]}")
+
+
+def _in_tasks(paths: list[str], output: Path, settings: ClusterSettings) -> None:
+    if settings.executor == "slurm" and not settings.partition:
+        raise LepError("--executor slurm needs --partition: name one that sinfo lists")
+    try:
+        from lep.corpus.cluster import run_stages
+    except ImportError as error:
+        raise LepError("--executor needs datatrove: install it with pip install 'lep[cluster]'") from error
+    run_stages(paths, output, settings)
+    after = "When its jobs are done, mix" if settings.executor == "slurm" else "Mix"
+    say(f"{after} and shuffle the result: lep corpus {output} --dedup exact --output ...")
 
 
 def weights_of(text: str) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """`lep corpus`: raw text in, one clean, mixed and shuffled corpus out, with a sheet that says what became of what."""
 
+import fnmatch
 import functools
 import hashlib
 import itertools
@@ -62,9 +63,10 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
                 sheet.add(document, outcome)
                 if outcome == KEPT:
                     boilerplate.add(document.text)
-                    spill.add(document, settings.weights.get(document.source, 1.0))
-        if unknown := sorted(set(settings.weights) - set(sheet.counts)):
-            raise CorpusError(f"--weights names '{unknown[0]}', and the sources are {', '.join(sorted(sheet.counts))}")
+                    spill.add(document, weight_of(document.source, settings.weights))
+        for name in settings.weights:
+            if not fnmatch.filter(sheet.counts, name):
+                raise CorpusError(f"--weights names '{name}', and the sources are {', '.join(sorted(sheet.counts))}")
         passes = ([boilerplate.taken_out] if settings.boilerplate else []) + ([coverage.needed] if coverage else [])
         found = sheet.record() | {"settings": settings.model_dump()} | spill.publish(partial, passes)
         found["boilerplate"] = boilerplate.record()
@@ -78,6 +80,15 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
         (partial / SHEET).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "sheet.md").write_text(sheet.table() + "\n", encoding="utf-8")
     return found
+
+
+def weight_of(source: str, weights: dict[str, float]) -> float:
+    """That of the first name or pattern that the source matches, else 1.
+
+    >>> weight_of("news.00001", {"wiki": 2.0, "news.*": 0.5})
+    0.5
+    """
+    return next((weight for name, weight in weights.items() if fnmatch.fnmatchcase(source, name)), 1.0)
 
 
 class Sheet:
