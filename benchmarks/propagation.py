@@ -6,9 +6,9 @@
 
 `tables`: random tables at Mistral size (32,000 to 55,328 rows of 4,096): means by a loop over the tokens, `lstsq`
 (gelsy) in float64 and the product, written as the reference has it, then ours; then ours at LLaMA-3 size (128,256 to
-174,816). Each runs in a process of its own. `checkpoint`: three models of Llama-3-8B shape in bf16 that share
-hard-linked bodies (about 27 GB, removed afterwards), with the real tokenizer. `plan`: `--dry-run` at 70B shape, of
-files that have headers and no content.
+174,816). Each runs in a process of its own that reads the tables from a file. `checkpoint`: three models of Llama-3-8B
+shape in bf16 that share hard-linked bodies (about 27 GB, removed afterwards), with the real tokenizer. `plan`:
+`--dry-run` at 70B shape, of files that have headers and no content.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import zstandard
 from measure import measured
+from safetensors.torch import load_file, save_file
 
 from lep.checkpoint.mappings import build_mappings, save_mappings
 from lep.checkpoint.plan import product_rate
@@ -88,8 +89,16 @@ def truth(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]
 WAYS = {"reference": reference, "ours": ours, "truth": truth}
 
 
-def run_way(way: str, size: str, seed: int, place: Path) -> None:
-    made = problem(size, seed)
+def write_problem(size: str, seed: int, place: Path) -> None:
+    base, instruct, adapted, mapping = problem(size, seed)
+    save_file({"base": base, "instruct": instruct, "adapted": adapted}, place / "inputs.safetensors")
+    mapping.save(place / "mapping.safetensors")
+
+
+def run_way(way: str, place: Path) -> None:
+    tables = load_file(place / "inputs.safetensors")
+    made = [tables[name] for name in ("base", "instruct", "adapted")]
+    made.append(VocabularyMapping.load(place / "mapping.safetensors"))
     started, cpu = time.perf_counter(), time.process_time()
     delta, _ = WAYS[way](*made)
     taken = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
@@ -103,17 +112,17 @@ def tables(seed: int, place: Path, sizes: list[str]) -> None:
     for size in sizes:
         ways = ("ours", "reference", "truth") if size == "mistral" else ("ours", "truth")  # memory for no more
         deltas = {}
-        idle = measured([sys.executable, __file__, "nothing", "--size", size, "--seed", str(seed)]).peak_bytes
+        script = [sys.executable, __file__]
+        subprocess.run([*script, "inputs", "--size", size, "--seed", str(seed), "--output", str(place)], check=True)
         for way in ways:
-            peak = measured([sys.executable, __file__, "way", "--way", way, "--size", size, "--seed", str(seed),
-                             "--output", str(place)]).peak_bytes  # fmt: skip
+            peak = measured([*script, "way", "--way", way, "--output", str(place)]).peak_bytes
             deltas[way] = torch.load(place / f"{way}.pt", weights_only=True)
             taken = json.loads((place / f"{way}.json").read_text())
-            print(json.dumps({"size": SIZES[size], "way": way, **taken, "peak_gb": peak / 1e9,
-                              "inputs_gb": idle / 1e9}), flush=True)  # fmt: skip
+            print(json.dumps({"size": SIZES[size], "way": way, **taken, "peak_gb": peak / 1e9}), flush=True)
         for way in ways[:-1]:
             error = (deltas[way] - deltas["truth"]).norm() / deltas["truth"].norm()
             print(f"{size}, {way}: relative error of W - I {error:.1e}", flush=True)
+        (place / "inputs.safetensors").unlink()
 
 
 def llama_config(kind: str, rows: int) -> dict:
@@ -233,7 +242,7 @@ def plan(data: Path, output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tables", "checkpoint", "plan", "way", "nothing"])
+    parser.add_argument("what", choices=["tables", "checkpoint", "plan", "way", "inputs"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/propagation"))
     parser.add_argument("--seed", type=int, default=0)
@@ -244,9 +253,9 @@ def main() -> None:
     if a.what == "tables":
         tables(a.seed, a.output, [a.size] if a.size else list(SIZES))
     elif a.what == "way":
-        run_way(a.way, a.size, a.seed, a.output)
-    elif a.what == "nothing":
-        problem(a.size, a.seed)
+        run_way(a.way, a.output)
+    elif a.what == "inputs":
+        write_problem(a.size, a.seed, a.output)
     else:
         {"checkpoint": checkpoint, "plan": plan}[a.what](a.data, a.output)
 

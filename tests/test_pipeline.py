@@ -88,6 +88,17 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     assert done == {"tune", "evaluate-tune"}
 
 
+@pytest.mark.slow
+def test_auto_is_a_method_like_the_others(recipe, tmp_path) -> None:
+    changes = ["calibrate=null", "propagate=[swap, auto]", "tune.after=auto"]
+    few = ["prompts=24", "characters=4000", "candidates=[swap, exact, new-rows]", "max_new_tokens=64"]
+    run(load_recipe(recipe, changes + [f"select.{setting}" for setting in few]), tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "run.json").read_text())["instruct_models"]
+    assert {"swap", "auto", "auto + tuning"} <= set(described)
+    chosen = json.loads((tmp_path / "run" / "propagate-auto" / "lep" / "selection.json").read_text())
+    assert chosen["chosen"].split(",")[0] in ("swap", "exact", "new-rows")
+
+
 def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None:
     for override in ("base=/no/such/model", "text.ru=/no/such/text", "calibrate.prompts=/no/such.jsonl"):
         with pytest.raises(LepError, match="/no/such"):

@@ -11,14 +11,12 @@ from lep.checkpoint.family import Family
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import DTYPES
 from lep.mapping import CHUNK_BYTES
-from lep.propagation.methods import FLOAT32_PRODUCTS_FROM
+from lep.propagation.methods import FLOAT32_PRODUCTS_FROM, ONE_FIT, UNFITTED
 from lep.settings import PropagateSettings
 
 SQUARES = 14  # (h, h) float64 matrices alive at once in a fit: sums of two folds, their total, factors
 CHUNKS = 6  # widened chunks of rows alive at once
 GRAM_SHARE = 0.625  # of a Gram matrix that is computed (`lep.linear_map.GRAM_BLOCKS`)
-UNFITTED = ("swap", "task-arithmetic", "new-rows")  # methods without a map: no solves, no products
-ONE_FIT = ("overlap", "conversion", "procrustes")  # the others choose their penalty
 # Solves and held-out residuals: the whole and one half; the whole, and both halves for each finite penalty.
 FIT_SOLVES, RIDGE_SOLVES = (2, 1), (13, 12)
 SOLVE_PRODUCTS, RESIDUAL_PRODUCTS = 1 / 3 + 2, 2  # operations, in cubes of the hidden size

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -17,16 +17,19 @@ from lep.settings import (
     InitSettings,
     PretrainSettings,
     PropagationName,
+    SelectSettings,
     Settings,
     TokenizerSettings,
     TuneSettings,
 )
 
+MethodName = Literal[PropagationName, "auto"]
+
 
 class CalibrateStage(CalibrateSettings):
     """Self-calibration of one of the propagated models."""
 
-    after: PropagationName = Field("conversion", description="the propagated model to calibrate")
+    after: MethodName = Field("conversion", description="the propagated model to calibrate")
     prompts: str | None = Field(None, description="messages jsonl (default: tasks made from the training text)")
     prompt_tasks: int = Field(100, gt=0, description="made prompts of each task and language")
 
@@ -34,7 +37,7 @@ class CalibrateStage(CalibrateSettings):
 class TuneStage(TuneSettings):
     """Instruction tuning of one of the propagated models."""
 
-    after: PropagationName = Field("conversion", description="the propagated model to tune")
+    after: MethodName = Field("conversion", description="the propagated model to tune")
     data: str | None = Field(None, description="messages jsonl (default: tasks made from the training text)")
     data_tasks: int = Field(300, gt=0, description="made samples of each task and language")
 
@@ -54,7 +57,8 @@ class Recipe(Settings):
     tokenizer: TokenizerSettings
     init: InitSettings = InitSettings()
     pretrain: PretrainSettings
-    propagate: list[PropagationName] = Field(["swap", "overlap", "conversion"], min_length=1)
+    propagate: list[MethodName] = Field(["swap", "overlap", "conversion"], min_length=1)
+    select: SelectSettings = Field(SelectSettings(), description="what auto chooses on, where propagate lists it")
     calibrate: CalibrateStage | None = None
     tune: TuneStage | None = None
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -15,6 +15,7 @@ from lep.corpus.read import Document, corpus_files, read_documents, write_record
 from lep.corpus.tasks import make_tasks
 from lep.errors import CheckpointError
 from lep.evaluation.evaluate import evaluate
+from lep.evaluation.select import propagate_auto
 from lep.evaluation.table import text_table
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.stage import Runner, Stage
@@ -80,10 +81,11 @@ class _Planner:
         for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
             if given:
                 corpus_files([given])
-        if (recipe.calibrate or recipe.tune) and not Checkpoint(self.instruct).tokenizer.chat_template:
+        self.asked = bool(recipe.calibrate or recipe.tune or "auto" in recipe.propagate)
+        if self.asked and not Checkpoint(self.instruct).tokenizer.chat_template:
             raise CheckpointError(
-                f"{self.instruct} has no chat template, so it can be neither calibrated nor tuned: give an instruct "
-                "model, or leave calibrate and tune out of the recipe"
+                f"{self.instruct} has no chat template, so it can be neither calibrated nor tuned nor asked: give an "
+                "instruct model, or leave calibrate, tune and auto out of the recipe"
             )
 
     def plan(self) -> Plan:
@@ -97,15 +99,17 @@ class _Planner:
             {}, (init,), (self.base, self.instruct),
         )  # fmt: skip
         adapted = self._pretrain(init, corpus)
-        propagated = {method: self._propagate(method, adapted) for method in recipe.propagate}
+        tasks = self._tasks(corpus) if self.asked else corpus
+        propagated = {
+            method: self._select(adapted, tasks, corpus) if method == "auto" else self._propagate(method, adapted)
+            for method in recipe.propagate
+        }
         models = {"original instruct": None, "mean initialisation": instruct_init} | propagated
-        if recipe.calibrate or recipe.tune:
-            tasks = self._tasks(corpus)
-            if recipe.calibrate:
-                after = recipe.calibrate.after
-                models[f"{after} + self-calibration"] = self._calibrate(propagated[after], tasks, corpus)
-            if recipe.tune:
-                models[f"{recipe.tune.after} + tuning"] = self._tune(propagated[recipe.tune.after], tasks, corpus)
+        if recipe.calibrate:
+            after = recipe.calibrate.after
+            models[f"{after} + self-calibration"] = self._calibrate(propagated[after], tasks, corpus)
+        if recipe.tune:
+            models[f"{recipe.tune.after} + tuning"] = self._tune(propagated[recipe.tune.after], tasks, corpus)
         bases = {"original base": None, "mean initialisation": init, "after training": adapted}
         instruct_scores = {n: self._evaluate(s, self.instruct, corpus, "instruct") for n, s in models.items()}
         base_scores = {n: self._evaluate(s, self.base, corpus, "base") for n, s in bases.items()}
@@ -185,10 +189,25 @@ class _Planner:
             settings.model_dump(), (adapted,), (self.base, self.instruct),
         )  # fmt: skip
 
+    def _select(self, adapted: Stage, tasks: Stage, corpus: Stage) -> Stage:
+        """`auto` chooses on training text and on prompts made from it, none of which is held out."""
+        settings, text = self.recipe.select, self._text(corpus, "train")
+        given = self.recipe.calibrate.prompts if self.recipe.calibrate else None
+        prompts = Path(given) if given else self._place(tasks, "prompts.jsonl")
+        return self._add(
+            "propagate-auto",
+            lambda output: propagate_auto(
+                self.base, self.instruct, self._place(adapted), output, text, prompts, select=settings
+            ),
+            settings.model_dump(), (adapted, tasks, corpus),
+            (self.base, self.instruct, *([prompts] if given else [])),
+        )  # fmt: skip
+
     def _tasks(self, corpus: Stage) -> Stage:
         recipe, text = self.recipe, self._text(corpus, "train")
+        asked = "auto" in recipe.propagate
         counts = {
-            "prompts": recipe.calibrate.prompt_tasks if recipe.calibrate else 0,
+            "prompts": recipe.calibrate.prompt_tasks if recipe.calibrate else recipe.select.prompts * asked,
             "tuning": recipe.tune.data_tasks if recipe.tune else 0,
         }
         tasks, seed = list(recipe.evaluate.tasks), recipe.evaluate.seed + 1

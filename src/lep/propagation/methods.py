@@ -125,6 +125,8 @@ METHODS: dict[str, Callable[[Problem], Propagation]] = {
     "task-arithmetic": task_arithmetic, "exact": exact, "residual": residual,
     "new-rows": new_rows,
 }  # fmt: skip
+UNFITTED = ("swap", "task-arithmetic", "new-rows")  # without a map: no solves, no products
+ONE_FIT = ("overlap", "conversion", "procrustes")  # the others choose their penalty
 
 
 def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor) -> Iterator[Tensor]:
