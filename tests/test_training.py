@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.pack import packed, token_pieces
-from lep.corpus.read import read_documents, write_records
+from lep.corpus.read import Document, read_documents, write_records
 from lep.errors import CorpusError, LepError, OutputError, TrainingError
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
@@ -64,6 +64,26 @@ def test_pieces_begin_where_lines_begin_and_hold_all_text(pair, block) -> None:
             if ids[0] == tokenizer.bos_token_id:
                 assert begun.endswith("\n")
             begun += tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_a_very_long_document_is_given_to_the_tokenizer_in_parts(pair, monkeypatch) -> None:
+    """With lines and without: the same text, one end, and no part longer than the limit."""
+    tokenizer, seen = load_tokenizer(pair["tokenizer"]), []
+    monkeypatch.setattr("lep.corpus.pack.LONGEST", 1_000)
+
+    def watched(texts, **options):
+        seen.extend(map(len, texts))
+        return tokenizer(texts, **options)
+
+    for text in ("река\n" * 900, "река" * 900, "река\n" * 200 + "лес" * 1_000):
+        watching = SimpleNamespace(
+            eos_token_id=tokenizer.eos_token_id, num_special_tokens_to_add=tokenizer.num_special_tokens_to_add
+        )
+        watching = type("Watching", (), {"__call__": staticmethod(watched), **vars(watching)})()
+        pieces = list(token_pieces([Document("d", text, "s", "g")], watching, 64))
+        assert tokenizer.decode([i for ids in pieces for i in ids], skip_special_tokens=True) == text
+        assert [ids[-1] == tokenizer.eos_token_id for ids in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert max(seen) <= 1_000
 
 
 def test_documents_in_a_block_do_not_see_each_other(pair) -> None:

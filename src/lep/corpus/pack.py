@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from lep.corpus.read import Document
@@ -10,7 +9,7 @@ from lep.corpus.read import Document
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BATCH_DOCUMENTS = 256
+LONGEST, BATCH_TEXTS, BATCH_CHARACTERS = 1_000_000, 256, 4_000_000  # what the tokenizer is given at once
 OPEN_BLOCKS = 512  # blocks that still wait for a piece that fits
 
 
@@ -23,17 +22,36 @@ def token_pieces(
     than a block is cut where the block ends.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    batch: list[str] = []
-    for document in chain(documents, [None]):
-        if document is not None:
-            batch.append(document.text)
-        if batch and (document is None or len(batch) == BATCH_DOCUMENTS):
-            for text, ids in zip(batch, tokenizer(batch)["input_ids"], strict=True):
-                parts = [ids] if len(ids) + len(end) <= block_size else _cut(text, tokenizer, block_size - len(end))
-                if end and parts[-1][-1:] != end:
-                    parts[-1] = parts[-1] + end
-                yield from parts
-            batch = []
+    for batch in _batches(text for document in documents for text in _texts(document.text)):
+        texts = [text for text, _ in batch]
+        for (text, last), ids in zip(batch, tokenizer(texts)["input_ids"], strict=True):
+            parts = [ids] if len(ids) + len(end) <= block_size else _cut(text, tokenizer, block_size - len(end))
+            if last and end and parts[-1][-1:] != end:
+                parts[-1] = parts[-1] + end
+            yield from parts
+
+
+def _texts(text: str) -> Iterator[tuple[str, bool]]:
+    """A text in parts that are not too long, cut at line ends where there are some; and whether each is the last."""
+    start = 0
+    while len(text) - start > LONGEST:
+        cut = text.rfind("\n", start, start + LONGEST) + 1 or start + LONGEST
+        yield text[start:cut], False
+        start = cut
+    yield text[start:], True
+
+
+def _batches(texts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for part in texts:
+        batch.append(part)
+        size += len(part[0])
+        if len(batch) == BATCH_TEXTS or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def packed(pieces: Iterable[list[int]], block_size: int) -> Iterator[list[list[int]]]:
