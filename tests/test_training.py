@@ -22,7 +22,7 @@ from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.training.data import collate, isolates, schedule
 from lep.training.pretrain import pretrain
-from lep.training.trainer import TablesTrainer, uses_bf16
+from lep.training.trainer import TablesTrainer, decay_touched_rows, uses_bf16
 from lep.training.tune import CALIBRATION, train_adapter, tune
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
@@ -243,6 +243,45 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_pa
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_input_rows_of_tokens_that_do_not_occur_stay(adapted, tmp_path) -> None:
+    """Weight decay would shrink them at every step; rows that occur do decay, as AdamW has it."""
+    place = adapted.parent / "initialised"
+    settings = SETTINGS.model_copy(update={"weight_decay": 0.5, "precision": "float32"})
+    results = {}
+    for decay in (0.5, 0.0):
+        out = tmp_path / str(decay)
+        pretrain(place, [SAMPLE / "ru"], out, settings.model_copy(update={"weight_decay": decay}))
+        results[decay] = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
+    before = load_file(place / "model.safetensors")["model.embed_tokens.weight"]
+    documents = read_documents([SAMPLE / "ru"])
+    used = {i for ids in token_pieces(documents, load_tokenizer(place), 64) for i in ids}
+    rows = torch.zeros(len(before), dtype=torch.bool)
+    rows[list(used)] = True
+    assert 0 < rows.sum() < len(rows)
+    assert torch.equal(results[0.5][~rows], before[~rows])
+    moved = (results[0.5] != before).any(1)
+    assert moved[rows].float().mean() > 0.5  # of a corpus of which not all is read
+    assert results[0.5][moved].norm() < results[0.0][moved].norm()
+
+
+def test_decay_by_rows_is_that_of_adamw() -> None:
+    torch.manual_seed(0)
+    start, slopes = torch.randn(5, 3), torch.randn(5, 3)
+    slopes[2] = 0
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    by_row = torch.optim.AdamW([{"params": [ours], "weight_decay": 0.0, "decay_of_touched_rows": 0.3}], lr=0.1)
+    by_row.register_step_pre_hook(decay_touched_rows)
+    stock = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.3)
+    for _ in range(3):
+        ours.grad, theirs.grad = slopes.clone(), slopes.clone()
+        by_row.step()
+        stock.step()
+    touched = slopes.any(1)
+    torch.testing.assert_close(ours[touched], theirs[touched])
+    assert torch.equal(ours[2], start[2])
+    assert not torch.equal(theirs[2], start[2])
 
 
 def test_activation_checkpointing_changes_memory_not_results(adapted, tmp_path) -> None:

@@ -68,6 +68,11 @@ def whole(parameter: Tensor) -> Tensor:
     return found.full_tensor() if isinstance(found, DTensor) else found
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process has."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def parted(value: Tensor, parameter: Tensor) -> Tensor:
     """A tensor of a parameter's shape in the parts that the parameter is in."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
@@ -87,5 +92,5 @@ def held_share(model: nn.Module) -> float:
     held = total = 0
     for parameter in model.parameters():
         total += parameter.numel()
-        held += (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
+        held += local(parameter).numel()
     return held / total

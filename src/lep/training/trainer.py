@@ -15,7 +15,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from lep.errors import OutputError
 from lep.settings import TrainingSettings
 from lep.training.loss import linear_cross_entropy
-from lep.training.processes import parted, share_out, whole
+from lep.training.processes import local, parted, share_out, whole
 from lep.training.rows import head_tables
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
@@ -84,6 +84,17 @@ class TablesTrainer(TrainedOnlyTrainer):
     heldout: HeldoutText | None = None
     control: Any
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Not those of the input table: `create_optimizer` lets it decay by rows."""
+        table = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}  # type: ignore[union-attr]
+        return [name for name, parameter in model.named_parameters() if id(parameter) not in table]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        optimizer.param_groups[1]["decay_of_touched_rows"] = self.args.weight_decay
+        optimizer.register_step_pre_hook(decay_touched_rows)
+        return optimizer
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.heldout is not None
         with self.accelerator.autocast():
@@ -96,6 +107,17 @@ class TablesTrainer(TrainedOnlyTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+@torch.no_grad()
+def decay_touched_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Weight decay of rows that have a gradient in this step: what no text of it uses does not shrink either."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("decay_of_touched_rows") else ():
+            if parameter.grad is not None:
+                rows, slopes = local(parameter), local(parameter.grad)
+                shrunk = 1 - group["lr"] * group["decay_of_touched_rows"]
+                rows.mul_(torch.where((slopes != 0).any(1, keepdim=True), shrunk, 1.0))
 
 
 def chunk_loss(trainer: Trainer) -> bool:
