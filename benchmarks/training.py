@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from lep.training.data import collate
 from lep.training.rows import split_tables
-from lep.training.trainer import ChunkedLossTrainer
+from lep.training.trainer import TablesTrainer, chunk_loss
 
 BLOCK, HEAD = 1_024, 64
 WAYS = ("full", "plain", "embeddings", "new_rows")
@@ -73,10 +73,12 @@ def one(a: argparse.Namespace) -> dict[str, float]:
             weight_decay=0.1, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
             remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available(),
         )  # fmt: skip
-        kind, clock = (Trainer if a.way in ("full", "plain") else ChunkedLossTrainer), Clock()
-        trainer = kind(
+        clock = Clock()
+        trainer = (Trainer if a.way in ("full", "plain") else TablesTrainer)(
             model=model, args=arguments, train_dataset=blocks, data_collator=collate, callbacks=[clock]
         )  # fmt: skip
+        if a.way not in ("full", "plain"):
+            chunk_loss(trainer)
         trainer.train()
     state = [value for held in trainer.optimizer.state.values() for value in held.values() if torch.is_tensor(value)]
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident() - before

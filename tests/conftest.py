@@ -112,9 +112,11 @@ def kill_when(command: list[str], ready, tries: int = 1200, **options) -> None:
             break
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
+    reached = ready()
     for part in [*psutil.Process(process.pid).children(recursive=True), process]:
         part.kill()
     process.wait()
+    assert reached, "what it was to be killed at never came"
 
 
 @pytest.fixture(scope="session")

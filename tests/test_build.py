@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -279,6 +278,18 @@ def test_lines_that_are_in_many_documents_are_taken_out(tmp_path) -> None:
         assert result == sorted(text.replace(f"{notice}\n", "") if lines else text for text in texts)
 
 
+def test_nothing_is_taken_out_when_the_counters_are_full(monkeypatch) -> None:
+    monkeypatch.setattr("lep.corpus.boilerplate.CELLS", 64)
+    monkeypatch.setattr("lep.corpus.boilerplate.MOST_CELLS", 64)
+    few, many = Boilerplate(20), Boilerplate(20)
+    for counter, lines in ((few, 100), (many, 2_000)):
+        for i in range(lines):
+            counter.add(f"строка, которая есть один раз, {i}")
+    assert few.sure
+    assert not many.sure
+    assert many.record()["too_many_lines_to_tell"]
+
+
 @given(st.lists(st.lists(st.sampled_from([line * 7 for line in "абвгд"]), max_size=6), max_size=12), st.integers(1, 5))
 def test_lines_are_counted_once_a_document(documents, least) -> None:
     counter = Boilerplate(least)
@@ -299,13 +310,13 @@ def test_tasks_keep_what_one_machine_keeps(here, tmp_path, monkeypatch) -> None:
     ]
     (tmp_path / "raw").mkdir()
     for part in range(3):
-        texts = documents[30 * part : 30 * part + 30] + near[part::3] + ["коротко", "<b>" * 40]
+        texts = documents[30 * part : 30 * part + 30] + near[part::3] + ["коротко", "<b>" * 40, ""]
         write_records(tmp_path / "raw" / f"wiki{part}.jsonl", [{"text": text} for text in texts])
     said = here("corpus", tmp_path / "raw", "--language", "ru", "--executor", "local", "--tasks", 3, "--output",
                 tmp_path / "clean")  # fmt: skip
     assert "Mix and shuffle the result" in said
-    shutil.rmtree(tmp_path / "clean" / "work")
-    here("corpus", tmp_path / "clean", "--dedup", "exact", "--weights", "0000*=2", "--output", tmp_path / "out")
+    assert all(d.group == d.id.partition("/")[2].replace("/", "/") for d in read_documents([tmp_path / "clean"]))
+    here("corpus", tmp_path / "clean", "--dedup", "exact", "--weights", "wiki*=2", "--output", tmp_path / "out")
     once = [record["text"] for record in written(tmp_path / "out") if not record["id"].endswith("+1")]
     assert len(written(tmp_path / "out")) == 2 * len(once)
     assert len(once) == 90
@@ -330,6 +341,6 @@ def test_slurm_is_given_one_job_after_another(tmp_path, monkeypatch) -> None:
     run_stages([str(raw)], tmp_path / "out", ClusterSettings(executor="slurm", partition="cpu", tasks=4))
     jobs = [line for line in calls.read_text().splitlines() if "--export" in line]
     assert ["--dependency=afterok" in job for job in jobs] == [False, True, True, True, True]
-    scripts = [place.read_text() for place in sorted((tmp_path / "out").rglob("launch_script.slurm"))]
+    scripts = [place.read_text() for place in sorted((tmp_path / "out.work").rglob("launch_script.slurm"))]
     assert [re.search(r"--array=0-(\d+)", script)[1] for script in scripts] == ["3", "3", "19", "0", "3"]
     assert all("--partition=cpu" in script for script in scripts)

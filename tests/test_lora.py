@@ -29,6 +29,7 @@ SETTINGS = PretrainSettings(
 @pytest.fixture(scope="module")
 def trained(adapted, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lora") / "trained"
+    (folder.parent / "start").symlink_to(adapted.parent / "initialised")
     pretrain(adapted.parent / "initialised", [SAMPLE], folder, SETTINGS)
     return folder
 
@@ -90,3 +91,29 @@ def test_a_model_of_another_shape_is_refused(pair, byte_level, trained, tmp_path
     save_model(tmp_path / "other", byte_level, hidden=16)
     with pytest.raises(CheckpointError, match=r"an adapter was trained for \S+ of shape .*has it as"):
         added(Checkpoint(tmp_path / "other"), saved_factors(trained))
+
+
+def test_what_was_added_before_is_kept(trained, tmp_path) -> None:
+    """Trained again, with adapters or without: the instruct model still gets all that was added to the body."""
+    before = saved_factors(trained)
+    pretrain(trained, [SAMPLE], tmp_path / "rows", SETTINGS.model_copy(update={"train": "embeddings"}))
+    for name, (left, right) in saved_factors(tmp_path / "rows").items():
+        assert torch.equal(left @ right, before[name][0] @ before[name][1])
+    pretrain(trained, [SAMPLE], tmp_path / "more", SETTINGS)
+    start, end = (load_file(f / "model.safetensors") for f in (trained.parent / "start", tmp_path / "more"))
+    for name, (left, right) in saved_factors(tmp_path / "more").items():
+        assert left.shape[1] == 2 * SETTINGS.lora_rank
+        torch.testing.assert_close(start[name] + left @ right, end[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_architecture_without_projections_is_refused(tmp_path) -> None:
+    """GPT-2's are no linear layers."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lep.checkpoint.reader import Checkpoint
+    from lep.training.lora import add_adapter
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no linear projections in its layers .*GPT2LMHeadModel"):
+        add_adapter(model, Checkpoint(tmp_path), 4, 8)

@@ -27,7 +27,9 @@ def command(model: Path, output: Path, engine: str, **settings) -> list[str]:
     """`lep pretrain` in two processes on this machine, as `torchrun` starts it."""
     lep = ["-m", "lep"] if engine == "ddp" else [str(Path(__file__).parent / "fsdp_on_cpu.py")]
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *lep]
-    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    options = []
+    for name, value in settings.items():
+        options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return [*starter, "pretrain", "--model", str(model), "--corpus", str(SAMPLE), *options, "--output", str(output)]
 
 
@@ -88,3 +90,16 @@ def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: st
     killed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     for name, tensor in whole.items():
         torch.testing.assert_close(killed[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_sweep_as_one(model, tmp_path) -> None:
+    settings = {"tokens": 3_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 256}
+    ran = launch(model, tmp_path / "two", "ddp", **settings, eval_text=f"ru={SAMPLE}", sweep=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
+    chosen = PretrainSettings(**settings, eval_text={"ru": [str(SAMPLE)]}, sweep=True)
+    expected = pretrain(model, [SAMPLE], tmp_path / "one", chosen)
+    assert found["sweep"]["best"] == expected["sweep"]["best"]
+    for rate, bits in expected["sweep"]["bits_per_byte"].items():
+        assert found["sweep"]["bits_per_byte"][rate] == pytest.approx(bits, rel=1e-4)

@@ -348,6 +348,7 @@ def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path)
     record = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "swept", settings.model_copy(update={"sweep": True}))
     seen, best = record["sweep"]["bits_per_byte"], record["sweep"]["best"]
     assert list(seen) == ["0.3", "0.75", "1.5", "3"]
+    assert len(set(seen.values())) == 4  # each rate was trained, with its own result
     assert seen[f"{best:g}"] == min(bits for bits in seen.values() if bits is not None)
     assert best < 3
     assert record["settings"]["learning_rate"] == best

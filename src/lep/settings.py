@@ -35,7 +35,9 @@ class BuildSettings(Settings):
     )
     dedup: Literal["exact", "minhash", "none"] = Field("minhash", description="minhash: near duplicates, too")
     near: float = Field(0.7, gt=0, le=1, description="Jaccard similarity from which documents are near duplicates")
-    boilerplate: int = Field(20, ge=0, description="lines that are in so many documents are taken out; 0: none")
+    boilerplate: int = Field(
+        20, ge=0, le=65_535, description="lines that are in so many documents are taken out; 0: none"
+    )
     documents: PositiveInt | None = Field(None, description="at most so many of each hub data set")
     cover: str | None = Field(None, description="model of lep init: keep what its new tokens need, and no more")
     contexts: PositiveInt = Field(200, description="occurrences that each new token shall have, with cover")

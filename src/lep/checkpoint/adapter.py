@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,6 +30,22 @@ def saved_factors(folder: Path) -> Factors:
     tensors = load_file(folder / ADAPTER)
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
     return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
+
+
+def joined(first: Factors, second: Factors) -> Factors:
+    """Factors of the sum of two: what one training added, and what another one added after it.
+
+    >>> one, two = torch.ones(2, 1), torch.ones(1, 3)
+    >>> left, right = joined({"w": (one, two)}, {"w": (one, 2 * two)})["w"]
+    >>> (left @ right).tolist()
+    [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
+    """
+    found = dict(first)
+    for name, (left, right) in second.items():
+        if name in found:
+            left, right = torch.cat([found[name][0], left], 1), torch.cat([found[name][1], right])
+        found[name] = (left, right)
+    return found
 
 
 def added(model: Checkpoint, factors: Factors) -> dict[str, Rows]:

@@ -42,6 +42,18 @@ def corpus(
 ) -> None:
     """Clean, deduplicate, weigh and shuffle raw text."""
     if executor:
+        others = {
+            "weights": weights,
+            "dedup": dedup,
+            "boilerplate": boilerplate,
+            "documents": documents,
+            "cover": cover,
+        }
+        unset: dict[str, object] = {"weights": "", "cover": None}
+        for name, value in others.items():
+            if value != unset.get(name, default(BuildSettings, name)):
+                raise LepError(f"--{name} is not for --executor, which cleans and deduplicates: give it to lep corpus "
+                               "--dedup exact on the result")  # fmt: skip
         _in_tasks(paths, output, checked(
             ClusterSettings, language=language, executor=executor, tasks=tasks, workers=workers, partition=partition,
             time=time,

@@ -48,13 +48,14 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
     raw = HUB_BYTES * len(_hub(paths)) + sum(
         file.stat().st_size * (GROWTH if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files
     )
+    shards = MOST_SHARDS if _hub(paths) else min(MOST_SHARDS, ceil(raw / SHARD_BYTES))
     check_space(output, 2 * raw)
     sheet, texts = Sheet(), Duplicates(settings.dedup, settings.near)
-    boilerplate = Boilerplate(settings.boilerplate)
+    boilerplate = Boilerplate(settings.boilerplate, raw)
     coverage = Coverage(settings.cover, settings.contexts) if settings.cover else None
     clean = functools.partial(_clean, settings.language)
     with publishing(output) as partial:
-        spill = Spill(partial / "work", min(MOST_SHARDS, ceil(raw / SHARD_BYTES)), settings.seed)
+        spill = Spill(partial / "work", shards, settings.seed)
         for chunk in in_order(clean, _chunks(_pieces(paths, settings.documents)), here=CHUNKS_HERE):
             sound = [i for i, (_, verdict) in enumerate(chunk) if verdict is None]
             verdicts = dict(zip(sound, texts.verdicts([chunk[i][0].text for i in sound]), strict=True))
@@ -67,7 +68,7 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
         for name in settings.weights:
             if not fnmatch.filter(sheet.counts, name):
                 raise CorpusError(f"--weights names '{name}', and the sources are {', '.join(sorted(sheet.counts))}")
-        passes = ([boilerplate.taken_out] if settings.boilerplate else []) + ([coverage.needed] if coverage else [])
+        passes = ([boilerplate.taken_out] if boilerplate.sure else []) + ([coverage.needed] if coverage else [])
         found = sheet.record() | {"settings": settings.model_dump()} | spill.publish(partial, passes)
         found["boilerplate"] = boilerplate.record()
         if coverage:

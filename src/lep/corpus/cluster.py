@@ -24,8 +24,9 @@ from lep.corpus.build import LONGEST
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import shingles
 from lep.corpus.prepare import sections
-from lep.corpus.read import corpus_files, read_documents
-from lep.publish import check_output
+from lep.corpus.read import corpus_files, read_file
+from lep.errors import OutputError
+from lep.publish import check_output, fingerprint
 from lep.settings import ClusterSettings
 
 WORD = regex.compile(r"\w+")
@@ -43,14 +44,14 @@ class Clean(PipelineStep):
         self.paths, self.language = paths, language
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Item]:
-        files = corpus_files(self.paths)[rank::world_size]
-        for document in read_documents(files) if files else ():
-            for piece in sections(document, LONGEST):
-                text = plain(piece.text)
-                reason = fault(text, self.language)
-                self.stat_update(reason or "kept")
-                if reason is None:
-                    yield Item(text=text, id=piece.id, metadata={"source": piece.source, "group": piece.group})
+        for file in corpus_files(self.paths)[rank::world_size]:
+            for document in read_file(file):
+                for piece in sections(document, LONGEST):
+                    text = plain(piece.text)
+                    reason = fault(text, self.language)
+                    self.stat_update(reason or "kept")
+                    if reason is None:
+                        yield Item(text=text, id=piece.id, metadata={"source": piece.source, "group": piece.group})
 
 
 class Signatures(MinhashDedupSignature):
@@ -70,8 +71,9 @@ class Signatures(MinhashDedupSignature):
 
 def stages(paths: list[str], output: Path, settings: ClusterSettings) -> list[tuple[list[PipelineStep], int]]:
     """The pipelines, each with its number of tasks; each needs the one before it to be complete."""
-    work = output / "work"
-    clean, signatures, pairs, remove = (str(work / name) for name in ("clean", "signatures", "pairs", "remove"))
+    clean, signatures, pairs, remove = (
+        str(work_folder(output) / name) for name in ("clean", "signatures", "pairs", "remove")
+    )
     return [
         ([Clean(paths, settings.language), _writer(clean)], settings.tasks),
         ([JsonlReader(clean), Signatures(signatures, MINHASH)], settings.tasks),
@@ -81,31 +83,45 @@ def stages(paths: list[str], output: Path, settings: ClusterSettings) -> list[tu
     ]
 
 
+def work_folder(output: Path) -> Path:
+    """Beside the result, which is a corpus of its own."""
+    return output.with_name(output.name + ".work")
+
+
 def _writer(folder: str) -> JsonlWriter:
     def record(_: Any, item: Item) -> dict[str, Any]:
-        return {"id": item.id, "text": item.text, "metadata": item.metadata}
+        return {"id": item.id, "text": item.text, "source": item.metadata["source"], "group": item.metadata["group"]}
 
-    return JsonlWriter(folder, output_filename="${rank}.jsonl.gz", adapter=record)
+    return JsonlWriter(folder, output_filename="${source}-${rank}.jsonl.gz", adapter=record)
 
 
 def run_stages(paths: list[str], output: Path, settings: ClusterSettings) -> None:
     """Run them here, or give them to Slurm, where each waits for the one before; finished tasks are not done again.
 
-    Raises `CorpusError` for paths without text files, `OutputError` where the result is there already.
+    Raises `CorpusError` for paths without text files, `OutputError` where the result is there already, or was begun
+    with other files or settings.
     """
-    corpus_files(paths)
-    if not (output / "work").exists():
+    files = [[str(file.resolve()), file.stat().st_size] for file in corpus_files(paths)]
+    work, key = work_folder(output), fingerprint([files, settings.language, settings.tasks])
+    begun = work / "begun"
+    if not begun.exists():
         check_output(output)
+        work.mkdir(parents=True)
+        begun.write_text(key)
+    elif begun.read_text() != key:
+        raise OutputError(
+            f"{work} was begun with other files, another language or number of tasks: give the same ones to go on, or "
+            f"delete it and {output}"
+        )
     last: Any = None
     for number, (pipeline, tasks) in enumerate(stages(paths, output, settings)):
-        logs = str(output / "work" / "logs" / str(number))
-        if settings.executor == "slurm":
+        logs = str(work / "logs" / str(number))
+        if settings.executor == "local":
+            LocalPipelineExecutor(pipeline, tasks, workers=settings.workers, logging_dir=logs).run()
+        else:
             last = SlurmPipelineExecutor(
                 pipeline, tasks, settings.time, settings.partition, logging_dir=logs, depends=last,
                 job_name=f"lep-corpus-{number}",
             )  # fmt: skip
-            if number < 4:
-                continue
-            last.run()  # and those that it depends on
-        else:
-            LocalPipelineExecutor(pipeline, tasks, workers=settings.workers, logging_dir=logs).run()
+    if last:
+        last.run()  # and first those that it depends on

@@ -1,7 +1,7 @@
 """A corpus in which every new token has its contexts, instead of all of a stream."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lep.corpus.read import corpus_files
 from lep.errors import CheckpointError, CorpusError
 
 SHEET = "sheet.json"
+AT_ONCE = 500  # texts that are encoded together
 
 
 class Coverage:
@@ -39,14 +40,17 @@ class Coverage:
     def needed(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The records whose texts are needed, in their order."""
         found: list[bool] = []
-        texts = [record["text"] for record in records]
-        for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        for encoding in self._encoded([record["text"] for record in records]):
             place = self.place[np.asarray(encoding.ids, dtype=np.int64)]
             counts = np.bincount(place[place >= 0], minlength=len(self.counts))
             found.append(bool(((counts > 0) & (self.counts < self.contexts)).any()))
             self.counts += counts * found[-1]
         self.left_out += found.count(False)
         return list(compress(records, found))
+
+    def _encoded(self, texts: list[str]) -> Iterator[Any]:
+        for start in range(0, len(texts), AT_ONCE):
+            yield from self.tokenizer.encode_batch_fast(texts[start : start + AT_ONCE], add_special_tokens=False)
 
     def record(self) -> dict[str, Any]:
         return {

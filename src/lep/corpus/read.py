@@ -101,7 +101,7 @@ def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
         if ".txt" in file.suffixes:
             texts = map("".join, batches(read_lines(file), PIECE_CHARACTERS))
         else:
-            texts = (document.text for document in _read_file(file, None))
+            texts = (document.text for document in read_file(file))
         for text in texts:
             if text.strip():
                 empty = False
@@ -137,7 +137,7 @@ def read_documents(
     """
     files, empty = corpus_files(paths), True
     for file in files:
-        for document in _read_file(file, group):
+        for document in read_file(file, group):
             if document.text.strip():
                 empty = False
                 yield document
@@ -145,7 +145,8 @@ def read_documents(
         raise CorpusError(f"the corpus holds no text at all: {', '.join(map(str, files)) or 'no paths given'}")
 
 
-def _read_file(file: Path, group: Callable[[str, dict[str, Any]], str] | None) -> Iterator[Document]:
+def read_file(file: Path, group: Callable[[str, dict[str, Any]], str] | None = None) -> Iterator[Document]:
+    """The documents of one file, empty ones too."""
     if ".txt" in file.suffixes:
         name = file.name.split(".txt")[0]
         yield Document(id=name, text="".join(read_lines(file)), source=file.parent.name, group=name)
@@ -163,7 +164,9 @@ def _document(
     if not isinstance(content, str):
         raise CorpusError(f"{place}: no field 'text' (fields: {', '.join(record) or 'none'})")
     name = str(record.get("id", number))
-    together = group(source, record) if group else str(record.get("group") or record.get("author") or name)
+    if group is None and record.get("group"):  # as it is: what belongs together may lie in several files
+        return Document(id=f"{source}/{name}", text=content, source=source, group=str(record["group"]))
+    together = group(source, record) if group else str(record.get("author") or name)
     return Document(id=f"{source}/{name}", text=content, source=source, group=f"{source}/{together}")
 
 

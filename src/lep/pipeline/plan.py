@@ -18,7 +18,7 @@ from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
 from lep.training.data import LARGEST_BLOCK, batch_of
 from lep.training.loss import LOSS_CHUNK
-from lep.training.pretrain import STATE_COPIES
+from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE
 
 UTILISATION = 0.4  # of a device's peak that training of large models reaches
 SAMPLE_CHARACTERS, SAMPLE_PIECE, HELDOUT_EVERY = 16_000_000, 20_000, 20
@@ -116,7 +116,12 @@ class Plan:
     @property
     def hours(self) -> float:
         """Of training on one device."""
-        return self.tokens / self.tokens_an_hour
+        return self.tokens * self.passes / self.tokens_an_hour
+
+    @property
+    def passes(self) -> float:
+        """What is trained on in all, sweep included, over the tokens of the training itself."""
+        return 1 + len(SWEPT_RATES) * SWEPT_SHARE if self.recipe.pretrain.sweep else 1.0
 
     @property
     def tokens_an_hour(self) -> float:
@@ -150,7 +155,8 @@ class Plan:
         models = 3 + len(self.recipe.propagate) + (self.recipe.calibrate is not None) + (self.recipe.tune is not None)
         table = self.rows * self.shape.hidden * self.shape.tables
         states = STATE_COPIES * 4 * self.trained_rows * self.shape.hidden * self.shape.tables
-        return 2 * models * table + states + 4 * self.tokens
+        bodies = 2 * (models - 2) * self.shape.body if "lora" in self.recipe.pretrain.train else 0  # not linked then
+        return 2 * models * table + bodies + states + 4 * self.tokens
 
     def __str__(self) -> str:
         shape, settings = self.shape, self.recipe.pretrain
@@ -205,7 +211,7 @@ def make_plan(recipe: Recipe, device: str, hours: float | None = None) -> Plan:
     plan = Plan(recipe, Shape.of(folder), device, recipe.pretrain.tokens, savings)
     if hours is None:
         return plan
-    return Plan(recipe, plan.shape, device, max(LARGEST_BLOCK, int(hours * plan.tokens_an_hour)), savings)
+    return Plan(recipe, plan.shape, device, max(LARGEST_BLOCK, int(hours * plan.tokens_an_hour / plan.passes)), savings)
 
 
 def sampled_savings(folder: Path, paths: list[str], settings: Any) -> Savings | None:

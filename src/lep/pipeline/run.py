@@ -179,6 +179,7 @@ class _Planner:
         return self._add(
             "pretrain", lambda output: pretrain(self._place(init), text, output, settings),
             settings.model_dump() | {"language": self.recipe.language}, (init, corpus),
+            tuple(corpus_files(path for paths in settings.eval_text.values() for path in paths)),
         )  # fmt: skip
 
     def _propagate(self, method: PropagationName, adapted: Stage) -> Stage:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainingArguments, set_seed
 
-from lep.checkpoint.adapter import Factors, added, save_factors
+from lep.checkpoint.adapter import Factors, added, joined, save_factors, saved_factors
 from lep.checkpoint.mappings import INIT_FILE, MAPPING_FILES, saved_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
@@ -27,7 +27,7 @@ from lep.tokenizer.load import copy_tokenizer
 from lep.training.data import LARGEST_BLOCK, collate, isolates, packed_blocks, schedule, tokens_of
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.lora import adapter_factors, add_adapter
-from lep.training.processes import held_share, is_main, join, main_first, publishing_once, world_size
+from lep.training.processes import held_share, is_main, join, main_first, publishing_once, wait, world_size
 from lep.training.rows import split_tables, whole_tables
 from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
 from lep.training.watch import HeldoutText
@@ -118,8 +118,9 @@ class _Task:
         model.requires_grad_(False)
         model.config.use_cache = False
         isolated = isolates(model)
+        names: dict[str, str] = {}
         if "lora" in settings.train:
-            add_adapter(model, settings.lora_rank, settings.lora_alpha)
+            names = add_adapter(model, self.checkpoint, settings.lora_rank, settings.lora_alpha)
         if settings.train == "new_rows":
             tables = {kind: table.whole for kind, table in split_tables(model, self.rows).items()}
         else:
@@ -141,7 +142,8 @@ class _Task:
         chunk_loss(trainer)
         losses = run(trainer, folder)
         check_frozen(before, model)
-        trained = _Trained({name: tables[kind]() for kind, name in self.names.items()}, adapter_factors(model))
+        factors = adapter_factors(model, names)
+        trained = _Trained({name: tables[kind]() for kind, name in self.names.items()}, factors)
         tokens = tokens_of(self.blocks)
         record = {
             "tokens": round(trainer.state.epoch * tokens), "steps": steps, "block_size": self.block,
@@ -151,6 +153,10 @@ class _Task:
             "share_of_weights_held": held_share(model), "losses": losses,
         }  # fmt: skip
         if settings.eval_text:
+            if trainer.state.best_model_checkpoint is None:
+                raise TrainingError(
+                    f"no state of the training at {settings.learning_rate:g} could be used: {losses[-1]}"
+                )
             record["best_step"] = int(str(trainer.state.best_model_checkpoint).rpartition("-")[2])
             record["looks"] = self.heldout.looks(trainer.state.log_history)
         return self._stored(trained), record
@@ -181,7 +187,7 @@ def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> dict[str, Any
     for share in SWEPT_RATES:
         rate = share * settings.learning_rate
         place = work / f"sweep-{rate:g}"
-        score = place.with_suffix(".json")
+        score = work / f"{place.name}.json"
         if score.exists():
             found[rate] = json.loads(score.read_text())
         else:
@@ -192,8 +198,9 @@ def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> dict[str, Any
             except TrainingError:  # it diverged
                 found[rate] = None
             if is_main():
-                shutil.rmtree(place, ignore_errors=True)
                 score.write_text(json.dumps(found[rate]))
+                shutil.rmtree(place, ignore_errors=True)
+            wait()
     usable = {rate: bits for rate, bits in found.items() if bits is not None}
     if not usable:
         rates = ", ".join(f"{rate:g}" for rate in found)
@@ -210,8 +217,9 @@ def _write(checkpoint: Checkpoint, trained: _Trained, record: dict[str, Any], fo
     for file in (*MAPPING_FILES.values(), INIT_FILE):
         if (checkpoint.folder / file).exists():
             shutil.copyfile(checkpoint.folder / file, folder / file)
-    if trained.factors:
-        save_factors(trained.factors, folder)
+    factors = joined(saved_factors(checkpoint.folder), trained.factors)
+    if factors:
+        save_factors(factors, folder)
     (folder / "lep" / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder / "work")
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ def join() -> None:
         from accelerate import PartialState
 
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        PartialState(cpu=not torch.cuda.is_available())
+        # Others wait while the first one packs the corpus and writes the result, for which the default is too short.
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def wait() -> None:

@@ -75,7 +75,8 @@ class HeldoutText:
 
     @torch.inference_mode()
     def _written(self, model: Any, texts: list[str]) -> float:
-        start, encoded = start_token(self.tokenizer), self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        start, end = start_token(self.tokenizer), self.tokenizer.eos_token_id
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         prompts = [[start, *ids[:PROMPT_TOKENS]] for ids in encoded if len(ids) >= PROMPT_TOKENS]
         if not prompts:
             return math.nan
@@ -84,7 +85,9 @@ class HeldoutText:
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=CONTINUED_TOKENS,
             pad_token_id=start, use_cache=True,
         )[:, ids.shape[1] :]  # fmt: skip
-        return sum(token in self.new_tokens for row in written.tolist() for token in row) / written.numel()
+        rows = [row[: row.index(end)] if end in row else row for row in written.tolist()]  # padding comes after the end
+        tokens = [token for row in rows for token in row]
+        return sum(token in self.new_tokens for token in tokens) / max(1, len(tokens))
 
 
 class StopWhenDiverging(TrainerCallback):
