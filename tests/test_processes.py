@@ -57,7 +57,7 @@ def test_two_processes_reach_the_loss_of_one(model, tmp_path, engine: str, train
     settings = {"tokens": 6_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 512, "train": train}
     expected = pretrain(model, [SAMPLE], tmp_path / "one", PretrainSettings(**settings))
     ran = launch(model, tmp_path / "two", engine, **settings, eval_text=f"ru={SAMPLE}")
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("nats a token") == 1  # one of them speaks
     found = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
     assert (found["processes"], expected["processes"]) == (2, 1)
@@ -86,7 +86,7 @@ def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: st
     assert not (tmp_path / "killed").exists()
     for name in ("killed", "whole"):
         ran = launch(model, tmp_path / name, engine, **settings)
-        assert ran.returncode == 0, ran.stderr[-3000:]
+        assert ran.returncode == 0, ran.stderr
     killed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     for name, tensor in whole.items():
         torch.testing.assert_close(killed[name], tensor, rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: st
 def test_two_processes_sweep_as_one(model, tmp_path) -> None:
     settings = {"tokens": 3_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 256}
     ran = launch(model, tmp_path / "two", "ddp", **settings, eval_text=f"ru={SAMPLE}", sweep=True)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
     chosen = PretrainSettings(**settings, eval_text={"ru": [str(SAMPLE)]}, sweep=True)
     expected = pretrain(model, [SAMPLE], tmp_path / "one", chosen)

@@ -141,6 +141,7 @@ class _Task:
             trainer.add_callback(EarlyStoppingCallback(settings.patience))
         chunk_loss(trainer)
         losses = run(trainer, folder)
+        wait()  # the best state has been read by all before the first process removes it
         check_frozen(before, model)
         factors = adapter_factors(model, names)
         trained = _Trained({name: tables[kind]() for kind, name in self.names.items()}, factors)
