@@ -75,7 +75,9 @@ def main() -> None:
             if not (out / arm).exists():
                 pretrain(arguments.output / start, [split["ru"][0]], out / arm, settings)
             record = json.loads((out / arm / "lep" / "pretrain.json").read_text())
-            curves.setdefault(arm, []).append(record["heldout_bits_per_byte"])
+            curves.setdefault(arm, []).append(
+                [{"step": look["step"]} | look["bits_per_byte"] for look in record["looks"]]
+            )
             for method in METHODS.get(arm, ("",)):
                 name = f"{arm} + {method}" if method else arm
                 stages[name] = f"evaluate-{arm}-{method}".strip("-")
