@@ -344,13 +344,14 @@ def test_what_looks_needs_something_to_look_at(adapted, tmp_path, name) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path) -> None:
-    settings = watched(learning_rate=3.0, precision="float32")  # far too high: one of the lower ones must win
+    settings = watched(learning_rate=0.4, precision="float32")  # far too high: one of the lower ones must win
     record = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "swept", settings.model_copy(update={"sweep": True}))
     seen, best = record["sweep"]["bits_per_byte"], record["sweep"]["best"]
-    assert list(seen) == ["0.3", "0.75", "1.5", "3"]
-    assert len(set(seen.values())) == 4  # each rate was trained, with its own result
+    assert list(seen) == ["0.04", "0.1", "0.2", "0.4"]
+    scores = [bits for bits in seen.values() if bits is not None]  # none where it diverged
+    assert len(set(scores)) == len(scores) >= 2  # each rate was trained, with its own result
     assert seen[f"{best:g}"] == min(bits for bits in seen.values() if bits is not None)
-    assert best < 3
+    assert best < 0.4
     assert record["settings"]["learning_rate"] == best
     plain = settings.model_copy(update={"learning_rate": best})
     assert pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain)["losses"] == record["losses"]
