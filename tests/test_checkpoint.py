@@ -317,3 +317,19 @@ def test_nan_rows_are_refused(tmp_path, pair, byte_level) -> None:
     with pytest.raises(CheckpointError, match="is not finite"):
         initialise(tmp_path / "model", pair["tokenizer"], tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_an_instruct_model_keeps_its_chat_template(pair, tmp_path, place) -> None:
+    """With a tokenizer that was made for its base, which has none; wherever the template is kept."""
+    shutil.copytree(pair["instruct"], tmp_path / "chat")
+    expected = load_tokenizer(tmp_path / "chat").chat_template
+    if place == "tokenizer_config.json":
+        (tmp_path / "chat" / "chat_template.jinja").unlink()
+        config = json.loads((tmp_path / "chat" / place).read_text()) | {"chat_template": expected}
+        (tmp_path / "chat" / place).write_text(json.dumps(config))
+    assert not load_tokenizer(pair["tokenizer"]).chat_template
+    initialise(tmp_path / "chat", pair["tokenizer"], tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").chat_template == expected
+    initialise(pair["base"], pair["tokenizer"], tmp_path / "base")
+    assert not load_tokenizer(tmp_path / "base").chat_template

@@ -14,7 +14,7 @@ from lep.hub import local_folder
 from lep.publish import check_output, publishing
 from lep.settings import InitSettings
 from lep.tokenizer.idmap import IdMap
-from lep.tokenizer.load import check_loaders, copy_tokenizer, load_tokenizer
+from lep.tokenizer.load import check_loaders, copy_tokenizer, keep_chat_template, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
 LOADER_TEXTS = ["Hello, world! 1234\n\tdef f(x):", "Съешь ещё этих мягких булок.", "ქართული, 中文, हिन्दी 🙂"]
@@ -55,6 +55,7 @@ def initialise(
         write_checkpoint(source, replaced, partial, config | resized)
         remap_generation_config(partial, moved)
         copy_tokenizer(folder, partial)
+        keep_chat_template(source.folder, partial)  # an instruct model stays one, with a tokenizer made for its base
         save_mappings(mappings, partial)
         copied = len(mapping.kept()[0])
         result = Initialised(mapping.target_size, copied, mapping.target_size - copied)

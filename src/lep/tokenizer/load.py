@@ -13,7 +13,8 @@ from lep.hub import local_folder
 
 # Files of other formats that would contradict a changed tokenizer.json.
 STALE_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json", "special_tokens_map.json")
-CARRIED_FILES = ("tokenizer_config.json", "chat_template.jinja", "additional_chat_templates")
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+CARRIED_FILES = ("tokenizer_config.json", TEMPLATE, TEMPLATES)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
@@ -67,6 +68,24 @@ def copy_tokenizer(source: Path, output: Path) -> None:
             shutil.copyfile(source / name, output / name)
         elif (source / name).is_dir():
             shutil.copytree(source / name, output / name, dirs_exist_ok=True)
+
+
+def keep_chat_template(source: Path, output: Path) -> None:
+    """Carry the chat template of the folder `source` to a tokenizer that was written without one."""
+    config = output / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    if "chat_template" in settings or (output / TEMPLATE).exists():
+        return
+    theirs = source / "tokenizer_config.json"
+    template = json.loads(theirs.read_text(encoding="utf-8")).get("chat_template") if theirs.exists() else None
+    for name in (TEMPLATE, TEMPLATES):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, output / name, dirs_exist_ok=True)
+        elif (source / name).exists():
+            shutil.copyfile(source / name, output / name)
+    if template and not (output / TEMPLATE).exists():
+        text = json.dumps(settings | {"chat_template": template}, ensure_ascii=False, indent=2)
+        config.write_text(text + "\n", encoding="utf-8")
 
 
 def check_loaders(folder: Path, texts: list[str], fast: PreTrainedTokenizerFast | None = None) -> None:
