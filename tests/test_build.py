@@ -322,12 +322,17 @@ def test_tasks_keep_what_one_machine_keeps(here, tmp_path, monkeypatch) -> None:
     assert len(once) == 90
     families = {text.split()[0] + text.split()[5] for text in map(plain, documents)}
     assert {text.split()[0] + text.split()[5] for text in once} == families  # one of each, whichever it is
-    assert "needs --partition" in here(
-        "corpus", tmp_path / "raw", "--executor", "slurm", "--output", tmp_path / "no", code=2
-    )
-    assert "--executor is 'ray'" in here(
-        "corpus", tmp_path / "raw", "--executor", "ray", "--output", tmp_path / "no", code=2
-    )
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    refused = {
+        ("raw", "no", "slurm"): "needs --partition",
+        ("raw", "no", "ray"): "--executor is 'ray'",
+        ("raw", "no", "local", "--weights", "wiki=2"): "--weights is not for --executor",
+        ("raw", "clean", "local", "--tasks", "4"): "was begun with other files",
+        ("broken.jsonl", "broken", "local", "--tasks", "1"): "broken.jsonl, line 1: not JSON",
+    }
+    for (source, output, *options), words in refused.items():
+        said = here("corpus", tmp_path / source, "--output", tmp_path / output, "--executor", *options, code=2)
+        assert words in said
 
 
 def test_slurm_is_given_one_job_after_another(tmp_path, monkeypatch) -> None:
