@@ -176,6 +176,18 @@ class CalibrateSettings(LoraSettings):
     generation_batch: PositiveInt = 32
 
 
+class BenchmarkSettings(Settings):
+    """Which benchmark tasks are run, and how."""
+
+    tasks: list[str] = Field([], description="benchmark tasks or groups; darumeru: the whole of it")
+    data: str | None = Field(None, description="folder with the data sets (default: from the hub)")
+    shots: int | None = Field(None, ge=0, description="examples before each question (default: 5, chat models 0)")
+    chat: bool | None = Field(None, description="ask through the chat template (default: where there is one)")
+    limit: PositiveInt | None = Field(None, description="items of each task, chosen by a fixed hash")
+    batch_size: PositiveInt = 16
+    seed: int = 0
+
+
 class EvaluateSettings(Settings):
     """What is measured on held-out text."""
 
@@ -188,3 +200,9 @@ class EvaluateSettings(Settings):
     batch_size: PositiveInt = 32
     bootstrap: PositiveInt = Field(1_000, description="resamples behind each 95% interval")
     seed: int = 0
+    benchmark: BenchmarkSettings = BenchmarkSettings()
+    prompts: str | None = Field(
+        None, description="jsonl of prompts: answers beside the first model's own (lep evaluate)"
+    )
+    answer_tokens: PositiveInt = Field(256, description="longest answer to a prompt")
+    speed: int = Field(0, ge=0, description="texts a language on which speed is measured (lep evaluate)")

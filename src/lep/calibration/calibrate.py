@@ -64,7 +64,9 @@ def _answers(
     original: str | Path, conversations: list[list[dict[str, Any]]], cache: Path, settings: CalibrateSettings
 ) -> list[Answer]:
     """One answer for each conversation, from the cache of an interrupted run where it has them."""
-    key = fingerprint([Checkpoint(original).stamp(), conversations, settings.max_new_tokens, settings.generation_batch])
+    key = fingerprint(
+        ["ids", Checkpoint(original).stamp(), conversations, settings.max_new_tokens, settings.generation_batch]
+    )
     done = _read_cache(cache, key)
     if len(done) < len(conversations):
         model, checkpoint = load_model(original)

@@ -7,7 +7,7 @@ import typer
 
 from lep import __version__
 from lep.cli.common import Output, app, checked, default, say, texts_of
-from lep.settings import EvaluateSettings
+from lep.settings import BenchmarkSettings, EvaluateSettings
 
 
 @app.command()
@@ -46,17 +46,43 @@ def plan(
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Models: local folders or hub ids.")],
-    text: Annotated[list[str], typer.Option(help="LANGUAGE=PATH of held-out text; once for each language.")],
+    models: Annotated[list[str], typer.Argument(help="Models: local folders or hub ids; MODEL@URL behind a server.")],
     output: Output,
-    tasks: Annotated[str, typer.Option(help="Chat tasks, comma-separated.")] = ",".join(EvaluateSettings().tasks),
-    items: Annotated[int, typer.Option(help="Items of each task and language.")] = default(EvaluateSettings, "items"),
+    text: Annotated[list[str] | None, typer.Option(help="LANGUAGE=PATH of held-out text.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: chat tasks made from the text (default: all), benchmark tasks or groups."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the benchmark's data sets (default: the hub).")] = None,
+    shots: Annotated[int | None, typer.Option(help="Examples before a question (default: 5, chat models 0).")] = None,
+    chat: Annotated[bool | None, typer.Option(help="Ask through the chat template (default: if there is one).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Benchmark items of each task.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts (messages jsonl) to answer beside the first model.")
+    ] = None,
+    speed: Annotated[int, typer.Option(help="Texts a language to measure speed on.")] = default(
+        EvaluateSettings, "speed"
+    ),
+    items: Annotated[int, typer.Option(help="Items of each chat task and language.")] = default(
+        EvaluateSettings, "items"
+    ),
     characters: Annotated[int, typer.Option(help="Characters a language.")] = default(EvaluateSettings, "characters"),
+    batch_size: Annotated[int, typer.Option(help="Benchmark items at once.")] = default(
+        BenchmarkSettings, "batch_size"
+    ),
     seed: Annotated[int, typer.Option()] = default(EvaluateSettings, "seed"),
 ) -> None:
-    """Compare models on held-out text: bits per byte, tokens, copying, exact answers."""
-    names = [name for name in tasks.split(",") if name]
-    settings = checked(EvaluateSettings, tasks=names, items=items, characters=characters, seed=seed)
+    """Compare models: bits per byte, tokens, copying, benchmark tasks, answers to prompts, speed."""
+    made = EvaluateSettings().tasks
+    named = [name for name in (tasks or "").split(",") if name]
+    benchmark = checked(
+        BenchmarkSettings, tasks=[n for n in named if n not in made], data=data and str(data), shots=shots, chat=chat,
+        limit=limit, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    settings = checked(
+        EvaluateSettings, tasks=made if tasks is None else [n for n in named if n in made], items=items,
+        characters=characters, seed=seed, benchmark=benchmark, prompts=prompts and str(prompts), speed=speed,
+    )  # fmt: skip
     from lep.evaluation.compare import compare
 
     say(compare(models, texts_of(text) or {}, output, settings))

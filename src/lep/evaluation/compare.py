@@ -1,41 +1,122 @@
 """Evaluate several models into one folder, one table."""
 
 import json
+import shutil
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import write_records
-from lep.evaluation.evaluate import evaluate, items
-from lep.evaluation.table import text_table
-from lep.publish import publishing
+from lep.corpus.read import read_messages, write_records
+from lep.errors import LepError
+from lep.evaluation.benchmark import Benchmark
+from lep.evaluation.evaluate import items, served_text_records, summarise, task_records, text_records, windows
+from lep.evaluation.guards import Messages, prompt_records, questions
+from lep.evaluation.speed import speed_records
+from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
+from lep.evaluation.tasks import resolve
+from lep.inference.load import load_model
+from lep.publish import fingerprint, publishing
 from lep.settings import EvaluateSettings
 
+Records = list[dict[str, Any]]
+Text = dict[str, list[str | Path]]
 
-def compare(models: list[str], text: dict[str, list[str | Path]], output: Path, settings: EvaluateSettings) -> str:
-    """Write `scores.json`, `records.jsonl` and `table.txt` for the models to `output`; returns the table.
 
-    All models are opened and all tasks made before the first one is scored, so that faults show at once.
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate: its folder or hub id, and the server that it answers from when it is not loaded here."""
+
+    source: str
+    url: str | None
+    checkpoint: Checkpoint
+
+    @classmethod
+    def parse(cls, argument: str) -> "Subject":
+        """MODEL, or MODEL@URL. Raises what opening the model raises."""
+        source, at, url = argument.partition("@http")
+        checkpoint = Checkpoint(source)
+        return cls(source, "http" + url if at else None, checkpoint if at else checkpoint.check())
+
+
+def compare(models: list[str], text: Text, output: Path, settings: EvaluateSettings) -> str:
+    """Write scores, records, the comparison and its table for the models to `output`; returns the table.
+
+    Each figure of a model but the first comes with its paired difference from the first. All models are opened and all
+    tasks made before the first one is scored, so that faults show at once. A run that was ended goes on where it was.
     """
-    for model in models:
-        Checkpoint(model).check()
+    subjects = [Subject.parse(model) for model in models]
+    names = resolve(settings.benchmark.tasks)
+    if not (text or names or settings.prompts):
+        raise LepError("nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts")
     items(text, settings)
-    scores, records = {}, []
-    with publishing(output) as partial:
-        for name, model in zip(short_names(models), models, strict=True):
-            found = evaluate(model, text, settings)
-            scores[name] = [asdict(score) for score in found.scores]
-            records += [{"model": name} | record for record in found.records]
+    prompts = questions(read_messages(settings.prompts)) if settings.prompts else []
+    benchmarks = [Benchmark(subject.checkpoint, names, settings.benchmark) if names else None for subject in subjects]
+    key = fingerprint([[s.checkpoint.stamp(), s.url] for s in subjects] + [text, settings.model_dump(), prompts])
+    found: dict[str, Records] = {}
+    with publishing(output, resume_key=key) as partial:
+        for i, (name, subject) in enumerate(zip(short_names(models), subjects, strict=True)):
+            place = partial / f"checkpoint-{i}"
+            place.mkdir(exist_ok=True)
+            saved = place / "records.jsonl"
+            if not saved.exists():
+                first = (subjects[0], next(iter(found.values()), None))
+                records = list(_records(subject, text, settings, benchmarks[i], prompts, first, place))
+                write_records(saved.with_suffix(".part"), records)
+                saved.with_suffix(".part").rename(saved)
+            found[name] = [json.loads(line) for line in saved.read_text(encoding="utf-8").split("\n") if line]
+        rows = comparison(found, settings.bootstrap, settings.seed)
+        scores = {name: [asdict(score) for score in summarise(records, settings)] for name, records in found.items()}
+        table = _table(scores, rows)
         (partial / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-        write_records(partial / "records.jsonl", records)
-        table = text_table(scores)
+        (partial / "comparison.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_records(
+            partial / "records.jsonl",
+            ({"model": name} | record for name, records in found.items() for record in records),
+        )
         (partial / "table.txt").write_text(table + "\n")
+        for place in partial.glob("checkpoint-*"):
+            shutil.rmtree(place)
     return table
+
+
+def _records(
+    subject: Subject, text: Text, settings: EvaluateSettings, benchmark: Benchmark | None, prompts: list[Messages],
+    first: tuple[Subject, Records | None], place: Path,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    heldout = windows(text, settings)
+    if subject.url is not None:
+        from lep.evaluation.backend import Server
+
+        server = Server(subject.checkpoint, subject.url)
+        yield from served_text_records(server, subject.checkpoint, heldout, place)
+        if benchmark is not None:
+            yield from benchmark.records(server.answering, place)
+        return
+    model, checkpoint = load_model(subject.source)
+    yield from text_records(model, checkpoint, heldout, settings)
+    if benchmark is not None:
+        from lep.evaluation.backend import InMemory
+
+        yield from benchmark.records(InMemory(model, checkpoint, settings.benchmark.batch_size).answering, place)
+    if checkpoint.tokenizer.chat_template:
+        yield from task_records(model, checkpoint, items(text, settings), settings)
+        if prompts:
+            said = None if first[1] is None else [r["original_answer"] for r in first[1] if r["kind"] == "prompt"]
+            yield from prompt_records(model, checkpoint, prompts, said, first[0].checkpoint.vocabulary, settings)
+    if settings.speed:
+        yield from speed_records(model, checkpoint, heldout, settings.speed)
+
+
+def _table(scores: dict[str, Any], rows: list[Row]) -> str:
+    shown = [text_table(scores)] if any(cells(each) for each in scores.values()) else []
+    return "\n\n".join([*shown, comparison_table(rows, list(scores))])
 
 
 def short_names(models: list[str]) -> list[str]:
     """The last part of each path, the whole path where two models would have the same name."""
-    last = [Path(model).name or model for model in models]
+    last = [Path(model.partition("@http")[0]).name or model for model in models]
     counts = Counter(last)
     return [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]

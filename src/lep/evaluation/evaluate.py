@@ -1,7 +1,7 @@
 """Evaluate one model on held-out text: every score with its count, unit and interval, every answer on record."""
 
-import math
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,10 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus import prepare
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TaskItem, make_tasks
-from lep.evaluation.metrics import Estimate, copied, estimate, length_ratio
+from lep.evaluation.benchmark import Benchmark
+from lep.evaluation.measures import figure, measures
+from lep.evaluation.metrics import copied, token_ratio
+from lep.evaluation.tasks import resolve
 from lep.inference.generate import Answer, answers
 from lep.inference.likelihood import sequence_nats, text_nats
 from lep.inference.load import load_model
@@ -69,6 +72,13 @@ def evaluate(model: str | Path, text: dict[str, list[str | Path]], settings: Eva
     records = list(text_records(loaded, checkpoint, windows(text, settings), settings))
     if checkpoint.tokenizer.chat_template:
         records += task_records(loaded, checkpoint, tasks, settings)
+    if settings.benchmark.tasks:
+        from lep.evaluation.backend import InMemory
+
+        benchmark = Benchmark(checkpoint, resolve(settings.benchmark.tasks), settings.benchmark)
+        with tempfile.TemporaryDirectory() as place:
+            asked = InMemory(loaded, checkpoint, settings.benchmark.batch_size)
+            records += benchmark.records(asked.answering, Path(place))
     return Evaluation(list(summarise(records, settings)), records)
 
 
@@ -80,10 +90,25 @@ def text_records(
         texts = [document.text for document in documents]
         found = text_nats(model, checkpoint.tokenizer, texts, settings.batch_size, f"{language} bits per byte")
         for document, (tokens, nats) in zip(documents, found, strict=True):
-            yield {
-                "kind": "text", "language": language, "id": document.id, "nats": nats, "tokens": tokens,
-                "characters": len(document.text), "bytes": len(document.text.encode()),
-            }  # fmt: skip
+            yield _text_record(language, document, tokens, nats)
+
+
+def served_text_records(
+    server: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], place: Path
+) -> Iterator[dict[str, Any]]:
+    """The same from a server: log-probabilities of each window as a prompt."""
+    for language, documents in text.items():
+        nats = server.text_nats([document.text for document in documents], place / f"text-{language}.jsonl")
+        for document, loss in zip(documents, nats, strict=True):
+            ids = checkpoint.tokenizer(document.text, add_special_tokens=False)["input_ids"]
+            yield _text_record(language, document, len(ids), loss)
+
+
+def _text_record(language: str, document: Document, tokens: int, nats: float) -> dict[str, Any]:
+    return {
+        "kind": "text", "language": language, "id": document.id, "nats": nats, "tokens": tokens,
+        "characters": len(document.text), "bytes": len(document.text.encode()),
+    }  # fmt: skip
 
 
 def task_records(
@@ -106,54 +131,28 @@ def task_records(
             batch_size=settings.batch_size, label=" ".join(name),
         ):  # fmt: skip
             given |= {group[answer.index]: answer for answer in batch}
-    return [_task_record(task, given[i], nats[i]) for i, task in enumerate(tasks)]
+
+    def length(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return [_task_record(task, given[i], nats[i], length) for i, task in enumerate(tasks)]
 
 
-def _task_record(task: TaskItem, answer: Answer, nats: float) -> dict[str, Any]:
+def _task_record(task: TaskItem, answer: Answer, nats: float, length: Callable[[str], int]) -> dict[str, Any]:
     record = {
         "kind": "task", "language": task.language, "task": task.task, "question": task.question,
         "expected": task.answer, "answer": answer.text, "finished": answer.finished, "nats": nats,
         "bytes": len(task.answer.encode()), "exact": float(answer.text == task.answer),
     }  # fmt: skip
     if task.task.startswith("copy"):
-        record["length_ratio"] = length_ratio(answer.text, task.answer)
+        record["length_ratio"] = token_ratio(answer.tokens, task.answer, length)
         record["copied"] = float(copied(answer.text, task.answer))
     return record
 
 
-# metric -> (unit, numerator, denominator or None for a mean, factor)
-TEXT_METRICS = {
-    "bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
-    "symbols per token": ("characters/token", "characters", "tokens", 1.0),
-}
-TASK_METRICS = {
-    "exact match": ("share", "exact", None, 1.0),
-    "answer bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
-    "length ratio": ("ratio", "length_ratio", None, 1.0),
-    "copied": ("share", "copied", None, 1.0),
-}
-
-
 def summarise(records: list[dict[str, Any]], settings: EvaluateSettings) -> Iterator[Score]:
     """Every metric by language and task, and exact match over all tasks of a language (task None)."""
-    groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
-    for record in records:
-        groups.setdefault((record["kind"], record["language"], record.get("task")), []).append(record)
-        if record["kind"] == "task":
-            groups.setdefault(("task", record["language"], None), []).append(record)
-    for (kind, language, task), members in groups.items():
-        for metric, (unit, top, bottom, factor) in (TEXT_METRICS if kind == "text" else TASK_METRICS).items():
-            if all(top in member for member in members):
-                found = _estimate(members, top, bottom, factor, settings)
-                yield Score(metric, language, task, unit, **asdict(found))
-
-
-def _estimate(
-    members: list[dict[str, Any]], top: str, bottom: str | None, factor: float, settings: EvaluateSettings
-) -> Estimate:
-    return estimate(
-        [member[top] * factor for member in members],
-        [member[bottom] for member in members] if bottom else None,
-        resamples=settings.bootstrap,
-        seed=settings.seed,
-    )
+    for measure in measures(records):
+        found = figure(measure, settings.bootstrap, settings.seed)
+        if found is not None:
+            yield Score(measure.metric, measure.language, measure.task, measure.unit, **asdict(found.estimate()))

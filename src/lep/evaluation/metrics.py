@@ -1,16 +1,27 @@
-"""Scores of single answers, and intervals of their averages."""
+"""Scores of single answers, what becomes of many of them, and intervals."""
 
-from collections.abc import Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
+from lep.errors import LepError
+
 LEAST_LCS = 0.99  # the paper's bound for a copied paragraph (section 4)
+EXAM_POINTS = 34  # of a whole USE variant
+TWO_POINT_TASK = "16"  # of the USE: one point for one of two right sentences
+
+Statistic = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio of sums with its 95% bootstrap interval."""
+    """A figure with its 95% bootstrap interval over `count` units."""
 
     value: float
     low: float
@@ -21,30 +32,126 @@ class Estimate:
 def estimate(
     numerators: Sequence[float], denominators: Sequence[float] | None = None, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """`sum(numerators) / sum(denominators)` (a mean without denominators), resampled over the units.
-
-    The interval is the 2.5th to 97.5th percentile of the ratio over `resamples` draws with replacement.
-    """
+    """`sum(numerators) / sum(denominators)` (a mean without denominators), resampled over the units."""
     top = np.asarray(numerators, dtype=np.float64)
-    bottom = np.ones_like(top) if denominators is None else np.asarray(denominators, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(len(top), size=(resamples, len(top)))
-    low, high = np.percentile(top[draws].sum(1) / bottom[draws].sum(1), [2.5, 97.5])
-    return Estimate(float(top.sum() / bottom.sum()), float(low), float(high), len(top))
+    values = top if denominators is None else np.stack([top, np.asarray(denominators, dtype=np.float64)], axis=1)
+    statistic = mean if denominators is None else ratio
+    return bounds(statistic(values), draws([values], statistic, resamples, seed), len(top))
 
 
-def length_ratio(copy: str, original: str) -> float:
-    """`min(n/m, m/n)` of the lengths of a copy and its original; 0 for an empty copy."""
-    n, m = len(copy), len(original)
+def draws(values: Sequence[np.ndarray], statistic: Statistic, resamples: int, seed: int) -> np.ndarray:
+    """The statistic of the first array, less that of the second where there is one, on each resample, (resamples,).
+
+    Each resample draws the same units, with replacement, from every array; the same number of units and seed, the same
+    units.
+    """
+    rng, count = np.random.default_rng(seed), len(values[0])
+    found = np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(count, size=count)
+        figures = [statistic(array[drawn]) for array in values]
+        found[i] = figures[0] - figures[1] if len(figures) > 1 else figures[0]
+    return found
+
+
+def bounds(value: float, drawn: np.ndarray, count: int) -> Estimate:
+    """A value with the 2.5th and 97.5th percentile of its draws."""
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high), count)
+
+
+# --- one figure of many values: (units,), or (units, 2) of tops and bottoms or of gold and predicted classes ---
+
+
+def mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
+def ratio(values: np.ndarray) -> float:
+    """Sum of the first column over the sum of the second."""
+    top, bottom = values.sum(0)
+    return float(top / bottom)
+
+
+def _confusion(pairs: np.ndarray) -> np.ndarray:
+    gold, predicted = pairs.astype(np.int64).T
+    classes = int(pairs.max()) + 1
+    return np.bincount(gold * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def macro_f1(pairs: np.ndarray) -> float:
+    """Mean over the classes that occur, gold or predicted, of 2 tp / (2 tp + fp + fn)."""
+    table = _confusion(pairs)
+    sums = table.sum(0) + table.sum(1)
+    seen = sums > 0
+    return float((2 * np.diag(table)[seen] / sums[seen]).mean())
+
+
+def matthews(pairs: np.ndarray) -> float:
+    """Matthews' correlation of gold and predicted classes; 0 where either is constant (Gorodkin 2004)."""
+    table = _confusion(pairs).astype(np.float64)
+    total, right, gold, predicted = table.sum(), np.trace(table), table.sum(1), table.sum(0)
+    spread = (total**2 - predicted @ predicted) * (total**2 - gold @ gold)
+    return float((right * total - gold @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What becomes of a task's items, each (unit, value): values of a unit are combined, then the statistic is taken.
+
+    Called with the items it gives the figure, as lm-evaluation-harness asks of an aggregation.
+    """
+
+    statistic: Statistic = mean
+    combine: Callable[[list[Any]], Any] = lambda values: values[0]
+
+    def units(self, items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        """The value of each unit, in the order of their first items."""
+        grouped: dict[str, list[Any]] = {}
+        for unit, value in items:
+            grouped.setdefault(unit, []).append(value)
+        return {unit: self.combine(values) for unit, values in grouped.items()}
+
+    def __call__(self, items: Sequence[tuple[str, Any]]) -> float:
+        return self.statistic(np.asarray(list(self.units(items).values()), dtype=np.float64))
+
+
+# by the names that the task files give them; every other metric is a mean over items
+METRICS = {
+    "f1_macro": Metric(macro_f1),
+    "mcc": Metric(matthews),
+    "both_orders": Metric(combine=min),  # a pair counts only if right in both orders of its options
+    "grade": Metric(combine=lambda points: sum(points) / EXAM_POINTS),  # averaged over exam variants
+}
+
+
+def metric(name: str) -> Metric:
+    return METRICS.get(name, Metric())
+
+
+# --- one answer ---
+
+
+def length_ratio(n: int, m: int) -> float:
+    """`min(n/m, m/n)` of the lengths of a copy and its original; 0 for an empty one."""
     return min(n / m, m / n) if n and m else 0.0
 
 
-def common_subsequence(a: str, b: str) -> int:
+def token_ratio(written: int, original: str, length: Callable[[str], int]) -> float:
+    """`length_ratio` of the tokens of a copy, as it was written, and of its original.
+
+    A template may or may not put a space before an answer: of the two ways to cut the original, the nearer one counts.
+    """
+    return max(length_ratio(written, length(text)) for text in (original, " " + original))
+
+
+def common_subsequence(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Length of the longest common subsequence, bit-parallel (Crochemore et al. 2001).
 
     >>> common_subsequence("abcde", "abxe")
     3
     """
-    places: dict[str, int] = {}
+    places: dict[Any, int] = {}
     for i, character in enumerate(a):
         places[character] = places.get(character, 0) | 1 << i
     mask = (1 << len(a)) - 1
@@ -58,3 +165,74 @@ def common_subsequence(a: str, b: str) -> int:
 def copied(copy: str, original: str) -> bool:
     """Whether the longest common subsequence covers at least 99% of the original."""
     return common_subsequence(original, copy) >= LEAST_LCS * len(original)
+
+
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}«»—–…“”„]")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, punctuation taken off."""
+    return _PUNCTUATION.sub(" ", text.lower()).split()
+
+
+@cache
+def _morphology() -> Any:
+    try:
+        from pymorphy3 import MorphAnalyzer
+    except ImportError as error:
+        raise LepError("summaries are compared by lemmas, which needs pymorphy3: pip install 'lep[eval]'") from error
+    return MorphAnalyzer()
+
+
+@cache
+def lemma(word: str) -> str:
+    """The dictionary form of a Russian word; any other word as it is."""
+    return _morphology().parse(word)[0].normal_form
+
+
+def rouge_recall(reference: str, text: str, n: int) -> float:
+    """Share of the reference's n-grams of lemmas that the text has too, each as often as it has it (Lin 2004)."""
+    grams = [
+        Counter(zip(*(lemmas[i:] for i in range(n)), strict=False))
+        for lemmas in ([lemma(word) for word in words(side)] for side in (reference, text))
+    ]
+    return (grams[0] & grams[1]).total() / max(1, grams[0].total())
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """Harmonic mean of the shares of common words in the answer and in the right one (SQuAD)."""
+    given, right = Counter(words(answer)), Counter(words(gold))
+    common = (given & right).total()
+    return 2 * common / (given.total() + right.total()) if common else float(given == right)
+
+
+def r_precision(relevant: Sequence[int], scores: Sequence[float]) -> float:
+    """Share of the relevant ones among the first R by score, R being how many are relevant."""
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[: len(relevant)]
+    return len(set(best) & set(relevant)) / len(relevant)
+
+
+def exam_points(kind: str, number: str, answer: str, given: str) -> int:
+    """Points for the answer to a task of the Unified State Exam (USE), as MERA counts them.
+
+    `text`: one for any of the right words, which commas separate. `matching`: one for each right place of a list of
+    the right length. All others are choices in any order: one for exactly the right set; in task 16, of two points,
+    each missing or superfluous choice costs one.
+    """
+    right = answer.split(",")
+    if kind == "text":
+        return int(re.sub(r"[\d\W]+", "", given).lower() in right)
+    chosen = [part.strip() for part in given.split(",")]
+    if kind == "matching":
+        return sum(a == b for a, b in zip(right, chosen, strict=True)) if len(right) == len(chosen) else 0
+    hits = len(set(right) & set(chosen))
+    if number == TWO_POINT_TASK:
+        return max(0, hits - max(len(chosen), len(right)) + len(right))
+    return int(hits == len(set(right)) == len(set(chosen)))
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """Share of a text's n-grams of words that it has said before; 0 for a shorter text."""
+    said = text.split()
+    grams = list(zip(*(said[i:] for i in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -17,8 +17,12 @@ class Answer:
 
     index: int  # which prompt it answers
     text: str
-    tokens: int
+    ids: tuple[int, ...]  # without what ended it
     finished: bool
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
 
 
 @torch.inference_mode()
@@ -60,4 +64,4 @@ def answers(
 def _answer(index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast) -> Answer:
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
     text = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-    return Answer(index, text, length, finished=length < len(row))
+    return Answer(index, text, tuple(row[:length]), finished=length < len(row))

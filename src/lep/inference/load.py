@@ -7,6 +7,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lep.checkpoint.reader import Checkpoint
 
+CONTEXT = 4_096  # of a model whose configuration names none
+
 
 def device() -> torch.device:
     """The GPU when there is one."""
@@ -19,3 +21,9 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
     dtype = "auto" if device().type == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     return model.to(device()).eval(), checkpoint
+
+
+def context_of(checkpoint: Checkpoint) -> int:
+    """Tokens that the model can see at once."""
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    return text.get("max_position_embeddings") or CONTEXT

@@ -1,0 +1,168 @@
+"""Benchmark items of the data folder in the fields that the tasks read.
+
+    python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
+
+RuCoLA, PARus, RWSD, RCB, USE and MMLU (English) are real items; the labels of PARus, RWSD and RCB are the majorities of
+crowds. The USE items come from whole exams, of which 100 variants are made by their numbers. News with their titles
+stand in for the summaries of Gazeta, and the sentences nearest to the title for the extracted ones. Sentences and
+paragraphs to copy come from Wikipedia. RuBLiMP is whole.
+"""
+
+import argparse
+import html
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from lep.corpus.read import read_documents, write_records
+from lep.corpus.tasks import PARAGRAPH_CHARACTERS, make_tasks, sentences
+from lep.evaluation.metrics import lemma, words
+
+COPIES, SHOTS, EXTRACTED, DOCUMENTS = 200, 10, 3, 2_000
+RCB = ["entailment", "contradiction", "neutral"]
+Record = dict[str, Any]
+
+
+def lines(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
+            yield json.loads(line)
+
+
+def asked(inputs: Record, outputs: Any, **meta: Any) -> Record:
+    return {"inputs": inputs, "outputs": outputs, "meta": meta}
+
+
+def parus(bench: Path) -> Iterator[Record]:
+    for i, r in enumerate(lines(bench / "parus_human.jsonl.zst")):
+        inputs = {name: r[name] for name in ("premise", "choice1", "choice2")}
+        yield asked(inputs, str(r["label"] + 1), id=i, task=r["question"])
+
+
+def rcb(bench: Path) -> Iterator[Record]:
+    for i, r in enumerate(lines(bench / "rcb_human.jsonl.zst")):
+        inputs = {"premise": r["premise"], "hypothesis": r["hypothesis"]}
+        yield asked(inputs, str(RCB.index(r["label"]) + 1), id=i)
+
+
+def rwsd(bench: Path) -> Iterator[Record]:
+    for i, r in enumerate(lines(bench / "rwsd_human.jsonl.zst")):
+        marked = re.findall(r"<b>(.*?)</b>", r["text"])
+        inputs = {"text": re.sub(r"</?b>", "", r["text"]), "span1_text": r["span"], "span2_text": " ".join(marked)}
+        yield asked(inputs, "Да" if r["label"] == "true" else "Нет", id=i)
+
+
+def use(bench: Path) -> Iterator[Record]:
+    """Answers as the exam writes them: numbers in order, words by commas, pairs by their right sides."""
+    for r in lines(bench / "use.jsonl.zst"):
+        solution = r["solution"]
+        right = solution.get("correct") or solution.get("correct_variants")
+        if right is None:  # the essay
+            continue
+        variants = right if isinstance(right, list) else [right]
+        if r["type"] == "text":
+            answer = ",".join(re.sub(r"[\d\W]+", "", str(each)).lower() for each in variants)
+        elif r["type"] == "matching":
+            answer = ",".join(str(right[key]) for key in sorted(right))
+        else:
+            answer = ",".join(sorted(variants[0] if isinstance(variants[0], list) else map(str, variants)))
+        options = [f"{c['id']}) {c['text']}" for c in r["choices"] or [] if "text" in c and c["text"] not in r["text"]]
+        number = re.search(r"\d+", r["file"])
+        assert number
+        inputs = {"task": html.unescape(r["text"]), "choices": "\n".join(options)}
+        yield asked(inputs, answer, id=f"{r['file']}/{r['id']}", id_task=r["id"], variant=number[0], type=r["type"])
+
+
+def mmlu(bench: Path, part: str) -> Iterator[Record]:
+    for r in lines(bench / "mmlu_en.jsonl.zst"):
+        if r["split"] == part:
+            options = [r[letter] for letter in "ABCD"]
+            yield {"subject": r["subject"], "question_en": r["question"], "choices_en": options,
+                   "question_ru": r["question"], "choices_ru": options, "answer": "ABCD".index(r["label"])}  # fmt: skip
+
+
+def rucola(bench: Path, parts: list[str]) -> Iterator[Record]:
+    for r in lines(bench / "rucola.jsonl.zst"):
+        if r["split"] in parts and "acceptable" in r:
+            yield {"id": r["id"], "sentence": r["sentence"], "label": int(r["acceptable"])}
+
+
+def gazeta(bench: Path) -> Iterator[Record]:
+    for r in lines(bench / "tg_news_ru.jsonl.zst"):
+        sentences = [s for s in re.split(r"(?<=[.!?])\s+(?=[А-ЯA-Z«])", r["text"]) if s.strip()]
+        if len(sentences) <= EXTRACTED:
+            continue
+        title = {lemma(word) for word in words(r["title"])}
+        near = [len(title & {lemma(w) for w in words(s)}) for s in sentences]
+        best = sorted(sorted(range(len(sentences)), key=lambda i: -near[i])[:EXTRACTED])
+        yield {"src_sents": sentences, "summary_sents": [r["title"]], "extractive_summary": best}
+
+
+def rublimp(bench: Path) -> Iterator[Record]:
+    for r in lines(bench / "rublimp.jsonl.zst"):
+        yield {"source_sentence": r["good"], "target_sentence": r["bad"], "phenomenon": r["phenomenon"]}
+
+
+def copies(data: Path, language: str, task: str) -> Iterator[Record]:
+    """From Wikipedia; its paragraphs are long, so they are cut into pieces of ours' length."""
+    place = {"ru": "eval/ru/wiki_xquad.jsonl.zst", "en": "train/en/wiki.jsonl.zst"}[language]
+    documents = list(islice(read_documents([data / place]), DOCUMENTS))
+    if task == "copy_paragraph":
+        documents = [replace(document, text="\n\n".join(pieces(sentences(document.text)))) for document in documents]
+    for item in make_tasks(documents, language, [task], count=COPIES + SHOTS, seed=0):
+        yield asked({"text": item.answer}, item.answer, id=item.question)
+
+
+def pieces(parts: list[str]) -> Iterator[str]:
+    """Whole sentences together, as many as a paragraph may have characters."""
+    taken = ""
+    for part in parts:
+        if taken and len(taken) + 1 + len(part) > PARAGRAPH_CHARACTERS[1]:
+            yield taken
+            taken = ""
+        taken = f"{taken} {part}".strip()
+    yield taken
+
+
+def halves(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The first ones as examples, the others to be asked about; of exams, the first whole one."""
+    kept = list(records)
+    first = kept[0].get("meta", {}).get("variant")
+    shots = SHOTS if first is None else sum(record["meta"]["variant"] == first for record in kept)
+    return {"prompt": kept[:shots], "test": kept[shots:]}
+
+
+def write(output: Path, name: str, splits: dict[str, Iterable[Record]]) -> None:
+    (output / name).mkdir(parents=True, exist_ok=True)
+    for split, records in splits.items():
+        found = list(records)
+        write_records(output / name / f"{split}.jsonl", found)
+        print(f"{name}/{split}: {len(found):,}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    bench, output = args.data / "bench", args.output
+    for name, make in {"parus": parus, "rcb": rcb, "rwsd": rwsd, "use": use, "daru_treeway_eval": gazeta}.items():
+        write(output, name, halves(make(bench)))
+    write(output, "mmlu_ru", {part: mmlu(bench, part) for part in ("dev", "test")})
+    dev = ["in_domain_dev", "out_of_domain_dev"]
+    write(output, "rucola", {"validation": rucola(bench, dev), "train": rucola(bench, ["in_domain_train"])})
+    write(output, "rublimp", {"test": rublimp(bench)})
+    for language in ("ru", "en"):
+        for short, task in {"sent": "copy_sentence", "para": "copy_paragraph"}.items():
+            write(output, f"cp_{short}_{language}", halves(copies(args.data, language, task)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""What answers the benchmark's requests: a model in memory, or one behind an OpenAI-compatible server.
+
+Both are lm-evaluation-harness's own; what is ours is that every answer is kept on disk as it comes, that both cut text
+into tokens in the same way, and that nothing is ever cut to fit.
+"""
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import requests
+from aiohttp import ClientError
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM, CacheHook
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from transformers import GenerationConfig
+
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import LepError
+from lep.inference.load import context_of
+from lep.publish import fingerprint
+
+SECONDS, CONCURRENT, TRIES = 600, 8, 3
+
+
+class Said(str):
+    """A generated text that knows how many tokens it was written in."""
+
+    tokens: int | None
+
+    def __new__(cls, text: str, tokens: int | None) -> "Said":
+        said = super().__new__(cls, text)
+        said.tokens = tokens
+        return said
+
+
+class InMemory(HFLM):
+    """A loaded model."""
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, batch_size: int) -> None:
+        super().__init__(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=batch_size,
+                         max_length=context_of(checkpoint), backend="causal")  # fmt: skip
+        ends = model.generation_config.eos_token_id
+        model.generation_config = GenerationConfig(
+            eos_token_id=ends
+        )  # no lengths, penalties or sampling of the makers'
+        self.latest: list[int] = []
+
+    def answering(self, generates: bool, chat: bool) -> LM:
+        """What to ask: the same for everything."""
+        return self
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        self.latest = tokens if isinstance(tokens, list) else [tokens]
+        return super().tok_decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    def written(self, text: str) -> int:
+        """Tokens of the answer decoded last, up to where the text was cut."""
+        ids = self.latest
+        return bisect_left(
+            range(len(ids)), len(text), key=lambda k: len(self.tokenizer.decode(ids[:k], skip_special_tokens=True))
+        )
+
+
+class _Counting:
+    """Tokens of an answer as the server counts them, without the one that ended it."""
+
+    latest: int | None = None
+
+    def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
+        usage, choice = outputs.get("usage") or {}, outputs["choices"][0]
+        count = usage.get("completion_tokens")
+        self.latest = None if count is None else count - (choice.get("finish_reason") == "stop")
+        return super().parse_generations(outputs, **kwargs)  # type: ignore[misc]
+
+    def written(self, text: str) -> int | None:
+        return self.latest
+
+
+class Completions(_Counting, LocalCompletionsAPI):
+    """Log-likelihoods, and answers of models without a chat template, from `/v1/completions`.
+
+    Asks for prompt log-probabilities (`echo` with `logprobs`), as vLLM and llama.cpp's server give them.
+    """
+
+    def tok_encode(self, string: str, left_truncate_len: int | None = None, **kwargs: Any) -> Any:
+        if not isinstance(string, str):
+            return [self.tok_encode(each, left_truncate_len) for each in string]
+        begins = self.tokenizer.bos_token and string.startswith(self.tokenizer.bos_token)
+        special = kwargs.get("add_special_tokens")
+        return self.tokenizer.encode(string, add_special_tokens=not begins if special is None else special)
+
+
+class Chat(_Counting, LocalChatCompletion):
+    """Answers from `/v1/chat/completions`; the server applies the model's template."""
+
+
+class Server:
+    """A model behind a URL, for whose tokens and template a local folder or hub id stands."""
+
+    def __init__(self, checkpoint: Checkpoint, url: str) -> None:
+        """Raises `LepError` when nothing answers there, or another model does."""
+        self.url = url.rstrip("/")
+        try:
+            answer = requests.get(f"{self.url}/models", timeout=30)
+            answer.raise_for_status()
+            served = [model["id"] for model in answer.json()["data"]]
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise LepError(f"no OpenAI-compatible server answers at {url} ({error}): start it, or mend the URL, which "
+                           "usually ends in /v1") from error  # fmt: skip
+        wanted = str(checkpoint.folder)
+        if wanted not in served and len(served) > 1:
+            raise LepError(
+                f"the server at {url} has {', '.join(served)} and not {wanted}: serve one model, or that one"
+            )
+        self.name = wanted if wanted in served or not served else served[0]
+        common = {
+            "model": self.name, "tokenizer": str(checkpoint.folder), "max_length": context_of(checkpoint),
+            "num_concurrent": CONCURRENT, "max_retries": TRIES, "timeout": SECONDS, "batch_size": 1,
+        }  # fmt: skip
+        self.completions = Completions(base_url=f"{self.url}/completions", tokenizer_backend="huggingface", **common)
+        self.completions.tokenizer = checkpoint.tokenizer
+        self.chat = Chat(base_url=f"{self.url}/chat/completions", **common)
+
+    def answering(self, generates: bool, chat: bool) -> LM:
+        """What to ask: chat for answers, else completions."""
+        return self.chat if generates and chat else self.completions
+
+    def text_nats(self, texts: list[str], place: Path) -> list[float]:
+        """-log p of each text in nats; answers are kept in the file `place`."""
+        asked = Recorded(
+            self.completions, lambda text: len(self.completions.tok_encode(text)), self.completions.max_length, place
+        )
+        try:
+            found = asked.loglikelihood([Instance("loglikelihood", {}, ("", text), i) for i, text in enumerate(texts)])
+        finally:
+            asked.close()
+        if asked.too_long:
+            raise LepError(f"{len(asked.too_long)} of {len(texts)} windows of text are longer than the model's context")
+        return [-nats for nats, _ in found]
+
+
+class Recorded(LM):
+    """A model whose every answer is kept in a file as it comes, so that a run that was ended goes on where it was.
+
+    A request longer than the context gets no answer: `too_long` holds its key.
+    """
+
+    def __init__(self, model: Any, length: Callable[[str], int], context: int, place: Path) -> None:
+        super().__init__()
+        self.model, self.length, self.context = model, length, context
+        self.too_long: set[str] = set()
+        self.known: dict[str, Any] = {}
+        if place.exists():
+            lines = place.read_text(encoding="utf-8").split("\n")[:-1]  # a line that a kill cut short has no end
+            self.known = dict(json.loads(line) for line in lines)
+            place.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self.file = place.open("a", encoding="utf-8")
+        model.set_cache_hook(self)
+
+    # what lm-evaluation-harness calls for each answer, as it is made
+    def add_partial(self, kind: str, request: tuple[Any, ...], answer: Any) -> None:
+        if kind == "generate_until":
+            answer = [answer, self.model.written(answer)]
+        self._keep(request_key(kind, request), answer)
+
+    def _keep(self, key: str, answer: Any) -> None:
+        self.known[key] = answer
+        self.file.write(json.dumps([key, answer], ensure_ascii=False) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.model.set_cache_hook(CacheHook(None))
+        self.file.close()
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        # the last token is predicted, not seen
+        self._ask("loglikelihood", requests, lambda args: self.length(args[0] + args[1]) - 1)
+        unknown = (float("-inf"), False)
+        return [tuple(self.known.get(request_key("loglikelihood", r.args), unknown)) for r in requests]  # type: ignore
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        self._ask("generate_until", requests, lambda args: self.length(_text(args[0])) + args[1]["max_gen_toks"])
+        return [Said(*self.known.get(request_key("generate_until", r.args), ("", 0))) for r in requests]
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        raise NotImplementedError
+
+    def _ask(self, kind: str, asked: list[Any], length: Callable[[Any], int]) -> None:
+        todo = []
+        for request in asked:
+            key = request_key(kind, request.args)
+            if length(request.args) > self.context:
+                self.too_long.add(key)
+            elif key not in self.known:
+                todo.append(request)
+        if not todo:
+            return
+        try:
+            answers = getattr(self.model, kind)(todo)
+        except (requests.RequestException, ClientError, TimeoutError) as error:
+            done = sum(request_key(kind, r.args) in self.known for r in todo)
+            raise LepError(
+                f"the server stopped answering after {done:,} of {len(todo):,} requests "
+                f"({error or type(error).__name__}): "
+                "start it again and give the same command, which goes on from there"
+            ) from error
+        for request, answer in zip(todo, answers, strict=True):  # what the hook was not called for
+            key = request_key(kind, request.args)
+            if key not in self.known:
+                self._keep(key, [answer, None] if kind == "generate_until" else answer)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
+        return self.model.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.model.tokenizer_name
+
+
+def _text(context: Any) -> str:
+    return context if isinstance(context, str) else context.prompt  # of a conversation: its JSON, a little longer
+
+
+def request_key(kind: str, arguments: tuple[Any, ...]) -> str:
+    """The same for the same question, in every run."""
+    return fingerprint([kind, *(each if isinstance(each, (str, dict)) else each.prompt for each in arguments)])

@@ -1,0 +1,61 @@
+"""What an adapted model still does as the original did: on the same prompts, beside the original's own answers."""
+
+from typing import Any
+
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import CorpusError
+from lep.evaluation.metrics import repetition
+from lep.inference.generate import Answer, answers
+from lep.inference.likelihood import sequence_nats
+from lep.settings import EvaluateSettings
+from lep.tokenizer.chat import chat_ids
+from lep.tokenizer.vocabulary import Vocabulary
+
+Messages = list[dict[str, Any]]
+
+
+def questions(conversations: list[dict[str, Any]]) -> list[Messages]:
+    """Conversations up to the last question."""
+    found = [record["messages"] for record in conversations]
+    return [m[:-1] if m[-1]["role"] == "assistant" else m for m in found]
+
+
+def prompt_records(
+    model: Any, checkpoint: Checkpoint, prompts: list[Messages], original: list[str] | None, known: Vocabulary,
+    settings: EvaluateSettings,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Greedy answers to the prompts, and the nats of the original model's answers to them.
+
+    `original` holds those answers; without them the model is the original itself. `known` is the original's
+    vocabulary. Raises `CorpusError` when the original says nothing.
+    """
+    tokenizer = checkpoint.tokenizer
+    given: dict[int, Answer] = {}
+    for batch in answers(model, tokenizer, prompts, max_new_tokens=settings.answer_tokens,
+                         batch_size=settings.batch_size, label="prompts"):  # fmt: skip
+        given |= {answer.index: answer for answer in batch}
+    said = [given[i].text for i in range(len(prompts))]
+    expected = said if original is None else original
+    if not any(expected):
+        raise CorpusError(f"the original model says nothing to any of {len(prompts)} prompts: give others")
+    wholes = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(prompts, expected, strict=True)]
+    starts = [len(chat_ids(tokenizer, prompt, ask=True)) for prompt in prompts]
+    sequences = [(chat_ids(tokenizer, whole), start) for whole, start in zip(wholes, starts, strict=True)]
+    nats = sequence_nats(model, sequences, settings.batch_size, "original answers")
+    old = {token.content for token in known.tokens if token}
+    tokens = checkpoint.vocabulary.tokens
+
+    def new(index: int) -> bool:
+        token = tokens[index]
+        return token is not None and token.content not in old
+
+    return [
+        {
+            "kind": "prompt", "language": "prompts", "id": str(i), "prompt": prompt, "answer": said[i],
+            "finished": float(given[i].finished), "repetition": repetition(said[i]), "tokens": given[i].tokens,
+            "new_tokens": sum(map(new, given[i].ids)),
+            "original_answer": expected[i], "nats": nats[i], "bytes": len(expected[i].encode()),
+        }
+        for i, prompt in enumerate(prompts)
+        if expected[i]
+    ]  # fmt: skip

@@ -1,0 +1,148 @@
+"""From records to figures: what is averaged over which units, with intervals and paired differences."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lep.evaluation.metrics import Estimate, Statistic, bounds, draws, mean, metric, ratio
+
+Record = dict[str, Any]
+
+# metric -> (unit, numerator, denominator or None for a mean, factor)
+METRICS: dict[str, dict[str, tuple[str, str, str | None, float]]] = {
+    "text": {
+        "bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
+        "symbols per token": ("characters/token", "characters", "tokens", 1.0),
+    },
+    "task": {
+        "exact match": ("share", "exact", None, 1.0),
+        "answer bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
+        "length ratio": ("ratio", "length_ratio", None, 1.0),
+        "copied": ("share", "copied", None, 1.0),
+    },
+    "prompt": {
+        "original answers bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
+        "ends its turn": ("share", "finished", None, 1.0),
+        "repetition": ("share", "repetition", None, 1.0),
+        "new tokens": ("share", "new_tokens", "tokens", 1.0),
+    },
+    "speed": {
+        "prefill": ("characters/s", "read_characters", "prefill_seconds", 1.0),
+        "generation": ("characters/s", "written_characters", "generation_seconds", 1.0),
+        "time to first token": ("s", "prefill_seconds", None, 1.0),
+        "context": ("characters", "context_characters", "tokens", 1.0),
+        "KV cache": ("bytes/character", "cache_bytes", "characters", 1.0),
+    },
+}
+BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others are shares
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric of one model: a value for each text, question, pair of orders or exam variant, and their statistic."""
+
+    metric: str
+    language: str
+    task: str | None
+    unit: str
+    values: dict[str, Any]
+    statistic: Statistic
+    left_out: int = 0  # items that are longer than the model's context
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        return self.metric, self.language, self.task
+
+
+def measures(records: Sequence[Record]) -> list[Measure]:
+    """Every metric by language and task; chat tasks of a language also together (task None)."""
+    groups: dict[tuple[str, str, str | None], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["kind"], record["language"], record.get("task")), []).append(record)
+        if record["kind"] == "task":
+            groups.setdefault(("task", record["language"], None), []).append(record)
+    found: list[Measure] = []
+    for (kind, language, task), members in groups.items():
+        if kind == "benchmark":
+            found += _benchmark(language, task, members)
+            continue
+        for name, (unit, top, bottom, factor) in METRICS[kind].items():
+            if all(top in member for member in members):
+                values = {
+                    str(i): member[top] * factor if bottom is None else [member[top] * factor, member[bottom]]
+                    for i, member in enumerate(members)
+                }
+                found.append(Measure(name, language, task, unit, values, mean if bottom is None else ratio))
+    return found
+
+
+def _benchmark(language: str, task: str | None, members: list[Record]) -> list[Measure]:
+    asked = [member for member in members if "scores" in member]
+    if not asked:  # all of them longer than the context
+        return [Measure("score", language, task, "share", {}, mean, len(members))]
+    names = list(asked[0]["scores"])
+    return [
+        Measure(name, language, task, BENCHMARK_UNITS.get(name, "share"),
+                metric(name).units([member["scores"][name] for member in asked]), metric(name).statistic,
+                len(members) - len(asked))
+        for name in names
+    ]  # fmt: skip
+
+
+def task_score(parts: Sequence[Measure]) -> Measure:
+    """A task's score: the mean of its metrics, as the paper has it."""
+    if len(parts) == 1:
+        return parts[0]
+    widths = [np.size(next(iter(part.values.values()))) for part in parts]
+    ends = np.cumsum(widths)
+    values = {u: np.concatenate([np.atleast_1d(part.values[u]) for part in parts]) for u in parts[0].values}
+
+    def statistic(array: np.ndarray) -> float:
+        columns = [array[:, end - width : end] for end, width in zip(ends, widths, strict=True)]
+        return float(np.mean([
+            part.statistic(own[:, 0] if width == 1 else own)
+            for part, own, width in zip(parts, columns, widths, strict=True)
+        ]))  # fmt: skip
+
+    first = parts[0]
+    return Measure("score", first.language, first.task, "share", values, statistic, first.left_out)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value with its bootstrap draws, which make the interval and can be averaged with those of other measures."""
+
+    value: float
+    drawn: np.ndarray
+    count: int
+
+    def estimate(self) -> Estimate:
+        return bounds(self.value, self.drawn, self.count)
+
+
+def figure(measure: Measure, resamples: int, seed: int, against: Measure | None = None) -> Figure | None:
+    """The measure, or its difference from the same one of another model over the units that both have.
+
+    None without common units. The same measure and seed draw the same units, so that differences are paired.
+    """
+    units = [unit for unit in measure.values if against is None or unit in against.values]
+    if not units:
+        return None
+    sides = [measure, *([against] if against else [])]
+    arrays = [np.asarray([side.values[unit] for unit in units], dtype=np.float64) for side in sides]
+    statistic = measure.statistic
+    value = statistic(arrays[0]) - (statistic(arrays[1]) if against else 0.0)
+    own = zlib.crc32("/".join(map(str, measure.key)).encode())
+    return Figure(value, draws(arrays, statistic, resamples, seed ^ own), len(units))
+
+
+def average(figures: Sequence[Figure]) -> Figure:
+    """The mean over tasks; each counts the same, and they are resampled on their own."""
+    return Figure(
+        float(np.mean([f.value for f in figures])), np.mean([f.drawn for f in figures], axis=0),
+        sum(f.count for f in figures),
+    )  # fmt: skip

@@ -1,0 +1,3 @@
+from lep.evaluation.tasks import FOLDER
+
+print(FOLDER)
