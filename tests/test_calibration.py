@@ -26,7 +26,7 @@ from lep.settings import CalibrateSettings
     ("Повтори: да да да да да да да да да да", "да да да да да да да да да да", True, None),
 ])  # fmt: skip
 def test_rules(question, text, finished, reason) -> None:
-    assert reason_to_drop(question, Answer(0, text, 5, finished)) == reason
+    assert reason_to_drop(question, Answer(0, text, [1, 2, 3, 4, 5], finished)) == reason
 
 
 def test_refrains_are_not_repetition() -> None:

@@ -13,7 +13,7 @@ from lep.corpus.read import read_documents
 from lep.errors import TokenizerError
 from lep.evaluation.compare import compare, short_names
 from lep.evaluation.evaluate import evaluate, summarise
-from lep.evaluation.metrics import common_subsequence, copied, estimate, length_ratio
+from lep.evaluation.metrics import common_subsequence, copied, estimate
 from lep.evaluation.table import text_table
 from lep.inference.generate import answers
 from lep.inference.likelihood import sequence_nats
@@ -38,8 +38,6 @@ def test_common_subsequence(a: str, b: str) -> None:
 
 
 def test_copy_scores() -> None:
-    assert length_ratio("abcd", "abcdefgh") == length_ratio("abcdefgh", "abcd") == 0.5
-    assert length_ratio("", "abc") == 0
     text = "а" * 99 + "б"
     assert copied(text[:-1], text)
     assert not copied(text[:-2], text)
@@ -130,7 +128,7 @@ def test_answers_are_scored_against_the_right_one(given, exact, whole) -> None:
     from lep.inference.generate import Answer
 
     item = TaskItem("copy_sentence", "ru", "Повтори", "Снег пошёл ночью.")
-    record = _task_record(item, Answer(0, given, 3, True), 7.0)
+    record = _task_record(item, Answer(0, given, [1, 2, 3], True), 7.0, len)
     assert (record["exact"], record["copied"]) == (exact, whole)
     scores = {s.metric: s for s in summarise([record] * 3, SETTINGS) if s.task}
     assert scores["exact match"].value == exact
@@ -157,6 +155,8 @@ def test_compare_writes_table_and_records(pair, tmp_path) -> None:
 def test_names_in_the_table() -> None:
     assert short_names(["a/base", "b/instruct"]) == ["base", "instruct"]
     assert short_names(["a/model", "b/model"]) == ["a/model", "b/model"]
+    assert short_names(["a/model", "a/model"]) == ["a/model", "a/model (2)"]
+    assert short_names(["a/model@http://localhost:8000/v1", "b"]) == ["model", "b"]
     assert text_table({"m": []}).splitlines()[-1].startswith("m")
 
 

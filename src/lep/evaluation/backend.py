@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import LepError
+from lep.evaluation.benchmark import quiet
 from lep.inference.load import context_of
 from lep.publish import fingerprint
 
@@ -40,13 +41,14 @@ class Said(str):
 class InMemory(HFLM):
     """A loaded model."""
 
+    spare = 1  # tokens of a scored text beyond the context: the last one is predicted, not seen
+
     def __init__(self, model: Any, checkpoint: Checkpoint, batch_size: int) -> None:
-        super().__init__(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=batch_size,
-                         max_length=context_of(checkpoint), backend="causal")  # fmt: skip
-        ends = model.generation_config.eos_token_id
-        model.generation_config = GenerationConfig(
-            eos_token_id=ends
-        )  # no lengths, penalties or sampling of the makers'
+        with quiet():
+            super().__init__(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=batch_size,
+                             max_length=context_of(checkpoint), backend="causal")  # fmt: skip
+        # no lengths, penalties or sampling of the makers'
+        model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         self.latest: list[int] = []
 
     def answering(self, generates: bool, chat: bool) -> LM:
@@ -86,6 +88,8 @@ class Completions(_Counting, LocalCompletionsAPI):
     Asks for prompt log-probabilities (`echo` with `logprobs`), as vLLM and llama.cpp's server give them.
     """
 
+    spare = -1  # the server sees the last one, too, and adds one of its own
+
     def tok_encode(self, string: str, left_truncate_len: int | None = None, **kwargs: Any) -> Any:
         if not isinstance(string, str):
             return [self.tok_encode(each, left_truncate_len) for each in string]
@@ -103,7 +107,7 @@ class Server:
 
     def __init__(self, checkpoint: Checkpoint, url: str) -> None:
         """Raises `LepError` when nothing answers there, or another model does."""
-        self.url = url.rstrip("/")
+        self.url, self.context = url.rstrip("/"), context_of(checkpoint)
         try:
             answer = requests.get(f"{self.url}/models", timeout=30)
             answer.raise_for_status()
@@ -118,7 +122,7 @@ class Server:
             )
         self.name = wanted if wanted in served or not served else served[0]
         common = {
-            "model": self.name, "tokenizer": str(checkpoint.folder), "max_length": context_of(checkpoint),
+            "model": self.name, "tokenizer": str(checkpoint.folder), "max_length": self.context,
             "num_concurrent": CONCURRENT, "max_retries": TRIES, "timeout": SECONDS, "batch_size": 1,
         }  # fmt: skip
         self.completions = Completions(base_url=f"{self.url}/completions", tokenizer_backend="huggingface", **common)
@@ -131,9 +135,7 @@ class Server:
 
     def text_nats(self, texts: list[str], place: Path) -> list[float]:
         """-log p of each text in nats; answers are kept in the file `place`."""
-        asked = Recorded(
-            self.completions, lambda text: len(self.completions.tok_encode(text)), self.completions.max_length, place
-        )
+        asked = Recorded(self.completions, lambda text: len(self.completions.tok_encode(text)), self.context, place)
         try:
             found = asked.loglikelihood([Instance("loglikelihood", {}, ("", text), i) for i, text in enumerate(texts)])
         finally:
@@ -177,8 +179,8 @@ class Recorded(LM):
         self.file.close()
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        # the last token is predicted, not seen
-        self._ask("loglikelihood", requests, lambda args: self.length(args[0] + args[1]) - 1)
+        spare = getattr(self.model, "spare", 1)
+        self._ask("loglikelihood", requests, lambda args: self.length(args[0] + args[1]) - spare)
         unknown = (float("-inf"), False)
         return [tuple(self.known.get(request_key("loglikelihood", r.args), unknown)) for r in requests]  # type: ignore
 

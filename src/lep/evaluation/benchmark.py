@@ -38,7 +38,7 @@ class Benchmark:
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise LepError("benchmark tasks need lm-evaluation-harness: pip install 'lep[eval]'") from error
-        with _quiet():
+        with quiet():
             place = {"tokenizer": str(checkpoint.folder)} | ({"data": str(settings.data)} if settings.data else {})
             manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=place)
             self.tasks = manager.load(names)["tasks"]
@@ -68,7 +68,7 @@ class Benchmark:
         task.set_fewshot_seed(self.settings.seed)
         docs = list(task.eval_docs)
         try:
-            with _quiet():
+            with quiet():
                 found = evaluate(
                     asked, {"tasks": {name: task}, "groups": {}}, bootstrap_iters=0, log_samples=True,
                     samples={name: self.chosen(docs)}, apply_chat_template=chat, fewshot_as_multiturn=chat,
@@ -112,14 +112,16 @@ class Benchmark:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """lm-evaluation-harness tells every step and draws bars into files, too; its faults are exceptions all the same."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     shown = nullcontext(sys.stderr) if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     try:
         with shown:
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -116,7 +116,8 @@ def _table(scores: dict[str, Any], rows: list[Row]) -> str:
 
 
 def short_names(models: list[str]) -> list[str]:
-    """The last part of each path, the whole path where two models would have the same name."""
+    """The last part of each path, the whole path where two models would have the same name, numbered where they do."""
     last = [Path(model.partition("@http")[0]).name or model for model in models]
     counts = Counter(last)
-    return [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]
+    names = [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]
+    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]

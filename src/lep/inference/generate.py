@@ -17,7 +17,7 @@ class Answer:
 
     index: int  # which prompt it answers
     text: str
-    ids: tuple[int, ...]  # without what ended it
+    ids: list[int]  # without what ended it
     finished: bool
 
     @property
@@ -64,4 +64,4 @@ def answers(
 def _answer(index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast) -> Answer:
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
     text = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-    return Answer(index, text, tuple(row[:length]), finished=length < len(row))
+    return Answer(index, text, row[:length], finished=length < len(row))

@@ -41,7 +41,7 @@ def resolve(names: list[str]) -> list[str]:
             found.append(name)
         else:
             known = [*task_names(), *groups(), EVERYTHING]
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             advice = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"
             raise LepError(f"unknown benchmark task '{name}': {advice}")
     return list(dict.fromkeys(found))

@@ -1,0 +1,456 @@
+"""Benchmark tasks: what models are asked, how answers are scored, and what happens when something is missing."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_data import ITEMS, write_data
+from lm_eval.api.model import LM
+
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import CorpusError, LepError
+from lep.evaluation.backend import InMemory, Recorded, Said
+from lep.evaluation.benchmark import Benchmark
+from lep.evaluation.compare import compare
+from lep.evaluation.evaluate import evaluate
+from lep.evaluation.measures import average, figure, measures, task_score
+from lep.evaluation.metrics import metric
+from lep.evaluation.table import comparison
+from lep.evaluation.tasks import FOLDER, groups, resolve, task_names
+from lep.inference.load import load_model
+from lep.settings import BenchmarkSettings, EvaluateSettings
+
+LAB = Path(__file__).parent.parent / "lab" / "pair"
+CHOICES = [
+    "daru_rummlu", "daru_mmlu_ru", "daru_mmlu_en", "daru_parus", "daru_rcb", "daru_rwsd", "daru_ruopenbookqa",
+    "daru_ruworldtree", "daru_rucola", "daru_sum_extractive", "rublimp", "arithmetic", "python_output",
+]  # fmt: skip
+WRITTEN = [
+    "daru_multiq", "daru_use", "daru_sum_abstractive", "daru_copy_sentence_ru", "daru_copy_paragraph_ru",
+    "daru_copy_sentence_en", "daru_copy_paragraph_en",
+]  # fmt: skip
+
+
+class Fake(LM):
+    """Answers by a function of the request."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def loglikelihood(self, requests, **_):
+        return [self.answer(request) for request in requests]
+
+    generate_until = loglikelihood
+
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
+
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+        return "\n".join(message["content"] for message in chat_history)
+
+    @property
+    def tokenizer_name(self):
+        return "fake"
+
+    def written(self, text):
+        return len(text)
+
+
+def right(request):
+    """What a model that knows everything would say."""
+    doc = request.doc
+    if request.request_type == "generate_until":
+        if "kind" in doc:
+            return doc["answer"].split(",")[0] if doc["kind"] == "text" else doc["answer"]
+        return doc["answers"][0] if "answers" in doc else doc.get("summary", doc["text"])
+    good = request.idx in doc.get("relevant", [doc.get("label", 0)])
+    return (-1.0 if good else -1e6), good
+
+
+def guess(request):
+    number = random.Random(str(request.args)).random()
+    return -1000 * number, False
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "sets")
+
+
+@pytest.fixture(scope="session")
+def lab_instruct() -> Checkpoint:
+    return Checkpoint(LAB / "instruct")
+
+
+def run(checkpoint, names, model, place, **settings):
+    place.mkdir(parents=True, exist_ok=True)
+    benchmark = Benchmark(checkpoint, names, BenchmarkSettings(**settings))
+    return list(benchmark.records(lambda generates, chat: model, place))
+
+
+def by_task(records) -> dict:
+    found = {}
+    for m in measures(records):
+        found.setdefault(m.task, []).append(m)
+    return {task: task_score(parts) for task, parts in found.items()}
+
+
+def test_the_groups_hold_the_paper_s_seventeen_tasks() -> None:
+    assert [title for title, _ in groups().values()] == [
+        "DaruMMLU",
+        "DaruMERA",
+        "DaruSum",
+        "DaruCopy en",
+        "DaruCopy ru",
+    ]
+    assert len(resolve(["darumeru"])) == 17
+    assert sorted([*resolve(["darumeru"]), "rublimp", "arithmetic", "python_output"]) == sorted([*CHOICES, *WRITTEN])
+    assert set(task_names()) == {*CHOICES, *WRITTEN}
+
+
+def test_an_oracle_scores_all_and_prompts_end_where_the_answer_begins(lab_instruct, data, tmp_path) -> None:
+    records = run(lab_instruct, [*CHOICES, *WRITTEN], Fake(right), tmp_path, data=str(data), limit=ITEMS)
+    scores = {task: figure(m, 10, 0).value for task, m in by_task(records).items()}
+    exam = scores.pop("daru_use")
+    assert scores == dict.fromkeys(scores, 1.0)
+    assert len(scores) == 19
+    assert exam == pytest.approx(6 * (1 + 3 + 1) / 3 / 34)  # of each variant two texts, two matchings, two choices
+    prefixes = {"daru_mmlu_en": "Answer:", "daru_sum_extractive": "Самое важное:"}
+    for record in records:
+        if record["chat"] and "choices" in record:
+            assert record["prompt"].endswith(prefixes.get(record["task"], "Ответ:"))
+            assert record["shots"] == 0
+            assert all(choice.startswith(" ") for choice in record["choices"])
+    copies = [r for r in records if r["task"] == "daru_copy_sentence_ru"]
+    assert all(r["output"] == r["target"] and r["target"] in r["prompt"] for r in copies)
+
+
+def chance(task: str, docs: list, draws: int) -> np.ndarray:
+    """Scores of random answers, by the task's own metrics but without its code."""
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(draws):
+        items: dict[str, list] = {}
+        for doc in docs:
+            if task == "daru_sum_extractive":
+                drawn = rng.permutation(len(doc["sentences"]))[: len(doc["relevant"])]
+                items.setdefault("r_precision", []).append(
+                    (doc["unit"], len({*drawn} & {*doc["relevant"]}) / len(drawn))
+                )
+                continue
+            width = {"daru_parus": 2, "daru_rcb": 3, "daru_rwsd": 2, "daru_rucola": 2, "rublimp": 2}.get(task, 4)
+            label = doc.get("label", 0)
+            said = int(rng.integers(width))
+            name = "both_orders" if task == "daru_parus" else "acc"
+            items.setdefault(name, []).append((doc["unit"], float(said == label)))
+            second = {
+                "daru_rcb": "f1_macro",
+                "daru_ruopenbookqa": "f1_macro",
+                "daru_ruworldtree": "f1_macro",
+                "daru_rucola": "mcc",
+            }
+            if task in second:
+                items.setdefault(second[task], []).append((doc["unit"], [label, said]))
+        found.append(np.mean([metric(name)(each) for name, each in items.items()]))
+    return np.array(found)
+
+
+def check_chance(checkpoint, names, data, place, limit) -> None:
+    benchmark = Benchmark(checkpoint, names, BenchmarkSettings(data=str(data), limit=limit))
+    docs = {name: list(task.eval_docs) for name, task in benchmark.tasks.items()}
+    chosen = {name: [docs[name][i] for i in benchmark.chosen(docs[name])] for name in names}
+    scores = by_task(benchmark.records(lambda *_: Fake(guess), place))
+    for name in names:
+        low, high = np.percentile(chance(name, chosen[name], 600), [0.5, 99.5])
+        value = figure(scores[name], 10, 0).value
+        assert low <= value <= high, (name, low, value, high)
+
+
+def test_random_likelihoods_score_as_chance_does(lab_instruct, data, tmp_path) -> None:
+    check_chance(lab_instruct, CHOICES, data, tmp_path, limit=200)
+
+
+def test_base_models_get_five_examples_of_the_prompt_split(data, tmp_path) -> None:
+    records = run(Checkpoint(LAB / "base"), ["daru_parus", "daru_mmlu_ru"], Fake(guess), tmp_path, data=str(data))
+    assert {r["shots"] for r in records} == {5}
+    assert not any(r["chat"] for r in records)
+    prompt = next(r["prompt"] for r in records if r["task"] == "daru_parus")
+    assert prompt.count("Ответ:") == 6
+    first = json.loads((data / "parus" / "prompt.jsonl").read_text().splitlines()[0])
+    assert prompt.startswith(first["inputs"]["premise"])
+    logic = next(r["prompt"] for r in records if r["task"] == "daru_mmlu_ru")
+    assert logic.count("Тема: логика") + logic.count("Тема: право") == 4  # three of its subject and the question
+    assert "логика" not in logic or "право" not in logic
+
+
+def test_choices_are_scored_at_the_next_token(lab_instruct) -> None:
+    model, checkpoint = load_model(LAB / "instruct")
+    asked = InMemory(model, checkpoint, 4)
+    for prefix, choices in {"Ответ:": ["0", "1", "2", "3", "A", "B", "C", "D"], "Answer:": ["A", "D"]}.items():
+        for choice in choices:
+            _, continuation = asked._encode_pair(f"<s><|user|> Да?<|end|><|assistant|>{prefix}", " " + choice)
+            assert checkpoint.tokenizer.decode(continuation).strip() == choice
+            assert len(continuation) == len(checkpoint.tokenizer.encode(" " + choice, add_special_tokens=False))
+
+
+def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp_path) -> None:
+    import torch
+
+    model, checkpoint = load_model(LAB / "instruct")
+    records = run(checkpoint, ["daru_rwsd"], InMemory(model, checkpoint, 8), tmp_path, data=str(data), limit=4)
+    for record in records:
+        for choice, nats in record["choices"].items():
+            context = checkpoint.tokenizer.encode(record["prompt"], add_special_tokens=False)
+            whole = checkpoint.tokenizer.encode(record["prompt"] + choice, add_special_tokens=False)
+            logits = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+            expected = sum(logits[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
+            assert nats == pytest.approx(expected, rel=1e-4)
+            assert whole[0] == checkpoint.tokenizer.bos_token_id != whole[1]  # one beginning, not two
+
+
+def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
+    model, checkpoint = load_model(LAB / "instruct")
+    names = ["daru_rucola", "daru_copy_sentence_ru"]
+    one, many = (
+        run(checkpoint, names, InMemory(model, checkpoint, size), tmp_path / str(size), data=str(data), limit=8)
+        for size in (1, 8)
+    )
+    assert [r["scores"] for r in one] == [r["scores"] for r in many]
+    assert [r.get("output") for r in one] == [r.get("output") for r in many]
+
+
+def test_tokens_of_an_answer_are_counted_as_written(lab_instruct, data, tmp_path) -> None:
+    model, checkpoint = load_model(LAB / "instruct")
+    records = run(
+        checkpoint, ["daru_copy_sentence_en"], InMemory(model, checkpoint, 3), tmp_path, data=str(data), limit=6
+    )
+    for record in records:
+        ids = checkpoint.tokenizer.encode(record["output"], add_special_tokens=False)
+        assert 0.8 <= record["tokens"] / len(ids) <= 1.25  # greedy writing need not be the shortest
+
+
+def test_items_longer_than_the_context_are_counted_and_left_out(lab_instruct, data, tmp_path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    place = tmp_path / "data" / "rwsd" / "test.jsonl"
+    lines = place.read_text(encoding="utf-8").splitlines()
+    long = json.loads(lines[0])
+    long["inputs"]["text"] = "слово " * 2000
+    place.write_text("\n".join([json.dumps(long, ensure_ascii=False), *lines[1:]]) + "\n", encoding="utf-8")
+    records = run(lab_instruct, ["daru_rwsd"], Fake(right), tmp_path / "a", data=str(tmp_path / "data"))
+    assert [r.get("too_long", False) for r in records] == [True] + [False] * (ITEMS - 1)
+    (found,) = measures(records)
+    assert (len(found.values), found.left_out) == (ITEMS - 1, 1)
+    rows = comparison({"m": records}, 10, 0)
+    assert rows[-1].left_out == {"m": 1}
+    nothing = [r for r in records if r.get("too_long")]
+    assert figure(measures(nothing)[0], 10, 0) is None
+
+
+def test_a_limit_takes_whole_units_the_same_for_every_model(lab_instruct, data) -> None:
+    benchmark = Benchmark(lab_instruct, ["daru_parus"], BenchmarkSettings(data=str(data), limit=7))
+    docs = list(benchmark.tasks["daru_parus"].eval_docs)
+    taken = [docs[i]["unit"] for i in benchmark.chosen(docs)]
+    assert len(taken) == 8
+    assert all(taken.count(unit) == 2 for unit in taken)
+    other = Benchmark(Checkpoint(LAB / "base"), ["daru_parus"], BenchmarkSettings(data=str(data), limit=7))
+    assert other.chosen(docs) == benchmark.chosen(docs)
+
+
+def test_answers_are_kept_as_they_come_and_not_asked_for_again(lab_instruct, data, tmp_path) -> None:
+    def tired(request):
+        asked.append(request.args)
+        if len(asked) > 30:
+            raise KeyboardInterrupt
+        return guess(request)
+
+    class Slow(Fake):
+        def loglikelihood(self, requests, **_):
+            for request in requests:
+                answer = self.answer(request)
+                self.cache_hook.add_partial("loglikelihood", request.args, answer)
+                yield answer
+
+    asked: list = []
+    with pytest.raises(KeyboardInterrupt):
+        run(lab_instruct, ["daru_rcb"], Slow(tired), tmp_path / "a", data=str(data))
+    kept = tmp_path / "a" / "daru_rcb.jsonl"
+    assert len(kept.read_text().splitlines()) == 30
+    with kept.open("a") as file:
+        file.write('["half a li')  # what a kill leaves
+    before = len(asked)
+    again: list = []
+    records = run(
+        lab_instruct, ["daru_rcb"], Slow(lambda r: again.append(r.args) or guess(r)), tmp_path / "a", data=str(data)
+    )
+    assert len(again) == ITEMS * 3 - (before - 1)
+    assert records == run(lab_instruct, ["daru_rcb"], Fake(guess), tmp_path / "b", data=str(data))
+
+
+def test_differences_are_paired_over_common_units() -> None:
+    def record(i, value, **more):
+        return {"kind": "benchmark", "task": "daru_rwsd", "language": "ru", "scores": {"acc": (str(i), value)}} | more
+
+    rng = random.Random(0)
+    base = [float(rng.random() < 0.5) for _ in range(400)]
+    first = [record(i, value) for i, value in enumerate(base)]
+    second = [record(i, value if i % 20 else 1 - value) for i, value in enumerate(base)]
+    rows = {row.title: row for row in comparison({"a": first, "b": second}, 400, 0)}
+    row = rows["daru_rwsd"]
+    alone = row.figures["b"].high - row.figures["b"].low
+    paired = row.differences["b"].high - row.differences["b"].low
+    assert paired < 0.6 * alone  # 95% of the answers are the same
+    assert row.differences["b"].value == pytest.approx(row.figures["b"].value - row.figures["a"].value)
+    one, two = measures(first)[0], measures(second[:100])[0]
+    assert figure(two, 50, 0, one).count == 100
+
+
+def test_the_average_over_tasks_counts_each_task_the_same() -> None:
+    def records(task, values):
+        return [
+            {"kind": "benchmark", "task": task, "language": "ru", "scores": {"acc": (str(i), v)}}
+            for i, v in enumerate(values)
+        ]
+
+    found = records("daru_rwsd", [1.0] * 10) + records("daru_rummlu", [0.0, 1.0] * 100)
+    figures = [figure(m, 300, 0) for m in measures(found)]
+    mean = average(figures).estimate()
+    assert mean.value == 0.75
+    assert mean.high - mean.low == pytest.approx((figures[1].estimate().high - figures[1].estimate().low) / 2)
+
+
+def test_evaluate_runs_the_benchmark_of_a_recipe(pair, data) -> None:
+    settings = EvaluateSettings(
+        tasks=[], bootstrap=20, benchmark={"tasks": ["daru_rwsd"], "data": str(data), "limit": 5}
+    )
+    found = evaluate(pair["instruct"], {}, settings)
+    assert {(s.task, s.count) for s in found.scores} == {("daru_rwsd", 5)}
+    assert all({"prompt", "choices", "scores"} <= r.keys() for r in found.records)
+
+
+def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(data, tmp_path, monkeypatch) -> None:
+    settings = EvaluateSettings(
+        bootstrap=50, benchmark={"tasks": ["daru_rwsd", "daru_rcb", "arithmetic"], "data": str(data), "limit": 6}
+    )
+    models = [str(LAB / "instruct"), str(LAB / "base")]
+    asked: list = []
+    real = InMemory.loglikelihood
+
+    def stop(self, requests, **kwargs):
+        asked.append(len(requests))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return real(self, requests, **kwargs)
+
+    monkeypatch.setattr(InMemory, "loglikelihood", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare(models, {}, tmp_path / "out", settings)
+    table = compare(models, {}, tmp_path / "out", settings)
+    assert len(asked) == 7  # three tasks of two models, one of them twice
+    lines = {line.split(" | ")[0].strip(): line for line in table.splitlines()}
+    assert {"Micro-Avg (2 of 17 tasks)", "DaruMERA (2 of 8)", "daru_rwsd", "arithmetic"} <= lines.keys()
+    assert lines["daru_rcb"].count("[") == 3
+    assert table == compare(models, {}, tmp_path / "whole", settings)
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 2 * 18
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "comparison.json", "records.jsonl", "scores.json", "table.txt"
+    ]  # fmt: skip
+
+
+def test_prompts_show_what_an_adapted_model_still_does(pair, adapted, tmp_path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "\n".join(json.dumps({"messages": [{"role": "user", "content": t}]}) for t in ("a b", "c d", "e f")) + "\n"
+    )
+    settings = EvaluateSettings(bootstrap=20, tasks=[], prompts=str(prompts), answer_tokens=8)
+    compare([str(pair["instruct"]), str(pair["instruct"])], {}, tmp_path / "out", settings)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    first, second = ({s["metric"]: s["value"] for s in each} for each in scores.values())
+    assert first == second
+    assert first["new tokens"] == 0
+    assert {"original answers bits per byte", "ends its turn", "repetition"} <= first.keys()
+
+
+def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Это {i} предложение о снеге и о зиме." * 4 for i in range(4)), encoding="utf-8")
+    settings = EvaluateSettings(bootstrap=20, tasks=[], speed=2, window_characters=150, characters=600)
+    table = compare([str(pair["instruct"])], {"ru": [text]}, tmp_path / "out", settings)
+    assert all(
+        name in table for name in ("prefill ru", "generation ru", "time to first token ru", "context ru", "KV cache ru")
+    )
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    speed = [r for r in records if r["kind"] == "speed"]
+    config = json.loads((pair["instruct"] / "config.json").read_text())
+    heads, size = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
+    for record in speed:
+        values = 2 * config["num_hidden_layers"] * heads * size * (record["tokens"] + 1)
+        assert record["cache_bytes"] == values * 4  # float32
+
+
+@pytest.mark.parametrize(("names", "says"), [
+    (["daru_rucolla"], "the nearest are daru_rucola"), (["qwertyuiop"], "there are"),
+])  # fmt: skip
+def test_unknown_tasks_are_refused_with_the_nearest(names, says) -> None:
+    with pytest.raises(LepError, match=says):
+        resolve(names)
+
+
+def test_what_data_lack_is_said(lab_instruct, data, tmp_path) -> None:
+    with pytest.raises(CorpusError, match=r"rwsd has no test\.jsonl"):
+        Benchmark(lab_instruct, ["daru_rwsd"], BenchmarkSettings(data=str(tmp_path)))
+    place = tmp_path / "rcb"
+    shutil.copytree(data / "rcb", place)
+    lines = (place / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    broken = json.loads(lines[1])
+    del broken["inputs"]["hypothesis"]
+    (place / "test.jsonl").write_text("\n".join([lines[0], json.dumps(broken)]) + "\n", encoding="utf-8")
+    with pytest.raises(
+        CorpusError, match="record 2 of rcb/test has no field 'hypothesis'; it has inputs, outputs, meta"
+    ):
+        Benchmark(lab_instruct, ["daru_rcb"], BenchmarkSettings(data=str(tmp_path)))
+    with pytest.raises(CorpusError, match=r"cannot be read from the hub .* give --data FOLDER with rcb/test\.jsonl"):
+        Benchmark(lab_instruct, ["daru_rcb"], BenchmarkSettings())
+
+
+def test_base_models_are_not_asked_as_chat_models() -> None:
+    with pytest.raises(LepError, match="has no chat template"):
+        Benchmark(Checkpoint(LAB / "base"), ["arithmetic"], BenchmarkSettings(chat=True))
+
+
+def test_nothing_to_measure_is_said(pair, tmp_path) -> None:
+    with pytest.raises(LepError, match="nothing to measure"):
+        compare([str(pair["base"])], {}, tmp_path / "out", EvaluateSettings())
+    assert not (tmp_path / "out").exists()
+
+
+def test_recorded_answers_know_their_tokens(tmp_path) -> None:
+    class Request:
+        args = ("q", {"max_gen_toks": 4})
+
+    asked = Recorded(Fake(lambda _: "да"), len, 100, tmp_path / "a.jsonl")
+    (said,) = asked.generate_until([Request()])
+    asked.close()
+    assert (said, said.tokens) == ("да", None)
+    assert Said("да", 3).tokens == 3
+
+
+@pytest.mark.slow
+def test_the_tasks_serve_plain_lm_eval(data, tmp_path) -> None:
+    """As `docs/evaluation.md` tells a user of lm-evaluation-harness."""
+    subprocess.run(
+        [str(Path(sys.executable).with_name("lm_eval")), "run", "--model", "hf",
+         "--model_args", f"pretrained={LAB / 'instruct'},dtype=float32",
+         "--tasks", "daru_mera", "--include_path", str(FOLDER), "--metadata", json.dumps({"data": str(data)}),
+         "--limit", "4", "--apply_chat_template", "--output_path", str(tmp_path), "--device", "cpu"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    found = json.loads(next(tmp_path.rglob("results*.json")).read_text())["results"]
+    assert {"daru_rucola", "daru_use", "daru_parus"} <= found.keys()
+    assert 0 <= found["daru_rucola"]["acc,none"] <= 1

@@ -1,0 +1,147 @@
+"""Models behind OpenAI-compatible servers: the same scores as in memory; servers that die or are not there."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from benchmark_data import write_data
+from openai_server import serving
+
+from lep.errors import LepError
+from lep.evaluation import backend
+from lep.evaluation.compare import compare
+from lep.inference.load import load_model
+from lep.settings import EvaluateSettings
+
+LAB = Path(__file__).parent.parent / "lab" / "pair"
+TEXT = Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"
+GENERATED = ["daru_copy_sentence_ru", "daru_copy_paragraph_en", "daru_multiq", "daru_use"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "sets")
+
+
+@pytest.fixture(scope="module")
+def instruct():
+    return load_model(LAB / "instruct")
+
+
+def settings(data: Path, tasks: list[str], limit: int = 6) -> EvaluateSettings:
+    benchmark = {"tasks": tasks, "data": str(data), "limit": limit}
+    return EvaluateSettings(tasks=[], bootstrap=20, characters=1500, window_characters=300, benchmark=benchmark)
+
+
+def records(output: Path) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for line in (output / "records.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        found.setdefault(record["model"], []).append(record)
+    return found
+
+
+@pytest.mark.parametrize("limit", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_server_gives_the_scores_of_the_model_in_memory(instruct, data, tmp_path, limit) -> None:
+    model, checkpoint = instruct
+    local = str(LAB / "instruct")
+    tasks = ["daru_rwsd", "daru_rucola", "rublimp", "arithmetic", *GENERATED]
+    with serving(model, checkpoint.tokenizer) as url:
+        compare([local, f"{local}@{url}"], {"ru": [TEXT]}, tmp_path / "out", settings(data, tasks, limit))
+    here, there = records(tmp_path / "out").values()
+    here = [r for r in here if r["kind"] != "task"]
+    assert len(here) == len(there) > 8 * limit
+    for mine, served in zip(here, there, strict=True):
+        if mine["kind"] == "text":
+            assert served["nats"] == pytest.approx(mine["nats"], rel=1e-5)
+            assert served["tokens"] == mine["tokens"]
+        elif "choices" in mine:
+            assert list(served["choices"]) == list(mine["choices"])
+            assert list(served["choices"].values()) == pytest.approx(list(mine["choices"].values()), rel=1e-4, abs=1e-4)
+            assert served["scores"] == mine["scores"]
+        else:
+            assert served["output"].strip() == mine["output"].strip()
+            assert served["scores"] == mine["scores"]
+            assert served["tokens"] == mine["tokens"]
+
+
+def test_a_base_model_behind_a_server(data, tmp_path) -> None:
+    model, checkpoint = load_model(LAB / "base")
+    local = str(LAB / "base")
+    with serving(model, checkpoint.tokenizer) as url:
+        compare(
+            [local, f"{local}@{url}"], {}, tmp_path / "out", settings(data, ["daru_rcb", "daru_copy_sentence_ru"], 2)
+        )
+    here, there = records(tmp_path / "out").values()
+    assert [r["scores"] for r in here] == [r["scores"] for r in there]
+    assert {r["shots"] for r in there} == {5}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_dies_loses_nothing(instruct, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(backend, "TRIES", 1)
+    model, checkpoint = instruct
+    port, local = free_port(), str(LAB / "instruct")
+    asked = settings(data, ["daru_rwsd", "rublimp"], limit=12)
+    with (
+        serving(model, checkpoint.tokenizer, dies_after=30, port=port) as url,
+        pytest.raises(LepError, match="stopped answering after .* give the same command"),
+    ):
+        compare([f"{local}@{url}"], {}, tmp_path / "out", asked)
+    assert not (tmp_path / "out").exists()
+    with serving(model, checkpoint.tokenizer, dies_after=19, port=port) as url:
+        compare([f"{local}@{url}"], {}, tmp_path / "out", asked)  # few were left
+    (found,) = records(tmp_path / "out").values()
+    assert len(found) == 24
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_where_nothing_answers_it_is_said(data, tmp_path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(LepError, match="no OpenAI-compatible server answers at http"):
+        compare([f"{LAB / 'instruct'}@{url}"], {}, tmp_path / "out", settings(data, ["daru_rwsd"]))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_transformers_serve_gives_the_same_answers(data, tmp_path) -> None:
+    port, local = free_port(), str(LAB / "instruct")
+    command = [
+        str(Path(sys.executable).with_name("transformers")),
+        "serve",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        local,
+    ]
+    server = subprocess.Popen(
+        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        for _ in range(120):
+            try:
+                requests.get(f"{url}/models", timeout=5).raise_for_status()
+                break
+            except requests.RequestException:
+                time.sleep(1)
+        compare([local, f"{local}@{url}"], {}, tmp_path / "out", settings(data, GENERATED, limit=20))
+    finally:
+        server.terminate()
+        server.wait()
+    here, there = records(tmp_path / "out").values()
+    assert [r["scores"] for r in here] == [r["scores"] for r in there]
