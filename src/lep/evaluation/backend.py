@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import LepError
 from lep.evaluation.benchmark import quiet
-from lep.inference.load import context_of
+from lep.inference.load import Description, context_of
 from lep.publish import fingerprint
 
 SECONDS, CONCURRENT, TRIES = 600, 8, 3
@@ -105,16 +105,20 @@ class Chat(_Counting, LocalChatCompletion):
 class Server:
     """A model behind a URL, for whose tokens and template a local folder or hub id stands."""
 
-    def __init__(self, checkpoint: Checkpoint, url: str) -> None:
+    def __init__(self, checkpoint: Checkpoint | Description, url: str) -> None:
         """Raises `LepError` when nothing answers there, or another model does."""
         self.url, self.context = url.rstrip("/"), context_of(checkpoint)
         try:
             answer = requests.get(f"{self.url}/models", timeout=30)
-            answer.raise_for_status()
+        except requests.RequestException as error:
+            raise LepError(
+                f"no OpenAI-compatible server answers at {url} ({type(error).__name__}): start it, or mend the URL, "
+                "which usually ends in /v1"
+            ) from error
+        try:
             served = [model["id"] for model in answer.json()["data"]]
-        except (requests.RequestException, ValueError, KeyError) as error:
-            raise LepError(f"no OpenAI-compatible server answers at {url} ({error}): start it, or mend the URL, which "
-                           "usually ends in /v1") from error  # fmt: skip
+        except (ValueError, KeyError, TypeError):
+            served = []  # some servers have no list, and serve what is asked for
         wanted = str(checkpoint.folder)
         if wanted not in served and len(served) > 1:
             raise LepError(

@@ -12,7 +12,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
 from lep.errors import LepError
 from lep.evaluation.tasks import FOLDER
-from lep.inference.load import context_of
+from lep.inference.load import Description, context_of
 from lep.settings import BenchmarkSettings
 
 BASE_SHOTS = 5  # of a model without a chat template; an instruct model gets none
@@ -24,7 +24,7 @@ class Benchmark:
     Raises `LepError` without it, `CorpusError` for data that are missing or lack a field.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: list[str], settings: BenchmarkSettings) -> None:
+    def __init__(self, checkpoint: Checkpoint | Description, names: list[str], settings: BenchmarkSettings) -> None:
         self.checkpoint, self.settings = checkpoint, settings
         template = bool(checkpoint.tokenizer.chat_template)
         if settings.chat and not template:

@@ -17,7 +17,7 @@ from lep.evaluation.guards import Messages, prompt_records, questions
 from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
 from lep.evaluation.tasks import resolve
-from lep.inference.load import load_model
+from lep.inference.load import Description, load_model
 from lep.publish import fingerprint, publishing
 from lep.settings import EvaluateSettings
 
@@ -31,14 +31,13 @@ class Subject:
 
     source: str
     url: str | None
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | Description
 
     @classmethod
     def parse(cls, argument: str) -> "Subject":
         """MODEL, or MODEL@URL. Raises what opening the model raises."""
         source, at, url = argument.partition("@http")
-        checkpoint = Checkpoint(source)
-        return cls(source, "http" + url if at else None, checkpoint if at else checkpoint.check())
+        return cls(source, "http" + url, Description(source)) if at else cls(source, None, Checkpoint(source).check())
 
 
 def compare(models: list[str], text: Text, output: Path, settings: EvaluateSettings) -> str:
@@ -53,6 +52,7 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
         raise LepError("nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts")
     items(text, settings)
     prompts = questions(read_messages(settings.prompts)) if settings.prompts else []
+    servers = [_server(subject) for subject in subjects]
     benchmarks = [Benchmark(subject.checkpoint, names, settings.benchmark) if names else None for subject in subjects]
     key = fingerprint([[s.checkpoint.stamp(), s.url] for s in subjects] + [text, settings.model_dump(), prompts])
     found: dict[str, Records] = {}
@@ -63,7 +63,7 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
             saved = place / "records.jsonl"
             if not saved.exists():
                 first = (subjects[0], next(iter(found.values()), None))
-                records = list(_records(subject, text, settings, benchmarks[i], prompts, first, place))
+                records = list(_records(subject, servers[i], text, settings, benchmarks[i], prompts, first, place))
                 write_records(saved.with_suffix(".part"), records)
                 saved.with_suffix(".part").rename(saved)
             found[name] = [json.loads(line) for line in saved.read_text(encoding="utf-8").split("\n") if line]
@@ -82,15 +82,20 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
     return table
 
 
+def _server(subject: Subject) -> Any:
+    if subject.url is None:
+        return None
+    from lep.evaluation.backend import Server
+
+    return Server(subject.checkpoint, subject.url)
+
+
 def _records(
-    subject: Subject, text: Text, settings: EvaluateSettings, benchmark: Benchmark | None, prompts: list[Messages],
-    first: tuple[Subject, Records | None], place: Path,
+    subject: Subject, server: Any, text: Text, settings: EvaluateSettings, benchmark: Benchmark | None,
+    prompts: list[Messages], first: tuple[Subject, Records | None], place: Path,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     heldout = windows(text, settings)
-    if subject.url is not None:
-        from lep.evaluation.backend import Server
-
-        server = Server(subject.checkpoint, subject.url)
+    if server is not None:
         yield from served_text_records(server, subject.checkpoint, heldout, place)
         if benchmark is not None:
             yield from benchmark.records(server.answering, place)

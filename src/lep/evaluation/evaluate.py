@@ -16,7 +16,7 @@ from lep.evaluation.metrics import copied, token_ratio
 from lep.evaluation.tasks import resolve
 from lep.inference.generate import Answer, answers
 from lep.inference.likelihood import sequence_nats, text_nats
-from lep.inference.load import load_model
+from lep.inference.load import Description, load_model
 from lep.settings import EvaluateSettings
 from lep.tokenizer.chat import chat_ids
 
@@ -94,7 +94,7 @@ def text_records(
 
 
 def served_text_records(
-    server: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], place: Path
+    server: Any, checkpoint: Checkpoint | Description, text: dict[str, list[Document]], place: Path
 ) -> Iterator[dict[str, Any]]:
     """The same from a server: log-probabilities of each window as a prompt."""
     for language, documents in text.items():

@@ -1,11 +1,17 @@
 """Load a checkpoint for inference."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lep.checkpoint.reader import Checkpoint
+from lep.hub import local_folder
+from lep.publish import fingerprint
+from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.vocabulary import Vocabulary
 
 CONTEXT = 4_096  # of a model whose configuration names none
 
@@ -23,7 +29,21 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
     return model.to(device()).eval(), checkpoint
 
 
-def context_of(checkpoint: Checkpoint) -> int:
+class Description:
+    """Configuration and tokenizer of a model whose weights are elsewhere, behind a server."""
+
+    def __init__(self, source: str | Path) -> None:
+        self.folder = local_folder(source, weights=False)
+        self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        self.tokenizer = load_tokenizer(self.folder)
+        self.vocabulary = Vocabulary.of(self.tokenizer)
+
+    def stamp(self) -> list[Any]:
+        """What tells this model from another."""
+        return [str(self.folder.resolve()), fingerprint(self.config), len(self.vocabulary)]
+
+
+def context_of(checkpoint: Checkpoint | Description) -> int:
     """Tokens that the model can see at once."""
     text = checkpoint.config.get("text_config") or checkpoint.config
     return text.get("max_position_embeddings") or CONTEXT

@@ -1,0 +1,214 @@
+"""The benchmark on the lab pair: scores, cost of each task, batches against single items, a server against memory.
+
+    python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
+    python benchmarks/evaluation.py tasks  [--data runs/darumeru] [--models lab/pair/base lab/pair/instruct]
+    python benchmarks/evaluation.py batch  [--data runs/darumeru] [--items 200]
+    python benchmarks/evaluation.py server [--data runs/darumeru] [--items 200]
+    python benchmarks/evaluation.py chance [--data runs/darumeru] [--items 2000]
+
+`tasks`: every item of every task that the folder has, what fits into the model's context; seconds a task. `batch`:
+RuCoLA one item at a time and in batches of 64, taken in turns; medians of three. `server`: generated answers from
+`transformers serve` and from the model in memory. `chance`: seeded random likelihoods and an oracle, on the same items.
+"""
+
+import argparse
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import requests
+
+from lep.checkpoint.reader import Checkpoint
+from lep.evaluation.backend import InMemory
+from lep.evaluation.benchmark import Benchmark
+from lep.evaluation.compare import compare
+from lep.evaluation.measures import figure, measures, task_score
+from lep.evaluation.metrics import metric
+from lep.evaluation.tasks import task_names
+from lep.inference.load import load_model
+from lep.settings import BenchmarkSettings, EvaluateSettings
+
+LAB = ("lab/pair/base", "lab/pair/instruct")
+NEEDS = {  # task -> data set
+    "daru_rucola": "rucola", "daru_parus": "parus", "daru_rcb": "rcb", "daru_rwsd": "rwsd", "daru_use": "use",
+    "daru_mmlu_en": "mmlu_ru",
+    "daru_sum_abstractive": "daru_treeway_eval", "daru_sum_extractive": "daru_treeway_eval",
+    "daru_copy_sentence_en": "cp_sent_en", "daru_copy_paragraph_en": "cp_para_en",
+    "daru_copy_sentence_ru": "cp_sent_ru", "daru_copy_paragraph_ru": "cp_para_ru", "rublimp": "rublimp", "arithmetic": "", "python_output": "",
+}  # fmt: skip
+CHOICES = {  # task -> (choices, metrics)
+    "daru_rucola": (2, ("acc", "mcc")), "daru_parus": (2, ("both_orders",)), "daru_rcb": (3, ("acc", "f1_macro")),
+    "daru_rwsd": (2, ("acc",)), "daru_mmlu_en": (4, ("acc",)), "rublimp": (2, ("acc",)), "arithmetic": (4, ("acc",)),
+    "python_output": (4, ("acc",)),
+}  # fmt: skip
+ROUNDS, BATCH, DRAWS = 3, 64, 1_000
+
+
+def available(data: Path) -> list[str]:
+    return [task for task, name in NEEDS.items() if task in task_names() and (not name or (data / name).is_dir())]
+
+
+def run_tasks(data: Path, models: list[str]) -> None:
+    print("| task | model | score | 95% interval | items | too long | seconds |\n|---|---|---|---|---|---|---|")
+    for path in models:
+        model, checkpoint = load_model(path)
+        for task in available(data):
+            benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), batch_size=BATCH))
+            asked = InMemory(model, checkpoint, BATCH)
+            with tempfile.TemporaryDirectory() as place:
+                began = time.perf_counter()
+                records = list(benchmark.records(asked.answering, Path(place)))
+                seconds = time.perf_counter() - began
+            found = task_score(measures(records))
+            scored = figure(found, DRAWS, 0)
+            cells = ["-", "-"]
+            if scored:
+                e = scored.estimate()
+                cells = [f"{e.value:.3f}", f"{e.low:.3f} - {e.high:.3f}"]
+            done = len(records) - found.left_out
+            print(
+                f"| {task} | {Path(path).name} | {' | '.join(cells)} | {done:,} | {found.left_out:,} | {seconds:.1f} |",
+                flush=True,
+            )
+
+
+def run_batch(data: Path, items: int) -> None:
+    model, checkpoint = load_model(LAB[1])
+    seconds: dict[int, list[float]] = {1: [], BATCH: []}
+    records: dict[int, Any] = {}
+    for _ in range(ROUNDS):
+        for size in seconds:
+            benchmark = Benchmark(checkpoint, ["daru_rucola"], BenchmarkSettings(data=str(data), limit=items))
+            asked = InMemory(model, checkpoint, size)
+            with tempfile.TemporaryDirectory() as place:
+                began = time.perf_counter()
+                records[size] = list(benchmark.records(asked.answering, Path(place)))
+                seconds[size].append(time.perf_counter() - began)
+    same = [r["scores"] for r in records[1]] == [r["scores"] for r in records[BATCH]]
+    one, many = median(seconds[1]), median(seconds[BATCH])
+    told = f"one at a time {one:.2f} s, in batches of {BATCH} {many:.2f} s: {one / many:.1f} times"
+    print(f"{items} items of RuCoLA, {told}, {'equal' if same else 'DIFFERENT'} scores")
+
+
+def run_server(data: Path, items: int) -> None:
+    generated = [task for task in available(data) if task.startswith(("daru_copy", "daru_use", "daru_sum_abs"))]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    model = str(Path(LAB[1]).resolve())
+    serve = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), "--device", "cpu",
+             "--dtype", "float32", model]  # fmt: skip
+    server = subprocess.Popen(
+        serve, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(120):
+            try:
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=5).raise_for_status()
+                break
+            except requests.RequestException:
+                time.sleep(1)
+        benchmark = BenchmarkSettings(tasks=generated, data=str(data), limit=items)
+        settings = EvaluateSettings(tasks=[], benchmark=benchmark)
+        with tempfile.TemporaryDirectory() as place:
+            output = Path(place, "out")
+            print(compare([model, f"{model}@http://127.0.0.1:{port}/v1"], {}, output, settings))
+            lines = [json.loads(line) for line in (output / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    finally:
+        server.terminate()
+        server.wait()
+    half = len(lines) // 2
+    pairs = [(a, b) for a, b in zip(lines[:half], lines[half:], strict=True) if "scores" in a]
+    for task in generated:
+        mine = [
+            (a["scores"] == b["scores"], a["output"].strip() == b["output"].strip())
+            for a, b in pairs
+            if a["task"] == task
+        ]
+        scores, texts = sum(s for s, _ in mine), sum(o for _, o in mine)
+        print(f"{task}: {len(mine)} items, {scores} equal scores, {texts} equal answers")
+
+
+def run_chance(data: Path, items: int) -> None:
+    """Random likelihoods against the 99% interval of what random answers score, computed without the tasks' code."""
+    checkpoint = Checkpoint(LAB[1])
+    print("| task | items | random | 99% of chance | oracle |\n|---|---|---|---|---|")
+    for task in [task for task in CHOICES if task in available(data)]:
+        width, metrics = CHOICES[task]
+        benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), limit=items))
+        docs = list(benchmark.tasks[task].eval_docs)
+        docs = [docs[i] for i in benchmark.chosen(docs)]
+        scores = []
+        for answer in (_guess, _know):
+            with tempfile.TemporaryDirectory() as place:
+                records = benchmark.records(lambda *_: Answering(answer), Path(place))  # noqa: B023
+                found = figure(task_score(measures([r | {"too_long": False} for r in records])), 10, 0)
+                assert found
+                scores.append(found.value)
+        rng, chance = np.random.default_rng(1), []
+        for _ in range(DRAWS):
+            said = rng.integers(width, size=len(docs)).tolist()
+            pairs = [(doc["unit"], doc.get("label", 0), s) for doc, s in zip(docs, said, strict=True)]
+            chance.append(np.mean([
+                metric(name)([(u, [g, s] if name in ("mcc", "f1_macro") else float(g == s)) for u, g, s in pairs])
+                for name in metrics
+            ]))  # fmt: skip
+        low, high = np.percentile(chance, [0.5, 99.5])
+        print(f"| {task} | {len(docs):,} | {scores[0]:.3f} | {low:.3f} - {high:.3f} | {scores[1]:.3f} |", flush=True)
+
+
+def _guess(request: Any) -> tuple[float, bool]:
+    return -random.Random(str(request.args)).random(), False
+
+
+def _know(request: Any) -> tuple[float, bool]:
+    return -1.0 if request.idx == request.doc.get("label", 0) else -9.0, False
+
+
+class Answering:
+    """A model that is a function of the request."""
+
+    spare = 1 << 30  # nothing is too long for it
+    tokenizer_name = "none"
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def set_cache_hook(self, hook: Any) -> None:
+        pass
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        return [self.answer(request) for request in requests]
+
+    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return "\n".join(message["content"] for message in messages)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["tasks", "batch", "server", "chance"])
+    parser.add_argument("--data", type=Path, default=Path("runs/darumeru"))
+    parser.add_argument("--models", nargs="+", default=list(LAB))
+    parser.add_argument("--items", type=int, default=None)
+    args = parser.parse_args()
+    if args.what == "tasks":
+        run_tasks(args.data, args.models)
+    elif args.what == "batch":
+        run_batch(args.data, args.items or 200)
+    elif args.what == "server":
+        run_server(args.data, args.items or 200)
+    else:
+        run_chance(args.data, args.items or 2_000)
+
+
+if __name__ == "__main__":
+    main()
