@@ -7,8 +7,10 @@
     python benchmarks/evaluation.py chance [--data runs/darumeru] [--items 2000]
 
 `tasks`: every item of every task that the folder has, what fits into the model's context; seconds a task. `batch`:
-RuCoLA one item at a time and in batches of 64, taken in turns; medians of three. `server`: generated answers from
-`transformers serve` and from the model in memory. `chance`: seeded random likelihoods and an oracle, on the same items.
+RuCoLA one request (item and choice) at a time and one item at a time by plain lm-evaluation-harness, and in our
+batches of 64, taken in turns; medians of three of the whole and of the model's part, in brackets how many times ours.
+`server`: generated answers from `transformers serve` and from the model in memory. `chance`: seeded random likelihoods
+and an oracle, on the same items.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import requests
+from lm_eval.models.huggingface import HFLM
 
 from lep.checkpoint.reader import Checkpoint
 from lep.evaluation.backend import InMemory
@@ -43,7 +46,8 @@ NEEDS = {  # task -> data set
     "daru_mmlu_en": "mmlu_ru",
     "daru_sum_abstractive": "daru_treeway_eval", "daru_sum_extractive": "daru_treeway_eval",
     "daru_copy_sentence_en": "cp_sent_en", "daru_copy_paragraph_en": "cp_para_en",
-    "daru_copy_sentence_ru": "cp_sent_ru", "daru_copy_paragraph_ru": "cp_para_ru", "rublimp": "rublimp", "arithmetic": "", "python_output": "",
+    "daru_copy_sentence_ru": "cp_sent_ru", "daru_copy_paragraph_ru": "cp_para_ru",
+    "rublimp": "rublimp", "arithmetic": "", "python_output": "",
 }  # fmt: skip
 CHOICES = {  # task -> (choices, metrics)
     "daru_rucola": (2, ("acc", "mcc")), "daru_parus": (2, ("both_orders",)), "daru_rcb": (3, ("acc", "f1_macro")),
@@ -82,21 +86,48 @@ def run_tasks(data: Path, models: list[str]) -> None:
 
 
 def run_batch(data: Path, items: int) -> None:
-    model, checkpoint = load_model(LAB[1])
-    seconds: dict[int, list[float]] = {1: [], BATCH: []}
-    records: dict[int, Any] = {}
-    for _ in range(ROUNDS):
-        for size in seconds:
-            benchmark = Benchmark(checkpoint, ["daru_rucola"], BenchmarkSettings(data=str(data), limit=items))
-            asked = InMemory(model, checkpoint, size)
-            with tempfile.TemporaryDirectory() as place:
-                began = time.perf_counter()
-                records[size] = list(benchmark.records(asked.answering, Path(place)))
-                seconds[size].append(time.perf_counter() - began)
-    same = [r["scores"] for r in records[1]] == [r["scores"] for r in records[BATCH]]
-    one, many = median(seconds[1]), median(seconds[BATCH])
-    told = f"one at a time {one:.2f} s, in batches of {BATCH} {many:.2f} s: {one / many:.1f} times"
-    print(f"{items} items of RuCoLA, {told}, {'equal' if same else 'DIFFERENT'} scores")
+    for path in LAB:
+        model, checkpoint = load_model(path)
+        own = {"pretrained": model, "tokenizer": checkpoint.tokenizer, "batch_size": 1}
+        ways = {
+            "request": HFLM(**own, logits_cache=False), "item": HFLM(**own),
+            "batches": InMemory(model, checkpoint, BATCH),
+        }  # fmt: skip
+        whole: dict[str, list[float]] = {way: [] for way in ways}
+        asking: dict[str, list[float]] = {way: [] for way in ways}
+        records: dict[str, Any] = {}
+        for _ in range(ROUNDS):
+            for way, asked in ways.items():
+                timed = Timed(asked)
+                benchmark = Benchmark(checkpoint, ["daru_rucola"], BenchmarkSettings(data=str(data), limit=items))
+                with tempfile.TemporaryDirectory() as place:
+                    began = time.perf_counter()
+                    records[way] = list(benchmark.records(lambda *_: timed, Path(place)))  # noqa: B023
+                    whole[way].append(time.perf_counter() - began)
+                    asking[way].append(timed.seconds)
+        scores = [[r["scores"] for r in records[way]] for way in ways]
+        equal = sum(a == b == c for a, b, c in zip(*scores, strict=True))
+        shots = records["batches"][0]["shots"]
+        print(f"{Path(path).name}, {shots} examples, {equal} of {len(scores[0])} items of RuCoLA with equal scores")
+        for way in ways:
+            times = [f"{median(t[way]):.2f} s ({median(t[way]) / median(t['batches']):.1f})" for t in (whole, asking)]
+            print(f"  {way}: whole {times[0]}, model alone {times[1]}", flush=True)
+
+
+class Timed:
+    """A model that knows how long it was asked."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.seconds = model, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def loglikelihood(self, requests: list[Any]) -> Any:
+        began = time.perf_counter()
+        found = self.model.loglikelihood(requests)
+        self.seconds = time.perf_counter() - began
+        return found
 
 
 def run_server(data: Path, items: int) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from benchmark_data import ITEMS, write_data
 from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError, LepError
@@ -20,6 +22,7 @@ from lep.evaluation.compare import compare
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.measures import average, figure, measures, task_score
 from lep.evaluation.metrics import metric
+from lep.evaluation.scoring import continuation_nats
 from lep.evaluation.table import comparison
 from lep.evaluation.tasks import FOLDER, groups, resolve, task_names
 from lep.inference.load import load_model
@@ -212,6 +215,51 @@ def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp
             expected = sum(logits[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
             assert nats == pytest.approx(expected, rel=1e-4)
             assert whole[0] == checkpoint.tokenizer.bos_token_id != whole[1]  # one beginning, not two
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_what_questions_share_is_read_once(pair, batch_size) -> None:
+    """Against lm-evaluation-harness's own scoring, with continuations of one and of several tokens."""
+    model, checkpoint = load_model(pair["base"])
+    rng = random.Random(0)
+
+    def some(n):
+        return [rng.randrange(300) for _ in range(n)]
+
+    head, other = some(40), some(35)
+    contexts = (
+        [head + some(n) for n in (3, 9, 1, 4, 5)] + [other + some(2) for _ in range(4)] + [some(7), some(50), head]
+    )
+    requests = [(c, some(n)) for c in contexts for n in (1, 1, 4)]
+    plain = HFLM(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=1, max_length=128)
+    expected = plain._loglikelihood_tokens([(None, *request) for request in requests], disable_tqdm=True)
+    found = sorted(continuation_nats(model, requests, batch_size))
+    assert [number for number, *_ in found] == list(range(len(requests)))
+    assert [nats for _, nats, _ in found] == pytest.approx([nats for nats, _ in expected], rel=1e-4)
+    assert [greedy for *_, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_models_that_forget_are_read_whole(pair, monkeypatch) -> None:
+    """A cache that does not keep every token cannot be shared."""
+    model, _ = load_model(pair["base"])
+    requests = [([5] * 40 + [n], [n + 1]) for n in range(6)]
+    shared = sorted(continuation_nats(model, requests, 3))
+
+    class Window(DynamicLayer):
+        pass
+
+    class Forgetful(DynamicCache):
+        def __init__(self, *a, **k):
+            super().__init__(*a, **k)
+            self.layer_class_to_replicate = Window
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.DynamicCache", Forgetful)
+    seen = []
+    real = model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: seen.append(k["input_ids"].shape) or real(*a, **k))
+    whole = sorted(continuation_nats(model, requests, 3))
+    assert max(shape[1] for shape in seen[1:]) == 41
+    assert [n for _, n, _ in whole] == pytest.approx([n for _, n, _ in shared], rel=1e-4)
 
 
 def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:

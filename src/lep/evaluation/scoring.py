@@ -1,0 +1,104 @@
+"""Log-likelihoods of many continuations: what questions share is read once, and only scored places get logits.
+
+The examples before a question are most of a few-shot prompt and the same for a whole task (or subject). Their keys and
+values are computed once and shared by a batch.
+"""
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+HEAD, TOGETHER = 32, 4  # so many questions that begin with so many tokens in common are read together
+
+
+@dataclass
+class Read:
+    """Tokens that the model reads, and the continuations that are scored on them: (request, begin, tokens)."""
+
+    ids: tuple[int, ...]
+    scored: list[tuple[int, int, list[int]]] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def continuation_nats(
+    model: Any, requests: Sequence[tuple[list[int], list[int]]], batch_size: int
+) -> Iterator[tuple[int, float, bool]]:
+    """(request, log p of its continuation in nats, whether each of its tokens is the likeliest) as they come.
+
+    `requests` holds (context, continuation), neither empty. Continuations of one token share the reading of their
+    context.
+    """
+    reads: dict[tuple[int, ...], Read] = {}
+    for number, (context, continuation) in enumerate(requests):
+        ids = (*context, *continuation[:-1])
+        reads.setdefault(ids, Read(ids)).scored.append((number, len(context) - 1, continuation))
+    heads = Counter(ids[:HEAD] for ids in reads)
+    groups: dict[tuple[int, ...], list[Read]] = {}
+    for ids, read in reads.items():
+        alone = heads[ids[:HEAD]] < TOGETHER
+        groups.setdefault(() if alone else ids[:HEAD], []).append(read)
+    for group in sorted(groups.values(), key=lambda group: -max(len(read.ids) for read in group)):
+        group.sort(key=lambda read: (-len(read.ids), read.ids))
+        shared, cache = _shared(model, group)
+        for start in range(0, len(group), batch_size):
+            yield from _score(model, group[start : start + batch_size], shared, cache)
+
+
+def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with.
+
+    >>> common_prefix([(1, 2, 3), (1, 2, 4, 5), (1, 2)])
+    2
+    """
+    first, last = min(sequences), max(sequences)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
+    """Length of what all begin with, and its keys and values, where the model keeps those of every token."""
+    before = min(begin for read in group for _, begin, _ in read.scored)
+    length = min(common_prefix([read.ids for read in group]), before)
+    if length < HEAD or len(group) == 1:
+        return 0, None
+    ids = torch.tensor([group[0].ids[:length]], device=model.device)
+    cache = model(input_ids=ids, use_cache=True, **_keep(model, 1)).past_key_values
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return 0, None
+    return length, cache
+
+
+def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | None) -> Iterator[tuple[int, float, bool]]:
+    width = max(len(read.ids) for read in batch) - shared
+    ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    mask = torch.zeros(len(batch), shared + width, dtype=torch.int64)
+    for row, read in enumerate(batch):
+        ids[row, : len(read.ids) - shared] = torch.tensor(read.ids[shared:])
+        mask[row, : len(read.ids)] = 1
+    first = min(begin for read in batch for _, begin, _ in read.scored)  # nothing before it is scored
+    kept = shared + width - first
+    more: dict[str, Any] = {"use_cache": False}
+    if cache is not None:
+        more = {"past_key_values": copy.deepcopy(cache), "use_cache": True}
+        more["past_key_values"].batch_repeat_interleave(len(batch))
+    places = torch.arange(shared, shared + width).expand(len(batch), -1)
+    logits = model(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), position_ids=places.to(model.device),
+        **more, **_keep(model, kept),
+    ).logits[:, -kept:]  # fmt: skip
+    for row, read in enumerate(batch):
+        for number, begin, continuation in read.scored:
+            rows = logits[row, begin - first : begin - first + len(continuation)].float().log_softmax(-1)
+            tokens = torch.tensor(continuation, device=rows.device)
+            nats = rows.gather(1, tokens[:, None]).sum()
+            yield number, float(nats), bool((rows.argmax(1) == tokens).all())
+
+
+def _keep(model: Any, places: int) -> dict[str, int]:
+    """Logits of the last places only, where the model can leave the others out."""
+    return {"logits_to_keep": places} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
