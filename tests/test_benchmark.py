@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmark_data import ITEMS, write_data
+from datasets import Dataset
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -465,6 +466,23 @@ def test_what_data_lack_is_said(lab_instruct, data, tmp_path) -> None:
         Benchmark(lab_instruct, ["daru_rcb"], BenchmarkSettings(data=str(tmp_path)))
     with pytest.raises(CorpusError, match=r"cannot be read from the hub .* give --data FOLDER with rcb/test\.jsonl"):
         Benchmark(lab_instruct, ["daru_rcb"], BenchmarkSettings())
+
+
+def test_data_sets_with_scripts_are_taken_as_the_hub_converted_them(monkeypatch) -> None:
+    from lep.evaluation.tasks import functions
+
+    asked = []
+
+    def hub(path, name, split, revision=None):
+        asked.append((path, name, split, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found rucola.py")
+        return Dataset.from_list([{"sentence": "Снег идёт.", "label": 1}])
+
+    monkeypatch.setattr(functions, "load_dataset", hub)
+    found = functions.rucola()
+    assert found["validation"][0]["sentence"] == "Снег идёт."
+    assert asked[1] == ("RussianNLP/rucola", "main", "validation", "refs/convert/parquet")
 
 
 def test_base_models_are_not_asked_as_chat_models() -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from benchmark_data import write_data
 
 from lep.errors import LepError
 from lep.pipeline.recipe import load_recipe
@@ -26,14 +27,17 @@ tokenizer: {{new_tokens: 60}}
 pretrain: {{tokens: 8_000, learning_rate: 1e-3, block_size: 64, batch_tokens: 256}}
 calibrate: {{prompt_tasks: 4, copy_tasks: 6, max_new_tokens: 12, batch_size: 4, learning_rate: 1e-3}}
 tune: {{data_tasks: 4, copy_tasks: 6, batch_size: 4, learning_rate: 1e-3}}
-evaluate: {{items: 2, characters: 2_000, bootstrap: 50, tasks: [copy_sentence, first_word]}}
+evaluate:
+  {{items: 2, characters: 2_000, bootstrap: 50, tasks: [copy_sentence, first_word],
+    benchmark: {{tasks: [daru_rwsd], data: {data}, limit: 3}}}}
 """
 
 
 @pytest.fixture(scope="module")
 def recipe(pair, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(RECIPE.format(pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train"))
+    data = write_data(path.parent / "data", items=3)
+    path.write_text(RECIPE.format(pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train", data=data))
     return path
 
 
@@ -57,6 +61,13 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(place): path.read_bytes() for place, path in found.items()}
 
 
+def test_faults_of_benchmark_tasks_show_before_anything_runs(recipe, tmp_path) -> None:
+    for override, says in {"tasks=[daru_rwst]": "daru_rwsd", f"data={tmp_path}": "rwsd has no test"}.items():
+        with pytest.raises(LepError, match=says):
+            run(load_recipe(recipe, [f"evaluate.benchmark.{override}"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_report_and_second_run(recipe, tmp_path) -> None:
     loaded, said = load_recipe(recipe), []
     report = run(loaded, tmp_path / "run", said.append)
@@ -65,10 +76,14 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     assert "fewer tokens" in page
     assert "http://" not in page.split("</script>")[-1]
     assert "https://" not in page.split("</script>")[-1]
-    rows = [line.split("  ")[0] for line in said[-1].splitlines()[5:]]
+    _, scores, benchmark = said[-1].split("\n\n")
+    assert "Benchmark" in page
+    assert "daru_rwsd" in benchmark
+    lines = scores.splitlines()[2:]
+    rows = [line.split("  ")[0] for line in lines]
     assert rows == ["original instruct", "mean initialisation", "swap", "overlap", "conversion",
                     "conversion + self-calibration", "conversion + tuning"]  # fmt: skip
-    assert not any(cell == "-" for line in said[-1].splitlines()[5:] for cell in line.split())
+    assert not any(cell == "-" for line in lines for cell in line.split())
     before = results(tmp_path / "run")
     assert sum(name.endswith("model.safetensors") for name in before) == 8
     again: list[str] = []

@@ -1,13 +1,16 @@
 """Tables of models: one row a model with the columns that decide, and one row a measure with paired differences."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lep.evaluation.measures import Figure, Measure, average, figure, measures, task_score
 from lep.evaluation.metrics import Estimate
 from lep.evaluation.tasks import groups
+from lep.settings import EvaluateSettings
 
 # column title -> (metric, task)
 COLUMNS = {
@@ -155,3 +158,14 @@ def _cell(row: Row, name: str, compared: bool) -> str:
 
 def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}" if abs(value) < 100 else f"{value:{sign},.0f}"
+
+
+def benchmark_table(folder: Path, models: dict[str, str]) -> str:
+    """The comparison of benchmark tasks from the records of each model's stage under a run's folder; or nothing."""
+    found = {}
+    for name, stage in models.items():
+        lines = (folder / stage / "records.jsonl").read_text(encoding="utf-8").split("\n")
+        records = (json.loads(line) for line in lines if line)
+        found[name] = [record for record in records if record["kind"] == "benchmark"]
+    rows = comparison(found, EvaluateSettings().bootstrap, EvaluateSettings().seed) if any(found.values()) else []
+    return comparison_table(rows, list(found)) if rows else ""

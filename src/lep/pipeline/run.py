@@ -14,9 +14,11 @@ from lep.corpus.prepare import Split, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, write_records
 from lep.corpus.tasks import make_tasks
 from lep.errors import CheckpointError
+from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.select import propagate_auto
-from lep.evaluation.table import text_table
+from lep.evaluation.table import benchmark_table, text_table
+from lep.evaluation.tasks import resolve
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.stage import Runner, Stage
 from lep.publish import publishing
@@ -61,12 +63,11 @@ def run(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Pat
 
 
 def table(folder: Path) -> str:
-    """The table of instruct models of a finished run."""
-    described = json.loads((folder / "run.json").read_text())
-    return text_table({
-        name: json.loads((folder / stage / "scores.json").read_text())
-        for name, stage in described["instruct_models"].items()
-    })  # fmt: skip
+    """The table of instruct models of a finished run, and that of the benchmark where it was run."""
+    models = json.loads((folder / "run.json").read_text())["instruct_models"]
+    scores = {name: json.loads((folder / stage / "scores.json").read_text()) for name, stage in models.items()}
+    benchmark = benchmark_table(folder, models)
+    return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")
 
 
 class _Planner:
@@ -81,6 +82,9 @@ class _Planner:
         for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
             if given:
                 corpus_files([given])
+        if names := resolve(recipe.evaluate.benchmark.tasks):  # faults of tasks and data show before anything trains
+            for model in (self.base, self.instruct):
+                Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
         self.asked = bool(recipe.calibrate or recipe.tune or "auto" in recipe.propagate)
         if self.asked and not Checkpoint(self.instruct).tokenizer.chat_template:
             raise CheckpointError(

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from lep import __version__
+from lep.evaluation.table import benchmark_table
 from lep.report import data
 
 
@@ -22,6 +23,7 @@ def write_report(folder: Path) -> Path:
         base=data.model_tables(folder, run, "base_models"), saving=data.saving(instruct, run["recipe"]["language"]),
         coloured=data.coloured(folder, run), examples=data.examples(folder, run), new_tokens=data.new_tokens(folder),
         fits=data.fits(folder, run["recipe"]["propagate"]), losses=loss_figure(data.losses(folder)),
+        benchmark=benchmark_table(folder, run["instruct_models"]),
         counts=json.loads((folder / "corpus" / "counts.json").read_text()), plotly=get_plotlyjs(),
     )  # fmt: skip
     report = folder / "report.html"

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from lm_eval.api.samplers import ContextSampler
@@ -32,7 +32,8 @@ from lep.evaluation.metrics import (
 )
 from lep.tokenizer.load import load_tokenizer
 
-DARUMERU = "RefalMachine/darumeru"
+DARUMERU, MMLU, CONVERTED = "RefalMachine/darumeru", "NLPCoreTeam/mmlu_ru", "refs/convert/parquet"
+HUB_FAULTS = (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, ValueError, RuntimeError)
 LETTERS = "ABCD"
 Row = dict[str, Any]
 Rows = Callable[[Row], Iterator[Row]]
@@ -49,12 +50,33 @@ def _read(name: str, split: str, hub: tuple[str, str | None], data: str | None) 
             raise CorpusError(f"{Path(data, name)} has no {split}.jsonl: write one record a line, or leave --data out")
         return [record for _, record in read_records(files[0])]
     try:
-        return load_dataset(hub[0], hub[1], split=split).to_list()
-    except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, ValueError) as error:
-        raise CorpusError(
-            f"the data set {hub[0]} cannot be read from the hub ({str(error).splitlines()[0]}): go online, or give "
-            f"--data FOLDER with {name}/{split}.jsonl in it"
-        ) from error
+        return _from_hub(load_dataset, *hub, split=split).to_list()
+    except HUB_FAULTS as error:
+        raise _not_on_the_hub(hub[0], f"{name}/{split}", error) from error
+
+
+def _configs(name: str, hub: str) -> list[str]:
+    """The configurations of a data set on the hub, one for each subject or phenomenon."""
+    try:
+        return _from_hub(get_dataset_config_names, hub)
+    except HUB_FAULTS as error:
+        raise _not_on_the_hub(hub, f"{name}/test", error) from error
+
+
+def _from_hub(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Data sets whose makers wrote a loading script are taken as the hub converted them; scripts are never run."""
+    try:
+        return call(*arguments, **options)
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        return call(*arguments, **options, revision=CONVERTED)
+
+
+def _not_on_the_hub(hub: str, place: str, error: Exception) -> CorpusError:
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CorpusError(f"the data set {hub} cannot be read from the hub ({why}): go online, or give --data FOLDER with "
+                       f"{place}.jsonl in it")  # fmt: skip
 
 
 def _rows(name: str, split: str, records: list[Row], make: Rows) -> Dataset:
@@ -113,16 +135,10 @@ def mmlu(language: str, data: str | None = None, **_: Any) -> DatasetDict:
     else:
         records = [
             record | {"part": part, "subject": subject}
-            for subject, part in product(_subjects(), ("test", "dev"))
-            for record in _read("mmlu_ru", part, ("NLPCoreTeam/mmlu_ru", subject), None)
+            for subject, part in product(_configs("mmlu_ru", MMLU), ("test", "dev"))
+            for record in _read("mmlu_ru", part, (MMLU, subject), None)
         ]
     return DatasetDict({"all": _rows("mmlu_ru", "all", records, make)})
-
-
-def _subjects() -> list[str]:
-    from datasets import get_dataset_config_names
-
-    return get_dataset_config_names("NLPCoreTeam/mmlu_ru")
 
 
 def of_test(rows: Dataset) -> Dataset:
@@ -164,12 +180,8 @@ def rublimp(data: str | None = None, **_: Any) -> DatasetDict:
     if data is not None:
         records = _read("rublimp", "test", ("", None), data)
     else:
-        from datasets import get_dataset_config_names
-
-        hub = "RussianNLP/rublimp"
-        records = [
-            r for config in get_dataset_config_names(hub) for r in _read("rublimp", "train", (hub, config), None)
-        ]
+        hub, parts = "RussianNLP/rublimp", _configs("rublimp", "RussianNLP/rublimp")
+        records = [record for part in parts for record in _read("rublimp", "train", (hub, part), None)]
     return DatasetDict({"test": _rows("rublimp", "test", records, make)})
 
 
