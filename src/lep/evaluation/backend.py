@@ -7,7 +7,6 @@ into tokens in the same way, and that nothing is ever cut to fit.
 import json
 from bisect import bisect_left
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from lep.inference.load import Description, context_of
 from lep.publish import fingerprint
 
 SECONDS, CONCURRENT, TRIES = 600, 8, 3
-ENCODED = 4_096  # texts whose tokens are remembered
+SPECIAL = 2  # tokens that a tokenizer may put around a text
+CHUNK = 4_000  # requests that are in work at once
 
 
 class Said(str):
@@ -53,11 +53,24 @@ class InMemory(HFLM):
         # no lengths, penalties or sampling of the makers'
         model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         self.latest: list[int] = []
-        self._encoded = lru_cache(ENCODED)(super().tok_encode)
+        self._encoded: dict[str, list[int]] = {}
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As lm-evaluation-harness has it, with the texts cut into tokens once, on all cores."""
+        texts = list({text for context, choice in (r.args for r in requests) for text in (context, context + choice)})
+        begins = self.tokenizer.bos_token or "\0"
+        for special in (True, False):
+            group = [text for text in texts if text and text.startswith(begins) != special]
+            found = self.tokenizer.backend_tokenizer.encode_batch(group, add_special_tokens=special)
+            self._encoded |= {text: encoding.ids for text, encoding in zip(group, found, strict=True)}
+        try:
+            return super().loglikelihood(requests, disable_tqdm=True)
+        finally:
+            self._encoded = {}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *_: Any, **__: Any) -> list[int]:
-        """Each context is asked for several times, with each of its choices."""
-        return self._encoded(string, add_special_tokens)
+        known = self._encoded.get(string) if add_special_tokens is None else None
+        return super().tok_encode(string, add_special_tokens) if known is None else known
 
     def answering(self, generates: bool, chat: bool) -> LM:
         """What to ask: the same for everything."""
@@ -172,11 +185,8 @@ class Recorded(LM):
     """
 
     def __init__(self, model: Any, length: Callable[[str], int], context: int, place: Path) -> None:
-        """`length` counts tokens where the model cannot."""
         super().__init__()
-        cuts = isinstance(model, (InMemory, Completions))
-        self.length = (lambda text: len(model.tok_encode(text))) if cuts else length
-        self.model, self.context = model, context
+        self.model, self.length, self.context = model, length, context
         self.too_long: set[str] = set()
         self.known: dict[str, Any] = {}
         if place.exists():
@@ -203,16 +213,25 @@ class Recorded(LM):
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         spare = getattr(self.model, "spare", 1)
-        self._ask("loglikelihood", requests, lambda args: self.length(args[0] + args[1]) - spare)
+        self._ask("loglikelihood", requests, lambda args: self._tokens(args[0] + args[1], self.context + spare) - spare)
         unknown = (float("-inf"), False)
         return [tuple(self.known.get(request_key("loglikelihood", r.args), unknown)) for r in requests]  # type: ignore
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        self._ask("generate_until", requests, lambda args: self.length(_text(args[0])) + args[1]["max_gen_toks"])
+        self._ask("generate_until", requests, lambda args: self._written(args))
         return [Said(*self.known.get(request_key("generate_until", r.args), ("", 0))) for r in requests]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         raise NotImplementedError
+
+    def _written(self, arguments: tuple[Any, ...]) -> int:
+        room = arguments[1]["max_gen_toks"]
+        return self._tokens(_text(arguments[0]), self.context - room) + room
+
+    def _tokens(self, text: str, limit: int) -> int:
+        """Tokens of a text; a text of few bytes has no more tokens, and need not be cut into them to know."""
+        most = len(text.encode()) + SPECIAL
+        return most if most <= limit else self.length(text)
 
     def _ask(self, kind: str, asked: list[Any], length: Callable[[Any], int]) -> None:
         todo = []
@@ -222,21 +241,21 @@ class Recorded(LM):
                 self.too_long.add(key)
             elif key not in self.known:
                 todo.append(request)
-        if not todo:
-            return
-        try:
-            answers = getattr(self.model, kind)(todo)
-        except (requests.RequestException, ClientError, TimeoutError) as error:
-            done = sum(request_key(kind, r.args) in self.known for r in todo)
-            raise LepError(
-                f"the server stopped answering after {done:,} of {len(todo):,} requests "
-                f"({error or type(error).__name__}): "
-                "start it again and give the same command, which goes on from there"
-            ) from error
-        for request, answer in zip(todo, answers, strict=True):  # what the hook was not called for
-            key = request_key(kind, request.args)
-            if key not in self.known:
-                self._keep(key, [answer, None] if kind == "generate_until" else answer)
+        for start in range(0, len(todo), CHUNK):
+            chunk = todo[start : start + CHUNK]
+            try:
+                answers = getattr(self.model, kind)(chunk)
+            except (requests.RequestException, ClientError, TimeoutError) as error:
+                done = sum(request_key(kind, r.args) in self.known for r in todo)
+                raise LepError(
+                    f"the server stopped answering after {done:,} of {len(todo):,} requests "
+                    f"({error or type(error).__name__}): start it again and give the same command, which goes on "
+                    "from there"
+                ) from error
+            for request, answer in zip(chunk, answers, strict=True):  # what the hook was not called for
+                key = request_key(kind, request.args)
+                if key not in self.known:
+                    self._keep(key, [answer, None] if kind == "generate_until" else answer)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
         return self.model.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)

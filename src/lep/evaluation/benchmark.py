@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,12 @@ class Benchmark:
         self.chat = template if settings.chat is None else settings.chat
         self.shots = settings.shots if settings.shots is not None else 0 if self.chat else BASE_SHOTS
         try:
+            from lm_eval import utils
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise LepError("benchmark tasks need lm-evaluation-harness: pip install 'lep[eval]'") from error
+        if not hasattr(utils.env.from_string, "cache_info"):  # it compiles a template again for every item and example
+            utils.env.from_string = lru_cache(utils.env.from_string)
         with quiet():
             place = {"tokenizer": str(checkpoint.folder)} | ({"data": str(settings.data)} if settings.data else {})
             manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=place)
