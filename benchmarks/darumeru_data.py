@@ -3,9 +3,9 @@
     python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
 
 RuCoLA, PARus, RWSD, RCB, USE and MMLU (English) are real items; the labels of PARus, RWSD and RCB are the majorities of
-crowds. The USE items come from whole exams, of which 100 variants are made by their numbers. News with their titles
-stand in for the summaries of Gazeta, and the sentences nearest to the title for the extracted ones. Sentences and
-paragraphs to copy come from Wikipedia. RuBLiMP is whole.
+crowds, the USE items are 100 whole exams without their essays. XQuAD stands in for MultiQ, news with their titles for the
+summaries of Gazeta, and the sentences nearest to the title for the extracted ones. Sentences and paragraphs to copy come
+from Wikipedia. RuBLiMP is whole.
 """
 
 import argparse
@@ -105,6 +105,17 @@ def gazeta(bench: Path) -> Iterator[Record]:
         yield {"src_sents": sentences, "summary_sents": [r["title"]], "extractive_summary": best}
 
 
+def multiq(bench: Path) -> Iterator[Record]:
+    with (bench / "xquad_ru.json.zst").open("rb") as file:
+        articles = json.load(io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"))[
+            "data"
+        ]
+    for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
+        for question in paragraph["qas"]:
+            inputs = {"support_text": "", "main_text": paragraph["context"], "question": question["question"]}
+            yield asked(inputs, [{"segment": answer["text"]} for answer in question["answers"]], id=question["id"])
+
+
 def rublimp(bench: Path) -> Iterator[Record]:
     for r in lines(bench / "rublimp.jsonl.zst"):
         yield {"source_sentence": r["good"], "target_sentence": r["bad"], "phenomenon": r["phenomenon"]}
@@ -153,7 +164,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     bench, output = args.data / "bench", args.output
-    for name, make in {"parus": parus, "rcb": rcb, "rwsd": rwsd, "use": use, "daru_treeway_eval": gazeta}.items():
+    for name, make in {
+        "multiq": multiq,
+        "parus": parus,
+        "rcb": rcb,
+        "rwsd": rwsd,
+        "use": use,
+        "daru_treeway_eval": gazeta,
+    }.items():
         write(output, name, halves(make(bench)))
     write(output, "mmlu_ru", {part: mmlu(bench, part) for part in ("dev", "test")})
     dev = ["in_domain_dev", "out_of_domain_dev"]

@@ -42,7 +42,7 @@ from lep.settings import BenchmarkSettings, EvaluateSettings
 
 LAB = ("lab/pair/base", "lab/pair/instruct")
 NEEDS = {  # task -> data set
-    "daru_rucola": "rucola", "daru_parus": "parus", "daru_rcb": "rcb", "daru_rwsd": "rwsd", "daru_use": "use",
+    "daru_multiq": "multiq", "daru_rucola": "rucola", "daru_parus": "parus", "daru_rcb": "rcb", "daru_rwsd": "rwsd", "daru_use": "use",
     "daru_mmlu_en": "mmlu_ru",
     "daru_sum_abstractive": "daru_treeway_eval", "daru_sum_extractive": "daru_treeway_eval",
     "daru_copy_sentence_en": "cp_sent_en", "daru_copy_paragraph_en": "cp_para_en",
@@ -131,7 +131,9 @@ class Timed:
 
 
 def run_server(data: Path, items: int) -> None:
-    generated = [task for task in available(data) if task.startswith(("daru_copy", "daru_use", "daru_sum_abs"))]
+    generated = [
+        task for task in available(data) if task.startswith(("daru_copy", "daru_use", "daru_sum_abs", "daru_multiq"))
+    ]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

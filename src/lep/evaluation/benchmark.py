@@ -57,8 +57,9 @@ class Benchmark:
             if generates:
                 room = task.config.generation_kwargs["max_gen_toks"]
                 task.set_config("generation_kwargs", {"max_gen_toks": min(room, context // 2)}, update=True)
-            if task.config.num_fewshot is None or (self.settings.shots is not None and not plain):
-                task.set_config("num_fewshot", self.shots)
+            most = task.config.num_fewshot
+            if not plain:
+                task.set_config("num_fewshot", self.shots if most is None else min(most, self.shots))
             yield from self._task(name, task, answering(generates, chat), chat, context, place / f"{name}.jsonl")
 
     def _task(
