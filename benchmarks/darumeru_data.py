@@ -3,9 +3,9 @@
     python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
 
 RuCoLA, PARus, RWSD, RCB, USE and MMLU (English) are real items; the labels of PARus, RWSD and RCB are the majorities of
-crowds, the USE items are 100 whole exams without their essays. XQuAD stands in for MultiQ, news with their titles for the
-summaries of Gazeta, and the sentences nearest to the title for the extracted ones. Sentences and paragraphs to copy come
-from Wikipedia. RuBLiMP is whole.
+crowds, the USE items are 100 whole exams without their essays. XQuAD stands in for MultiQ, news with their titles for
+the summaries of Gazeta, and the sentences nearest to the title for the extracted ones. Sentences and paragraphs to copy
+come from Wikipedia. RuBLiMP is whole.
 """
 
 import argparse
