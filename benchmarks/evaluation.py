@@ -42,8 +42,8 @@ from lep.settings import BenchmarkSettings, EvaluateSettings
 
 LAB = ("lab/pair/base", "lab/pair/instruct")
 NEEDS = {  # task -> data set
-    "daru_multiq": "multiq", "daru_rucola": "rucola", "daru_parus": "parus", "daru_rcb": "rcb", "daru_rwsd": "rwsd", "daru_use": "use",
-    "daru_mmlu_en": "mmlu_ru",
+    "daru_rucola": "rucola", "daru_parus": "parus", "daru_rcb": "rcb", "daru_rwsd": "rwsd", "daru_use": "use",
+    "daru_mmlu_en": "mmlu_ru", "daru_multiq": "multiq",
     "daru_sum_abstractive": "daru_treeway_eval", "daru_sum_extractive": "daru_treeway_eval",
     "daru_copy_sentence_en": "cp_sent_en", "daru_copy_paragraph_en": "cp_para_en",
     "daru_copy_sentence_ru": "cp_sent_ru", "daru_copy_paragraph_ru": "cp_para_ru",
