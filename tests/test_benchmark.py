@@ -5,18 +5,21 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from benchmark_data import ITEMS, write_data
 from datasets import Dataset
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from lep.checkpoint.initialise import initialise
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError, LepError
+from lep.evaluation import guards
 from lep.evaluation.backend import InMemory, Recorded, Said
 from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.compare import compare
@@ -168,7 +171,7 @@ def chance(task: str, docs: list, draws: int) -> np.ndarray:
 def check_chance(checkpoint, names, data, place, limit) -> None:
     benchmark = Benchmark(checkpoint, names, BenchmarkSettings(data=str(data), limit=limit))
     docs = {name: list(task.eval_docs) for name, task in benchmark.tasks.items()}
-    chosen = {name: [docs[name][i] for i in benchmark.chosen(docs[name])] for name in names}
+    chosen = {name: [docs[name][i] for i in benchmark.chosen(docs[name]) or range(len(docs[name]))] for name in names}
     scores = by_task(benchmark.records(lambda *_: Fake(guess), place))
     for name in names:
         low, high = np.percentile(chance(name, chosen[name], 600), [0.5, 99.5])
@@ -193,19 +196,65 @@ def test_base_models_get_five_examples_of_the_prompt_split(data, tmp_path) -> No
     assert "логика" not in logic or "право" not in logic
 
 
-def test_choices_are_scored_at_the_next_token(lab_instruct) -> None:
+def test_choices_are_scored_at_the_next_token(data) -> None:
+    """Of the prompt as it is asked: each choice of a task is one token, and another one."""
     model, checkpoint = load_model(LAB / "instruct")
     asked = InMemory(model, checkpoint, 4)
-    for prefix, choices in {"Ответ:": ["0", "1", "2", "3", "A", "B", "C", "D"], "Answer:": ["A", "D"]}.items():
-        for choice in choices:
-            _, continuation = asked._encode_pair(f"<s><|user|> Да?<|end|><|assistant|>{prefix}", " " + choice)
-            assert checkpoint.tokenizer.decode(continuation).strip() == choice
-            assert len(continuation) == len(checkpoint.tokenizer.encode(" " + choice, add_special_tokens=False))
+    names = [name for name in CHOICES if name.startswith("daru") and name != "daru_sum_extractive"]
+    for name, task in Benchmark(checkpoint, names, BenchmarkSettings(data=str(data))).tasks.items():
+        begun = f"<s><|user|> Да?<|end|><|assistant|>{task.config.gen_prefix}"
+        pairs = [asked._encode_pair(begun, " " + choice) for choice in task.config.doc_to_choice]
+        assert {len(continuation) for _, continuation in pairs} == {1}, name
+        assert len({tuple(continuation) for _, continuation in pairs}) == len(pairs)
+        assert len({tuple(context) for context, _ in pairs}) == 1
+
+
+GOLD = {  # raw record -> what its right choice says
+    "parus": lambda r: r["inputs"][f"choice{r['outputs']}"],
+    "rcb": lambda r: {"1": "следует из текста", "2": "противоречит тексту", "3": "Ни то, ни другое"}[r["outputs"]],
+    "rwsd": lambda r: r["outputs"],
+    "rummlu": lambda r: r["inputs"][f"option_{r['outputs'].lower()}"],
+    "ruopenbookqa": lambda r: r["inputs"][f"option_{r['outputs'].lower()}"],
+    "ruworldtree": lambda r: r["inputs"][f"option_{r['outputs'].lower()}"],
+    "mmlu_ru": lambda r: r["choices_ru"][r["answer"]],
+    "mmlu_en": lambda r: r["choices_en"][r["answer"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(GOLD))
+def test_the_right_choice_is_the_one_that_the_record_says(lab_instruct, data, name) -> None:
+    """From the raw file to the line of the prompt that the right choice stands for."""
+    task = Benchmark(lab_instruct, [f"daru_{name}"], BenchmarkSettings(data=str(data))).tasks[f"daru_{name}"]
+    place = data / ("mmlu_ru" if "mmlu_" in name else name) / "test.jsonl"
+    raw = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    docs = list(task.eval_docs)
+    if name == "parus":  # once in each order of the options
+        raw = [record for record in raw for _ in range(2)]
+    seen = []
+    for doc, record in zip(docs, raw, strict=True):
+        choice = task.doc_to_choice(doc)[task.doc_to_target(doc)]
+        (line,) = [line for line in task.doc_to_text(doc).splitlines() if line.startswith(f"{choice}. ")]
+        assert GOLD[name](record) in line
+        seen.append(choice)
+    assert len(set(seen)) == len(task.config.doc_to_choice)
+    if name == "parus":
+        assert all(a != b for a, b in zip(seen[::2], seen[1::2], strict=True))
+
+
+def test_rucola_and_the_relevant_sentences_are_the_record_s(lab_instruct, data) -> None:
+    names = ["daru_rucola", "daru_sum_extractive"]
+    rucola, extractive = Benchmark(lab_instruct, names, BenchmarkSettings(data=str(data))).tasks.values()
+    lines = (data / "rucola" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    for doc, line in zip(rucola.eval_docs, lines, strict=True):
+        assert rucola.doc_to_choice(doc)[rucola.doc_to_target(doc)] == str(json.loads(line)["label"])
+        assert "0 — нет, 1 — да" in rucola.doc_to_text(doc)
+    lines = (data / "daru_treeway_eval" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    for doc, line in zip(extractive.eval_docs, lines, strict=True):
+        chosen = [extractive.doc_to_choice(doc)[i] for i in extractive.doc_to_target(doc)]
+        assert chosen == json.loads(line)["summary_sents"]
 
 
 def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp_path) -> None:
-    import torch
-
     model, checkpoint = load_model(LAB / "instruct")
     records = run(checkpoint, ["daru_rwsd"], InMemory(model, checkpoint, 8), tmp_path, data=str(data), limit=4)
     for record in records:
@@ -240,27 +289,50 @@ def test_what_questions_share_is_read_once(pair, batch_size) -> None:
     assert [greedy for *_, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_models_that_forget_are_read_whole(pair, monkeypatch) -> None:
-    """A cache that does not keep every token cannot be shared."""
-    model, _ = load_model(pair["base"])
-    requests = [([5] * 40 + [n], [n + 1]) for n in range(6)]
-    shared = sorted(continuation_nats(model, requests, 3))
+def test_models_that_forget_are_read_whole() -> None:
+    """A cache that keeps a window only cannot be shared: Mistral's sliding attention against plain scoring."""
+    from transformers import MistralConfig, MistralForCausalLM
 
-    class Window(DynamicLayer):
-        pass
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=8, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(8)
+    rng = random.Random(1)
+    head = [rng.randrange(64) for _ in range(45)]
+    requests = [(head + [rng.randrange(64) for _ in range(n)], [n, n + 1]) for n in (1, 3, 9, 4, 7, 12)]
+    for number, nats, _ in continuation_nats(model, requests, 3):
+        context, continuation = requests[number]
+        logits = model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
+        expected = sum(logits[len(context) - 1 + i, token].item() for i, token in enumerate(continuation))
+        assert nats == pytest.approx(expected, rel=1e-4)
 
-    class Forgetful(DynamicCache):
-        def __init__(self, *a, **k):
-            super().__init__(*a, **k)
-            self.layer_class_to_replicate = Window
 
-    monkeypatch.setattr("transformers.models.llama.modeling_llama.DynamicCache", Forgetful)
-    seen = []
-    real = model.forward
-    monkeypatch.setattr(model, "forward", lambda *a, **k: seen.append(k["input_ids"].shape) or real(*a, **k))
-    whole = sorted(continuation_nats(model, requests, 3))
-    assert max(shape[1] for shape in seen[1:]) == 41
-    assert [n for _, n, _ in whole] == pytest.approx([n for _, n, _ in shared], rel=1e-4)
+def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
+    from lep.evaluation.tasks import functions
+
+    doc = {"unit": "1", "text": "Снег идёт весь день.", "tokenizer": str(LAB / "base")}
+    tokenizer = Checkpoint(LAB / "base").tokenizer
+    for before in ("", " ", "\n", "\n\n "):
+        text = before + doc["text"]
+        said = Said(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        assert functions.copy_length(doc, [said])["length_ratio"] == ("1", 1.0)
+    assert functions.copy_length(doc, [Said(doc["text"][:9], 4)])["length_ratio"][1] < 0.5
+    assert functions.copy_length(doc, [Said("  ", 3)])["length_ratio"][1] == 0
+
+
+@pytest.mark.parametrize(("template", "says"), [
+    ("{% for m in messages %}{{ raise_exception('no') if m.role == 'assistant' else m.content }}{% endfor %}", "cannot"),
+    ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "cannot|changes how an answer begins"),
+])  # fmt: skip
+def test_templates_that_cannot_begin_an_answer_are_refused(template, says) -> None:
+    checkpoint = Checkpoint(LAB / "instruct")
+    checkpoint.tokenizer.chat_template = template
+    with pytest.raises(LepError, match=says):
+        Benchmark(checkpoint, ["arithmetic"], BenchmarkSettings())
 
 
 def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
@@ -308,7 +380,7 @@ def test_a_limit_takes_whole_units_the_same_for_every_model(lab_instruct, data) 
     assert len(taken) == 8
     assert all(taken.count(unit) == 2 for unit in taken)
     other = Benchmark(Checkpoint(LAB / "base"), ["daru_parus"], BenchmarkSettings(data=str(data), limit=7))
-    assert other.chosen(docs) == benchmark.chosen(docs)
+    assert other.chosen(docs) == benchmark.chosen(docs) is not None
 
 
 def test_answers_are_kept_as_they_come_and_not_asked_for_again(lab_instruct, data, tmp_path) -> None:
@@ -331,7 +403,8 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(lab_instruct, dat
     kept = tmp_path / "a" / "daru_rcb.jsonl"
     assert len(kept.read_text().splitlines()) == 30
     with kept.open("a") as file:
-        file.write('["half a li')  # what a kill leaves
+        file.write('["половина строки')
+    kept.write_bytes(kept.read_bytes()[:-1])  # what a kill leaves: half a letter
     before = len(asked)
     again: list = []
     records = run(
@@ -341,14 +414,22 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(lab_instruct, dat
     assert records == run(lab_instruct, ["daru_rcb"], Fake(guess), tmp_path / "b", data=str(data))
 
 
-def test_differences_are_paired_over_common_units() -> None:
-    def record(i, value, **more):
-        return {"kind": "benchmark", "task": "daru_rwsd", "language": "ru", "scores": {"acc": (str(i), value)}} | more
+def scored(task, item, value):
+    return {
+        "kind": "benchmark",
+        "task": task,
+        "language": "ru",
+        "id": item,
+        "unit": item,
+        "scores": {"acc": (item, value)},
+    }
 
+
+def test_differences_are_paired_over_common_units() -> None:
     rng = random.Random(0)
     base = [float(rng.random() < 0.5) for _ in range(400)]
-    first = [record(i, value) for i, value in enumerate(base)]
-    second = [record(i, value if i % 20 else 1 - value) for i, value in enumerate(base)]
+    first = [scored("daru_rwsd", str(i), value) for i, value in enumerate(base)]
+    second = [scored("daru_rwsd", str(i), value if i % 20 else 1 - value) for i, value in enumerate(base)]
     rows = {row.title: row for row in comparison({"a": first, "b": second}, 400, 0)}
     row = rows["daru_rwsd"]
     alone = row.figures["b"].high - row.figures["b"].low
@@ -360,13 +441,8 @@ def test_differences_are_paired_over_common_units() -> None:
 
 
 def test_the_average_over_tasks_counts_each_task_the_same() -> None:
-    def records(task, values):
-        return [
-            {"kind": "benchmark", "task": task, "language": "ru", "scores": {"acc": (str(i), v)}}
-            for i, v in enumerate(values)
-        ]
-
-    found = records("daru_rwsd", [1.0] * 10) + records("daru_rummlu", [0.0, 1.0] * 100)
+    found = [scored("daru_rwsd", str(i), 1.0) for i in range(10)]
+    found += [scored("daru_rummlu", str(i), float(i % 2)) for i in range(200)]
     figures = [figure(m, 300, 0) for m in measures(found)]
     mean = average(figures).estimate()
     assert mean.value == 0.75
@@ -412,18 +488,50 @@ def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(data, t
     ]  # fmt: skip
 
 
-def test_prompts_show_what_an_adapted_model_still_does(pair, adapted, tmp_path) -> None:
+def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypatch) -> None:
+    initialise(pair["instruct"], pair["tokenizer"], tmp_path / "adapted")
+    real = guards.answers
+
+    def some_ended(model, tokenizer, *arguments, **options):
+        new = len(tokenizer) - 1  # of the adapted vocabulary
+        for batch in real(model, tokenizer, *arguments, **options):
+            yield [replace(a, finished=a.index != 1, text="" if a.index == 2 else "да", ids=[5, new]) for a in batch]
+
+    monkeypatch.setattr(guards, "answers", some_ended)
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(
-        "\n".join(json.dumps({"messages": [{"role": "user", "content": t}]}) for t in ("a b", "c d", "e f")) + "\n"
-    )
+    asked = [{"messages": [{"role": "user", "content": text}]} for text in ("Где дом?", "c d", "e f", "Снег идёт.")]
+    prompts.write_text("\n".join(json.dumps(each) for each in asked) + "\n")
     settings = EvaluateSettings(bootstrap=20, tasks=[], prompts=str(prompts), answer_tokens=8)
-    compare([str(pair["instruct"]), str(pair["instruct"])], {}, tmp_path / "out", settings)
+    models = [str(pair["instruct"]), str(pair["instruct"]), str(tmp_path / "adapted")]
+    compare(models, {}, tmp_path / "out", settings)
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    first, second = ({s["metric"]: s["value"] for s in each} for each in scores.values())
+    first, second, third = ({s["metric"]: s for s in each} for each in scores.values())
     assert first == second
-    assert first["new tokens"] == 0
-    assert {"original answers bits per byte", "ends its turn", "repetition"} <= first.keys()
+    assert first["new tokens"]["value"] == 0
+    assert third["new tokens"]["value"] == 0.5
+    assert first["original answers bits per byte"]["count"] == third["original answers bits per byte"]["count"] == 2
+    assert first["ends its turn"]["value"] == 0.75
+    with pytest.raises(LepError, match="name the original instruct model's folder first"):
+        compare([str(pair["base"]), str(pair["instruct"])], {}, tmp_path / "other", settings)
+
+
+def test_incomplete_units_are_compared_on_what_both_models_saw() -> None:
+    def record(task, unit, item, name, value, **more):
+        found = {"kind": "benchmark", "task": task, "language": "ru", "id": item, "unit": unit}
+        return found | (more or {"scores": {name: (unit, value)}})
+
+    exam = [record("daru_use", "v", str(i), "grade", 1) for i in range(4)] + [record("daru_use", "w", "9", "grade", 1)]
+    shorter = [record("daru_use", "v", "0", "grade", 1, too_long=True), *exam[1:]]
+    rows = {row.title: row for row in comparison({"a": shorter, "b": exam}, 20, 0)}
+    assert rows["daru_use"].figures["b"].value == pytest.approx((4 / 34 + 1 / 34) / 2)
+    assert rows["daru_use"].differences["b"].value == 0
+    pairs = [
+        record("daru_parus", "1", "1/0", "both_orders", 1.0), record("daru_parus", "1", "1/1", "", 0, too_long=True),
+        record("daru_parus", "2", "2/0", "both_orders", 1.0), record("daru_parus", "2", "2/1", "both_orders", 0.0),
+    ]  # fmt: skip
+    (found,) = measures(pairs)
+    assert figure(found, 10, 0).value == 0  # half of the first pair says nothing
+    assert figure(found, 10, 0).count == 1
 
 
 def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:

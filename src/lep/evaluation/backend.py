@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from aiohttp import ClientError
+from aiohttp import ClientError, ClientResponseError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.huggingface import HFLM
@@ -27,6 +27,7 @@ from lep.publish import fingerprint
 
 SECONDS, CONCURRENT, TRIES = 600, 8, 3
 SPECIAL = 2  # tokens that a tokenizer may put around a text
+TEMPLATE = {"enable_thinking": False}  # answers are asked for, not the way to them; other templates pass over it
 CHUNK = 4_000  # requests that are in work at once
 
 
@@ -49,7 +50,11 @@ class InMemory(HFLM):
     def __init__(self, model: Any, checkpoint: Checkpoint, batch_size: int) -> None:
         with quiet():
             super().__init__(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=batch_size,
-                             max_length=context_of(checkpoint), backend="causal")  # fmt: skip
+                             max_length=context_of(checkpoint), backend="causal",
+                             chat_template_args=TEMPLATE)  # fmt: skip
+        model_tokenizer = checkpoint.tokenizer.backend_tokenizer  # some files bring their own habits
+        model_tokenizer.no_padding()
+        model_tokenizer.no_truncation()
         # no lengths, penalties or sampling of the makers'
         model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         self.latest: list[int] = []
@@ -100,6 +105,7 @@ class _Counting:
     """Tokens of an answer as the server counts them, without the one that ended it."""
 
     latest: int | None = None
+    context: int
 
     def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
         usage, choice = outputs.get("usage") or {}, outputs["choices"][0]
@@ -114,7 +120,7 @@ class _Counting:
 class Completions(_Counting, LocalCompletionsAPI):
     """Log-likelihoods, and answers of models without a chat template, from `/v1/completions`.
 
-    Asks for prompt log-probabilities (`echo` with `logprobs`), as vLLM and llama.cpp's server give them.
+    Asks for prompt log-probabilities of token ids (`echo` with `logprobs`), as vLLM gives them.
     """
 
     spare = -1  # the server sees the last one, too, and adds one of its own
@@ -130,12 +136,15 @@ class Completions(_Counting, LocalCompletionsAPI):
 class Chat(_Counting, LocalChatCompletion):
     """Answers from `/v1/chat/completions`; the server applies the model's template."""
 
+    def _create_payload(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return super()._create_payload(*arguments, **options) | {"chat_template_kwargs": TEMPLATE}
+
 
 class Server:
     """A model behind a URL, for whose tokens and template a local folder or hub id stands."""
 
-    def __init__(self, checkpoint: Checkpoint | Description, url: str) -> None:
-        """Raises `LepError` when nothing answers there, or another model does."""
+    def __init__(self, checkpoint: Checkpoint | Description, source: str, url: str) -> None:
+        """`source` is what the model was called. Raises `LepError` when nothing answers, or several other models do."""
         self.url, self.context = url.rstrip("/"), context_of(checkpoint)
         try:
             answer = requests.get(f"{self.url}/models", timeout=30)
@@ -145,15 +154,16 @@ class Server:
                 "which usually ends in /v1"
             ) from error
         try:
-            served = [model["id"] for model in answer.json()["data"]]
-        except (ValueError, KeyError, TypeError):
-            served = []  # some servers have no list, and serve what is asked for
-        wanted = str(checkpoint.folder)
-        if wanted not in served and len(served) > 1:
+            served = {model["id"]: model.get("max_model_len") for model in answer.json()["data"]}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            served = {}  # some servers have no list, and serve what is asked for
+        known = [name for name in (source, str(checkpoint.folder)) if name in served]
+        if not known and len(served) > 1:
             raise LepError(
-                f"the server at {url} has {', '.join(served)} and not {wanted}: serve one model, or that one"
+                f"the server at {url} has {', '.join(served)} and not {source}: serve one model, or that one"
             )
-        self.name = wanted if wanted in served or not served else served[0]
+        self.name = known[0] if known else next(iter(served), str(checkpoint.folder))
+        self.context = min(self.context, served.get(self.name) or self.context)
         common = {
             "model": self.name, "tokenizer": str(checkpoint.folder), "max_length": self.context,
             "num_concurrent": CONCURRENT, "max_retries": TRIES, "timeout": SECONDS, "batch_size": 1,
@@ -161,6 +171,7 @@ class Server:
         self.completions = Completions(base_url=f"{self.url}/completions", tokenizer_backend="huggingface", **common)
         self.completions.tokenizer = checkpoint.tokenizer
         self.chat = Chat(base_url=f"{self.url}/chat/completions", **common)
+        self.completions.context = self.chat.context = self.context
 
     def answering(self, generates: bool, chat: bool) -> LM:
         """What to ask: chat for answers, else completions."""
@@ -184,15 +195,16 @@ class Recorded(LM):
     A request longer than the context gets no answer: `too_long` holds its key.
     """
 
-    def __init__(self, model: Any, length: Callable[[str], int], context: int, place: Path) -> None:
+    def __init__(self, model: Any, length: Callable[[Any], int], context: int, place: Path) -> None:
         super().__init__()
-        self.model, self.length, self.context = model, length, context
+        self.model, self.length = model, length
+        self.context = min(context, getattr(model, "context", context))
         self.too_long: set[str] = set()
         self.known: dict[str, Any] = {}
         if place.exists():
-            lines = place.read_text(encoding="utf-8").split("\n")[:-1]  # a line that a kill cut short has no end
+            lines = place.read_bytes().split(b"\n")[:-1]  # a line that a kill cut short has no end
             self.known = dict(json.loads(line) for line in lines)
-            place.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            place.write_bytes(b"".join(line + b"\n" for line in lines))
         self.file = place.open("a", encoding="utf-8")
         model.set_cache_hook(self)
 
@@ -225,13 +237,15 @@ class Recorded(LM):
         raise NotImplementedError
 
     def _written(self, arguments: tuple[Any, ...]) -> int:
-        room = arguments[1]["max_gen_toks"]
-        return self._tokens(_text(arguments[0]), self.context - room) + room
+        context, room = arguments[0], arguments[1]["max_gen_toks"] - min(0, getattr(self.model, "spare", 0))
+        if isinstance(context, str):
+            return self._tokens(context, self.context - room) + room
+        return self.length(json.loads(context.prompt)) + room  # a conversation, which the server will put into words
 
     def _tokens(self, text: str, limit: int) -> int:
         """Tokens of a text; a text of few bytes has no more tokens, and need not be cut into them to know."""
         most = len(text.encode()) + SPECIAL
-        return most if most <= limit else self.length(text)
+        return most if most <= limit else self.length(text) + 1
 
     def _ask(self, kind: str, asked: list[Any], length: Callable[[Any], int]) -> None:
         todo = []
@@ -245,6 +259,11 @@ class Recorded(LM):
             chunk = todo[start : start + CHUNK]
             try:
                 answers = getattr(self.model, kind)(chunk)
+            except (requests.HTTPError, ClientResponseError, KeyError, TypeError) as error:
+                raise LepError(
+                    f"the server refuses what is asked ({type(error).__name__}: {error}): it must serve this model, "
+                    "and give prompt log-probabilities (echo with logprobs) where choices are scored"
+                ) from error
             except (requests.RequestException, ClientError, TimeoutError) as error:
                 done = sum(request_key(kind, r.args) in self.known for r in todo)
                 raise LepError(
@@ -263,10 +282,6 @@ class Recorded(LM):
     @property
     def tokenizer_name(self) -> str:
         return self.model.tokenizer_name
-
-
-def _text(context: Any) -> str:
-    return context if isinstance(context, str) else context.prompt  # of a conversation: its JSON, a little longer
 
 
 def request_key(kind: str, arguments: tuple[Any, ...]) -> str:

@@ -9,13 +9,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
 from lep.errors import LepError
 from lep.evaluation.tasks import FOLDER
 from lep.inference.load import Description, context_of
 from lep.settings import BenchmarkSettings
+from lep.tokenizer.chat import chat_ids
 
+PREFIX = "Ответ:"  # of answers with choices
 BASE_SHOTS = 5  # of a model without a chat template; an instruct model gets none
 
 
@@ -34,6 +38,8 @@ class Benchmark:
                 "or give its instruct version"
             )
         self.chat = template if settings.chat is None else settings.chat
+        if self.chat:
+            _check_prefix(checkpoint)
         self.shots = settings.shots if settings.shots is not None else 0 if self.chat else BASE_SHOTS
         try:
             from lm_eval import utils
@@ -71,12 +77,13 @@ class Benchmark:
 
         asked = Recorded(model, self._length, context, place)
         task.set_fewshot_seed(self.settings.seed)
-        docs = list(task.eval_docs)
+        chosen = self.chosen(list(task.eval_docs))
         try:
             with quiet():
                 found = evaluate(
                     asked, {"tasks": {name: task}, "groups": {}}, bootstrap_iters=0, log_samples=True,
-                    samples={name: self.chosen(docs)}, apply_chat_template=chat, fewshot_as_multiturn=chat,
+                    samples=None if chosen is None else {name: chosen}, apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,
                 )["samples"][name]  # fmt: skip
         finally:
             asked.close()
@@ -99,10 +106,10 @@ class Benchmark:
                 record |= {"output": str(said[0]), "tokens": said[0].tokens}
             yield record | {"scores": {metric: sample[metric] for metric in sample["metrics"]}}
 
-    def chosen(self, docs: list[dict[str, Any]]) -> list[int]:
-        """Places of the documents to ask about: all, or whole units by a fixed hash until there are `limit`."""
+    def chosen(self, docs: list[dict[str, Any]]) -> list[int] | None:
+        """Places of the documents to ask about: whole units by a fixed hash until there are `limit`; None for all."""
         if not self.settings.limit or self.settings.limit >= len(docs):
-            return list(range(len(docs)))
+            return None
         units: dict[str, list[int]] = {}
         for place, doc in enumerate(docs):
             units.setdefault(doc["unit"], []).append(place)
@@ -112,8 +119,29 @@ class Benchmark:
                 taken += units[unit]
         return sorted(taken)
 
-    def _length(self, text: str) -> int:
-        return len(self.checkpoint.tokenizer.backend_tokenizer.encode(text).ids)
+    def _length(self, asked: Any) -> int:
+        """Tokens of a text, or of a conversation up to where the answer begins."""
+        tokenizer = self.checkpoint.tokenizer
+        if isinstance(asked, str):
+            return len(tokenizer.backend_tokenizer.encode(asked).ids)
+        return len(chat_ids(tokenizer, asked, ask=True))
+
+
+def _check_prefix(checkpoint: Checkpoint | Description) -> None:
+    """Raise `LepError` when the template cannot begin an answer, as questions with choices need."""
+    begun = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": PREFIX}]
+    try:
+        text = checkpoint.tokenizer.apply_chat_template(begun, tokenize=False, continue_final_message=True)
+    except (TemplateError, ValueError) as error:
+        raise LepError(
+            f"the chat template of {checkpoint.folder} cannot begin an answer ({error}): ask it as a base model, with "
+            "--no-chat"
+        ) from error
+    if not text.endswith(PREFIX):
+        raise LepError(
+            f"the chat template of {checkpoint.folder} changes how an answer begins, '{PREFIX}' to "
+            f"'{text[-len(PREFIX) :]}': ask it as a base model, with --no-chat"
+        )
 
 
 @contextmanager

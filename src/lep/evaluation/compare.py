@@ -51,6 +51,11 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
     if not (text or names or settings.prompts):
         raise LepError("nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts")
     items(text, settings)
+    if settings.prompts and (subjects[0].url or not subjects[0].checkpoint.tokenizer.chat_template):
+        raise LepError(
+            f"prompts are answered beside the first model, and {subjects[0].source} is behind a server or has no chat "
+            "template: name the original instruct model's folder first"
+        )
     prompts = questions(read_messages(settings.prompts)) if settings.prompts else []
     servers = [_server(subject) for subject in subjects]
     benchmarks = [Benchmark(subject.checkpoint, names, settings.benchmark) if names else None for subject in subjects]
@@ -87,7 +92,7 @@ def _server(subject: Subject) -> Any:
         return None
     from lep.evaluation.backend import Server
 
-    return Server(subject.checkpoint, subject.url)
+    return Server(subject.checkpoint, subject.source, subject.url)
 
 
 def _records(

@@ -65,8 +65,13 @@ def items(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> list
     ]
 
 
-def evaluate(model: str | Path, text: dict[str, list[str | Path]], settings: EvaluateSettings) -> Evaluation:
-    """Score a model. Chat tasks are left out, and said to be, for a model without a chat template."""
+def evaluate(
+    model: str | Path, text: dict[str, list[str | Path]], settings: EvaluateSettings, place: Path | None = None
+) -> Evaluation:
+    """Score a model. Chat tasks are left out, and said to be, for a model without a chat template.
+
+    Answers to benchmark tasks are kept in the folder `place`, where a run that was ended finds them again.
+    """
     tasks = items(text, settings)
     loaded, checkpoint = load_model(model)
     records = list(text_records(loaded, checkpoint, windows(text, settings), settings))
@@ -76,9 +81,11 @@ def evaluate(model: str | Path, text: dict[str, list[str | Path]], settings: Eva
         from lep.evaluation.backend import InMemory
 
         benchmark = Benchmark(checkpoint, resolve(settings.benchmark.tasks), settings.benchmark)
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory() as temporary:
+            kept = place or Path(temporary)
+            kept.mkdir(parents=True, exist_ok=True)
             asked = InMemory(loaded, checkpoint, settings.benchmark.batch_size)
-            records += benchmark.records(asked.answering, Path(place))
+            records += benchmark.records(asked.answering, kept)
     return Evaluation(list(summarise(records, settings)), records)
 
 

@@ -26,8 +26,8 @@ def prompt_records(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Greedy answers to the prompts, and the nats of the original model's answers to them.
 
-    `original` holds those answers; without them the model is the original itself. `known` is the original's
-    vocabulary. Raises `CorpusError` when the original says nothing.
+    `original` holds those answers, empty where there was none that ended; without them the model is the original
+    itself. `known` is the original's vocabulary. Raises `CorpusError` when no answer of the original ends.
     """
     tokenizer = checkpoint.tokenizer
     given: dict[int, Answer] = {}
@@ -35,13 +35,20 @@ def prompt_records(
                          batch_size=settings.batch_size, label="prompts"):  # fmt: skip
         given |= {answer.index: answer for answer in batch}
     said = [given[i].text for i in range(len(prompts))]
-    expected = said if original is None else original
+    # an answer that was cut off at the length limit is no whole turn
+    expected = [a.text if a.finished else "" for _, a in sorted(given.items())] if original is None else original
     if not any(expected):
-        raise CorpusError(f"the original model says nothing to any of {len(prompts)} prompts: give others")
-    wholes = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(prompts, expected, strict=True)]
-    starts = [len(chat_ids(tokenizer, prompt, ask=True)) for prompt in prompts]
-    sequences = [(chat_ids(tokenizer, whole), start) for whole, start in zip(wholes, starts, strict=True)]
-    nats = sequence_nats(model, sequences, settings.batch_size, "original answers")
+        raise CorpusError(
+            f"the original model ends none of its answers to {len(prompts)} prompts within {settings.answer_tokens} "
+            "tokens: give prompts that it can answer briefly"
+        )
+    answered = [i for i, text in enumerate(expected) if text]
+    sequences = [
+        (chat_ids(tokenizer, [*prompts[i], {"role": "assistant", "content": expected[i]}]),
+         len(chat_ids(tokenizer, prompts[i], ask=True)))
+        for i in answered
+    ]  # fmt: skip
+    nats = dict(zip(answered, sequence_nats(model, sequences, settings.batch_size, "original answers"), strict=True))
     old = {token.content for token in known.tokens if token}
     tokens = checkpoint.vocabulary.tokens
 
@@ -54,8 +61,8 @@ def prompt_records(
             "kind": "prompt", "language": "prompts", "id": str(i), "prompt": prompt, "answer": said[i],
             "finished": float(given[i].finished), "repetition": repetition(said[i]), "tokens": given[i].tokens,
             "new_tokens": sum(map(new, given[i].ids)),
-            "original_answer": expected[i], "nats": nats[i], "bytes": len(expected[i].encode()),
+            "original_answer": expected[i],
         }
+        | ({"nats": nats[i], "bytes": len(expected[i].encode())} if i in nats else {})
         for i, prompt in enumerate(prompts)
-        if expected[i]
     ]  # fmt: skip

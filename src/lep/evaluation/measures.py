@@ -2,7 +2,8 @@
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others 
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one model: a value for each text, question, pair of orders or exam variant, and their statistic."""
+    """One metric of one model: a value for each item (text, question, answer), and what becomes of them."""
 
     metric: str
     language: str
@@ -52,6 +53,17 @@ class Measure:
     values: dict[str, Any]
     statistic: Statistic
     left_out: int = 0  # items that are longer than the model's context
+    units: dict[str, str] | None = None  # of items that count together: both orders of a pair, an exam variant
+    combine: Callable[[list[Any]], Any] | None = None
+
+    def array(self, items: list[str]) -> np.ndarray:
+        """The values of these items, or of their units, in order."""
+        if self.units is None or self.combine is None:
+            return np.asarray([self.values[item] for item in items], dtype=np.float64)
+        grouped: dict[str, list[Any]] = {}
+        for item in items:
+            grouped.setdefault(self.units[item], []).append(self.values[item])
+        return np.asarray([self.combine(values) for values in grouped.values()], dtype=np.float64)
 
     @property
     def key(self) -> tuple[str, str, str | None]:
@@ -70,13 +82,17 @@ def measures(records: Sequence[Record]) -> list[Measure]:
         if kind == "benchmark":
             found += _benchmark(language, task, members)
             continue
-        for name, (unit, top, bottom, factor) in METRICS[kind].items():
-            if all(top in member for member in members):
+        ids = [member.get("id") for member in members]
+        unique = None not in ids and len(set(ids)) == len(ids)
+        named = {str(ids[i]) if unique else str(i): member for i, member in enumerate(members)}
+        for title, (unit, top, bottom, factor) in METRICS[kind].items():
+            if any(top in member for member in members):
                 values = {
-                    str(i): member[top] * factor if bottom is None else [member[top] * factor, member[bottom]]
-                    for i, member in enumerate(members)
+                    name: member[top] * factor if bottom is None else [member[top] * factor, member[bottom]]
+                    for name, member in named.items()
+                    if top in member
                 }
-                found.append(Measure(name, language, task, unit, values, mean if bottom is None else ratio))
+                found.append(Measure(title, language, task, unit, values, mean if bottom is None else ratio))
     return found
 
 
@@ -84,13 +100,19 @@ def _benchmark(language: str, task: str | None, members: list[Record]) -> list[M
     asked = [member for member in members if "scores" in member]
     if not asked:  # all of them longer than the context
         return [Measure("score", language, task, "share", {}, mean, len(members))]
-    names = list(asked[0]["scores"])
-    return [
-        Measure(name, language, task, BENCHMARK_UNITS.get(name, "share"),
-                metric(name).units([member["scores"][name] for member in asked]), metric(name).statistic,
-                len(members) - len(asked))
-        for name in names
-    ]  # fmt: skip
+    left_out = len(members) - len(asked)
+    found = []
+    for name in asked[0]["scores"]:
+        known, values = metric(name), {member["id"]: member["scores"][name][1] for member in asked}
+        units = {member["id"]: member["unit"] for member in asked}
+        if name == "both_orders":  # half a pair says nothing
+            count = Counter(units.values())
+            values = {item: value for item, value in values.items() if count[units[item]] == 2}
+        unit = BENCHMARK_UNITS.get(name, "share")
+        grouped = len(set(units.values())) < len(units)
+        found.append(Measure(name, language, task, unit, values, known.statistic, left_out,
+                             units if grouped else None, known.combine))  # fmt: skip
+    return found
 
 
 def task_score(parts: Sequence[Measure]) -> Measure:
@@ -125,19 +147,18 @@ class Figure:
 
 
 def figure(measure: Measure, resamples: int, seed: int, against: Measure | None = None) -> Figure | None:
-    """The measure, or its difference from the same one of another model over the units that both have.
+    """The measure, or its difference from the same one of another model over the items that both have.
 
-    None without common units. The same measure and seed draw the same units, so that differences are paired.
+    None without common items. The same measure and seed draw the same units, so that differences are paired.
     """
-    units = [unit for unit in measure.values if against is None or unit in against.values]
-    if not units:
+    items = [item for item in measure.values if against is None or item in against.values]
+    if not items:
         return None
-    sides = [measure, *([against] if against else [])]
-    arrays = [np.asarray([side.values[unit] for unit in units], dtype=np.float64) for side in sides]
+    arrays = [side.array(items) for side in (measure, *([against] if against else []))]
     statistic = measure.statistic
     value = statistic(arrays[0]) - (statistic(arrays[1]) if against else 0.0)
     own = zlib.crc32("/".join(map(str, measure.key)).encode())
-    return Figure(value, draws(arrays, statistic, resamples, seed ^ own), len(units))
+    return Figure(value, draws(arrays, statistic, resamples, seed ^ own), len(arrays[0]))
 
 
 def average(figures: Sequence[Figure]) -> Figure:

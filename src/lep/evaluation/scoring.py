@@ -24,6 +24,11 @@ class Read:
     ids: tuple[int, ...]
     scored: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
+    @property
+    def context(self) -> tuple[int, ...]:
+        """What comes before the first continuation."""
+        return self.ids[: min(begin for _, begin, _ in self.scored) + 1]
+
 
 @torch.inference_mode()
 def continuation_nats(
@@ -36,13 +41,17 @@ def continuation_nats(
     """
     reads: dict[tuple[int, ...], Read] = {}
     for number, (context, continuation) in enumerate(requests):
+        if not context or not continuation:
+            raise ValueError(f"request {number} has an empty context or continuation")
         ids = (*context, *continuation[:-1])
         reads.setdefault(ids, Read(ids)).scored.append((number, len(context) - 1, continuation))
-    heads = Counter(ids[:HEAD] for ids in reads)
     groups: dict[tuple[int, ...], list[Read]] = {}
+    contexts = Counter(read.context for read in reads.values())
+    heads = Counter(ids[:HEAD] for ids in reads)
     for ids, read in reads.items():
-        alone = heads[ids[:HEAD]] < TOGETHER
-        groups.setdefault(() if alone else ids[:HEAD], []).append(read)
+        common = read.context if contexts[read.context] >= TOGETHER else ids[:HEAD]
+        alone = contexts[read.context] < TOGETHER and heads[ids[:HEAD]] < TOGETHER
+        groups.setdefault(() if alone else common, []).append(read)
     for group in sorted(groups.values(), key=lambda group: -max(len(read.ids) for read in group)):
         group.sort(key=lambda read: (-len(read.ids), read.ids))
         shared, cache = _shared(model, group)
@@ -67,7 +76,7 @@ def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
     if length < HEAD or len(group) == 1:
         return 0, None
     ids = torch.tensor([group[0].ids[:length]], device=model.device)
-    cache = model(input_ids=ids, use_cache=True, **_keep(model, 1)).past_key_values
+    cache = model(input_ids=ids, use_cache=True, **keep_logits(model, 1)).past_key_values
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return 0, None
     return length, cache
@@ -89,7 +98,7 @@ def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | Non
     places = torch.arange(shared, shared + width).expand(len(batch), -1)
     logits = model(
         input_ids=ids.to(model.device), attention_mask=mask.to(model.device), position_ids=places.to(model.device),
-        **more, **_keep(model, kept),
+        **more, **keep_logits(model, kept),
     ).logits[:, -kept:]  # fmt: skip
     for row, read in enumerate(batch):
         for number, begin, continuation in read.scored:
@@ -99,6 +108,6 @@ def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | Non
             yield number, float(nats), bool((rows.argmax(1) == tokens).all())
 
 
-def _keep(model: Any, places: int) -> dict[str, int]:
+def keep_logits(model: Any, places: int) -> dict[str, int]:
     """Logits of the last places only, where the model can leave the others out."""
     return {"logits_to_keep": places} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

@@ -14,6 +14,7 @@ import torch
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import Document
+from lep.evaluation.scoring import keep_logits
 from lep.inference.likelihood import start_token
 from lep.inference.load import context_of
 
@@ -31,7 +32,8 @@ def speed_records(
     context, start = context_of(checkpoint), start_token(checkpoint.tokenizer)
     for language, documents in text.items():
         encoded = [checkpoint.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in documents]
-        fitting = [(d, [start, *ids]) for d, ids in zip(documents, encoded, strict=True) if len(ids) < context][:texts]
+        pairs = list(zip(documents, encoded, strict=True))[:texts]
+        fitting = [(document, [start, *ids]) for document, ids in pairs if len(ids) < context]
         for _, ids in fitting[:WARM]:
             _timed(model, ids)
         for document, ids in fitting:
@@ -54,7 +56,7 @@ def _timed(model: Any, ids: list[int]) -> tuple[float, float, int]:
     tokens = torch.tensor([ids], device=model.device)
     read = int(len(ids) * PROMPT_SHARE)
     began = _now()
-    out = model(input_ids=tokens[:, :read], use_cache=True, logits_to_keep=1)
+    out = model(input_ids=tokens[:, :read], use_cache=True, **keep_logits(model, 1))
     out.logits[0, -1].argmax().item()
     prefilled = _now()
     for i in range(read, len(ids)):

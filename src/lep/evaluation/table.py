@@ -138,8 +138,7 @@ def comparison_table(rows: list[Row], models: list[str]) -> str:
     widths = [max(len(line[i]) for line in table) for i in range(len(models) + 1)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     lines.insert(1, "-" * max(map(len, lines)))
-    left = Counter({name: n for row in rows if row.depth == 2 for name, n in row.left_out.items()})
-    if left:
+    if any(row.left_out for row in rows if row.depth == 2):
         count = "; ".join(f"{row.title}: " + ", ".join(f"{n} of {name}" for name, n in row.left_out.items())
                           for row in rows if row.depth == 2 and row.left_out)  # fmt: skip
         lines.append(f"items longer than the context, left out: {count}")

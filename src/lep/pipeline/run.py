@@ -1,6 +1,7 @@
 """The stages of a recipe, and the run that makes them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from lep.evaluation.table import benchmark_table, text_table
 from lep.evaluation.tasks import resolve
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.stage import Runner, Stage
-from lep.publish import publishing
+from lep.publish import fingerprint, publishing
 from lep.report.page import write_report
 from lep.settings import CalibrateSettings, CorpusSettings, PropagateSettings, PropagationName, TuneSettings
 from lep.tokenizer.write import extend_tokenizer
@@ -267,10 +268,12 @@ class _Planner:
 
 def write_evaluation(model: str | Path, text: dict[str, list[str | Path]], output: Path, settings: Any) -> None:
     """Evaluate a model into a folder of `scores.json` and `records.jsonl`."""
-    found = evaluate(model, text, settings)
+    kept = output.with_name(f"{output.name}.{fingerprint([str(model), settings.model_dump()])}")
+    found = evaluate(model, text, settings, kept)
     with publishing(output) as partial:
         (partial / "scores.json").write_text(json.dumps([asdict(score) for score in found.scores], indent=1) + "\n")
         write_records(partial / "records.jsonl", found.records)
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSettings) -> Split:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from lep.corpus.tasks import TASKS
 from lep.errors import LepError
 
 FOLDER = Path(__file__).parent
@@ -40,7 +41,7 @@ def resolve(names: list[str]) -> list[str]:
         elif name in task_names():
             found.append(name)
         else:
-            known = [*task_names(), *groups(), EVERYTHING]
+            known = [*task_names(), *groups(), EVERYTHING, *TASKS]
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             advice = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"
             raise LepError(f"unknown benchmark task '{name}': {advice}")

@@ -52,7 +52,8 @@ def _read(name: str, split: str, hub: tuple[str, str | None], data: str | None) 
     try:
         return _from_hub(load_dataset, *hub, split=split).to_list()
     except HUB_FAULTS as error:
-        raise _not_on_the_hub(hub[0], f"{name}/{split}", error) from error
+        local = "test" if name == "rublimp" else split
+        raise _not_on_the_hub(hub[0], f"{name}/{local}", error) from error
 
 
 def _configs(name: str, hub: str) -> list[str]:
@@ -160,6 +161,8 @@ def gazeta(data: str | None = None, **_: Any) -> DatasetDict:
     """News articles by sentences, their summaries, and which sentences say the most."""
 
     def make(record: Row) -> Iterator[Row]:
+        if not record["extractive_summary"]:
+            raise ValueError("an empty extractive_summary")
         yield {
             "text": " ".join(record["src_sents"]), "sentences": list(record["src_sents"]),
             "summary": " ".join(record["summary_sents"]), "relevant": list(record["extractive_summary"]),
@@ -369,8 +372,14 @@ def copy_length(doc: Row, results: list[str]) -> Scores:
     """Tokens of the copy as it was written: a model that does not use its new tokens writes more of them."""
     length, copy = _length(doc["tokenizer"]), results[0].strip()
     written = getattr(results[0], "tokens", None)
-    n = length(copy) if written is None or not doc["tokenizer"] else written
+    n = length(copy) if written is None or not doc["tokenizer"] else written - _before(results[0], length)
     return {"length_ratio": (doc["unit"], token_ratio(n, doc["text"].strip(), length) if copy else 0.0)}
+
+
+def _before(text: str, length: Callable[[str], int]) -> int:
+    """Tokens of the line ends that a base model writes before its answer."""
+    space = text[: len(text) - len(text.lstrip())]
+    return length(space[: space.rindex("\n") + 1]) if "\n" in space else 0
 
 
 def copy_whole(doc: Row, results: list[str]) -> Scores:
