@@ -1,12 +1,12 @@
 """The benchmark on the lab pair: scores, cost of each task, batches against single items, a server against memory.
 
     python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
-    python benchmarks/evaluation.py tasks  [--data runs/darumeru] [--models lab/pair/base lab/pair/instruct]
+    python benchmarks/evaluation.py tasks  [--data runs/darumeru] [--items 3000]
     python benchmarks/evaluation.py batch  [--data runs/darumeru] [--items 200]
     python benchmarks/evaluation.py server [--data runs/darumeru] [--items 200]
     python benchmarks/evaluation.py chance [--data runs/darumeru] [--items 2000]
 
-`tasks`: every item of every task that the folder has, what fits into the model's context; seconds a task. `batch`:
+`tasks`: every task that the folder has, up to so many items, what fits into the context; seconds a task, loading included. `batch`:
 RuCoLA one request (item and choice) at a time and one item at a time by plain lm-evaluation-harness, and in our
 batches of 64, taken in turns; medians of three of the whole and of the model's part, in brackets how many times ours.
 `server`: generated answers from `transformers serve` and from the model in memory. `chance`: seeded random likelihoods
@@ -61,16 +61,16 @@ def available(data: Path) -> list[str]:
     return [task for task, name in NEEDS.items() if task in task_names() and (not name or (data / name).is_dir())]
 
 
-def run_tasks(data: Path, models: list[str]) -> None:
+def run_tasks(data: Path, items: int, models: list[str]) -> None:
     print("| task | model | score | 95% interval | items | too long | seconds |\n|---|---|---|---|---|---|---|")
     for path in models:
         model, checkpoint = load_model(path)
         for task in available(data):
-            benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), batch_size=BATCH))
+            settings = BenchmarkSettings(data=str(data), limit=items, batch_size=BATCH)
             asked = InMemory(model, checkpoint, BATCH)
             with tempfile.TemporaryDirectory() as place:
                 began = time.perf_counter()
-                records = list(benchmark.records(asked.answering, Path(place)))
+                records = list(Benchmark(checkpoint, [task], settings).records(asked.answering, Path(place)))
                 seconds = time.perf_counter() - began
             found = task_score(measures(records))
             scored = figure(found, DRAWS, 0)
@@ -179,7 +179,7 @@ def run_chance(data: Path, items: int) -> None:
         width, metrics = CHOICES[task]
         benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), limit=items))
         docs = list(benchmark.tasks[task].eval_docs)
-        docs = [docs[i] for i in benchmark.chosen(docs)]
+        docs = [docs[i] for i in benchmark.chosen(docs) or range(len(docs))]
         scores = []
         for answer in (_guess, _know):
             with tempfile.TemporaryDirectory() as place:
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=None)
     args = parser.parse_args()
     if args.what == "tasks":
-        run_tasks(args.data, args.models)
+        run_tasks(args.data, args.items or 3_000, args.models)
     elif args.what == "batch":
         run_batch(args.data, args.items or 200)
     elif args.what == "server":

@@ -15,11 +15,12 @@ from benchmark_data import ITEMS, write_data
 from datasets import Dataset
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError, LepError
-from lep.evaluation import guards
+from lep.evaluation import guards, scoring
 from lep.evaluation.backend import InMemory, Recorded, Said
 from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.compare import compare
@@ -289,10 +290,9 @@ def test_what_questions_share_is_read_once(pair, batch_size) -> None:
     assert [greedy for *_, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_models_that_forget_are_read_whole() -> None:
-    """A cache that keeps a window only cannot be shared: Mistral's sliding attention against plain scoring."""
-    from transformers import MistralConfig, MistralForCausalLM
-
+@pytest.mark.parametrize("shared", [scoring.SHARED, ()])
+def test_models_with_other_caches(shared, monkeypatch) -> None:
+    """Mistral's keeps a window; one of an unknown kind is not shared, and questions are read whole."""
     config = MistralConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, sliding_window=8, max_position_embeddings=128,
@@ -304,11 +304,17 @@ def test_models_that_forget_are_read_whole() -> None:
     rng = random.Random(1)
     head = [rng.randrange(64) for _ in range(45)]
     requests = [(head + [rng.randrange(64) for _ in range(n)], [n, n + 1]) for n in (1, 3, 9, 4, 7, 12)]
-    for number, nats, _ in continuation_nats(model, requests, 3):
-        context, continuation = requests[number]
+    expected = []
+    for context, continuation in requests:
         logits = model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
-        expected = sum(logits[len(context) - 1 + i, token].item() for i, token in enumerate(continuation))
-        assert nats == pytest.approx(expected, rel=1e-4)
+        expected.append(sum(logits[len(context) - 1 + i, token].item() for i, token in enumerate(continuation)))
+    monkeypatch.setattr(scoring, "SHARED", shared)
+    widths, real = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: widths.append(k["input_ids"].shape[1]) or real(*a, **k))
+    found = sorted(continuation_nats(model, requests, 3))
+    assert [nats for _, nats, _ in found] == pytest.approx(expected, rel=1e-4)
+    assert widths[0] == 45  # what all have in common
+    assert max(widths[1:]) == (12 + 1 if shared else 45 + 12 + 1)
 
 
 def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
@@ -325,7 +331,7 @@ def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
 
 
 @pytest.mark.parametrize(("template", "says"), [
-    ("{% for m in messages %}{{ raise_exception('no') if m.role == 'assistant' else m.content }}{% endfor %}", "cannot"),
+    ("{% for m in messages %}{{ raise_exception('') if m.role == 'assistant' else m.content }}{% endfor %}", "cannot"),
     ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "cannot|changes how an answer begins"),
 ])  # fmt: skip
 def test_templates_that_cannot_begin_an_answer_are_refused(template, says) -> None:

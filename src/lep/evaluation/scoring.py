@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+SHARED = (DynamicLayer, DynamicSlidingWindowLayer)  # keys and values; other states are not shared
 HEAD, TOGETHER = 32, 4  # so many questions that begin with so many tokens in common are read together
 
 
@@ -77,7 +78,7 @@ def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
         return 0, None
     ids = torch.tensor([group[0].ids[:length]], device=model.device)
     cache = model(input_ids=ids, use_cache=True, **keep_logits(model, 1)).past_key_values
-    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if type(cache) is not DynamicCache or any(type(layer) not in SHARED for layer in cache.layers):
         return 0, None
     return length, cache
 
