@@ -9,8 +9,8 @@
 `tasks`: every task that the folder has, up to so many items, what fits into the context; seconds a task, with loading.
 `batch`: RuCoLA one request (item and choice) at a time and one item at a time by plain lm-evaluation-harness, and in
 our batches of 64, taken in turns; medians of three of the whole and of the model's part, in brackets how many times
-ours. `server`: generated answers from `transformers serve` and from the model in memory. `chance`: random likelihoods of
-twenty seeds and an oracle, on the same items.
+ours. `server`: generated answers from `transformers serve` and from the model in memory. `chance`: random likelihoods
+of twenty seeds and an oracle, on the same items.
 """
 
 import argparse
