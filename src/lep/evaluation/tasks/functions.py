@@ -318,6 +318,12 @@ def accuracy(doc: Row, results: list[tuple[float, bool]]) -> Scores:
     return {"acc": (doc["unit"], float(_likeliest(results) == doc["label"]))}
 
 
+def accuracy_per_byte(doc: Row, results: list[tuple[float, bool]]) -> Scores:
+    """Of choices of different lengths: the likeliest for its length, or short ones would win."""
+    pairs = zip(results, doc["choices"], strict=True)
+    return accuracy(doc, [(nats / len(choice.encode()), greedy) for (nats, greedy), choice in pairs])
+
+
 def accuracy_and_f1(doc: Row, results: list[tuple[float, bool]]) -> Scores:
     return accuracy(doc, results) | {"f1_macro": (doc["unit"], [doc["label"], _likeliest(results)])}
 
