@@ -3,13 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lep.evaluation.measures import Figure, Measure, average, figure, measures, task_score
+from lep.evaluation.measures import METRICS, Figure, Measure, average, figure, measures, task_score
 from lep.evaluation.metrics import Estimate
-from lep.evaluation.tasks import groups
+from lep.evaluation.tasks import groups, task_names
 from lep.settings import EvaluateSettings
 
 # column title -> (metric, task)
@@ -56,7 +56,7 @@ class Row:
     """A measure of every model that has it, and the paired difference of each from the first model."""
 
     title: str
-    depth: int  # 0: the benchmark, 1: a group, 2: a task
+    depth: int  # 0: the benchmark, 1: a group or a measure of its own, 2: a task of a group
     figures: dict[str, Estimate]
     differences: dict[str, Estimate]
     left_out: dict[str, int]  # items longer than a model's context
@@ -94,12 +94,13 @@ def comparison(records: dict[str, list[dict[str, Any]]], resamples: int, seed: i
         part = "" if len(counted) == len(whole_group) else f" ({len(counted)} of {len(whole_group)})"
         out += [_averaged(title + part, 1, [rows[t] for t in counted])] if counted else []
         out += [rows[t][0] for t in members]
-    out += [found[0] for task, found in rows.items() if task not in inside]
+    out += [replace(found[0], depth=1) for task, found in rows.items() if task not in inside]
     keys = dict.fromkeys(key for found in own.values() for key in found)
     for key in keys:
         if key[2] is None:  # chat tasks together; each is in scores.json
             found = {name: m[key] for name, m in own.items() if key in m}
-            out.append(row(f"{key[0]} {key[1]}", 1, found)[0])
+            unit = f" ({METRICS['speed'][key[0]][0]})" if key[0] in METRICS["speed"] else ""
+            out.append(row(f"{key[0]} {key[1]}{unit}", 1, found)[0])
     return out
 
 
@@ -138,10 +139,10 @@ def comparison_table(rows: list[Row], models: list[str]) -> str:
     widths = [max(len(line[i]) for line in table) for i in range(len(models) + 1)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     lines.insert(1, "-" * max(map(len, lines)))
-    if any(row.left_out for row in rows if row.depth == 2):
-        count = "; ".join(f"{row.title}: " + ", ".join(f"{n} of {name}" for name, n in row.left_out.items())
-                          for row in rows if row.depth == 2 and row.left_out)  # fmt: skip
-        lines.append(f"items longer than the context, left out: {count}")
+    long = [row for row in rows if row.left_out and row.title in task_names()]
+    if long:
+        counts = (f"{row.title}: " + ", ".join(f"{n} of {name}" for name, n in row.left_out.items()) for row in long)
+        lines.append(f"items longer than the context, left out: {'; '.join(counts)}")
     return "\n".join(lines)
 
 
