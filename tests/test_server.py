@@ -71,6 +71,7 @@ def test_a_server_gives_the_scores_of_the_model_in_memory(instruct, data, tmp_pa
             assert served["tokens"] == mine["tokens"]
 
 
+@pytest.mark.slow
 def test_a_base_model_behind_a_server(data, tmp_path) -> None:
     model, checkpoint = load_model(LAB / "base")
     local = str(LAB / "base")
