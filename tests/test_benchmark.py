@@ -334,11 +334,12 @@ def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
     ("{% for m in messages %}{{ raise_exception('') if m.role == 'assistant' else m.content }}{% endfor %}", "cannot"),
     ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "cannot|changes how an answer begins"),
 ])  # fmt: skip
-def test_templates_that_cannot_begin_an_answer_are_refused(template, says) -> None:
+def test_templates_that_cannot_begin_an_answer_are_refused(data, template, says) -> None:
     checkpoint = Checkpoint(LAB / "instruct")
     checkpoint.tokenizer.chat_template = template
     with pytest.raises(LepError, match=says):
-        Benchmark(checkpoint, ["arithmetic"], BenchmarkSettings())
+        Benchmark(checkpoint, ["daru_rwsd"], BenchmarkSettings(data=str(data)))
+    Benchmark(checkpoint, ["arithmetic"], BenchmarkSettings())  # is not asked as a chat
 
 
 def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
@@ -531,6 +532,7 @@ def test_incomplete_units_are_compared_on_what_both_models_saw() -> None:
     rows = {row.title: row for row in comparison({"a": shorter, "b": exam}, 20, 0)}
     assert rows["daru_use"].figures["b"].value == pytest.approx((4 / 34 + 1 / 34) / 2)
     assert rows["daru_use"].differences["b"].value == 0
+    assert figure(measures(exam[-1:])[0], 10, 0).value == pytest.approx(1 / 34)  # one task of a variant is no whole one
     pairs = [
         record("daru_parus", "1", "1/0", "both_orders", 1.0), record("daru_parus", "1", "1/1", "", 0, too_long=True),
         record("daru_parus", "2", "2/0", "both_orders", 1.0), record("daru_parus", "2", "2/1", "both_orders", 0.0),

@@ -7,7 +7,7 @@ from typing import Any
 
 from lep.calibration.filters import reason_to_drop
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import read_messages
+from lep.corpus.read import question, read_messages
 from lep.errors import CheckpointError, CorpusError
 from lep.inference.generate import Answer, answers
 from lep.inference.load import load_model
@@ -32,7 +32,7 @@ def calibrate(
 
     Raises `CorpusError` when no answer passes the rules.
     """
-    conversations = [_question(record["messages"]) for record in read_messages(prompts)]
+    conversations = [question(record["messages"]) for record in read_messages(prompts)]
     check_output(output)
     if not Checkpoint(model).check().tokenizer.chat_template:
         raise CheckpointError(f"{model} has no chat template, so it cannot be calibrated: give an instruct model")
@@ -54,10 +54,6 @@ def calibrate(
     record = train_adapter(model, data, output, settings, CALIBRATION, facts=counts, answers=records)
     cache.unlink(missing_ok=True)
     return record
-
-
-def _question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def _answers(

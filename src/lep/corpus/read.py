@@ -215,6 +215,11 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation up to its last question."""
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write records as UTF-8 jsonl, one a line."""
     with path.open("w", encoding="utf-8") as out:

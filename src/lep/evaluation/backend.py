@@ -260,6 +260,8 @@ class Recorded(LM):
             try:
                 answers = getattr(self.model, kind)(chunk)
             except (requests.HTTPError, ClientResponseError, KeyError, TypeError) as error:
+                if not isinstance(self.model, _Counting):
+                    raise
                 raise LepError(
                     f"the server refuses what is asked ({type(error).__name__}: {error}): it must serve this model, "
                     "and give prompt log-probabilities (echo with logprobs) where choices are scored"

@@ -19,7 +19,6 @@ from lep.inference.load import Description, context_of
 from lep.settings import BenchmarkSettings
 from lep.tokenizer.chat import chat_ids
 
-PREFIX = "Ответ:"  # of answers with choices
 BASE_SHOTS = 5  # of a model without a chat template; an instruct model gets none
 
 
@@ -38,8 +37,6 @@ class Benchmark:
                 "or give its instruct version"
             )
         self.chat = template if settings.chat is None else settings.chat
-        if self.chat:
-            _check_prefix(checkpoint)
         self.shots = settings.shots if settings.shots is not None else 0 if self.chat else BASE_SHOTS
         try:
             from lm_eval import utils
@@ -52,6 +49,10 @@ class Benchmark:
             place = {"tokenizer": str(checkpoint.folder)} | ({"data": str(settings.data)} if settings.data else {})
             manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=place)
             self.tasks = manager.load(names)["tasks"]
+        if self.chat:
+            prefixes = {task.config.gen_prefix for task in self.tasks.values() if not task.config.metadata.get("plain")}
+            for prefix in sorted(filter(None, prefixes)):
+                _check_prefix(checkpoint, prefix)
 
     def records(self, answering: Callable[[bool, bool], Any], place: Path) -> Iterator[dict[str, Any]]:
         """Ask what `answering(generates, chat)` gives; answers are kept under `place` as they come."""
@@ -127,9 +128,9 @@ class Benchmark:
         return len(chat_ids(tokenizer, asked, ask=True))
 
 
-def _check_prefix(checkpoint: Checkpoint | Description) -> None:
+def _check_prefix(checkpoint: Checkpoint | Description, prefix: str) -> None:
     """Raise `LepError` when the template cannot begin an answer, as questions with choices need."""
-    begun = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": PREFIX}]
+    begun = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": prefix}]
     try:
         text = checkpoint.tokenizer.apply_chat_template(begun, tokenize=False, continue_final_message=True)
     except (TemplateError, ValueError) as error:
@@ -137,10 +138,10 @@ def _check_prefix(checkpoint: Checkpoint | Description) -> None:
             f"the chat template of {checkpoint.folder} cannot begin an answer ({error}): ask it as a base model, with "
             "--no-chat"
         ) from error
-    if not text.endswith(PREFIX):
+    if not text.endswith(prefix):
         raise LepError(
-            f"the chat template of {checkpoint.folder} changes how an answer begins, '{PREFIX}' to "
-            f"'{text[-len(PREFIX) :]}': ask it as a base model, with --no-chat"
+            f"the chat template of {checkpoint.folder} changes how an answer begins, '{prefix}' to "
+            f"'{text[-len(prefix) :]}': ask it as a base model, with --no-chat"
         )
 
 

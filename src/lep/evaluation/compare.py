@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import read_messages, write_records
+from lep.corpus.read import question, read_messages, write_records
 from lep.errors import LepError
 from lep.evaluation.benchmark import Benchmark
-from lep.evaluation.evaluate import items, served_text_records, summarise, task_records, text_records, windows
-from lep.evaluation.guards import Messages, prompt_records, questions
+from lep.evaluation.evaluate import items, model_records, served_text_records, summarise, windows
+from lep.evaluation.guards import Messages, prompt_records
 from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
 from lep.evaluation.tasks import resolve
@@ -56,7 +56,7 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
             f"prompts are answered beside the first model, and {subjects[0].source} is behind a server or has no chat "
             "template: name the original instruct model's folder first"
         )
-    prompts = questions(read_messages(settings.prompts)) if settings.prompts else []
+    prompts = [question(r["messages"]) for r in read_messages(settings.prompts)] if settings.prompts else []
     servers = [_server(subject) for subject in subjects]
     benchmarks = [Benchmark(subject.checkpoint, names, settings.benchmark) if names else None for subject in subjects]
     key = fingerprint([[s.checkpoint.stamp(), s.url] for s in subjects] + [text, settings.model_dump(), prompts])
@@ -106,16 +106,10 @@ def _records(
             yield from benchmark.records(server.answering, place)
         return
     model, checkpoint = load_model(subject.source)
-    yield from text_records(model, checkpoint, heldout, settings)
-    if benchmark is not None:
-        from lep.evaluation.backend import InMemory
-
-        yield from benchmark.records(InMemory(model, checkpoint, settings.benchmark.batch_size).answering, place)
-    if checkpoint.tokenizer.chat_template:
-        yield from task_records(model, checkpoint, items(text, settings), settings)
-        if prompts:
-            said = None if first[1] is None else [r["original_answer"] for r in first[1] if r["kind"] == "prompt"]
-            yield from prompt_records(model, checkpoint, prompts, said, first[0].checkpoint.vocabulary, settings)
+    yield from model_records(model, checkpoint, text, settings, benchmark, place)
+    if prompts and checkpoint.tokenizer.chat_template:
+        said = None if first[1] is None else [r["original_answer"] for r in first[1] if r["kind"] == "prompt"]
+        yield from prompt_records(model, checkpoint, prompts, said, first[0].checkpoint.vocabulary, settings)
     if settings.speed:
         yield from speed_records(model, checkpoint, heldout, settings.speed)
 

@@ -72,21 +72,30 @@ def evaluate(
 
     Answers to benchmark tasks are kept in the folder `place`, where a run that was ended finds them again.
     """
-    tasks = items(text, settings)
+    items(text, settings)
     loaded, checkpoint = load_model(model)
-    records = list(text_records(loaded, checkpoint, windows(text, settings), settings))
+    names = resolve(settings.benchmark.tasks)
+    benchmark = Benchmark(checkpoint, names, settings.benchmark) if names else None
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = place or Path(temporary)
+        kept.mkdir(parents=True, exist_ok=True)
+        records = list(model_records(loaded, checkpoint, text, settings, benchmark, kept))
+    return Evaluation(list(summarise(records, settings)), records)
+
+
+def model_records(
+    model: Any, checkpoint: Checkpoint, text: dict[str, list[str | Path]], settings: EvaluateSettings,
+    benchmark: Benchmark | None, place: Path,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Text windows, chat tasks and benchmark tasks of a loaded model; the last ones' answers are kept in `place`."""
+    yield from text_records(model, checkpoint, windows(text, settings), settings)
     if checkpoint.tokenizer.chat_template:
-        records += task_records(loaded, checkpoint, tasks, settings)
-    if settings.benchmark.tasks:
+        yield from task_records(model, checkpoint, items(text, settings), settings)
+    if benchmark is not None:
         from lep.evaluation.backend import InMemory
 
-        benchmark = Benchmark(checkpoint, resolve(settings.benchmark.tasks), settings.benchmark)
-        with tempfile.TemporaryDirectory() as temporary:
-            kept = place or Path(temporary)
-            kept.mkdir(parents=True, exist_ok=True)
-            asked = InMemory(loaded, checkpoint, settings.benchmark.batch_size)
-            records += benchmark.records(asked.answering, kept)
-    return Evaluation(list(summarise(records, settings)), records)
+        asked = InMemory(model, checkpoint, settings.benchmark.batch_size)
+        yield from benchmark.records(asked.answering, place)
 
 
 def text_records(

@@ -14,12 +14,6 @@ from lep.tokenizer.vocabulary import Vocabulary
 Messages = list[dict[str, Any]]
 
 
-def questions(conversations: list[dict[str, Any]]) -> list[Messages]:
-    """Conversations up to the last question."""
-    found = [record["messages"] for record in conversations]
-    return [m[:-1] if m[-1]["role"] == "assistant" else m for m in found]
-
-
 def prompt_records(
     model: Any, checkpoint: Checkpoint, prompts: list[Messages], original: list[str] | None, known: Vocabulary,
     settings: EvaluateSettings,

@@ -3,13 +3,13 @@
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lep.evaluation.metrics import Estimate, Statistic, bounds, draws, mean, metric, ratio
+from lep.evaluation.metrics import Estimate, Metric, Statistic, bounds, draws, mean, metric, ratio
 
 Record = dict[str, Any]
 
@@ -53,17 +53,13 @@ class Measure:
     values: dict[str, Any]
     statistic: Statistic
     left_out: int = 0  # items that are longer than the model's context
-    units: dict[str, str] | None = None  # of items that count together: both orders of a pair, an exam variant
-    combine: Callable[[list[Any]], Any] | None = None
+    units: dict[str, str] = field(default_factory=dict)  # of items that count together: a pair, an exam variant
+    kind: Metric = field(default_factory=Metric)
 
     def array(self, items: list[str]) -> np.ndarray:
-        """The values of these items, or of their units, in order."""
-        if self.units is None or self.combine is None:
-            return np.asarray([self.values[item] for item in items], dtype=np.float64)
-        grouped: dict[str, list[Any]] = {}
-        for item in items:
-            grouped.setdefault(self.units[item], []).append(self.values[item])
-        return np.asarray([self.combine(values) for values in grouped.values()], dtype=np.float64)
+        """The values of these items, combined where some are of one unit."""
+        found = self.kind.units([(self.units.get(item, item), self.values[item]) for item in items])
+        return np.asarray(list(found.values()), dtype=np.float64)
 
     @property
     def key(self) -> tuple[str, str, str | None]:
@@ -109,9 +105,7 @@ def _benchmark(language: str, task: str | None, members: list[Record]) -> list[M
             count = Counter(units.values())
             values = {item: value for item, value in values.items() if count[units[item]] == 2}
         unit = BENCHMARK_UNITS.get(name, "share")
-        grouped = len(set(units.values())) < len(units)
-        found.append(Measure(name, language, task, unit, values, known.statistic, left_out,
-                             units if grouped else None, known.combine))  # fmt: skip
+        found.append(Measure(name, language, task, unit, values, known.statistic, left_out, units, known))
     return found
 
 

@@ -20,7 +20,7 @@ from lep.checkpoint.propagate import RECORD, all_rows, as_json, fit_record, prop
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.corpus.prepare import unit_hash
-from lep.corpus.read import read_messages
+from lep.corpus.read import question, read_messages
 from lep.errors import CheckpointError, CorpusError
 from lep.evaluation.evaluate import items, windows
 from lep.evaluation.metrics import Estimate, estimate
@@ -87,8 +87,7 @@ def propagate_auto(
     """
     settings, select = settings or PropagateSettings(), select or SelectSettings()
     check_output(output)
-    questions = [record["messages"] for record in read_messages(prompts)]
-    questions = [m[:-1] if m[-1]["role"] == "assistant" else m for m in questions]
+    questions = [question(record["messages"]) for record in read_messages(prompts)]
     questions.sort(key=lambda messages: unit_hash(messages[-1]["content"]))
     family = Family.open(base, instruct, adapted)
     check_memory(family.instruct)

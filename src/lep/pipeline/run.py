@@ -268,7 +268,7 @@ class _Planner:
 
 def write_evaluation(model: str | Path, text: dict[str, list[str | Path]], output: Path, settings: Any) -> None:
     """Evaluate a model into a folder of `scores.json` and `records.jsonl`."""
-    kept = output.with_name(f"{output.name}.{fingerprint([str(model), settings.model_dump()])}")
+    kept = output.with_name(f"{output.name}.{fingerprint([Checkpoint(model).stamp(), settings.model_dump()])}")
     found = evaluate(model, text, settings, kept)
     with publishing(output) as partial:
         (partial / "scores.json").write_text(json.dumps([asdict(score) for score in found.scores], indent=1) + "\n")
