@@ -190,13 +190,17 @@ def tuning_blocks(
     tokens: int,
     items: Iterator[TaskItem],
     rng: random.Random,
+    plain_share: float = 0.05,
 ) -> list[dict[str, torch.Tensor]]:
-    """Blocks of whole samples: loss on answers and on plain text (15%); position ids restart at every sample."""
+    """Blocks of whole samples: loss on answers and on plain text; position ids restart at every sample.
+
+    Plain text is longer: 5% of the samples are about 15% of the tokens.
+    """
     plain = [s for split in splits.values() for d in split.train for s in [" ".join(sentences(d.text)[:12])] if s]
     blocks: list[dict[str, torch.Tensor]] = []
     block = _empty_block()
     while len(blocks) * BLOCK < tokens:
-        if rng.random() < 0.05:  # plain text is longer: 5% of the samples are about 15% of the tokens
+        if rng.random() < plain_share:
             ids = [*tokenizer(rng.choice(plain))["input_ids"][: BLOCK - 1], tokenizer.eos_token_id]
             labels = list(ids)
         else:
@@ -225,11 +229,13 @@ def _filled(block: dict[str, list[int]], pad: int) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(block[name] + fill[name]) for name in block}
 
 
-def train(model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: float, weight_decay: float) -> float:
-    """One pass over the blocks with Trainer (bf16 autocast over float32 weights); returns wall seconds."""
+def train(
+    model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: float, weight_decay: float, bf16: bool = True
+) -> float:
+    """One pass over the blocks with Trainer (float32 weights, bf16 autocast over them); returns wall seconds."""
     model.config.use_cache = False  # a cache would switch off the isolation of packed samples
     arguments = TrainingArguments(
-        output_dir=str(work), use_cpu=not torch.cuda.is_available(), bf16=True, seed=SEED,
+        output_dir=str(work), use_cpu=not torch.cuda.is_available(), bf16=bf16, seed=SEED,
         max_steps=math.ceil(len(blocks) / 16), per_device_train_batch_size=16, learning_rate=learning_rate,
         weight_decay=weight_decay, adam_beta2=0.95,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.05}, warmup_steps=0.05,
@@ -274,17 +280,22 @@ def make_base(data: Path, output: Path, work: Path) -> None:
     publish(model, tokenizer, output / "base", facts)
 
 
+def chat_tokenizer(base: Path) -> tuple[PreTrainedTokenizerFast, GenerationConfig]:
+    """The base model's tokenizer with the chat template, and what ends an answer."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    return tokenizer, GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=[end, tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=256,
+    )  # fmt: skip
+
+
 def make_instruct(data: Path, output: Path, work: Path) -> None:
     """The base model tuned in full on tasks in chat format, in rounds with fresh samples and a schedule each."""
     set_seed(SEED)
     splits = {language: split_corpus(data, language, TUNING_CHARACTERS) for language in LANGUAGES}
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "base")
-    tokenizer.chat_template = CHAT_TEMPLATE
-    end = tokenizer.convert_tokens_to_ids("<|end|>")
-    generation = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=[end, tokenizer.eos_token_id],
-        pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=256,
-    )  # fmt: skip
+    tokenizer, generation = chat_tokenizer(output / "base")
     source, facts = output / "base", {"training_tokens": 0, "seconds": 0, "learning_rate": ROUNDS[0][1]}
     for number, (tokens, rate, english, shares) in enumerate(ROUNDS):
         place = work / f"round-{number}"

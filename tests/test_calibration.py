@@ -1,18 +1,24 @@
-"""The rules that drop answers, and a whole calibration run."""
+"""Answers, the rules and judges that drop some of them, and a whole calibration."""
 
-import importlib
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from lep.calibration import answers as module
+from lep.calibration.answers import write_answers
 from lep.calibration.calibrate import calibrate
 from lep.calibration.filters import reason_to_drop, repeats
+from lep.calibration.judge import MOST_UNGRADED, Judge, make_judge
 from lep.corpus.read import write_records
-from lep.errors import CorpusError
+from lep.errors import CorpusError, LepError
 from lep.inference.generate import Answer
-from lep.settings import CalibrateSettings
+from lep.settings import AnswerSettings, CalibrateSettings
+from lep.training.frozen import digest
 
 
 @pytest.mark.parametrize(("question", "text", "finished", "reason"), [
@@ -35,53 +41,227 @@ def test_refrains_are_not_repetition() -> None:
     assert not repeats("a short answer")
 
 
-def prompts(folder: Path) -> Path:
-    words = ["Где дом?", "Где река?", "Where is it?"]
-    write_records(folder / "prompts.jsonl", [{"messages": [{"role": "user", "content": w}]} for w in words])
-    return folder / "prompts.jsonl"
+WORDS = ["Где дом?", "Где река?", "Where is it?"]
 
 
-def test_calibration_writes_all_answers_and_a_model(pair, tmp_path, monkeypatch) -> None:
-    # A random model's answers would all be dropped: let every second one pass.
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    write_records(tmp_path / "prompts.jsonl", [{"messages": [{"role": "user", "content": word}]} for word in WORDS])
+    return tmp_path / "prompts.jsonl"
+
+
+@pytest.fixture
+def all_pass(monkeypatch) -> None:
+    """A random model's answers would all be dropped."""
+    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: None)
+
+
+def read(place: Path) -> list[dict]:
+    return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None:
     verdicts = iter(["repeating", None, None])
-    monkeypatch.setattr("lep.calibration.calibrate.reason_to_drop", lambda question, answer: next(verdicts))
-    settings = CalibrateSettings(copy_tasks=0, max_new_tokens=8, batch_size=2, learning_rate=1e-2)
-    record = calibrate(pair["instruct"], pair["instruct"], prompts(tmp_path), tmp_path / "out", settings)
-    assert record["answers"] == {"repeating": 1, "kept": 2}
-    lines = (tmp_path / "out" / "lep" / "answers.jsonl").read_text().splitlines()
-    assert [json.loads(line)["dropped"] for line in lines] == ["repeating", None, None]
-    assert (
-        load_file(tmp_path / "out" / "model.safetensors").keys()
-        == load_file(pair["instruct"] / "model.safetensors").keys()
-    )
+    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: next(verdicts))
+    counts = write_answers(pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=8))
+    assert counts == {"repeating": 1, "kept": 2}
+    assert [r["dropped"] for r in read(tmp_path / "out" / "answers.jsonl")] == ["repeating", None, None]
+    assert [r["messages"][0]["content"] for r in read(tmp_path / "out" / "kept.jsonl")] == WORDS[1:]
     assert not list(tmp_path.glob("*.answers.jsonl"))
 
 
-def test_answers_of_a_killed_run_are_used_again(pair, tmp_path, monkeypatch) -> None:
-    module = importlib.import_module("lep.calibration.calibrate")
-
-    settings = CalibrateSettings(copy_tasks=0, max_new_tokens=8, generation_batch=1)
-    conversations = [[{"role": "user", "content": f"Где {n}?"}] for n in ("дом", "большая река", "мир")]
-    cache = tmp_path / "cache.jsonl"
-    whole = module._answers(pair["instruct"], conversations, cache, settings)
-    lines = cache.read_text().splitlines(keepends=True)
-    cache.write_text("".join(lines[:3]) + lines[3][:10])  # killed while it wrote the third answer
-    asked = []
-    original = module.answers
+def test_answers_of_a_killed_run_are_used_again(pair, prompts, tmp_path, monkeypatch, all_pass) -> None:
+    settings = AnswerSettings(max_new_tokens=8, generation_batch=1, samples=2)
+    original, asked = module.answers, []
 
     def counting(*arguments, **options):
         for batch in original(*arguments, **options):
             asked.extend(answer.index for answer in batch)
+            if len(asked) == stop:
+                raise KeyboardInterrupt
             yield batch
 
     monkeypatch.setattr(module, "answers", counting)
-    assert module._answers(pair["instruct"], conversations, cache, settings) == whole
-    assert len(asked) == 1
+    stop = 0
+    write_answers(pair["instruct"], prompts, tmp_path / "whole", settings)
+    assert len(asked) == 6
+    asked, stop = [], 5  # in the middle of the second sample
+    with pytest.raises(KeyboardInterrupt):
+        write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    cache = tmp_path / "out.answers.jsonl"
+    cache.write_text(cache.read_text() + '{"sample": 1, "ans')  # killed while it wrote
+    asked, stop = [], 0
+    write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    assert len(asked) == 2
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
 
 
-def test_nothing_passes(pair, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lep.calibration.calibrate.reason_to_drop", lambda question, answer: "empty")
-    with pytest.raises(CorpusError, match="none of 3 answers passes the rules"):
-        calibrate(pair["instruct"], pair["instruct"], prompts(tmp_path), tmp_path / "out",
-                  CalibrateSettings(max_new_tokens=4))  # fmt: skip
+def test_sampled_answers_differ_and_the_best_is_kept(pair, prompts, tmp_path, monkeypatch, all_pass) -> None:
+    class Longest:
+        """Grades by length, so that another than the first is best."""
+
+        name = "longest"
+
+        def replies(self, conversations):
+            return [str(1 + len(c[0]["content"]) % 5) for c in conversations]
+
+    monkeypatch.setattr(module, "make_judge", lambda source: Judge(Longest()))
+    settings = AnswerSettings(max_new_tokens=8, samples=4, judge="longest", least_grade=1)
+    write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    records = read(tmp_path / "out" / "answers.jsonl")
+    kept = {r["messages"][0]["content"]: r["messages"][-1]["content"] for r in read(tmp_path / "out" / "kept.jsonl")}
+    assert [r["sample"] for r in records] == [0, 1, 2, 3] * 3
+    for word in WORDS:
+        tried = [r for r in records if r["messages"][0]["content"] == word]
+        assert len({r["messages"][-1]["content"] for r in tried}) > 1
+        best = max(tried, key=lambda r: r["grade"])
+        assert best["dropped"] is None
+        assert kept[word] == best["messages"][-1]["content"]
+        assert {r["dropped"] for r in tried if r is not best} == {"a better answer was kept"}
+
+
+def test_nothing_passes(pair, prompts, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
+    with pytest.raises(CorpusError, match=r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"):
+        write_answers(pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=4))
     assert not list(tmp_path.glob("out*"))
+
+
+class FakeJudge:
+    """An OpenAI-compatible server whose replies come from a function of the number of the request."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict] = []
+        self.reply = lambda number: (200, "4")
+        fake, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    fake.asked.append(request)
+                    status, text = fake.reply(len(fake.asked))
+                body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.source = f"judge@http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    monkeypatch.setattr("lep.calibration.judge.CONCURRENT", 1)  # replies in order
+    fake = FakeJudge()
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+ANSWERED = [([{"role": "user", "content": f"Вопрос {i}?"}], f"Ответ {i}.") for i in range(20)]
+
+
+def test_a_served_judge_sees_question_and_answer(judge) -> None:
+    grades = list(make_judge(judge.source).grades(ANSWERED[:3], "cache"))
+    assert grades == [4, 4, 4]
+    shown = judge.asked[1]["messages"][0]["content"]
+    assert "user: Вопрос 1?" in shown
+    assert "assistant: Ответ 1." in shown
+    assert judge.asked[1]["model"] == "judge"
+
+
+def test_nonsense_is_asked_for_once_more(judge) -> None:
+    judge.reply = lambda number: (200, "well" if number <= 2 else "5" if number == 4 else "hm" if number == 3 else "1")
+    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [None, 5]  # asked 1, 2, then again 3, 4
+    assert judge.asked[3]["messages"][-2]["content"] == "well"
+    assert "digit" in judge.asked[3]["messages"][-1]["content"]
+
+
+def test_a_busy_judge_is_asked_again(judge) -> None:
+    judge.reply = lambda number: (503, "") if number == 1 else (200, "3")
+    assert list(make_judge(judge.source).grades(ANSWERED[:1], "cache")) == [3]
+
+
+def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(pair, tmp_path, all_pass, judge) -> None:
+    words = [f"Где дом номер {i}?" for i in range(40)]
+    write_records(tmp_path / "many.jsonl", [{"messages": [{"role": "user", "content": word}]} for word in words])
+    settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
+    judge.reply = lambda number: (200, "4" if number <= 16 else "who knows")
+    with pytest.raises(LepError, match=r"gives no grades: .* it said 'who knows'; 16 of 40 answers were graded, which"):
+        write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    before = len(judge.asked)
+    judge.reply = lambda number: (200, "2" if number == before + 1 else "5")
+    counts = write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
+    assert len(judge.asked) - before == 40 - 16 - (MOST_UNGRADED - 1)  # what was judged is not asked for again
+    assert counts == {"kept": 30, "not graded": 9, "grade below 4": 1}
+
+
+def test_an_unreachable_judge_is_named(pair, prompts, tmp_path, all_pass, monkeypatch) -> None:
+    monkeypatch.setattr("lep.calibration.judge.TRIES", 2)
+    settings = AnswerSettings(max_new_tokens=4, judge="judge@http://127.0.0.1:9/v1")
+    with pytest.raises(LepError, match=r"the judge judge does not answer after 2 tries .*; 0 of 3 answers were graded"):
+        write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
+
+
+def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:
+    """A random model gives no grades, and needs a chat template to be asked."""
+    for model, message in (("instruct", r"\{'not graded': 3\}"), ("base", "has no chat template, so it cannot judge")):
+        settings = AnswerSettings(max_new_tokens=4, judge=str(pair[model]))
+        with pytest.raises(LepError, match=message):
+            write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+
+
+@pytest.fixture
+def answered(pair, prompts, tmp_path, all_pass) -> Path:
+    write_answers(pair["instruct"], prompts, tmp_path / "answers", AnswerSettings(max_new_tokens=8))
+    return tmp_path / "answers"
+
+
+def test_calibration_as_published(pair, answered, tmp_path) -> None:
+    settings = CalibrateSettings(batch_size=2, learning_rate=1e-2)
+    record = calibrate(pair["instruct"], answered, tmp_path / "out", settings)
+    assert record["answers"] == {"kept": 3}
+    assert (tmp_path / "out" / "lep" / "answers.jsonl").read_bytes() == (answered / "answers.jsonl").read_bytes()
+    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out"))
+    middle = [name for name in before if ".layers.1." in name]  # of three
+    assert middle
+    assert digest((name, before[name]) for name in middle) == digest((name, after[name]) for name in middle)
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight",
+                 "model.layers.2.mlp.up_proj.weight"):  # fmt: skip
+        assert not torch.equal(before[name], after[name]), name
+
+
+def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> None:
+    from lep.checkpoint.propagate import propagate
+    from lep.checkpoint.reader import Checkpoint
+    from lep.training.rows import new_rows
+
+    propagate(pair["base"], pair["instruct"], adapted, tmp_path / "propagated")
+    settings = CalibrateSettings(batch_size=2, learning_rate=1e-2, train="new_rows")
+    calibrate(tmp_path / "propagated", answered, tmp_path / "out", settings)
+    rows = new_rows(Checkpoint(tmp_path / "propagated"))
+    before, after = (load_file(tmp_path / p / "model.safetensors") for p in ("propagated", "out"))
+    names = {"input": "model.embed_tokens.weight", "output": "lm_head.weight"}
+    for kind, name in names.items():
+        moved = (before[name] != after[name]).any(1).nonzero().flatten()
+        assert len(moved)
+        assert set(moved.tolist()) <= set(rows[kind].tolist())
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - set(names.values()))
+    assert new_rows(Checkpoint(tmp_path / "out")).keys() == rows.keys()  # what is new is still known
+
+
+def test_faults(pair, answered, tmp_path) -> None:
+    with pytest.raises(CorpusError, match=r"holds no kept.jsonl: give a folder that lep answer wrote"):
+        calibrate(pair["instruct"], tmp_path, tmp_path / "out", CalibrateSettings())
+    with pytest.raises(LepError, match="does not say which of its rows are new"):
+        calibrate(pair["instruct"], answered, tmp_path / "out", CalibrateSettings(train="new_rows"))
+    with pytest.raises(LepError, match="has no chat template, so it cannot be calibrated"):
+        calibrate(pair["base"], answered, tmp_path / "out", CalibrateSettings())
+    assert not (tmp_path / "out").exists()

@@ -44,7 +44,7 @@ def recipe(pair, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def random_models_talk(monkeypatch) -> None:
     """A random model's answers never pass the rules; without answers there is nothing to calibrate on."""
-    monkeypatch.setattr("lep.calibration.calibrate.reason_to_drop", lambda question, answer: None)
+    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -100,7 +100,7 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     redone: list[str] = []
     run(changed, tmp_path / "run", redone.append)
     done = {line.split("] ")[1].split(":")[0] for line in redone if line.endswith(" s")}
-    assert done == {"tune", "evaluate-tune"}
+    assert done == {"tune-conversion", "evaluate-tune-conversion"}
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None
 
 
 KILLED_RUN = """
-import sys, lep.calibration.calibrate as c
+import sys, lep.calibration.answers as c
 from pathlib import Path
 from lep.pipeline.recipe import load_recipe
 from lep.pipeline.run import run
@@ -157,13 +157,13 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, who
     assert results(tmp_path / "killed") == results(whole_run)
 
 
-TRAINING_STAGES = ("pretrain", "calibrate", "tune")  # killed after they have saved a state
+TRAINING_STAGES = ("pretrain", "calibrate-conversion", "tune-conversion")  # killed after they have saved a state
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [
-    "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "tasks", "calibrate",
-    "tune", "evaluate-calibrate",
+    "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "tasks", "answers",
+    "calibrate-conversion", "tune-conversion", "evaluate-calibrate-conversion",
 ])  # fmt: skip
 def test_a_kill_inside_each_stage(stage, recipe, whole_run, tmp_path_factory) -> None:
     """Killed while a stage works; then the same command again."""

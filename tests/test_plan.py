@@ -62,7 +62,7 @@ def test_worth_is_the_published_arithmetic(recipe) -> None:
     plan = make_plan(recipe("tokenizer.new_tokens=46560"), "h100")
     assert plan.savings is None  # some dozen short texts do not yield so many tokens
     assert "too small" in str(plan)
-    assert Savings(1, 1_000, 765).speed(plan.shape, 174_816) == pytest.approx(1.276, abs=0.005)
+    assert Savings(1, 1, 1_000, 765).speed(plan.shape, 174_816) == pytest.approx(1.276, abs=0.005)
     small = make_plan(recipe(), "h100")
     assert small.savings.before > small.savings.after
     assert "times fewer" in str(small)

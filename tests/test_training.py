@@ -13,8 +13,10 @@ from conftest import TEMPLATE, kill_when, save_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import copy_records
 from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import Document, read_documents, write_records
 from lep.errors import CorpusError, LepError, OutputError, TrainingError
@@ -430,8 +432,8 @@ def conversations(folder: Path, count: int = 40) -> Path:
 
 def test_tuning_changes_projections_and_head(pair, tmp_path) -> None:
     settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, copy_tasks=4)
-    text = {"ru": [SAMPLE / "ru"]}
-    record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, text)
+    copies = copy_records({"ru": [SAMPLE / "ru"]}, 4, seed=0)
+    record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, copies)
     before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == set(record["changed_tensors"])
@@ -450,6 +452,26 @@ def test_calibration_leaves_the_middle_layers_alone(pair, tmp_path) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed > TABLES
     assert {name.split(".")[2] for name in changed if ".layers." in name} == {"0", "2"}  # of three layers
+
+
+def test_an_adapter_that_is_left_beside_gives_what_the_merged_model_gives(pair, tmp_path) -> None:
+    from peft import PeftModel
+
+    for merge in (True, False):
+        settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, merge=merge, precision="float32")
+        tune(pair["instruct"], conversations(tmp_path), tmp_path / str(merge), settings)
+    merged, plain = (AutoModelForCausalLM.from_pretrained(tmp_path / str(merge)).float() for merge in (True, False))
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        expected, without = merged(ids).logits, plain(ids).logits
+        found = PeftModel.from_pretrained(plain, tmp_path / "False" / "adapter")(ids).logits
+    assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+    assert (without - expected).abs().max() > 10 * (found - expected).abs().max()  # the adapter does something
+    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "False"))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"lm_head.weight"}
+    assert not any(
+        "lm_head" in name for name in load_file(tmp_path / "False" / "adapter" / "adapter_model.safetensors")
+    )
 
 
 def test_tuning_data_must_hold_answers(pair, tmp_path) -> None:

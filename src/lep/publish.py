@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,3 +71,10 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
     if output.exists():
         output.rmdir()  # empty, as checked above
     partial.rename(output)
+
+
+def publish_text(place: Path, text: str) -> None:
+    """Write a file whole or not at all, in place of an older one."""
+    partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(place)

@@ -1,8 +1,8 @@
 """Every setting with its default, declared once: the recipe, the command line and the functions all read it here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
 InitName = Literal["mean", "length-weighted", "first", "last", "random"]
@@ -55,12 +55,35 @@ class ClusterSettings(Settings):
     time: str = Field("10:00:00", description="Slurm time limit of a task")
 
 
-class TokenizerSettings(Settings):
-    """How the vocabulary is extended."""
+TOKENIZER_SIZES = {
+    "continue": ("new_tokens",), "merge": ("new_tokens",), "optimize": ("keep", "vocab_size"),
+    "bpe": ("vocab_size",), "unigram": ("vocab_size",),
+}  # fmt: skip
 
-    new_tokens: PositiveInt = Field(description="tokens to add")
+
+class TokenizerSettings(Settings):
+    """How the vocabulary is made: extended, optimised, or replaced (section 3.1)."""
+
+    method: Literal["continue", "merge", "optimize", "bpe", "unigram"] = Field(
+        "continue", description="extended by continue or merge (the paper's way), optimised, or replaced"
+    )
+    new_tokens: PositiveInt | None = Field(None, description="tokens to add: continue, merge")
+    vocab_size: PositiveInt | None = Field(None, description="tokens of the result: optimize, bpe, unigram")
+    keep: PositiveInt | None = Field(None, description="known tokens that stay: optimize")
     script: str = Field("auto", description="Unicode script of new tokens; auto: that of the corpus; any: no rule")
-    method: Literal["continue", "merge"] = Field("continue", description="merge: the paper's way")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        needed = TOKENIZER_SIZES[self.method]
+        for name in ("new_tokens", "vocab_size", "keep"):
+            if (getattr(self, name) is None) == (name in needed):
+                verb = "needs" if name in needed else "has no"
+                raise ValueError(f"the method {self.method} {verb} {name}: give {' and '.join(needed)}")
+        return self
+
+    def size(self, before: int) -> int:
+        """Tokens of the result, when there were `before`."""
+        return self.vocab_size or before + (self.new_tokens or 0)
 
 
 class InitSettings(Settings):
@@ -114,6 +137,7 @@ class TrainingSettings(Settings):
     learning_rate: PositiveFloat = Field(2e-4, description="peak learning rate")
     weight_decay: float = Field(0.1, ge=0)
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising rate")
+    warmup_steps: PositiveInt | None = Field(None, description="instead of a share: so many steps (the paper: 100)")
     seed: int = 0
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="of the arithmetic; trained weights are float32 (auto: bf16 where hardware multiplies it)"
@@ -125,7 +149,8 @@ class TrainingSettings(Settings):
 class PretrainSettings(TrainingSettings):
     """Continued pre-training on plain text (section 3.4 of the paper)."""
 
-    tokens: PositiveInt = Field(description="tokens to train on; the corpus is repeated when it has fewer")
+    tokens: PositiveInt | None = Field(None, description="tokens to train on; a smaller corpus is repeated")
+    epochs: PositiveFloat | None = Field(None, description="instead of tokens: passes over the corpus (the paper: 1)")
     train: Literal["embeddings", "new_rows", "embeddings+lora"] = Field(
         "embeddings", description="what is trained: both tables (the paper), new rows alone, or tables and adapters"
     )
@@ -143,12 +168,24 @@ class PretrainSettings(TrainingSettings):
     batch_tokens: PositiveInt | None = Field(None, description="tokens a step (default: 1/500 of all, up to 262,144)")
     micro_batch_tokens: PositiveInt = Field(8192, description="tokens that are in memory at once")
 
+    @model_validator(mode="after")
+    def _budget(self) -> Self:
+        if (self.tokens is None) == (self.epochs is None):
+            given = "neither" if self.tokens is None else "both"
+            raise ValueError(f"tokens and epochs are two ways to say how much is trained on, and {given} is given")
+        return self
+
+    def budget(self, corpus_tokens: int) -> int:
+        """Tokens to train on."""
+        return self.tokens or max(1, round((self.epochs or 0) * corpus_tokens))
+
 
 class LoraSettings(TrainingSettings):
     """Tuning of a low-rank adapter on answers."""
 
     rank: PositiveInt = 32
     alpha: PositiveFloat = 16
+    merge: bool = Field(True, description="into the weights; else the body's adapter is left beside, in adapter/")
     batch_size: PositiveInt = Field(128, description="samples a step")
     micro_batch_size: PositiveInt = Field(16, description="samples that are in memory at once")
     max_length: PositiveInt = Field(4096, description="tokens; longer samples are left out, and counted")
@@ -163,17 +200,31 @@ class TuneSettings(LoraSettings):
     copy_tasks: int = Field(2_000, ge=0, description="copy tasks a language added to the data")
 
 
-class CalibrateSettings(LoraSettings):
+class AnswerSettings(Settings):
+    """How the original instruct model's own answers are made, and which are kept (section 3.6)."""
+
+    max_new_tokens: PositiveInt = Field(512, description="longest answer; one cut off there is dropped")
+    generation_batch: PositiveInt = 32
+    samples: PositiveInt = Field(1, description="answers to a prompt, the best is kept: one greedy, the others sampled")
+    temperature: PositiveFloat = Field(0.8, description="of sampled answers")
+    top_p: float = Field(0.95, gt=0, le=1, description="of sampled answers")
+    sample_seed: int = 0
+    judge: str | None = Field(None, description="model that grades answers, or MODEL@URL (default: rules alone)")
+    least_grade: int = Field(4, ge=1, le=5, description="worse answers are dropped")
+
+
+class CalibrateSettings(AnswerSettings, LoraSettings):
     """Self-calibration: first and last layer, embeddings and head in full (section 3.6)."""
 
+    train: Literal["outer_layers", "new_rows"] = Field(
+        "outer_layers", description="the paper's, or the rows of new tokens alone, which leaves known text as it is"
+    )
     learning_rate: PositiveFloat = 2.5e-5
     rank: PositiveInt = 8
     alpha: PositiveFloat = 1
     batch_size: PositiveInt = 64
     max_length: PositiveInt = 8096
     copy_tasks: int = Field(10_000, ge=0, description="copy tasks a language added to the answers")
-    max_new_tokens: PositiveInt = Field(512, description="longest answer; one cut off there is dropped")
-    generation_batch: PositiveInt = 32
 
 
 class BenchmarkSettings(Settings):

@@ -1,5 +1,6 @@
 """The vocabulary mappings of a checkpoint: one for each table, built from two tokenizers, saved beside the model."""
 
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -92,6 +93,13 @@ def saved_mappings(checkpoint: Checkpoint) -> dict[str, VocabularyMapping] | Non
     found = {kind: _load(place if place.exists() else places["input"]) for kind, place in places.items()}
     rows = checkpoint.shape(checkpoint.tables.input)[0]
     return found if all(mapping.target_size == rows for mapping in found.values()) else None
+
+
+def copy_mappings(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the mappings of a model, where it has some, beside another one that has its vocabulary."""
+    for file in (*MAPPING_FILES.values(), INIT_FILE):
+        if (checkpoint.folder / file).exists():
+            shutil.copyfile(checkpoint.folder / file, folder / file)
 
 
 def _load(place: Path) -> VocabularyMapping:

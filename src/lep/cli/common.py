@@ -29,6 +29,15 @@ EvalTexts = Annotated[
 ]
 
 
+NotInText = Annotated[
+    list[str] | None,
+    typer.Option("--eval-text", help="LANGUAGE=PATH: text that is evaluated on; no copy task may share any of it."),
+]
+Merge = Annotated[
+    bool, typer.Option("--merge/--no-merge", help="Merge the adapter, or leave it beside the model, in adapter/.")
+]
+
+
 def default(settings: type[Settings], name: str) -> Any:
     """A setting's default, from the one place where it is declared."""
     return settings.model_fields[name].default
@@ -46,6 +55,8 @@ def checked(kind: type[Settings], **values: Any) -> Any:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings together
+            raise LepError(str(first["ctx"]["error"])) from error
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise LepError(f"{option} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 

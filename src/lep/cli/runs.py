@@ -16,10 +16,10 @@ def run(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder (default: runs/NAME).")] = None,
 ) -> None:
-    """Run a recipe; what is up to date is not done again."""
-    from lep.pipeline.recipe import load_recipe
+    """Run a recipe; what is up to date is not done again. Several processes with the same folder share the work."""
+    from lep.pipeline.recipe import load_grid
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_grid(recipe, overrides)
     from lep.pipeline.run import run as run_recipe
 
     run_recipe(loaded, output or Path("runs", loaded.name), say=say)
@@ -41,7 +41,8 @@ def plan(
     found = make_plan(loaded, gpu, hours)
     say(str(found))
     if hours is not None:
-        say(f"for these hours: lep run {recipe} pretrain.tokens={found.tokens}")
+        instead = "pretrain.epochs=null " if loaded.pretrain.epochs is not None else ""
+        say(f"for these hours: lep run {recipe} {instead}pretrain.tokens={found.tokens}")
 
 
 @app.command()

@@ -1,19 +1,36 @@
 """Commands that train."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lep.cli.common import Corpus, EvalTexts, Model, Output, Texts, app, checked, default, say, texts_of
-from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
+from lep.cli.common import (
+    Corpus,
+    EvalTexts,
+    Merge,
+    Model,
+    NotInText,
+    Output,
+    Texts,
+    app,
+    checked,
+    default,
+    say,
+    texts_of,
+)
+from lep.settings import AnswerSettings, CalibrateSettings, PretrainSettings, TuneSettings
 
 
 @app.command()
 def pretrain(
     model: Model,
     corpus: Corpus,
-    tokens: Annotated[int, typer.Option(help="Tokens to train on.")],
     output: Output,
+    tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = default(PretrainSettings, "tokens"),
+    epochs: Annotated[float | None, typer.Option(help="Instead of tokens: passes over the corpus.")] = default(
+        PretrainSettings, "epochs"
+    ),
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = default(PretrainSettings, "learning_rate"),
     train: Annotated[str, typer.Option(help="What trains: embeddings, new_rows or embeddings+lora.")] = default(
         PretrainSettings, "train"
@@ -37,7 +54,7 @@ def pretrain(
 ) -> None:
     """Train embeddings and head on plain text; the body stays as it is."""
     settings = checked(
-        PretrainSettings, tokens=tokens, learning_rate=learning_rate, train=train, lora_rank=lora_rank,
+        PretrainSettings, tokens=tokens, epochs=epochs, learning_rate=learning_rate, train=train, lora_rank=lora_rank,
         sweep=sweep, block_size=block_size,
         batch_tokens=batch_tokens, schedule=schedule, patience=patience,
         eval_text=texts_of(eval_text, "--eval-text") or {}, weight_decay=weight_decay, precision=precision, seed=seed,
@@ -54,27 +71,62 @@ def pretrain(
 
 
 @app.command()
-def calibrate(
-    model: Model,
+def answer(
     original: Model,
     prompts: Annotated[str, typer.Option(help="Prompts: jsonl with 'messages'.")],
     output: Output,
+    samples: Annotated[int, typer.Option(help="Answers to a prompt; the best is kept.")] = default(
+        AnswerSettings, "samples"
+    ),
+    judge: Annotated[
+        str | None, typer.Option(help="Model that grades answers from 1 to 5, or MODEL@URL (default: rules alone).")
+    ] = default(AnswerSettings, "judge"),
+    least_grade: Annotated[int, typer.Option(help="Worse answers are dropped.")] = default(
+        AnswerSettings, "least_grade"
+    ),
+    temperature: Annotated[float, typer.Option(help="Of sampled answers.")] = default(AnswerSettings, "temperature"),
+    top_p: Annotated[float, typer.Option(help="Of sampled answers.")] = default(AnswerSettings, "top_p"),
+    max_new_tokens: Annotated[int, typer.Option()] = default(AnswerSettings, "max_new_tokens"),
+    batch_size: Annotated[int, typer.Option()] = default(AnswerSettings, "generation_batch"),
+    seed: Annotated[int, typer.Option(help="Of sampled answers.")] = default(AnswerSettings, "sample_seed"),
+) -> None:
+    """Let the original instruct model answer prompts, and keep the good answers: what calibrate learns from."""
+    settings = checked(
+        AnswerSettings, samples=samples, judge=judge, least_grade=least_grade, temperature=temperature, top_p=top_p,
+        max_new_tokens=max_new_tokens, generation_batch=batch_size, sample_seed=seed,
+    )  # fmt: skip
+    from lep.calibration.answers import write_answers
+
+    say(", ".join(f"{name}: {count:,}" for name, count in write_answers(original, prompts, output, settings).items()))
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    answers: Annotated[Path, typer.Option(help="Answers that lep answer wrote.")],
+    output: Output,
     text: Texts = None,
+    eval_text: NotInText = None,
+    train: Annotated[str, typer.Option(help="What trains: outer_layers (the paper) or new_rows.")] = default(
+        CalibrateSettings, "train"
+    ),
     copy_tasks: Annotated[int, typer.Option(help="Copy tasks a language.")] = default(CalibrateSettings, "copy_tasks"),
     learning_rate: Annotated[float, typer.Option()] = default(CalibrateSettings, "learning_rate"),
     epochs: Annotated[float, typer.Option()] = default(CalibrateSettings, "epochs"),
     batch_size: Annotated[int, typer.Option()] = default(CalibrateSettings, "batch_size"),
-    max_new_tokens: Annotated[int, typer.Option()] = default(CalibrateSettings, "max_new_tokens"),
+    merge: Merge = True,
     seed: Annotated[int, typer.Option()] = default(CalibrateSettings, "seed"),
 ) -> None:
     """Teach an adapted model the original instruct model's own answers."""
     settings = checked(
-        CalibrateSettings, copy_tasks=copy_tasks, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size,
-        max_new_tokens=max_new_tokens, seed=seed,
+        CalibrateSettings, train=train, copy_tasks=copy_tasks, learning_rate=learning_rate, epochs=epochs,
+        batch_size=batch_size, merge=merge, seed=seed,
     )  # fmt: skip
     from lep.calibration.calibrate import calibrate as run_calibrate
+    from lep.corpus.copies import copy_records
 
-    record = run_calibrate(model, original, prompts, output, settings, texts_of(text))
+    copies = copy_records(texts_of(text) or {}, copy_tasks, seed, texts_of(eval_text, "--eval-text"))
+    record = run_calibrate(model, answers, output, settings, copies)
     say(f"answers: {record['answers']}; copy tasks: {record['copy_tasks']}; {record['steps']} steps")
 
 
@@ -84,22 +136,22 @@ def tune(
     data: Annotated[str, typer.Option(help="Conversations: jsonl with 'messages'.")],
     output: Output,
     text: Texts = None,
+    eval_text: NotInText = None,
     copy_tasks: Annotated[int, typer.Option(help="Copy tasks a language.")] = default(TuneSettings, "copy_tasks"),
     learning_rate: Annotated[float, typer.Option()] = default(TuneSettings, "learning_rate"),
     epochs: Annotated[float, typer.Option()] = default(TuneSettings, "epochs"),
     batch_size: Annotated[int, typer.Option()] = default(TuneSettings, "batch_size"),
+    merge: Merge = True,
     seed: Annotated[int, typer.Option()] = default(TuneSettings, "seed"),
 ) -> None:
     """Instruction tuning with a low-rank adapter on all projections, merged."""
     settings = checked(
-        TuneSettings,
-        copy_tasks=copy_tasks,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-    )
+        TuneSettings, copy_tasks=copy_tasks, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size,
+        merge=merge, seed=seed,
+    )  # fmt: skip
+    from lep.corpus.copies import copy_records
     from lep.training.tune import tune as run_tune
 
-    record = run_tune(model, data, output, settings, texts_of(text))
+    copies = copy_records(texts_of(text) or {}, copy_tasks, seed, texts_of(eval_text, "--eval-text"))
+    record = run_tune(model, data, output, settings, copies)
     say(f"{record['samples']} samples, {record['steps']} steps")

@@ -125,9 +125,12 @@ def check_tasks(names: Iterable[str]) -> None:
 
 
 def make_tasks(
-    documents: Iterable[Document], language: str, tasks: Sequence[str], *, count: int, seed: int
-) -> list[TaskItem]:
+    documents: Iterable[Document], language: str, tasks: Sequence[str], *, count: int, seed: int,
+    enough: int | None = None,
+) -> list[TaskItem]:  # fmt: skip
     """Make at most `count` different items of each task from the sentences and paragraphs of the documents.
+
+    With `enough`, documents are read until there are so many usable sentences and paragraphs.
 
     Raises `CorpusError` when the text yields no item of some task, `LepError` for an unknown task.
     """
@@ -136,6 +139,8 @@ def make_tasks(
     for document in documents:
         found["sentence"] += [s for s in sentences(document.text) if _usable(s, language, SENTENCE_CHARACTERS)]
         found["paragraph"] += [p for p in paragraphs(document.text) if _usable(p, language, PARAGRAPH_CHARACTERS)]
+        if enough is not None and min(map(len, found.values())) >= enough:
+            break
     pools = {kind: list(dict.fromkeys(texts)) for kind, texts in found.items()}
     items: list[TaskItem] = []
     for task in tasks:

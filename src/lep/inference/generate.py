@@ -1,4 +1,4 @@
-"""Greedy answers to chat prompts, in batches of similar length."""
+"""Greedy or sampled answers to chat prompts, in batches of similar length."""
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,15 @@ class Answer:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn; every batch draws from its own seed, so that an interrupted run draws the same."""
+
+    temperature: float
+    top_p: float
+    seed: int
+
+
 @torch.inference_mode()
 def answers(
     model: PreTrainedModel,
@@ -34,9 +43,10 @@ def answers(
     max_new_tokens: int,
     batch_size: int,
     done: Container[int] = (),
+    sampling: Sampling | None = None,
     label: str = "answers",
 ) -> Iterator[list[Answer]]:
-    """Greedy answers, longest prompts first, yielded batch by batch as they are made.
+    """Greedy answers (or sampled ones), longest prompts first, yielded batch by batch as they are made.
 
     A batch whose prompts are all `done` is passed over; batches do not depend on it, so that a run that is taken
     up again gives the same answers, to the last rounding. The end-of-turn ids are the generation settings'.
@@ -46,6 +56,9 @@ def answers(
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
+    if sampling is not None:
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
     for start in tqdm(range(0, len(order), batch_size), desc=label, disable=None, leave=False):
         batch = order[start : start + batch_size]
         if all(index in done for index in batch):
@@ -53,10 +66,11 @@ def answers(
         width = len(encoded[batch[0]])
         ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in batch])
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch])
+        if sampling is not None:
+            torch.manual_seed((sampling.seed << 32) + start)
         made = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, num_beams=1,
-            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), num_beams=1,
+            top_k=None, repetition_penalty=1.0, max_new_tokens=max_new_tokens, pad_token_id=pad, **drawn,
         )[:, width:]  # fmt: skip
         yield [_answer(index, row, ends, tokenizer) for index, row in zip(batch, made.tolist(), strict=True)]
 

@@ -5,17 +5,22 @@ import json
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
 
 from lep.checkpoint.architecture import Architecture
 from lep.corpus.read import batches, corpus_files, stream_texts
 from lep.errors import CorpusError, LepError
 from lep.hub import local_folder
 from lep.pipeline.recipe import Recipe
+from lep.settings import TokenizerSettings
 from lep.tokenizer.count import count_texts
 from lep.tokenizer.extend import extend_bpe
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
+from lep.tokenizer.prune import kept_tokens, pruned, token_counts
+from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
 from lep.training.data import LARGEST_BLOCK, batch_of
 from lep.training.loss import LOSS_CHUNK
 from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE
@@ -76,6 +81,7 @@ class Savings:
     """Held-out tokens of a sample before and after the extension, learned on the rest of the sample."""
 
     characters: int
+    heldout: int  # characters of the rest, on which the tokens are counted
     before: int
     after: int
 
@@ -103,11 +109,12 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        return self.shape.rows + self.recipe.tokenizer.new_tokens
+        return self.recipe.tokenizer.size(self.shape.rows)
 
     @property
     def trained_rows(self) -> int:
-        return self.recipe.tokenizer.new_tokens if self.recipe.pretrain.train == "new_rows" else self.rows
+        new = self.rows - (self.recipe.tokenizer.keep or self.shape.rows)
+        return max(0, new) if self.recipe.pretrain.train == "new_rows" else self.rows
 
     @property
     def steps(self) -> int:
@@ -208,29 +215,58 @@ def make_plan(recipe: Recipe, device: str, hours: float | None = None) -> Plan:
     folder = local_folder(recipe.base, weights=False)
     paths = recipe.text[recipe.language]
     savings = sampled_savings(folder, paths if isinstance(paths, list) else [paths], recipe.tokenizer)
-    plan = Plan(recipe, Shape.of(folder), device, recipe.pretrain.tokens, savings)
+    plan = Plan(recipe, Shape.of(folder), device, _budget(recipe, savings), savings)
     if hours is None:
         return plan
     return Plan(recipe, plan.shape, device, max(LARGEST_BLOCK, int(hours * plan.tokens_an_hour / plan.passes)), savings)
 
 
-def sampled_savings(folder: Path, paths: list[str], settings: Any) -> Savings | None:
-    """Tokens of held-out pieces of a sample, under the base's vocabulary and under one extended on the others."""
+def _budget(recipe: Recipe, savings: Savings | None) -> int:
+    """Tokens that a recipe trains on; for passes over a corpus, from its characters and those of a token."""
+    if recipe.pretrain.tokens is not None:
+        return recipe.pretrain.tokens
+    if savings is None:
+        raise CorpusError("pretrain.epochs of so small a sample cannot be told in tokens: give pretrain.tokens")
+    limit, characters = recipe.corpus.limit_characters, 0
+    for text in stream_texts(recipe.text[recipe.language]):
+        characters += len(text)
+        if limit is not None and characters >= limit:
+            break
+    characters = min(characters, limit or characters)
+    return recipe.pretrain.budget(round(characters * savings.after / savings.heldout))
+
+
+def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings) -> Savings | None:
+    """Tokens of held-out pieces of a sample, under the base's vocabulary and under one made on the others."""
     files = corpus_files(paths)
     pieces = [piece for file in files for piece in _sample(file, SAMPLE_CHARACTERS // len(files))]
     heldout = pieces[::HELDOUT_EVERY]
     learned = [piece for i, piece in enumerate(pieces) if i % HELDOUT_EVERY]
     base = load_tokenizer(folder).backend_tokenizer
     try:
-        words = count_texts(base, learned, settings.script)
-        found = extend_bpe(Parts.of(base), words, settings.new_tokens).parts.vocabulary.tokenizer
+        found = _learned(base, learned, settings)
     except CorpusError:
         return None
     before, after = (
         sum(len(e.ids) for e in tokenizer.encode_batch_fast(heldout, add_special_tokens=False))
         for tokenizer in (base, found)
     )
-    return Savings(sum(map(len, learned)), before, after)
+    return Savings(sum(map(len, learned)), sum(map(len, heldout)), before, after)
+
+
+def _learned(base: Tokenizer, texts: list[str], settings: TokenizerSettings) -> Tokenizer:
+    """The vocabulary that the settings make of a sample, in memory."""
+    if settings.method in ALGORITHMS:
+        words = count_texts(replacement_cutter(base), texts, "any")
+        return replacement(base, words, settings.size(0), algorithm=settings.method)
+    parts = Parts.of(base)
+    words = count_texts(base, texts, settings.script)
+    if settings.keep is not None:
+        size = len(parts.names)
+        counts = token_counts(base, texts, size)
+        parts = pruned(parts, kept_tokens(parts, counts, settings.keep, np.zeros(size, dtype=bool)))
+    added = settings.new_tokens or settings.size(0) - (settings.keep or 0)
+    return extend_bpe(parts, words, added).parts.vocabulary.tokenizer
 
 
 def _sample(file: Path, characters: int) -> list[str]:

@@ -1,13 +1,16 @@
 """The recipe: one typed YAML file that says everything a run depends on."""
 
+import copy
 import difflib
+import itertools
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from lep.errors import RecipeError
 from lep.settings import (
@@ -24,12 +27,21 @@ from lep.settings import (
 )
 
 MethodName = Literal[PropagationName, "auto"]
+TunedName = Literal[MethodName, "direct"]
+LABEL = r"[\w-]+"
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Tuned = Annotated[list[TunedName], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class CalibrateStage(CalibrateSettings):
     """Self-calibration of one of the propagated models."""
 
-    after: MethodName = Field("conversion", description="the propagated model to calibrate")
+    after: Tuned = Field(["conversion"], description="the propagated models to calibrate; direct: what it made")
     prompts: str | None = Field(None, description="messages jsonl (default: tasks made from the training text)")
     prompt_tasks: int = Field(100, gt=0, description="made prompts of each task and language")
 
@@ -37,7 +49,7 @@ class CalibrateStage(CalibrateSettings):
 class TuneStage(TuneSettings):
     """Instruction tuning of one of the propagated models."""
 
-    after: MethodName = Field("conversion", description="the propagated model to tune")
+    after: Tuned = Field(["conversion"], description="the propagated models to tune; direct: what it made")
     data: str | None = Field(None, description="messages jsonl (default: tasks made from the training text)")
     data_tasks: int = Field(300, gt=0, description="made samples of each task and language")
 
@@ -58,10 +70,45 @@ class Recipe(Settings):
     init: InitSettings = InitSettings()
     pretrain: PretrainSettings
     propagate: list[MethodName] = Field(["swap", "overlap", "conversion"], min_length=1)
+    direct: bool = Field(False, description="the baseline, too: train new rows of the instruct model on the same text")
     select: SelectSettings = Field(SelectSettings(), description="what auto chooses on, where propagate lists it")
     calibrate: CalibrateStage | None = None
     tune: TuneStage | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+
+
+class GridSettings(Settings):
+    """Many runs in one recipe: every combination of the axes' values, for every seed; common stages run once."""
+
+    axes: dict[str, dict[str, dict[str, Any]]] = Field({}, description="axis, value, and what it changes in the recipe")
+    cells: list[dict[str, str | list[str]]] = Field(
+        [], description="which combinations: those that one of these describes (default: all)"
+    )
+    seeds: list[int] = Field([0], min_length=1, description="of pretrain, calibrate and tune")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: the value of each axis, the seed (None in a recipe without a grid), and its whole recipe."""
+
+    labels: dict[str, str]
+    seed: int | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a recipe file asks for; one cell unless it has a grid."""
+
+    cells: list[Cell]
+
+    @property
+    def name(self) -> str:
+        return self.cells[0].recipe.name
+
+    @property
+    def is_single(self) -> bool:
+        return self.cells[0].seed is None
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,7 +121,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|fa
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read and check a recipe; `overrides` are `section.key=value` strings.
+    """The recipe of a file, of a grid its first one; see `load_grid`."""
+    return load_grid(path, overrides).cells[0].recipe
+
+
+def load_grid(path: Path, overrides: list[str] | None = None) -> Grid:
+    """Read and check all recipes of a file; `overrides` are `section.key=value` strings.
 
     Raises `RecipeError` with file, line, and the nearest valid key for whatever is wrong.
     """
@@ -91,11 +143,66 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     places = {key: f"{path}, line {line}" for key, line in lines.items()}
     for override in overrides or []:
         _override(content, override, places)
+    folder = path.resolve().parent
+    if "grid" not in content:
+        return Grid([Cell({}, None, _recipe(content, places, path, folder))])
+    grid = _checked(GridSettings, {"grid": content.pop("grid")}, places, path)
+    cells = []
+    for seed, labels in itertools.product(grid.seeds, _combinations(grid, places, path)):
+        own, own_places = copy.deepcopy(content), dict(places)
+        for axis, value in labels.items():
+            _merge(own, grid.axes[axis][value], (), ("grid", "axes", axis, value), own_places)
+        for section in ("pretrain", "calibrate", "tune"):
+            if isinstance(own.get(section), dict):
+                own[section] |= {"seed": str(seed)}
+        cells.append(Cell(labels, seed, _recipe(own, own_places, path, folder)))
+    return Grid(cells)
+
+
+def _combinations(grid: GridSettings, places: dict, path: Path) -> list[dict[str, str]]:
+    """The values of the axes of each cell; raises `RecipeError` for a name that no axis has."""
+    for axis, values in grid.axes.items():
+        for name in (axis, *values):
+            if not re.fullmatch(LABEL, name):
+                place = places[("grid", "axes", axis, *([name] if name != axis else []))]
+                raise RecipeError(f"{place}: '{name}' shall name folders: use letters, digits, - and _")
+    for number, cell in enumerate(grid.cells):
+        for axis, wanted in cell.items():
+            for value in _listed(wanted):
+                if value not in grid.axes.get(axis, {}):
+                    known = ", ".join(grid.axes.get(axis, grid.axes)) or "none"
+                    raise RecipeError(
+                        f"{places[('grid', 'cells', number, axis)]}: no axis '{axis}' has a value '{value}' (known: "
+                        f"{known})"
+                    )
+    every = [dict(zip(grid.axes, values, strict=True)) for values in itertools.product(*grid.axes.values())]
+    chosen = [
+        labels for labels in every
+        if not grid.cells or any(all(labels[a] in _listed(w) for a, w in cell.items()) for cell in grid.cells)
+    ]  # fmt: skip
+    return chosen
+
+
+def _merge(target: dict[str, Any], changes: dict[str, Any], at: tuple, source: tuple, places: dict) -> None:
+    """Put nested changes into the recipe's content; `places` then say where each came from."""
+    for key, value in changes.items():
+        places[(*at, key)] = places.get((*source, key), places[source])
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value, (*at, key), (*source, key), places)
+        else:
+            target[key] = copy.deepcopy(value)
+
+
+def _recipe(content: dict[str, Any], places: dict, path: Path, folder: Path) -> Recipe:
+    return _located(_checked(Recipe, content, places, path), folder, places)
+
+
+def _checked(kind: type[Settings], content: dict[str, Any], places: dict, path: Path) -> Any:
+    """`content` as settings; `GridSettings` are read from its key `grid`."""
     try:
-        recipe = Recipe.model_validate(content)
+        return kind.model_validate(content["grid"] if kind is GridSettings else content)
     except ValidationError as error:
-        raise RecipeError(_explain(error, places, str(path))) from error
-    return _located(recipe, path.resolve().parent, places)
+        raise RecipeError(_explain(error, places, str(path), kind)) from error
 
 
 def _plain(node: yaml.Node, at: tuple[str | int, ...], lines: dict, path: Path) -> Any:
@@ -145,19 +252,24 @@ def _override(content: dict[str, Any], override: str, places: dict) -> None:
     places[(*sections, last)] = f"command line, {override}"
 
 
-def _explain(error: ValidationError, places: dict, path: str) -> str:
+def _explain(error: ValidationError, places: dict, path: str, kind: type[Settings]) -> str:
     faults = error.errors()
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    at = tuple(part for part in first["loc"] if part not in ("str", "list[str]"))
+    at = (("grid",) if kind is GridSettings else ()) + first["loc"]
+    at = tuple(part for part in at if part not in ("str", "list[str]"))
+    while at and isinstance(at[-1], int) and at not in places:  # a single value where a list may be
+        at = at[:-1]
     known = next((at[:length] for length in range(len(at), -1, -1) if at[:length] in places), ())
     place, name = places.get(known, path), ".".join(map(str, at))
     if first["type"] == "extra_forbidden":
-        section = _section(at[:-1])
+        section = _section(at[:-1]) if kind is Recipe else GridSettings.model_fields
         near = difflib.get_close_matches(str(at[-1]), list(section), n=1, cutoff=0.5)
         advice = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(section)}"
         return f"{place}: unknown key '{name}'; {advice}"
     if first["type"] == "missing":
         return f"{place}: the key '{name}' is missing"
+    if first["type"] == "value_error":  # of several settings together
+        return f"{place}: {name}: {first['ctx']['error']}"
     return f"{place}: {name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
@@ -200,7 +312,14 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         changed["tune"] = recipe.tune.model_copy(update={"data": absolute(recipe.tune.data)})
     for stage in ("calibrate", "tune"):
         settings = getattr(recipe, stage)
-        if settings and settings.after not in recipe.propagate:
+        made = [*recipe.propagate, *(["direct"] if recipe.direct else [])]
+        missing = [name for name in settings.after if name not in made] if settings else []
+        if missing == ["direct"]:
             place = places.get((stage, "after"), places[(stage,)])
-            raise RecipeError(f"{place}: {stage} comes after '{settings.after}', which propagate does not list")
+            raise RecipeError(
+                f"{place}: {stage} comes after 'direct', which the recipe does not make: set direct: true"
+            )
+        if missing:
+            place = places.get((stage, "after"), places[(stage,)])
+            raise RecipeError(f"{place}: {stage} comes after '{missing[0]}', which propagate does not list")
     return recipe.model_copy(update=changed)

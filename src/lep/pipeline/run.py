@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lep.calibration.answers import write_answers
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import initialise_instruct, propagate
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import SPARE, copy_records
 from lep.corpus.prepare import Split, prepare, sample, sections
-from lep.corpus.read import Document, corpus_files, read_documents, write_records
+from lep.corpus.read import Document, corpus_files, read_documents, read_messages, read_records, write_records
 from lep.corpus.tasks import make_tasks
 from lep.errors import CheckpointError
 from lep.evaluation.benchmark import Benchmark
@@ -20,12 +22,21 @@ from lep.evaluation.evaluate import evaluate
 from lep.evaluation.select import propagate_auto
 from lep.evaluation.table import benchmark_table, text_table
 from lep.evaluation.tasks import resolve
-from lep.pipeline.recipe import Recipe
-from lep.pipeline.stage import Runner, Stage
-from lep.publish import fingerprint, publishing
+from lep.pipeline.recipe import Cell, Grid, Recipe
+from lep.pipeline.stage import Places, Runner, Stage
+from lep.publish import fingerprint, publish_text, publishing
+from lep.report.grid import grid_blocks, grid_text
 from lep.report.page import write_report
-from lep.settings import CalibrateSettings, CorpusSettings, PropagateSettings, PropagationName, TuneSettings
-from lep.tokenizer.write import extend_tokenizer
+from lep.settings import (
+    AnswerSettings,
+    CalibrateSettings,
+    CorpusSettings,
+    PretrainSettings,
+    PropagateSettings,
+    PropagationName,
+    TuneSettings,
+)
+from lep.tokenizer.write import make_tokenizer
 from lep.training.pretrain import pretrain
 from lep.training.tune import tune
 
@@ -39,25 +50,74 @@ class Plan:
     base_models: dict[str, Stage]
 
 
-def plan(recipe: Recipe, folder: Path) -> Plan:
+@dataclass(frozen=True)
+class GridPlan:
+    """The plans of all cells of a recipe; what cells have in common is one stage."""
+
+    cells: list[tuple[Cell, Plan]]
+    places: Places
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Each stage once, in an order in which they can run."""
+        return list({stage.fingerprint: stage for _, found in self.cells for stage in found.stages}.values())
+
+
+def plan(recipe: Recipe | Grid, folder: Path) -> GridPlan:
     """Lay out the stages of a recipe under `folder`; checks the models, trains nothing."""
-    return _Planner(recipe, folder).plan()
+    cells = recipe.cells if isinstance(recipe, Grid) else [Cell({}, None, recipe)]
+    places = Places(folder)
+    found = [(cell, _Planner(cell.recipe, places).plan()) for cell in cells]
+    if cells[0].seed is not None:
+        places.names |= _names(found)
+    return GridPlan(found, places)
 
 
-def run(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Path:
+def _names(cells: list[tuple[Cell, Plan]]) -> dict[str, str]:
+    """A name for each stage of a grid, by fingerprint: its own with those values that all its cells share.
+
+    >>> stage, other = Stage("a", print, {"x": 1}), Stage("a", print, {"x": 2})
+    >>> plans = [Plan([s], {}, {}) for s in (stage, stage, other)]
+    >>> cells = [Cell({"size": size}, seed, None) for size, seed in (("big", 0), ("big", 1), ("small", 0))]
+    >>> sorted(_names(list(zip(cells, plans))).values())
+    ['a.big', 'a.small.seed-0']
+    """
+    described = [cell.labels | {"seed": f"seed-{cell.seed}"} for cell, _ in cells]
+    uses: dict[str, list[dict[str, str]]] = {}
+    stages = {stage.fingerprint: stage for _, found in cells for stage in found.stages}
+    for labels, (_, found) in zip(described, cells, strict=True):
+        for stage in found.stages:
+            uses.setdefault(stage.fingerprint, []).append(labels)
+    names: dict[str, str] = {}
+    for key, where in uses.items():
+        parts = [stages[key].name]
+        for axis in described[0]:
+            values, every = ({labels[axis] for labels in side} for side in (where, described))
+            parts += values if len(values) == 1 < len(every) else []
+        name = ".".join(parts)
+        names[key] = name if name not in names.values() else f"{name}.{key[:6]}"
+    return names
+
+
+def run(recipe: Recipe | Grid, folder: Path, say: Callable[[str], None] = print) -> Path:
     """Run what is not up to date, and return the report's path.
 
-    A run that was killed continues where it was; one that is complete does nothing.
+    A run that was killed continues where it was; one that is complete does nothing. Several processes that are given
+    the same recipe and folder share the stages.
     """
     planned = plan(recipe, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    runner = Runner(folder, say)
-    for number, stage in enumerate(planned.stages, start=1):
-        runner.run(stage, f"[{number}/{len(planned.stages)}]")
-    described = {"recipe": recipe.model_dump(), "seconds": runner.seconds, "instruct_models": {}, "base_models": {}}
-    for kind in ("instruct_models", "base_models"):
-        described[kind] = {name: stage.name for name, stage in getattr(planned, kind).items()}
-    (folder / "run.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    runner = Runner(planned.places, say)
+    runner.run_all(planned.stages)
+    described: list[dict[str, Any]] = []
+    for cell, found in planned.cells:
+        models = {
+            kind: {name: planned.places.name(stage) for name, stage in getattr(found, kind).items()}
+            for kind in ("instruct_models", "base_models")
+        }
+        described.append({"labels": cell.labels, "seed": cell.seed, "recipe": cell.recipe.model_dump(), **models})
+    single = planned.cells[0][0].seed is None
+    record = {"seconds": runner.seconds} | (described[0] if single else {"cells": described})
+    publish_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     report = write_report(folder)
     say(f"\nreport: {report}\n\n" + table(folder))
     return report
@@ -65,7 +125,10 @@ def run(recipe: Recipe, folder: Path, say: Callable[[str], None] = print) -> Pat
 
 def table(folder: Path) -> str:
     """The table of instruct models of a finished run, and that of the benchmark where it was run."""
-    models = json.loads((folder / "run.json").read_text())["instruct_models"]
+    record = json.loads((folder / "run.json").read_text())
+    if "cells" in record:
+        return grid_text(grid_blocks(folder, record))
+    models = record["instruct_models"]
     scores = {name: json.loads((folder / stage / "scores.json").read_text()) for name, stage in models.items()}
     benchmark = benchmark_table(folder, models)
     return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")
@@ -74,15 +137,15 @@ def table(folder: Path) -> str:
 class _Planner:
     """Builds stages; each method returns one."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: Recipe, places: Places) -> None:
+        self.recipe, self.places = recipe, places
         self.stages: list[Stage] = []
         self.base, self.instruct = (Checkpoint(m).check().folder for m in (recipe.base, recipe.instruct))
         self.texts = {code: corpus_files(paths) for code, paths in recipe.text.items()}
         self.heldout = {code: corpus_files(paths) for code, paths in recipe.heldout.items()}
         for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
             if given:
-                corpus_files([given])
+                read_messages(given)
         if names := resolve(recipe.evaluate.benchmark.tasks):  # faults of tasks and data show before anything trains
             for model in (self.base, self.instruct):
                 Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
@@ -103,18 +166,23 @@ class _Planner:
             lambda output: initialise_instruct(self.base, self.instruct, self._place(init), output),
             {}, (init,), (self.base, self.instruct),
         )  # fmt: skip
-        adapted = self._pretrain(init, corpus)
+        adapted = self._pretrain("pretrain", init, corpus, recipe.pretrain)
         tasks = self._tasks(corpus) if self.asked else corpus
-        propagated = {
+        made: dict[str, Stage] = {
             method: self._select(adapted, tasks, corpus) if method == "auto" else self._propagate(method, adapted)
             for method in recipe.propagate
         }
-        models = {"original instruct": None, "mean initialisation": instruct_init} | propagated
+        if recipe.direct:
+            new_rows = recipe.pretrain.model_copy(update={"train": "new_rows"})
+            made["direct"] = self._pretrain("direct", instruct_init, corpus, new_rows)
+        models = {"original instruct": None, "mean initialisation": instruct_init} | made
         if recipe.calibrate:
-            after = recipe.calibrate.after
-            models[f"{after} + self-calibration"] = self._calibrate(propagated[after], tasks, corpus)
+            answers = self._answers(tasks)
+            for after in recipe.calibrate.after:
+                models[f"{after} + self-calibration"] = self._calibrate(after, made[after], answers, tasks)
         if recipe.tune:
-            models[f"{recipe.tune.after} + tuning"] = self._tune(propagated[recipe.tune.after], tasks, corpus)
+            for after in recipe.tune.after:
+                models[f"{after} + tuning"] = self._tune(after, made[after], tasks)
         bases = {"original base": None, "mean initialisation": init, "after training": adapted}
         instruct_scores = {n: self._evaluate(s, self.instruct, corpus, "instruct") for n, s in models.items()}
         base_scores = {n: self._evaluate(s, self.base, corpus, "base") for n, s in bases.items()}
@@ -133,10 +201,14 @@ class _Planner:
         return stage
 
     def _place(self, stage: Stage, *parts: str) -> Path:
-        return self.folder.joinpath(stage.name, *parts)
+        return self.places.of(stage).joinpath(*parts)
 
     def _text(self, corpus: Stage, side: str) -> dict[str, list[str | Path]]:
         return {code: [self._place(corpus, f"{code}.{side}.jsonl")] for code in self.texts}
+
+    def _new_text(self, corpus: Stage) -> list[str | Path]:
+        """Training text of the new language."""
+        return self._text(corpus, "train")[self.recipe.language]
 
     def _corpus(self) -> Stage:
         settings = self.recipe.corpus.model_dump()
@@ -161,16 +233,11 @@ class _Planner:
         return self._add("corpus", action, settings | names, files=files)
 
     def _tokenizer(self, corpus: Stage) -> Stage:
-        text, settings = self._text(corpus, "train")[self.recipe.language], self.recipe.tokenizer
-
-        def action(output: Path) -> None:
-            extend_tokenizer(
-                self.base, text, settings.new_tokens, output, script=settings.script, method=settings.method
-            )
-
+        settings = self.recipe.tokenizer
         return self._add(
-            "tokenizer", action, settings.model_dump() | {"language": self.recipe.language}, (corpus,), (self.base,)
-        )
+            "tokenizer", lambda output: make_tokenizer(self.base, self._new_text(corpus), output, settings),
+            settings.model_dump() | {"language": self.recipe.language}, (corpus,), (self.base,),
+        )  # fmt: skip
 
     def _init(self, tokenizer: Stage) -> Stage:
         settings = self.recipe.init
@@ -179,11 +246,10 @@ class _Planner:
             settings.model_dump(), (tokenizer,), (self.base,),
         )  # fmt: skip
 
-    def _pretrain(self, init: Stage, corpus: Stage) -> Stage:
-        settings, text = self.recipe.pretrain, self._text(corpus, "train")[self.recipe.language]
+    def _pretrain(self, name: str, start: Stage, corpus: Stage, settings: PretrainSettings) -> Stage:
         return self._add(
-            "pretrain", lambda output: pretrain(self._place(init), text, output, settings),
-            settings.model_dump() | {"language": self.recipe.language}, (init, corpus),
+            name, lambda output: pretrain(self._place(start), self._new_text(corpus), output, settings),
+            settings.model_dump() | {"language": self.recipe.language}, (start, corpus),
             tuple(corpus_files(path for paths in settings.eval_text.values() for path in paths)),
         )  # fmt: skip
 
@@ -197,72 +263,97 @@ class _Planner:
 
     def _select(self, adapted: Stage, tasks: Stage, corpus: Stage) -> Stage:
         """`auto` chooses on training text and on prompts made from it, none of which is held out."""
-        settings, text = self.recipe.select, self._text(corpus, "train")
+        settings = self.recipe.select
         given = self.recipe.calibrate.prompts if self.recipe.calibrate else None
-        prompts = Path(given) if given else self._place(tasks, "prompts.jsonl")
         return self._add(
             "propagate-auto",
             lambda output: propagate_auto(
-                self.base, self.instruct, self._place(adapted), output, text, prompts, select=settings
+                self.base, self.instruct, self._place(adapted), output, self._text(corpus, "train"),
+                Path(given) if given else self._place(tasks, "prompts.jsonl"), select=settings,
             ),
             settings.model_dump(), (adapted, tasks, corpus),
-            (self.base, self.instruct, *([prompts] if given else [])),
+            (self.base, self.instruct, *([Path(given)] if given else [])),
         )  # fmt: skip
 
     def _tasks(self, corpus: Stage) -> Stage:
-        recipe, text = self.recipe, self._text(corpus, "train")
-        asked = "auto" in recipe.propagate
-        counts = {
-            "prompts": recipe.calibrate.prompt_tasks if recipe.calibrate else recipe.select.prompts * asked,
+        """Prompts, tuning samples and copy tasks made from the training text; nothing in it is evaluated on."""
+        recipe = self.recipe
+        made = {
+            "prompts": recipe.calibrate.prompt_tasks if recipe.calibrate
+            else recipe.select.prompts * ("auto" in recipe.propagate),
             "tuning": recipe.tune.data_tasks if recipe.tune else 0,
-        }
+        }  # fmt: skip
+        copied = {
+            name: stage.copy_tasks
+            for name, stage in (("calibrate", recipe.calibrate), ("tune", recipe.tune)) if stage
+        }  # fmt: skip
         tasks, seed = list(recipe.evaluate.tasks), recipe.evaluate.seed + 1
 
         def action(output: Path) -> None:
+            text, heldout = self._text(corpus, "train"), self._text(corpus, "heldout")
             with publishing(output) as partial:
-                for purpose, count in counts.items():
-                    made = [
+                for purpose, count in made.items():
+                    items = [
                         item.record()
                         for code, paths in text.items()
                         if count
-                        for item in make_tasks(read_documents(paths), code, tasks, count=count, seed=seed)
+                        for item in make_tasks(
+                            read_documents(paths), code, tasks, count=count, seed=seed, enough=SPARE * count
+                        )
                     ]
-                    write_records(partial / f"{purpose}.jsonl", made)
+                    write_records(partial / f"{purpose}.jsonl", items)
+                for name, count in copied.items():
+                    write_records(partial / f"{name}-copies.jsonl", copy_records(text, count, seed, heldout))
 
-        return self._add("tasks", action, counts | {"tasks": tasks, "seed": seed}, (corpus,))
+        return self._add("tasks", action, made | {"copies": copied, "tasks": tasks, "seed": seed}, (corpus,))
 
-    def _calibrate(self, propagated: Stage, tasks: Stage, corpus: Stage) -> Stage:
+    def _copies(self, tasks: Stage, name: str) -> list[dict[str, Any]]:
+        return [record for _, record in read_records(self._place(tasks, f"{name}-copies.jsonl"))]
+
+    def _answers(self, tasks: Stage) -> Stage:
+        stage = self.recipe.calibrate
+        assert stage is not None
+        settings = AnswerSettings.model_validate(stage.model_dump(include=set(AnswerSettings.model_fields)))
+        return self._add(
+            "answers",
+            lambda output: write_answers(
+                self.instruct, stage.prompts or self._place(tasks, "prompts.jsonl"), output, settings
+            ),
+            settings.model_dump(), (tasks,), (self.instruct, *([Path(stage.prompts)] if stage.prompts else [])),
+        )  # fmt: skip
+
+    def _calibrate(self, after: str, model: Stage, answers: Stage, tasks: Stage) -> Stage:
         stage = self.recipe.calibrate
         assert stage is not None
         settings = CalibrateSettings.model_validate(stage.model_dump(include=set(CalibrateSettings.model_fields)))
-        prompts = Path(stage.prompts) if stage.prompts else self._place(tasks, "prompts.jsonl")
         return self._add(
-            "calibrate",
+            f"calibrate-{after}",
             lambda output: calibrate(
-                self._place(propagated), self.instruct, prompts, output, settings, self._text(corpus, "train")
+                self._place(model), self._place(answers), output, settings, self._copies(tasks, "calibrate")
             ),
-            settings.model_dump(), (propagated, tasks, corpus), (prompts,) if stage.prompts else (),
+            settings.model_dump(), (model, answers, tasks),
         )  # fmt: skip
 
-    def _tune(self, propagated: Stage, tasks: Stage, corpus: Stage) -> Stage:
+    def _tune(self, after: str, model: Stage, tasks: Stage) -> Stage:
         stage = self.recipe.tune
         assert stage is not None
         settings = TuneSettings.model_validate(stage.model_dump(include=set(TuneSettings.model_fields)))
-        data = Path(stage.data) if stage.data else self._place(tasks, "tuning.jsonl")
-        return self._add(
-            "tune",
-            lambda output: tune(self._place(propagated), data, output, settings, self._text(corpus, "train")),
-            settings.model_dump(), (propagated, tasks, corpus), (data,) if stage.data else (),
-        )  # fmt: skip
+
+        def action(output: Path) -> None:
+            data = stage.data or self._place(tasks, "tuning.jsonl")
+            tune(self._place(model), data, output, settings, self._copies(tasks, "tune"))
+
+        files = (Path(stage.data),) if stage.data else ()
+        return self._add(f"tune-{after}", action, settings.model_dump(), (model, tasks), files)
 
     def _evaluate(self, model: Stage | None, original: Path, corpus: Stage, kind: str) -> Stage:
-        settings, text = self.recipe.evaluate, self._text(corpus, "heldout")
-        place = self._place(model) if model else original
-        name = f"evaluate-{model.name}" if model else f"evaluate-{kind}"
-        upstream = (corpus, model) if model else (corpus,)
+        settings = self.recipe.evaluate
         return self._add(
-            name, lambda output: write_evaluation(place, text, output, settings),
-            settings.model_dump(), upstream, () if model else (original,),
+            f"evaluate-{model.name if model else kind}",
+            lambda output: write_evaluation(
+                self._place(model) if model else original, self._text(corpus, "heldout"), output, settings
+            ),
+            settings.model_dump(), (corpus, model) if model else (corpus,), () if model else (original,),
         )  # fmt: skip
 
 

@@ -1,20 +1,22 @@
 """A stage: a folder that is made once for a set of inputs and settings, and again only when they change."""
 
+import fcntl
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lep
 from lep.publish import fingerprint
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
-MANIFEST = "lep_stage.json"
+MANIFEST, LOCKS = "lep_stage.json", ".lock"
+WAIT_SECONDS = 0.5  # for another process
 
 
 @dataclass(frozen=True)
@@ -40,45 +42,88 @@ class Stage:
 
 
 @dataclass
-class Runner:
-    """Runs stages in order under a folder; each ends as `folder/NAME`."""
+class Places:
+    """Where stages end: `folder/NAME`, with other names for those of a grid that need them, by fingerprint."""
 
     folder: Path
+    names: dict[str, str] = field(default_factory=dict)
+
+    def name(self, stage: Stage) -> str:
+        return self.names.get(stage.fingerprint, stage.name)
+
+    def of(self, stage: Stage) -> Path:
+        return self.folder / self.name(stage)
+
+
+@dataclass
+class Runner:
+    """Runs stages under a folder. Several processes that run the same ones share them out among themselves."""
+
+    places: Places
     say: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def place(self, stage: Stage) -> Path:
-        return self.folder / stage.name
+    def run_all(self, stages: list[Stage]) -> None:
+        """Run every stage after those that it depends on, in the order given; `stages` have each once."""
+        self.places.folder.mkdir(parents=True, exist_ok=True)
+        pending = {stage.fingerprint: (number, stage) for number, stage in enumerate(stages, start=1)}
+        with (self.places.folder / LOCKS).open("a") as locks:
+            while pending:
+                before = len(pending)
+                for key, (number, stage) in list(pending.items()):
+                    ready = not any(needed.fingerprint in pending for needed in stage.upstream)
+                    if ready and self._run(stage, f"[{number}/{len(stages)}]", locks):
+                        del pending[key]
+                if len(pending) == before:
+                    time.sleep(WAIT_SECONDS)
 
-    def run(self, stage: Stage, position: str) -> bool:
-        """Make the stage's folder unless it is up to date; whether there was anything to do."""
-        place = self.place(stage)
-        manifest = place / MANIFEST
-        if manifest.exists() and json.loads(manifest.read_text())["fingerprint"] == stage.fingerprint:
-            self.seconds[stage.name] = json.loads(manifest.read_text())["seconds"]
-            self.say(f"{position} {stage.name}: up to date")
+    def _run(self, stage: Stage, position: str, locks: IO[str]) -> bool:
+        """Make the stage's folder unless it is up to date; False when another process is at it."""
+        if self._is_made(stage, position):
+            return True
+        byte = int(stage.fingerprint[:12], 16)
+        try:
+            fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except OSError:
             return False
-        self.say(f"{position} {stage.name} ...")
-        made = self.folder / ".work" / f"{stage.name}-{stage.fingerprint}"
+        try:
+            if not self._is_made(stage, position):  # by the process that had the lock
+                self._make(stage, position)
+        finally:
+            fcntl.lockf(locks, fcntl.LOCK_UN, 1, byte)
+        return True
+
+    def _is_made(self, stage: Stage, position: str) -> bool:
+        manifest, name = self.places.of(stage) / MANIFEST, self.places.name(stage)
+        if not manifest.exists() or json.loads(manifest.read_text())["fingerprint"] != stage.fingerprint:
+            return False
+        self.seconds[name] = json.loads(manifest.read_text())["seconds"]
+        self.say(f"{position} {name}: up to date")
+        return True
+
+    def _make(self, stage: Stage, position: str) -> None:
+        place, name = self.places.of(stage), self.places.name(stage)
+        manifest = place / MANIFEST
+        self.say(f"{position} {name} ...")
+        made = self.places.folder / ".work" / f"{name}-{stage.fingerprint}"
         made.parent.mkdir(parents=True, exist_ok=True)
         started = time.time()
         if not made.exists():  # it does when a run was killed between making and naming
             stage.action(made)
-        self.seconds[stage.name] = round(time.time() - started, 1)
+        self.seconds[name] = round(time.time() - started, 1)
         record = {
-            "stage": stage.name, "fingerprint": stage.fingerprint, "version": stage.version, "lep": lep.__version__,
-            "settings": stage.settings, "upstream": {s.name: s.fingerprint for s in stage.upstream},
-            "files": [str(file) for file in stage.files], "seconds": self.seconds[stage.name],
+            "stage": name, "fingerprint": stage.fingerprint, "version": stage.version, "lep": lep.__version__,
+            "settings": stage.settings, "upstream": {self.places.name(s): s.fingerprint for s in stage.upstream},
+            "files": [str(file) for file in stage.files], "seconds": self.seconds[name],
         }  # fmt: skip
         (made / MANIFEST).write_text(json.dumps(record, indent=1, default=str) + "\n")
         if place.exists():
             manifest.unlink(missing_ok=True)  # first: what is half deleted must not look up to date
             shutil.rmtree(place)
         made.rename(place)
-        for stale in made.parent.glob(f"{stage.name}-" + "?" * len(stage.fingerprint) + "*"):
+        for stale in made.parent.glob(f"{name}-" + "?" * len(stage.fingerprint) + "*"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        self.say(f"{position} {stage.name}: {self.seconds[stage.name]:.0f} s")
-        return True
+        self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
 
 
 def identity(path: Path) -> list[list[str]]:
@@ -89,6 +134,11 @@ def identity(path: Path) -> list[list[str]]:
 
 def _content(file: Path) -> str:
     status = file.stat()
-    if status.st_size > HASHED_BYTES:
-        return f"{status.st_size} bytes, {status.st_mtime_ns}"
+    return _hash(file, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash(file: Path, size: int, changed: int) -> str:
+    if size > HASHED_BYTES:
+        return f"{size} bytes, {changed}"
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -9,8 +9,9 @@ from typing import Any
 from lep.corpus.read import read_documents
 from lep.errors import CheckpointError
 from lep.evaluation.table import cells
+from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import load_tokenizer
-from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, Vocabulary
+from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE
 from lep.tokenizer.write import CHANGES_FILE
 
 SHOWN_CHARACTERS = 700
@@ -50,10 +51,10 @@ def coloured(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     text = document.text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0]
     original = load_tokenizer(run["recipe"]["base"])
     extended = load_tokenizer(folder / "tokenizer")
-    known = len(Vocabulary.of(original))
+    new = set(IdMap.load(folder / "tokenizer" / ID_MAP_FILE).new)
     return {
         "before": [{"text": piece, "new": False} for _, piece in pieces(original, text)],
-        "after": [{"text": piece, "new": index >= known} for index, piece in pieces(extended, text)],
+        "after": [{"text": piece, "new": index in new} for index, piece in pieces(extended, text)],
     }
 
 
@@ -65,11 +66,14 @@ def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
         yield index, content.decode(errors="backslashreplace")
 
 
-def losses(folder: Path) -> dict[str, list[dict[str, float]]]:
+def losses(folder: Path, run: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     """The logged training losses of each stage that trains."""
-    files = {"pretrain": "pretrain.json", "calibrate": "tune.json", "tune": "tune.json"}
-    places = {stage: folder / stage / "lep" / file for stage, file in files.items()}
-    return {stage: json.loads(place.read_text())["losses"] for stage, place in places.items() if place.exists()}
+    files = {"pretrain": "pretrain.json", "direct": "pretrain.json", "calibrate": "tune.json", "tune": "tune.json"}
+    places = {
+        stage: folder / stage / "lep" / files[stage.partition("-")[0]]
+        for stage in run["seconds"] if stage.partition("-")[0] in files
+    }  # fmt: skip
+    return {stage: json.loads(place.read_text())["losses"] for stage, place in places.items()}
 
 
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
@@ -95,6 +99,11 @@ def examples(folder: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
     return list(islice(reversed(list(first_of_task.values())), SHOWN_ANSWERS))
 
 
+def changes(folder: Path) -> dict[str, Any]:
+    """What became of the tokenizer."""
+    return json.loads((folder / "tokenizer" / CHANGES_FILE).read_text())
+
+
 def new_tokens(folder: Path) -> list[str]:
-    """The first of the new tokens, in the order in which they were learned."""
-    return json.loads((folder / "tokenizer" / CHANGES_FILE).read_text())["tokens"][:SHOWN_TOKENS]
+    """The first of the new tokens, in the order in which they were learned; none of a replaced vocabulary."""
+    return changes(folder).get("tokens", [])[:SHOWN_TOKENS]

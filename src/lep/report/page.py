@@ -10,24 +10,41 @@ from plotly.offline import get_plotlyjs
 
 from lep import __version__
 from lep.evaluation.table import benchmark_table
+from lep.publish import publish_text
 from lep.report import data
+from lep.report.grid import grid_blocks
 
 
 def write_report(folder: Path) -> Path:
     """Gather what the run left in its folder and write `report.html` there; returns its path."""
     run = data.read_run(folder)
+    if "cells" in run:
+        return write_grid(folder, run)
     instruct = data.model_tables(folder, run, "instruct_models")
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
     page = environment.get_template("page.html").render(
         run=run, recipe=run["recipe"], version=__version__, instruct=instruct,
         base=data.model_tables(folder, run, "base_models"), saving=data.saving(instruct, run["recipe"]["language"]),
         coloured=data.coloured(folder, run), examples=data.examples(folder, run), new_tokens=data.new_tokens(folder),
-        fits=data.fits(folder, run["recipe"]["propagate"]), losses=loss_figure(data.losses(folder)),
+        changes=data.changes(folder),
+        fits=data.fits(folder, run["recipe"]["propagate"]), losses=loss_figure(data.losses(folder, run)),
         benchmark=benchmark_table(folder, run["instruct_models"]),
         counts=json.loads((folder / "corpus" / "counts.json").read_text()), plotly=get_plotlyjs(),
     )  # fmt: skip
     report = folder / "report.html"
-    report.write_text(page, encoding="utf-8")
+    publish_text(report, page)
+    return report
+
+
+def write_grid(folder: Path, run: dict[str, Any]) -> Path:
+    """The page of a recipe with a grid: a table for each combination."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
+    page = environment.get_template("grid.html").render(
+        run=run, recipe=run["cells"][0]["recipe"], version=__version__, instruct=grid_blocks(folder, run),
+        base=grid_blocks(folder, run, "base_models"),
+    )  # fmt: skip
+    report = folder / "report.html"
+    publish_text(report, page)
     return report
 
 

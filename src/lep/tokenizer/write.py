@@ -12,13 +12,14 @@ from lep.corpus.read import stream_texts
 from lep.errors import LepError, OutputError, TokenizerError
 from lep.hub import local_folder
 from lep.publish import check_output, publishing
+from lep.settings import TokenizerSettings
 from lep.tokenizer.count import COUNTS_SUFFIX, WordCounts, WordCutter, count_words, write_counts
 from lep.tokenizer.extend import METHODS, Extension, check_method
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import check_loaders, load_tokenizer, write_tokenizer
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.prune import kept_tokens, pruned, token_counts
-from lep.tokenizer.train import replacement, replacement_cutter
+from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
 from lep.tokenizer.vocabulary import Vocabulary
 
 CHANGES_FILE = "changes.json"
@@ -99,6 +100,16 @@ def train_tokenizer(base: str | Path, corpus: Paths, algorithm: str, vocab_size:
     words = count_words(replacement_cutter(tokenizer), corpus, "any")
     trained = replacement(tokenizer, words, vocab_size, algorithm=algorithm)
     return _publish(trained, folder, output, corpus, {"verb": "train", "algorithm": algorithm})
+
+
+def make_tokenizer(base: str | Path, corpus: Paths, output: Path, settings: TokenizerSettings) -> dict[str, Any]:
+    """The verb that the settings ask for: `extend_tokenizer`, `optimize_tokenizer` or `train_tokenizer`."""
+    script, method, size = settings.script, settings.method, settings.size(0)
+    if method == "optimize":
+        return optimize_tokenizer(base, corpus, settings.keep or 0, size, output, script=script)
+    if method in ALGORITHMS:
+        return train_tokenizer(base, corpus, method, size, output)
+    return extend_tokenizer(base, corpus, settings.new_tokens or 0, output, script=script, method=method)
 
 
 def count_corpus(base: str | Path, corpus: Paths, output: Path, *, script: str = "auto") -> WordCounts:

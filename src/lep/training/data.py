@@ -20,8 +20,8 @@ LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the pap
 
 
 def batch_of(settings: PretrainSettings) -> int:
-    """Tokens a step."""
-    return settings.batch_tokens or max(1, min(LARGEST_BATCH_TOKENS, settings.tokens // LEAST_STEPS))
+    """Tokens a step, of settings that name a number of tokens."""
+    return settings.batch_tokens or max(1, min(LARGEST_BATCH_TOKENS, settings.budget(0) // LEAST_STEPS))
 
 
 def schedule(settings: PretrainSettings, block: int, blocks: int, processes: int = 1) -> tuple[int, int, int]:
@@ -29,7 +29,7 @@ def schedule(settings: PretrainSettings, block: int, blocks: int, processes: int
     sequences = min(blocks, max(1, round(batch_of(settings) / block)))
     accumulation = max(1, math.ceil(sequences * block / (settings.micro_batch_tokens * processes)))
     sequences = math.ceil(sequences / (accumulation * processes)) * accumulation * processes
-    return sequences, accumulation, max(1, math.ceil(settings.tokens / (sequences * block)))
+    return sequences, accumulation, max(1, math.ceil(settings.budget(0) / (sequences * block)))
 
 
 def packed_blocks(checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str) -> Dataset:

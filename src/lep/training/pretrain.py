@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainingArguments, set_seed
 
 from lep.checkpoint.adapter import Factors, added, joined, save_factors, saved_factors
-from lep.checkpoint.mappings import INIT_FILE, MAPPING_FILES, saved_mappings
+from lep.checkpoint.mappings import copy_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.coverage import check_vocabulary
 from lep.corpus.read import corpus_files
-from lep.errors import CheckpointError, TrainingError
+from lep.errors import TrainingError
 from lep.publish import check_output, check_space, fingerprint
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
@@ -28,7 +28,7 @@ from lep.training.data import LARGEST_BLOCK, collate, isolates, packed_blocks, s
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.lora import adapter_factors, add_adapter
 from lep.training.processes import held_share, is_main, join, main_first, publishing_once, wait, world_size
-from lep.training.rows import split_tables, whole_tables
+from lep.training.rows import new_rows, split_tables, stored_tables, whole_tables
 from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
 from lep.training.watch import HeldoutText
 
@@ -68,6 +68,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         block = min(settings.block_size or LARGEST_BLOCK, context)
         with main_first():
             blocks = packed_blocks(checkpoint, corpus, block, folder / "work" / "packed", key)
+        settings = settings.model_copy(update={"tokens": settings.budget(tokens_of(blocks)), "epochs": None})
         task = _Task(checkpoint, rows, blocks, block, heldout)
         swept = _sweep(task, folder / "work", settings) if settings.sweep else {}
         used = settings.model_copy(update={"learning_rate": swept.get("best", settings.learning_rate)})
@@ -81,17 +82,9 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
 
 def _trained_rows(checkpoint: Checkpoint, settings: PretrainSettings) -> dict[str, Tensor]:
     """The rows of each table that train, (n,) int64."""
-    names = checkpoint.tables.by_kind()
-    if settings.train != "new_rows":
-        return {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in names.items()}
-    mappings = saved_mappings(checkpoint)
-    rows = {kind: mapping.new_rows() for kind, mapping in (mappings or {}).items()}
-    if not mappings or not all(map(len, rows.values())):
-        raise CheckpointError(
-            f"{checkpoint.folder} does not say which of its rows are new (lep/mapping.safetensors): initialise it with "
-            "lep init, or train all embeddings"
-        )
-    return rows
+    if settings.train == "new_rows":
+        return new_rows(checkpoint)
+    return {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in checkpoint.tables.by_kind().items()}
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,8 @@ class _Task:
         wait()  # the best state has been read by all before the first process removes it
         check_frozen(before, model)
         factors = adapter_factors(model, names)
-        trained = _Trained({name: tables[kind]() for kind, name in self.names.items()}, factors)
+        found = {kind: table() for kind, table in tables.items()}
+        trained = _Trained(stored_tables(self.checkpoint, self.rows, found), factors)
         tokens = tokens_of(self.blocks)
         record = {
             "tokens": round(trainer.state.epoch * tokens), "steps": steps, "block_size": self.block,
@@ -160,22 +154,7 @@ class _Task:
                 )
             record["best_step"] = int(str(trainer.state.best_model_checkpoint).rpartition("-")[2])
             record["looks"] = self.heldout.looks(trainer.state.log_history)
-        return self._stored(trained), record
-
-    @property
-    def names(self) -> dict[str, str]:
-        return self.checkpoint.tables.by_kind()
-
-    def _stored(self, trained: _Trained) -> _Trained:
-        """In the checkpoint's dtype; rows that stay are proven to be its own."""
-        tables = {}
-        for kind, name in self.names.items():
-            old = self.checkpoint.tensor(name)
-            tables[name] = trained.tables[name].cpu().to(old.dtype)
-            stay = torch.ones(len(old), dtype=torch.bool).index_fill_(0, self.rows[kind], False)
-            if not torch.equal(tables[name][stay], old[stay]):
-                raise AssertionError(f"a row of {name} that stays changed during training")
-        return _Trained(tables, trained.factors)
+        return trained, record
 
 
 def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> dict[str, Any]:
@@ -192,7 +171,7 @@ def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> dict[str, Any
         if score.exists():
             found[rate] = json.loads(score.read_text())
         else:
-            short = {"tokens": max(1, round(SWEPT_SHARE * settings.tokens)), "learning_rate": rate, "checkpoints": 1}
+            short = {"tokens": max(1, round(SWEPT_SHARE * settings.budget(0))), "learning_rate": rate, "checkpoints": 1}
             try:
                 _, record = task.train(place, settings.model_copy(update=short))
                 found[rate] = min(look["bits_per_byte"][language] for look in record["looks"])
@@ -215,9 +194,7 @@ def _write(checkpoint: Checkpoint, trained: _Trained, record: dict[str, Any], fo
     write_checkpoint(checkpoint, changed, folder)
     copy_tokenizer(checkpoint.folder, folder)
     (folder / "lep").mkdir(exist_ok=True)
-    for file in (*MAPPING_FILES.values(), INIT_FILE):
-        if (checkpoint.folder / file).exists():
-            shutil.copyfile(checkpoint.folder / file, folder / file)
+    copy_mappings(checkpoint, folder)
     factors = joined(saved_factors(checkpoint.folder), trained.factors)
     if factors:
         save_factors(factors, folder)

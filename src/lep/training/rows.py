@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from lep.checkpoint.mappings import saved_mappings
+from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.training.processes import whole
 
@@ -93,6 +95,33 @@ def split_tables(model: Any, rows: dict[str, Tensor]) -> dict[str, SplitTable]:
         )
     model.set_input_embeddings(split)
     model.set_output_embeddings(split_head)
+    return tables
+
+
+def new_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Which rows of each table are new tokens', (n,) int64, as `lep init` left it beside the model.
+
+    Raises `CheckpointError` where that is not known, or nothing is new.
+    """
+    mappings = saved_mappings(checkpoint) or {}
+    rows = {kind: mapping.new_rows() for kind, mapping in mappings.items()}
+    if not rows or not all(map(len, rows.values())):
+        raise CheckpointError(
+            f"{checkpoint.folder} does not say which of its rows are new (lep/mapping.safetensors): initialise it with "
+            "lep init, or train all embeddings"
+        )
+    return rows
+
+
+def stored_tables(checkpoint: Checkpoint, rows: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Trained tables by their names, in the checkpoint's dtype; all but their `rows` are proven to be its own."""
+    tables = {}
+    for kind, name in checkpoint.tables.by_kind().items():
+        old = checkpoint.tensor(name)
+        tables[name] = trained[kind].cpu().to(old.dtype)
+        stay = torch.ones(len(old), dtype=torch.bool).index_fill_(0, rows[kind], False)
+        if not torch.equal(tables[name][stay], old[stay]):
+            raise AssertionError(f"a row of {name} that stays changed during training")
     return tables
 
 

@@ -206,7 +206,7 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": settings.warmup_share,
+        "warmup_steps": settings.warmup_steps or settings.warmup_share,  # below 1 it is a share
         "max_steps": steps,
         "logging_steps": max(1, steps // 100),
         "save_steps": max(1, steps // settings.checkpoints),

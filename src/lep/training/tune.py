@@ -4,27 +4,30 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, set_seed
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from lep.checkpoint.mappings import copy_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.prepare import unit_hash
-from lep.corpus.read import Document, read_documents, read_messages, write_records
-from lep.corpus.tasks import make_tasks
+from lep.corpus.read import read_messages, write_records
 from lep.errors import CorpusError, LepError
 from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
 from lep.tokenizer.chat import chat_ids
 from lep.tokenizer.load import copy_tokenizer
+from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.lora import projections
-from lep.training.trainer import chunk_loss, common_arguments, run, uses_bf16
+from lep.training.rows import new_rows, split_tables, stored_tables
+from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
 
+ADAPTER_FOLDER = "adapter"  # in the folder of a model whose adapter is not merged
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
 
@@ -32,12 +35,15 @@ MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a 
 class Scope:
     """What an adapter trains: LoRA on the projections of some layers, some tables in full."""
 
-    first_and_last_layer_only: bool
+    layers: Literal["all", "outer", "none"]
     tables: tuple[str, ...]  # of "input", "output"
+    new_rows_only: bool = False
 
 
-TUNING = Scope(first_and_last_layer_only=False, tables=("output",))  # section 3.7
-CALIBRATION = Scope(first_and_last_layer_only=True, tables=("input", "output"))  # section 3.6
+TUNING = Scope("all", ("output",))  # section 3.7
+CALIBRATION = Scope("outer", ("input", "output"))  # section 3.6
+NEW_ROWS = Scope("none", ("input", "output"), new_rows_only=True)
+Records = list[dict[str, Any]]  # of `messages`
 
 
 def tune(
@@ -45,26 +51,15 @@ def tune(
     data: str | Path,
     output: Path,
     settings: TuneSettings,
-    copy_text: dict[str, list[str | Path]] | None = None,
+    copies: Records | None = None,
 ) -> dict[str, Any]:
-    """Instruction tuning on a `messages` jsonl file, with copy tasks made from `copy_text` (language to paths)."""
-    records = read_messages(data) + copy_records(copy_text or {}, settings.copy_tasks, settings.seed)
-    return train_adapter(model, records, output, settings, TUNING)
-
-
-def copy_records(text: dict[str, list[str | Path]], count: int, seed: int) -> list[dict[str, Any]]:
-    """At most `count` copy tasks a language, half sentences and half paragraphs."""
-    records: list[dict[str, Any]] = []
-    for language, paths in text.items() if count else ():
-        documents: Iterable[Document] = read_documents(paths)
-        tasks = ["copy_sentence", "copy_paragraph"]
-        records += [i.record() for i in make_tasks(documents, language, tasks, count=(count + 1) // 2, seed=seed)]
-    return records
+    """Instruction tuning on a `messages` jsonl file, and on copy tasks (`corpus.copies.copy_records`)."""
+    return train_adapter(model, read_messages(data) + (copies or []), output, settings, TUNING)
 
 
 def train_adapter(
     model: str | Path,
-    records: list[dict[str, Any]],
+    records: Records,
     output: Path,
     settings: LoraSettings,
     scope: Scope,
@@ -85,10 +80,12 @@ def train_adapter(
     with publishing(output, resume_key=key) as partial:
         set_seed(settings.seed)
         started = time.time()
-        changed, record = _train(checkpoint, samples, partial / "work", settings, scope)
+        train = _train_new_rows if scope.new_rows_only else _train_adapter
+        changed, record = train(checkpoint, samples, partial, settings, scope)
         write_checkpoint(checkpoint, changed, partial)
         copy_tokenizer(checkpoint.folder, partial)
         (partial / "lep").mkdir(exist_ok=True)
+        copy_mappings(checkpoint, partial)
         record |= {"samples": len(samples), "too_long": too_long, "seconds": round(time.time() - started, 1)}
         record |= (facts or {}) | {"settings": settings.model_dump()}
         (partial / "lep" / "tune.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -129,8 +126,8 @@ def encode_records(
     return samples, too_long
 
 
-def _train(
-    checkpoint: Checkpoint, samples: list[dict[str, list[int]]], work: Path, settings: LoraSettings, scope: Scope
+def _train_adapter(
+    checkpoint: Checkpoint, samples: list[dict[str, list[int]]], folder: Path, settings: LoraSettings, scope: Scope
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     import logging
 
@@ -139,18 +136,16 @@ def _train(
     from trl import SFTConfig, SFTTrainer
 
     logging.getLogger("trl").setLevel(logging.ERROR)
-    dtype = "auto" if uses_bf16(settings) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
-    adapter = get_peft_model(model, LoraConfig(**lora_arguments(model, checkpoint, settings, scope)))
+    model = _loaded(checkpoint, settings)
+    chosen = lora_arguments(model, checkpoint, settings, scope)
+    adapter = get_peft_model(model, LoraConfig(**chosen))
     for parameter in adapter.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    accumulation = math.ceil(settings.batch_size / settings.micro_batch_size)
-    micro = math.ceil(settings.batch_size / accumulation)
-    steps = max(1, round(settings.epochs * len(samples) / (micro * accumulation)))
+    steps, batches = _batches(settings, len(samples))
     arguments = SFTConfig(
-        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, max_length=None, packing=False,
-        completion_only_loss=True, **common_arguments(settings, work / "trainer", steps),
+        max_length=None, packing=False, completion_only_loss=True, **batches,
+        **common_arguments(settings, folder / "work" / "trainer", steps),
     )  # fmt: skip
 
     class AnswerTrainer(SFTTrainer):
@@ -162,10 +157,12 @@ def _train(
         model=adapter, args=arguments, train_dataset=Dataset.from_list(samples), processing_class=checkpoint.tokenizer
     )
     chunk_loss(trainer)
-    losses = run(trainer, work / "trainer")
-    probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
+    losses = run(trainer, folder / "work" / "trainer")
     # Unwrapped: the trainer leaves its bf16 autocast on the model, which would hide a wrong merge in rounding.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float().cpu().eval()
+    if not settings.merge:
+        _save_adapter(trained, chosen, folder / ADAPTER_FOLDER)
+    probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
     with torch.inference_mode():
         expected = trained(input_ids=probe).logits
         merged: PreTrainedModel = trained.merge_and_unload()
@@ -173,8 +170,69 @@ def _train(
     if error > MERGE_TOLERANCE:
         raise LepError(f"the merged model's logits differ from the adapter's by {error:.1e} of the largest one")
     changed = _changed_tensors(checkpoint, merged)
+    if not settings.merge:
+        tables = set(checkpoint.tables.by_kind().values())
+        changed = {name: tensor for name, tensor in changed.items() if name in tables}
     record = {"steps": steps, "losses": losses, "merge_error": error, "changed_tensors": sorted(changed)}
     return changed, record
+
+
+def _train_new_rows(
+    checkpoint: Checkpoint, samples: list[dict[str, list[int]]], folder: Path, settings: LoraSettings, scope: Scope
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    rows = new_rows(checkpoint)
+    model = _loaded(checkpoint, settings)
+    model.requires_grad_(False)
+    tables = split_tables(model, rows)
+    before = frozen_digest(model)
+    steps, batches = _batches(settings, len(samples))
+    arguments = TrainingArguments(
+        remove_unused_columns=False, **batches, **common_arguments(settings, folder / "work" / "trainer", steps)
+    )
+    trainer = TablesTrainer(model=model, args=arguments, train_dataset=samples, data_collator=collate_answers)
+    chunk_loss(trainer)
+    losses = run(trainer, folder / "work" / "trainer")
+    check_frozen(before, model)
+    changed = stored_tables(checkpoint, rows, {kind: table.whole() for kind, table in tables.items()})
+    return changed, {"steps": steps, "losses": losses, "changed_tensors": sorted(changed)}
+
+
+def _loaded(checkpoint: Checkpoint, settings: LoraSettings) -> PreTrainedModel:
+    dtype = "auto" if uses_bf16(settings) else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+    model.config.use_cache = False
+    return model
+
+
+def _batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, int]]:
+    """Optimizer steps, and how samples are shared out to them."""
+    accumulation = math.ceil(settings.batch_size / settings.micro_batch_size)
+    micro = math.ceil(settings.batch_size / accumulation)
+    steps = max(1, round(settings.epochs * samples / (micro * accumulation)))
+    return steps, {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+
+
+def collate_answers(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Samples of `encode_records` as a batch: (n, longest) ids and mask, and labels on the answers alone."""
+    width = max(len(sample["input_ids"]) for sample in samples)
+    ids, mask = torch.zeros(2, len(samples), width, dtype=torch.int64)
+    labels = torch.full_like(ids, -100)
+    for row, sample in enumerate(samples):
+        tokens, learned = (torch.tensor(sample[name]) for name in ("input_ids", "completion_mask"))
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        labels[row, : len(tokens)] = torch.where(learned == 1, tokens, -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _save_adapter(trained: Any, arguments: dict[str, Any], folder: Path) -> None:
+    """The adapter of the body in peft's format, without the tables that trained in full: these are the model's."""
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    factors = {name: t.contiguous() for name, t in get_peft_model_state_dict(trained).items() if "lora_" in name}
+    folder.mkdir(exist_ok=True)
+    save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    alone = {name: value for name, value in arguments.items() if name not in ("modules_to_save", "ensure_weight_tying")}
+    LoraConfig(**alone, inference_mode=True).save_pretrained(str(folder))
 
 
 def lora_arguments(
@@ -192,7 +250,7 @@ def lora_arguments(
             if (name := getattr(checkpoint.tables, kind) or checkpoint.tables.input)
         ],
     }  # fmt: skip
-    if scope.first_and_last_layer_only:
+    if scope.layers == "outer":
         arguments |= {"layers_to_transform": [0, layers - 1], "layers_pattern": inside[0][0]}
     if checkpoint.tables.output is None:
         arguments |= {"modules_to_save": arguments["modules_to_save"][:1], "ensure_weight_tying": True}

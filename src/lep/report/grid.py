@@ -1,0 +1,97 @@
+"""Tables of a grid: one for each combination, means over the seeds with their intervals, each with its records."""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lep.evaluation.table import cells
+
+# 97.5th percentile of Student's t for 1, 2 ... degrees of freedom
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+NORMAL = 1.960
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a model: its value by the place of the record that holds it, one a seed (or one for all)."""
+
+    values: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the 95% t-interval over the seeds; None where there is one value."""
+        return interval(list(self.values.values()))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """All models of one combination of the axes' values."""
+
+    labels: dict[str, str]
+    seeds: list[int]
+    models: dict[str, dict[str, Cell]]  # by column
+
+    @property
+    def title(self) -> str:
+        return ", ".join(f"{axis} {value}" for axis, value in self.labels.items()) or "all"
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for row in self.models.values() for column in row))
+
+
+def interval(values: list[float]) -> float | None:
+    """Half the width of the 95% t-interval of the mean of the values; None for a single one.
+
+    >>> round(interval([1.0, 2.0, 3.0]), 3)
+    2.484
+    """
+    if len(values) < 2:
+        return None
+    degrees = len(values) - 1
+    corrected = NORMAL + (NORMAL**3 + NORMAL) / (4 * degrees)  # for large ones
+    quantile = STUDENT[degrees - 1] if degrees <= len(STUDENT) else corrected
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models") -> list[Block]:
+    """The blocks of a grid's run, in its order; `kind` is also `base_models`."""
+    blocks: list[Block] = []
+    for cell in run["cells"]:
+        block = next((b for b in blocks if b.labels == cell["labels"]), None)
+        if block is None:
+            block = Block(cell["labels"], [], {})
+            blocks.append(block)
+        block.seeds.append(cell["seed"])
+        for model, stage in cell[kind].items():
+            place = f"{stage}/scores.json"
+            row = block.models.setdefault(model, {})
+            for column, score in cells(json.loads((folder / place).read_text(encoding="utf-8"))).items():
+                row.setdefault(column, Cell({})).values[place] = score["value"]
+    return blocks
+
+
+def grid_text(blocks: list[Block]) -> str:
+    """The blocks as markdown tables."""
+    return "\n\n".join(f"{block.title} ({len(block.seeds)} seeds)\n\n{markdown(block.models)}" for block in blocks)
+
+
+def markdown(models: dict[str, dict[str, Cell]]) -> str:
+    """A row a model, a column a figure."""
+    columns = list(dict.fromkeys(column for row in models.values() for column in row))
+    lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(str(row[c]) if c in row else "-" for c in columns) + " |"
+        for name, row in models.items()
+    ]
+    return "\n".join(lines)

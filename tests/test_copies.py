@@ -1,0 +1,59 @@
+"""Copy tasks share nothing with the text that is evaluated on."""
+
+import pytest
+from conftest import SAMPLE
+
+from lep.corpus.copies import copy_records, evaluated_runs, runs_of
+from lep.corpus.read import read_documents, write_records
+from lep.errors import CorpusError
+
+TEXT = [SAMPLE / "ru"]
+
+
+def answers(records: list[dict]) -> list[str]:
+    return [record["messages"][-1]["content"] for record in records]
+
+
+def test_half_are_sentences_and_half_paragraphs() -> None:
+    records = copy_records({"ru": TEXT}, 20, seed=0)
+    assert [r["task"] for r in records] == ["copy_sentence"] * 10 + ["copy_paragraph"] * 10
+    assert all(r["messages"][0]["content"].endswith(r["messages"][1]["content"]) for r in records)
+
+
+def test_tasks_that_share_words_with_the_evaluation_are_left_out(tmp_path) -> None:
+    found = answers(copy_records({"ru": TEXT}, 40, seed=0))
+    longest = max(found, key=len)
+    inside = " ".join(longest.split()[3:-3]).upper()  # neither its beginning nor its end, in capitals
+    write_records(tmp_path / "evaluated.jsonl", [{"id": "a", "text": f"Сначала другое. {inside}, потом третье."}])
+    left = answers(copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": [tmp_path / "evaluated.jsonl"]}))
+    assert longest not in left
+    assert 0 < len(found) - len(left) <= 4  # and sentences inside it
+    seen = evaluated_runs([tmp_path / "evaluated.jsonl"])
+    assert all(seen.isdisjoint(runs_of(text)) for text in left)
+
+
+def test_a_short_sentence_overlaps_as_a_whole(tmp_path) -> None:
+    write_records(
+        tmp_path / "e.jsonl", [{"id": "a", "text": "Он пришёл домой поздно. Она давно спала, и в доме было тихо."}]
+    )
+    seen = evaluated_runs([tmp_path / "e.jsonl"])
+    assert not seen.isdisjoint(runs_of("Он пришёл домой поздно."))
+    assert seen.isdisjoint(runs_of("Он пришёл домой рано."))
+
+
+def test_the_same_text_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"40 of 40 copy tasks \(ru\) are text that is evaluated on \(the first: '.+"):
+        copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": TEXT})
+
+
+def test_no_more_is_read_than_is_needed(monkeypatch) -> None:
+    read = []
+
+    def counting(paths):
+        for document in read_documents(paths):
+            read.append(document)
+            yield document
+
+    monkeypatch.setattr("lep.corpus.copies.read_documents", counting)
+    copy_records({"ru": TEXT}, 2, seed=0)
+    assert len(read) < len(list(read_documents(TEXT)))

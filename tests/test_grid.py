@@ -1,0 +1,163 @@
+"""Grids: combinations, shared stages, several processes, and faults that name their lines."""
+
+import json
+import multiprocessing
+import re
+import time
+from pathlib import Path
+
+import pytest
+from test_pipeline import RECIPE, ROOT, results
+
+from lep.errors import RecipeError
+from lep.pipeline.recipe import load_grid
+from lep.pipeline.run import plan, run
+from lep.pipeline.stage import Places, Runner, Stage
+from lep.publish import publishing
+
+GRID = """\
+grid:
+  axes:
+    vocabulary:
+      Extended: {propagate: [conversion, exact], direct: true}
+      BPE: {tokenizer: {method: bpe, new_tokens: null, vocab_size: 500}, propagate: [swap], calibrate: {after: swap}}
+    rate:
+      low: {}
+      high: {pretrain: {learning_rate: 4e-3}}
+  cells:
+    - {vocabulary: Extended}
+    - {rate: [low]}
+  seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(pair, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("grid") / "grid.yaml"
+    text = RECIPE.format(pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train", data="none")
+    text = re.sub(r",\n +benchmark: .*?\}\}", "}", text)
+    path.write_text(re.sub(r"tune: .*\n", "", text) + GRID)
+    return path
+
+
+def test_combinations(recipe) -> None:
+    cells = load_grid(recipe).cells
+    assert [(c.labels["vocabulary"], c.labels["rate"]) for c in cells if c.seed == 0] == [
+        ("Extended", "low"), ("Extended", "high"), ("BPE", "low"),
+    ]  # fmt: skip
+    assert [c.seed for c in cells] == [0] * 3 + [1] * 3
+    bpe, high = cells[2].recipe, cells[4].recipe
+    assert (bpe.tokenizer.method, bpe.tokenizer.vocab_size, bpe.tokenizer.new_tokens) == ("bpe", 500, None)
+    assert bpe.pretrain.learning_rate == 1e-3
+    assert high.pretrain.learning_rate == 4e-3
+    assert high.pretrain.seed == high.calibrate.seed == 1
+    assert high.pretrain.batch_tokens == 256  # what an axis does not name stays
+
+
+def test_common_stages_are_one(recipe, tmp_path) -> None:
+    planned = plan(load_grid(recipe), tmp_path)
+    names = [planned.places.name(stage) for stage in planned.stages]
+    assert len(names) == len(set(names))
+    of = lambda start: sorted(name for name in names if name.split(".")[0] == start)  # noqa: E731
+    assert of("corpus") == ["corpus"]
+    assert of("answers") == ["answers"]
+    assert of("tokenizer") == ["tokenizer.BPE.low", "tokenizer.Extended"]
+    assert of("pretrain") == [
+        "pretrain.BPE.low.seed-0", "pretrain.BPE.low.seed-1", "pretrain.Extended.high.seed-0",
+        "pretrain.Extended.high.seed-1", "pretrain.Extended.low.seed-0", "pretrain.Extended.low.seed-1",
+    ]  # fmt: skip
+    assert len(of("direct")) == 4
+    assert of("calibrate-conversion") == [n.replace("pretrain", "calibrate-conversion") for n in of("pretrain")[2:]]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("learning_rate: 4e-3}}", "learning_rat: 4e-3}}", r"unknown key 'pretrain.learning_rat'; did you mean"),
+    ("  seeds:", "  seed:", r"unknown key 'grid.seed'; did you mean 'seeds'"),
+    ("{vocabulary: Extended}\n", "{vocabulary: Extendet}\n", r"no axis 'vocabulary' has a value 'Extendet' "
+     r"\(known: Extended, BPE\)"),
+    ("      low: {}", "      lo/w: {}", r"'lo/w' shall name folders"),
+    ("vocab_size: 500", "vocab_size: 500, keep: 4", r"tokenizer: the method bpe has no keep: give vocab_size"),
+    ("new_tokens: null, ", "", r"tokenizer: the method bpe has no new_tokens"),
+    ("after: swap", "after: direct", r"calibrate comes after 'direct', which the recipe does not make"),
+])  # fmt: skip
+def test_faults_are_located(recipe, old, new, message, tmp_path) -> None:
+    assert old in recipe.read_text()
+    text = recipe.read_text()
+    (tmp_path / "bad.yaml").write_text(text.replace(old, new))
+    line = 1 + text[: text.index(old)].count("\n")
+    with pytest.raises(RecipeError) as caught:
+        load_grid(tmp_path / "bad.yaml")
+    assert re.search(rf"bad.yaml, line {line}: {message}", str(caught.value)), str(caught.value)
+
+
+def _run_quietly(recipe: Path, folder: Path, said: Path) -> None:
+    import lep.calibration.answers as answers
+
+    answers.reason_to_drop = lambda question, answer: None
+    with said.open("w", buffering=1) as out:
+        run(load_grid(recipe), folder, lambda text: print(text, file=out))
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_grid(recipe, tmp_path) -> None:
+    """Each stage is made by one of them, the results are those of one process, a cell deleted comes back the same."""
+    context = multiprocessing.get_context("spawn")
+    pair = [
+        context.Process(target=_run_quietly, args=(recipe, tmp_path / "run", tmp_path / f"{i}.txt")) for i in range(2)
+    ]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+        assert process.exitcode == 0
+    said = [(tmp_path / f"{i}.txt").read_text() for i in range(2)]
+    made = [set(re.findall(r"\] (\S+): \d+ s", text)) for text in said]
+    assert made[0].isdisjoint(made[1])
+    assert min(map(len, made)) > 5
+    planned = plan(load_grid(recipe), tmp_path / "run")
+    assert made[0] | made[1] == {planned.places.name(stage) for stage in planned.stages}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "vocabulary Extended, rate high" in page
+    links = re.findall(r'href="([^"]+)"', page)
+    assert len(links) > 50
+    assert all((tmp_path / "run" / link).exists() for link in links)
+
+    import shutil
+
+    before = results(tmp_path / "run")
+    cell = "calibrate-conversion.Extended.high.seed-1"
+    shutil.rmtree(tmp_path / "run" / cell)
+    _run_quietly(recipe, tmp_path / "run", tmp_path / "again.txt")
+    assert re.findall(r"\] (\S+): \d+ s", (tmp_path / "again.txt").read_text()) == [cell]
+    assert results(tmp_path / "run") == before
+    table = (tmp_path / "again.txt").read_text()
+    assert "vocabulary BPE, rate low (2 seeds)" in table
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["cells"]) == 6
+
+
+def _slow_stage(folder: Path, name: str, log: Path, seconds: float) -> Stage:
+    def action(output: Path) -> None:
+        with publishing(output) as partial:
+            with log.open("a") as out:
+                out.write(name + "\n")
+            time.sleep(seconds)
+            (partial / "made").touch()
+
+    return Stage(name, action, {})
+
+
+def _run_stages(folder: Path, log: Path) -> None:
+    Runner(Places(folder), lambda _: None).run_all([_slow_stage(folder, f"s{i}", log, 0.3) for i in range(6)])
+
+
+def test_a_stage_is_made_by_one_process(tmp_path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_run_stages, args=(tmp_path / "run", tmp_path / "log")) for _ in range(3)]
+    started = time.time()
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert sorted((tmp_path / "log").read_text().split()) == [f"s{i}" for i in range(6)]
+    assert time.time() - started < 6 * 0.3  # at once

@@ -1,0 +1,114 @@
+"""The recipes for real models: planned, and run in small on the real tokenizers (needs LEP_DATA, development data)."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import zstandard
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.read import read_documents, write_records
+from lep.pipeline.plan import make_plan
+from lep.pipeline.recipe import load_recipe
+from lep.pipeline.run import run
+
+DATA = Path(os.environ.get("LEP_DATA", "/no-data"))
+RECIPES = Path(__file__).parent.parent / "recipes"
+TEMPLATE = (
+    "{{ bos_token or '' }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+# recipe: tokenizer, architecture, tokens that only the instruct model has, rows of the tables, language
+MODELS = {
+    "llama3-ru": ("llama-3", "llama", [], 128_256, "ru"),
+    "mistral-ru": ("mistral-7b-v0.1", "mistral", ["<|end_of_turn|>", "<|pad_0|>"], 32_000, "ru"),
+    "qwen-kk": ("qwen2", "qwen2", [], 152_064, "kk"),  # padded beyond its 151,646 tokens
+}
+CHARACTERS = 1_000_000
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (DATA / "tokenizers").is_dir(), reason="LEP_DATA does not name a folder with tokenizers"),
+]
+
+
+@pytest.fixture(params=MODELS)
+def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
+    """A recipe's name, and what makes it small: two random layers, 1 MB of text, few tasks."""
+    tokenizer, kind, added, rows, language = MODELS[request.param]
+    source = DATA / "tokenizers" / tokenizer
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "tie_word_embeddings": False, "max_position_embeddings": 4_096}  # fmt: skip
+    config = AutoConfig.for_model(kind, vocab_size=rows, **shape)
+    for name in ("base", "instruct"):
+        place = tmp_path / name
+        place.mkdir()
+        packed = (source / "tokenizer.json.zst").open("rb")
+        spec = json.loads(zstandard.ZstdDecompressor().stream_reader(packed).read())
+        settings = json.loads((source / "tokenizer_config.json").read_text())
+        if name == "instruct":
+            settings["chat_template"] = TEMPLATE
+            config.vocab_size = rows + len(added)
+            special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+            spec["added_tokens"] += [{"id": rows + i, "content": each} | special for i, each in enumerate(added)]
+        (place / "tokenizer.json").write_text(json.dumps(spec))
+        (place / "tokenizer_config.json").write_text(json.dumps(settings))
+        model = AutoModelForCausalLM.from_config(config)
+        model.generation_config.eos_token_id = _end(spec, settings)
+        model.to(torch.bfloat16).save_pretrained(place)
+    (tmp_path / "text").mkdir()
+    for code in (language, "en"):
+        write_records(tmp_path / "text" / f"{code}.jsonl", _text(code))
+    monkeypatch.setenv("LEP_DATA", str(tmp_path / "text"))
+    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
+    changes = [
+        *(f"{name}={tmp_path / name}" for name in ("base", "instruct")),
+        *(f"text.{code}={tmp_path / 'text'}/{code}.jsonl" for code in (language, "en")),
+        "corpus.heldout_share=0.1", "tokenizer.new_tokens=500",
+        "pretrain.epochs=null", "pretrain.tokens=8_000", "pretrain.batch_tokens=2048", "pretrain.block_size=256",
+        "calibrate.prompts=null", "calibrate.prompt_tasks=2", "calibrate.copy_tasks=8", "calibrate.max_new_tokens=8",
+        "calibrate.batch_size=8", "evaluate.items=2", "evaluate.characters=2_000", "select.prompts=8",
+        "select.characters=2_000", "select.max_new_tokens=8", "select.copies=0",
+    ]  # fmt: skip
+    if "tune" in (RECIPES / f"{request.param}.yaml").read_text():
+        changes += ["tune.data=null", "tune.data_tasks=2", "tune.copy_tasks=8", "tune.batch_size=8"]
+    return request.param, changes
+
+
+def _end(spec: dict, settings: dict) -> int:
+    end = settings["eos_token"]
+    end = end if isinstance(end, str) else end["content"]
+    return next(entry["id"] for entry in spec["added_tokens"] if entry["content"] == end)
+
+
+def _text(code: str):
+    seen = 0
+    for document in read_documents([DATA / "train" / code]):
+        yield {"id": document.id, "text": document.text[:20_000]}
+        seen += len(document.text[:20_000])
+        if seen > CHARACTERS:
+            return
+
+
+def test_planned_and_run_in_small(small, tmp_path) -> None:
+    name, changes = small
+    recipe = load_recipe(RECIPES / f"{name}.yaml", changes)
+    said = str(make_plan(recipe, "h100"))
+    assert "tokens saved" in said
+    lines: list[str] = []
+    run(recipe, tmp_path / "run", lines.append)
+    table = lines[-1]
+    assert "conversion" in table
+    stages = json.loads((tmp_path / "run" / "run.json").read_text())["instruct_models"]
+    first = recipe.calibrate.after[0]
+    result = Checkpoint(tmp_path / "run" / f"calibrate-{first}").check()
+    rows = MODELS[name][3] + len(MODELS[name][2]) + 500
+    assert f"{first} + self-calibration" in stages
+    if name != "qwen-kk":  # whose padding the new tokens take
+        assert result.shape(result.tables.input)[0] == len(result.vocabulary) == rows
+    loaded = AutoModelForCausalLM.from_pretrained(result.folder)
+    assert loaded(torch.tensor([[5, len(result.vocabulary) - 1]])).logits.isfinite().all()
