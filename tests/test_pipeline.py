@@ -118,6 +118,10 @@ def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None
     for override in ("base=/no/such/model", "text.ru=/no/such/text", "calibrate.prompts=/no/such.jsonl"):
         with pytest.raises(LepError, match="/no/such"):
             run(load_recipe(recipe, [override]), tmp_path / "run", print)
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n{"messages": "hi"}\n')
+    for override in ("calibrate.prompts", "tune.data"):
+        with pytest.raises(LepError, match=r"bad.jsonl, line 2: 'messages' must be a list"):
+            run(load_recipe(recipe, [f"{override}={tmp_path / 'bad.jsonl'}"]), tmp_path / "run", print)
     assert not (tmp_path / "run").exists()
 
 

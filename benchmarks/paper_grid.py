@@ -1,0 +1,303 @@
+"""The paper's tables and ours side by side, from the run of `recipes/paper-grid.yaml`; docs/reproduction.md has them.
+
+    python lab/make_pair.py --data DATA && python lab/make_strengths.py --data DATA          (once)
+    lep run recipes/paper-grid.yaml
+    python benchmarks/paper_grid.py [--run runs/paper-grid]
+
+Relative scores are shares of the original instruct model's; differences are paired by seed, with 95% t-intervals over
+the seeds. A difference is called one only where its interval leaves out zero.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from lep.report.grid import Block, grid_blocks, interval
+
+# Micro-Avg and copying of Russian (section 5 of the method): original, then swap, overlap, conversion.
+PAPER = {
+    "LLaMA-3-8B": {
+        "original": (0.610, 0.972), "Extended": ((0.592, 0.921), (0.597, 0.936), (0.597, 0.921)),
+        "Optimized": ((0.594, 0.928), (0.586, 0.925), (0.598, 0.928)),
+        "BPE": ((0.565, 0.729), (0.569, 0.753), (0.570, 0.754)),
+        "Unigram": ((0.582, 0.865), (0.580, 0.876), (0.584, 0.889)),
+    },
+    "OpenChat-3.5": {
+        "original": (0.607, 0.917), "Extended": ((0.608, 0.907), (0.607, 0.898), (0.609, 0.909)),
+        "BPE": ((0.587, 0.829), (0.584, 0.818), (0.583, 0.791)),
+        "Unigram": ((0.556, 0.614), (0.572, 0.680), (0.565, 0.651)),
+    },
+}  # fmt: skip
+PAPER_SYMBOLS = {
+    "LLaMA-3-8B": {"original": 2.89, "BPE": 4.40, "Unigram": 4.35, "Extended": 3.78, "Optimized": 3.40},
+    "Mistral-7B": {"original": 2.44, "BPE": 3.76, "Unigram": 3.78, "Extended": 3.77},
+}  # fmt: skip
+MAPS = ("swap", "overlap", "conversion")
+VOCABULARIES = ("Extended", "Optimized", "BPE", "Unigram")
+STRENGTHS = ("weak", "middle", "strong")
+ORIGINAL = "original instruct"
+COLUMNS = {
+    "bits/byte ru": "bits/byte ru", "answer bits/byte ru": "answers ru", "exact match ru": "tasks ru",
+    "bits/byte en": "bits/byte en", "answer bits/byte en": "answers en", "exact match en": "tasks en",
+}  # fmt: skip
+
+
+class Grid:
+    """The blocks of a run, by vocabulary and strength."""
+
+    def __init__(self, folder: Path) -> None:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.folder = folder
+        self.blocks = {tuple(b.labels.values()): b for b in grid_blocks(folder, record)}
+        self.bases = {tuple(b.labels.values()): b for b in grid_blocks(folder, record, "base_models")}
+
+    def block(self, vocabulary: str, strength: str) -> Block | None:
+        return self.blocks.get((vocabulary, strength))
+
+    def values(self, vocabulary: str, strength: str, model: str, column: str) -> list[float]:
+        """One a seed, or one for all."""
+        block = self.block(vocabulary, strength)
+        cell = block.models.get(model, {}).get(column) if block else None
+        return list(cell.values.values()) if cell else []
+
+
+def apart(first: list[float], second: list[float]) -> list[float]:
+    """Differences, paired by seed; what does not depend on the seed is the same for each."""
+    width = max(len(first), len(second))
+    wide = [side * width if len(side) == 1 else side for side in (first, second)]
+    return [a - b for a, b in zip(*wide, strict=True)]
+
+
+def shown(values: list[float], sign: str = "") -> str:
+    if not values:
+        return "-"
+    half = interval(values)
+    mean = f"{statistics.fmean(values):{sign}.3f}"
+    return mean if half is None else f"{mean} ± {half:.3f}"
+
+
+def sure(values: list[float]) -> int:
+    """1 or -1 where the interval of the mean leaves out zero on that side, else 0."""
+    half = interval(values) or 0.0
+    mean = statistics.fmean(values)
+    return 0 if abs(mean) <= half else 1 if mean > 0 else -1
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in [heads, *rows]]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
+
+
+def costs(grid: Grid) -> str:
+    """Symbols per token on Russian, and over the original's: ours, and the paper's."""
+    original = grid.values("Extended", "middle", ORIGINAL, "symbols/token ru")[0]
+    rows = []
+    for vocabulary in VOCABULARIES:
+        own = [grid.values(vocabulary, "middle", "conversion", f"symbols/token {code}") for code in ("ru", "en")]
+        paper = [
+            f"{symbols[vocabulary]:.2f} ({symbols[vocabulary] / symbols['original']:.2f} times)"
+            if vocabulary in symbols else "-"
+            for symbols in PAPER_SYMBOLS.values()
+        ]  # fmt: skip
+        rows.append([vocabulary, f"{own[0][0]:.2f} ({own[0][0] / original:.2f} times)", f"{own[1][0]:.2f}", *paper])
+    english = grid.values("Extended", "middle", ORIGINAL, "symbols/token en")[0]
+    rows.insert(0, ["original", f"{original:.2f}", f"{english:.2f}",
+                    *(f"{s['original']:.2f}" for s in PAPER_SYMBOLS.values())])  # fmt: skip
+    return table(["vocabulary", "lab, ru", "lab, en", *PAPER_SYMBOLS], rows)
+
+
+def relative(grid: Grid) -> str:
+    """Scores of the propagated models as shares of the original's."""
+    rows = []
+    for vocabulary in VOCABULARIES:
+        row = [vocabulary]
+        for column in ("exact match ru", "copy ru", "exact match en"):
+            whole = grid.values(vocabulary, "middle", ORIGINAL, column)[0]
+            row += ["<br>".join(
+                shown([v / whole for v in grid.values(vocabulary, "middle", name, column)]) for name in MAPS
+            )]  # fmt: skip
+        for pair in PAPER.values():
+            whole = pair["original"]
+            for place in (0, 1):
+                found = pair.get(vocabulary)
+                row.append("<br>".join(f"{f[place] / whole[place]:.3f}" for f in found) if found else "-")
+        rows.append(row)
+    heads = ["vocabulary", "lab: tasks ru", "lab: copy ru", "lab: tasks en"]
+    return table([*heads, *(f"{name}: {what}" for name in PAPER for what in ("Micro-Avg", "copy ru"))], rows)
+
+
+def repaired(grid: Grid) -> str:
+    """What calibration and tuning change, paired by seed, over the three maps."""
+    columns = {"copy ru": "copy ru", "copy en": "copy en"} | COLUMNS
+    rows = []
+    for vocabulary in VOCABULARIES:
+        for what in ("self-calibration", "tuning"):
+            row = [vocabulary, what]
+            for column in columns:
+                found = [
+                    apart(grid.values(vocabulary, "middle", f"{name} + {what}", column),
+                          grid.values(vocabulary, "middle", name, column))
+                    for name in MAPS
+                ]  # fmt: skip
+                row.append(shown([statistics.fmean(seeds) for seeds in zip(*found, strict=True)], "+"))
+            rows.append(row)
+    return table(["vocabulary", "change by", *columns.values()], rows)
+
+
+def crossover(grid: Grid) -> str:
+    """Every way to carry the language over against training new rows on the instruct model, by strength."""
+    after = " + self-calibration"
+    ways = ("mean initialisation", *MAPS, "exact", "task-arithmetic", "auto", "direct", f"conversion{after}",
+            "conversion + tuning", f"direct{after}")  # fmt: skip
+    rows = [
+        [strength, model, *(shown(grid.values("Extended", strength, model, column)) for column in COLUMNS)]
+        for strength in STRENGTHS
+        for model in (ORIGINAL, *ways)
+    ]
+    return table(["strength", "model", *COLUMNS.values()], rows)
+
+
+def against_direct(grid: Grid) -> str:
+    """Differences from direct training on the same text; below zero is better than direct in bits per byte."""
+    after = " + self-calibration"
+    pairs = [(m, "direct") for m in ("conversion", "exact", "task-arithmetic", "auto")]
+    rows = [
+        [strength, f"{first} - {second}", *(
+            shown(apart(*(grid.values("Extended", strength, model, column) for model in (first, second))), "+")
+            for column in COLUMNS
+        )]
+        for strength in STRENGTHS
+        for first, second in [*pairs, (f"conversion{after}", f"direct{after}")]
+    ]  # fmt: skip
+    return table(["strength", "difference", *COLUMNS.values()], rows)
+
+
+def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
+    """The predictions of docs/log.md: what was said, whether it holds, and the figures."""
+    found: list[tuple[str, bool, str]] = []
+
+    def value(model: str, column: str, vocabulary: str = "Extended", strength: str = "middle") -> list[float]:
+        return grid.values(vocabulary, strength, model, column)
+
+    def mean(*where: str) -> float:
+        return statistics.fmean(value(*where))
+
+    same = {
+        v: [apart(value("overlap", c, v), value("conversion", c, v)) for c in ("bits/byte ru", "answer bits/byte ru")]
+        for v in VOCABULARIES
+    }
+    found.append((
+        "1. overlap = conversion with the extended and the optimised vocabulary",
+        not any(sure(d) for v in ("Extended", "Optimized") for d in same[v]),
+        "; ".join(f"{v}: text {shown(d[0], '+')}, answers {shown(d[1], '+')} bits/byte" for v, d in same.items()),
+    ))  # fmt: skip
+    losses = {
+        (v, c): statistics.fmean(mean(m, c, v) for m in MAPS) / mean(ORIGINAL, c, v)
+        for v in VOCABULARIES for c in ("copy ru", "exact match ru", "exact match en")
+    }  # fmt: skip
+    found.append((
+        "2. replaced vocabularies lose more than extended and optimised ones, in both languages",
+        all(
+            max(losses["BPE", c], losses["Unigram", c]) < min(losses["Extended", c], losses["Optimized", c])
+            for c in ("copy ru", "exact match ru", "exact match en")
+        ),
+        "; ".join(f"{v}: copy ru {losses[v, 'copy ru']:.3f}, tasks ru {losses[v, 'exact match ru']:.3f}, tasks en "
+                  f"{losses[v, 'exact match en']:.3f}" for v in VOCABULARIES),
+    ))  # fmt: skip
+    tasks = ("exact match ru", "exact match en", "copy ru", "copy en")
+    spread = max(
+        max(mean(m, c, "Extended", "weak") for m in MAPS) - min(mean(m, c, "Extended", "weak") for m in MAPS)
+        for c in tasks
+    )
+    english = {
+        m: mean(m, "answer bits/byte en", "Extended", "strong")
+        / mean(ORIGINAL, "answer bits/byte en", "Extended", "strong")
+        for m in (*MAPS, "exact", "task-arithmetic")
+    }
+    found.append((
+        "3. weak: maps within .02 of each other; strong: exact rows and task arithmetic keep English answers, maps not",
+        spread <= 0.02 and all((english[m] <= 1.05) == (m not in MAPS) for m in english),
+        f"spread {spread:.3f}; English answers over the original's: "
+        + ", ".join(f"{m} {ratio:.2f}" for m, ratio in english.items()),
+    ))  # fmt: skip
+    text = {
+        (s, m): mean(m, "bits/byte en", "Extended", s) / mean(ORIGINAL, "bits/byte en", "Extended", s)
+        for s in STRENGTHS for m in MAPS
+    }  # fmt: skip
+    found.append((
+        "4. published maps make English text worse by more than 1% at every strength",
+        min(text.values()) > 1.01,
+        ", ".join(f"{s} {m} {ratio:.3f}" for (s, m), ratio in text.items()),
+    ))  # fmt: skip
+    raised = {
+        (v, what, column): min(
+            sure(apart(value(f"{m} + {what}", column, v), value(m, column, v))) for m in MAPS
+        )
+        for v in VOCABULARIES for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru"))
+    }  # fmt: skip
+    failed = [f"{v} {what}" for (v, what, _), sign in raised.items() if sign < 1]
+    found.append((
+        "5. calibration raises Russian copying, and tuning the tasks, of every propagated model",
+        not failed, f"not for sure: {', '.join(failed)}" if failed else "every interval is above zero",
+    ))  # fmt: skip
+    direct = {
+        s: apart(value("direct", "answer bits/byte ru", "Extended", s),
+                 value("conversion", "answer bits/byte ru", "Extended", s))
+        for s in STRENGTHS
+    }  # fmt: skip
+    kept = max(
+        abs(d) for s in STRENGTHS
+        for d in apart(*(value(m, "exact match en", "Extended", s) for m in ("direct", ORIGINAL)))
+    )  # fmt: skip
+    found.append((
+        "6. direct beats conversion on Russian answers when strong, ties when weak, and keeps English exactly",
+        sure(direct["strong"]) < 0 and sure(direct["weak"]) == 0 and kept == 0,
+        "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in direct.items())
+        + f"; English tasks differ by at most {kept:.3f}",
+    ))  # fmt: skip
+    after = "self-calibration"
+    sides = {
+        (s, c): apart(value(f"direct + {after}", c, "Extended", s), value(f"conversion + {after}", c, "Extended", s))
+        for s in STRENGTHS for c in ("exact match ru", "exact match en")
+    }  # fmt: skip
+    found.append((
+        "7. calibrated, direct is at least as good as conversion in Russian and better in English, at every strength",
+        all(sure(d) >= (1 if c.endswith("en") else 0) for (_, c), d in sides.items()),
+        "; ".join(f"{s}, {c.replace('exact match', 'tasks')}: {shown(d, '+')}" for (s, c), d in sides.items()),
+    ))  # fmt: skip
+    chosen = {
+        s: [
+            json.loads(place.read_text())["chosen"].split(",")[0]
+            for place in sorted(grid.folder.glob(f"propagate-auto*.{s}.*/lep/selection.json"))
+        ]
+        for s in STRENGTHS
+    }  # fmt: skip
+    keeping = ("new-rows", "exact", "residual", "task-arithmetic")
+    found.append((
+        "8. auto chooses a method that keeps known rows at the middle and strong strengths",
+        all(name in keeping for s in ("middle", "strong") for name in chosen[s]),
+        "; ".join(f"{s}: {', '.join(names) or 'nothing'}" for s, names in chosen.items()),
+    ))  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/paper-grid"))
+    grid = Grid(parser.parse_args().run)
+    for title, text in (
+        ("Symbols per token", costs(grid)),
+        ("Scores as shares of the original's (swap, overlap, conversion)", relative(grid)),
+        ("What calibration and tuning change (mean over the three maps)", repaired(grid)),
+        ("By strength", crossover(grid)),
+        ("Against direct training", against_direct(grid)),
+    ):
+        print(f"## {title}\n\n{text}\n")
+    print("## Predictions\n")
+    for said, holds, figures in verdicts(grid):
+        print(f"* {said}: **{'holds' if holds else 'does not hold'}**. {figures}.")
+
+
+if __name__ == "__main__":
+    main()
