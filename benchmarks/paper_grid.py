@@ -12,11 +12,12 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
-from lep.report.grid import Block, grid_blocks, interval
+from lep.report.grid import Cell, grid_blocks
 
 # Micro-Avg and copying of Russian (section 5 of the method): original, then swap, overlap, conversion.
-PAPER = {
+PAPER: dict[str, dict[str, Any]] = {
     "LLaMA-3-8B": {
         "original": (0.610, 0.972), "Extended": ((0.592, 0.921), (0.597, 0.936), (0.597, 0.921)),
         "Optimized": ((0.594, 0.928), (0.586, 0.925), (0.598, 0.928)),
@@ -50,38 +51,20 @@ class Grid:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         self.folder = folder
         self.blocks = {tuple(b.labels.values()): b for b in grid_blocks(folder, record)}
-        self.bases = {tuple(b.labels.values()): b for b in grid_blocks(folder, record, "base_models")}
 
-    def block(self, vocabulary: str, strength: str) -> Block | None:
-        return self.blocks.get((vocabulary, strength))
-
-    def values(self, vocabulary: str, strength: str, model: str, column: str) -> list[float]:
-        """One a seed, or one for all."""
-        block = self.block(vocabulary, strength)
-        cell = block.models.get(model, {}).get(column) if block else None
-        return list(cell.values.values()) if cell else []
+    def cell(self, vocabulary: str, strength: str, model: str, column: str) -> Cell:
+        return self.blocks[vocabulary, strength].models[model][column]
 
 
-def apart(first: list[float], second: list[float]) -> list[float]:
-    """Differences, paired by seed; what does not depend on the seed is the same for each."""
-    width = max(len(first), len(second))
-    wide = [side * width if len(side) == 1 else side for side in (first, second)]
-    return [a - b for a, b in zip(*wide, strict=True)]
+def shown(cell: Cell, sign: str = "") -> str:
+    mean = f"{cell.mean:{sign}.3f}"
+    return mean if cell.half is None else f"{mean} ± {cell.half:.3f}"
 
 
-def shown(values: list[float], sign: str = "") -> str:
-    if not values:
-        return "-"
-    half = interval(values)
-    mean = f"{statistics.fmean(values):{sign}.3f}"
-    return mean if half is None else f"{mean} ± {half:.3f}"
-
-
-def sure(values: list[float]) -> int:
-    """1 or -1 where the interval of the mean leaves out zero on that side, else 0."""
-    half = interval(values) or 0.0
-    mean = statistics.fmean(values)
-    return 0 if abs(mean) <= half else 1 if mean > 0 else -1
+def average(cells: list[Cell]) -> Cell:
+    """The mean over several models, by seed."""
+    values = zip(*(cell.values.values() for cell in cells), strict=True)
+    return Cell({str(seed): statistics.fmean(each) for seed, each in enumerate(values)})
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
@@ -90,68 +73,64 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def costs(grid: Grid) -> str:
-    """Symbols per token on Russian, and over the original's: ours, and the paper's."""
-    original = grid.values("Extended", "middle", ORIGINAL, "symbols/token ru")[0]
-    rows = []
-    for vocabulary in VOCABULARIES:
-        own = [grid.values(vocabulary, "middle", "conversion", f"symbols/token {code}") for code in ("ru", "en")]
-        paper = [
-            f"{symbols[vocabulary]:.2f} ({symbols[vocabulary] / symbols['original']:.2f} times)"
-            if vocabulary in symbols else "-"
-            for symbols in PAPER_SYMBOLS.values()
-        ]  # fmt: skip
-        rows.append([vocabulary, f"{own[0][0]:.2f} ({own[0][0] / original:.2f} times)", f"{own[1][0]:.2f}", *paper])
-    english = grid.values("Extended", "middle", ORIGINAL, "symbols/token en")[0]
-    rows.insert(0, ["original", f"{original:.2f}", f"{english:.2f}",
-                    *(f"{s['original']:.2f}" for s in PAPER_SYMBOLS.values())])  # fmt: skip
-    return table(["vocabulary", "lab, ru", "lab, en", *PAPER_SYMBOLS], rows)
+    """Symbols per token, and over the original's: ours, and the paper's."""
+    ours = {
+        v: [grid.cell(v, "middle", "conversion", f"symbols/token {code}").mean for code in ("ru", "en")]
+        for v in VOCABULARIES
+    }
+    first = [grid.cell("Extended", "middle", ORIGINAL, f"symbols/token {code}").mean for code in ("ru", "en")]
+    rows = [
+        ["original", *(f"{value:.2f}" for value in first), *(f"{s['original']:.2f}" for s in PAPER_SYMBOLS.values())]
+    ]
+    for vocabulary, values in ours.items():
+        rows.append([
+            vocabulary,
+            *(f"{value:.2f} ({value / before:.2f} times)" for value, before in zip(values, first, strict=True)),
+            *(f"{s[vocabulary]:.2f} ({s[vocabulary] / s['original']:.2f} times)" if vocabulary in s else "-"
+              for s in PAPER_SYMBOLS.values()),
+        ])  # fmt: skip
+    return table(["vocabulary", "lab, ru", "lab, en", *(f"{name}, ru" for name in PAPER_SYMBOLS)], rows)
 
 
 def relative(grid: Grid) -> str:
     """Scores of the propagated models as shares of the original's."""
     rows = []
     for vocabulary in VOCABULARIES:
-        row = [vocabulary]
-        for column in ("exact match ru", "copy ru", "exact match en"):
-            whole = grid.values(vocabulary, "middle", ORIGINAL, column)[0]
-            row += ["<br>".join(
-                shown([v / whole for v in grid.values(vocabulary, "middle", name, column)]) for name in MAPS
-            )]  # fmt: skip
-        for pair in PAPER.values():
-            whole = pair["original"]
-            for place in (0, 1):
+        for number, name in enumerate(MAPS):
+            row = [vocabulary, name]
+            for column in ("exact match ru", "copy ru", "exact match en", "copy en"):
+                whole = grid.cell(vocabulary, "middle", ORIGINAL, column).mean
+                values = grid.cell(vocabulary, "middle", name, column).values
+                row.append(shown(Cell({place: value / whole for place, value in values.items()})))
+            for pair in PAPER.values():
                 found = pair.get(vocabulary)
-                row.append("<br>".join(f"{f[place] / whole[place]:.3f}" for f in found) if found else "-")
-        rows.append(row)
-    heads = ["vocabulary", "lab: tasks ru", "lab: copy ru", "lab: tasks en"]
+                row += [f"{found[number][i] / pair['original'][i]:.3f}" if found else "-" for i in (0, 1)]
+            rows.append(row)
+    heads = ["vocabulary", "map", "lab: tasks ru", "lab: copy ru", "lab: tasks en", "lab: copy en"]
     return table([*heads, *(f"{name}: {what}" for name in PAPER for what in ("Micro-Avg", "copy ru"))], rows)
 
 
 def repaired(grid: Grid) -> str:
     """What calibration and tuning change, paired by seed, over the three maps."""
     columns = {"copy ru": "copy ru", "copy en": "copy en"} | COLUMNS
-    rows = []
-    for vocabulary in VOCABULARIES:
-        for what in ("self-calibration", "tuning"):
-            row = [vocabulary, what]
-            for column in columns:
-                found = [
-                    apart(grid.values(vocabulary, "middle", f"{name} + {what}", column),
-                          grid.values(vocabulary, "middle", name, column))
-                    for name in MAPS
-                ]  # fmt: skip
-                row.append(shown([statistics.fmean(seeds) for seeds in zip(*found, strict=True)], "+"))
-            rows.append(row)
+    rows = [
+        [vocabulary, what, *(
+            shown(average([grid.blocks[vocabulary, "middle"].changes[f"{name} + {what}"][c] for name in MAPS]), "+")
+            for c in columns
+        )]
+        for vocabulary in VOCABULARIES
+        for what in ("self-calibration", "tuning")
+    ]  # fmt: skip
     return table(["vocabulary", "change by", *columns.values()], rows)
 
 
 def crossover(grid: Grid) -> str:
-    """Every way to carry the language over against training new rows on the instruct model, by strength."""
+    """Every way to carry the language over, by strength."""
     after = " + self-calibration"
     ways = ("mean initialisation", *MAPS, "exact", "task-arithmetic", "auto", "direct", f"conversion{after}",
             "conversion + tuning", f"direct{after}")  # fmt: skip
     rows = [
-        [strength, model, *(shown(grid.values("Extended", strength, model, column)) for column in COLUMNS)]
+        [strength, model, *(shown(grid.cell("Extended", strength, model, column)) for column in COLUMNS)]
         for strength in STRENGTHS
         for model in (ORIGINAL, *ways)
     ]
@@ -164,8 +143,8 @@ def against_direct(grid: Grid) -> str:
     pairs = [(m, "direct") for m in ("conversion", "exact", "task-arithmetic", "auto")]
     rows = [
         [strength, f"{first} - {second}", *(
-            shown(apart(*(grid.values("Extended", strength, model, column) for model in (first, second))), "+")
-            for column in COLUMNS
+            shown(grid.cell("Extended", strength, first, c) - grid.cell("Extended", strength, second, c), "+")
+            for c in COLUMNS
         )]
         for strength in STRENGTHS
         for first, second in [*pairs, (f"conversion{after}", f"direct{after}")]
@@ -177,19 +156,19 @@ def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
     """The predictions of docs/log.md: what was said, whether it holds, and the figures."""
     found: list[tuple[str, bool, str]] = []
 
-    def value(model: str, column: str, vocabulary: str = "Extended", strength: str = "middle") -> list[float]:
-        return grid.values(vocabulary, strength, model, column)
+    def cell(model: str, column: str, vocabulary: str = "Extended", strength: str = "middle") -> Cell:
+        return grid.cell(vocabulary, strength, model, column)
 
     def mean(*where: str) -> float:
-        return statistics.fmean(value(*where))
+        return cell(*where).mean
 
     same = {
-        v: [apart(value("overlap", c, v), value("conversion", c, v)) for c in ("bits/byte ru", "answer bits/byte ru")]
+        v: [cell("overlap", c, v) - cell("conversion", c, v) for c in ("bits/byte ru", "answer bits/byte ru")]
         for v in VOCABULARIES
     }
     found.append((
         "1. overlap = conversion with the extended and the optimised vocabulary",
-        not any(sure(d) for v in ("Extended", "Optimized") for d in same[v]),
+        not any(d.sign for v in ("Extended", "Optimized") for d in same[v]),
         "; ".join(f"{v}: text {shown(d[0], '+')}, answers {shown(d[1], '+')} bits/byte" for v, d in same.items()),
     ))  # fmt: skip
     losses = {
@@ -231,39 +210,39 @@ def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
         ", ".join(f"{s} {m} {ratio:.3f}" for (s, m), ratio in text.items()),
     ))  # fmt: skip
     raised = {
-        (v, what, column): min(
-            sure(apart(value(f"{m} + {what}", column, v), value(m, column, v))) for m in MAPS
-        )
-        for v in VOCABULARIES for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru"))
+        f"{m} + {what}, {v}": grid.blocks[v, "middle"].changes[f"{m} + {what}"][column].sign
+        for v in VOCABULARIES for m in MAPS
+        for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru"))
     }  # fmt: skip
-    failed = [f"{v} {what}" for (v, what, _), sign in raised.items() if sign < 1]
+    failed = [name for name, sign in raised.items() if sign < 1]
     found.append((
         "5. calibration raises Russian copying, and tuning the tasks, of every propagated model",
-        not failed, f"not for sure: {', '.join(failed)}" if failed else "every interval is above zero",
+        not failed, f"not for sure: {'; '.join(failed)}" if failed else "every interval is above zero",
     ))  # fmt: skip
     direct = {
-        s: apart(value("direct", "answer bits/byte ru", "Extended", s),
-                 value("conversion", "answer bits/byte ru", "Extended", s))
+        s: cell("direct", "answer bits/byte ru", "Extended", s)
+        - cell("conversion", "answer bits/byte ru", "Extended", s)
         for s in STRENGTHS
-    }  # fmt: skip
-    kept = max(
-        abs(d) for s in STRENGTHS
-        for d in apart(*(value(m, "exact match en", "Extended", s) for m in ("direct", ORIGINAL)))
-    )  # fmt: skip
+    }
+    english_tasks = (
+        cell("direct", "exact match en", "Extended", s) - cell(ORIGINAL, "exact match en", "Extended", s)
+        for s in STRENGTHS
+    )
+    kept = max(abs(value) for each in english_tasks for value in each.values.values())
     found.append((
         "6. direct beats conversion on Russian answers when strong, ties when weak, and keeps English exactly",
-        sure(direct["strong"]) < 0 and sure(direct["weak"]) == 0 and kept == 0,
+        direct["strong"].sign < 0 and direct["weak"].sign == 0 and kept == 0,
         "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in direct.items())
         + f"; English tasks differ by at most {kept:.3f}",
     ))  # fmt: skip
     after = "self-calibration"
     sides = {
-        (s, c): apart(value(f"direct + {after}", c, "Extended", s), value(f"conversion + {after}", c, "Extended", s))
+        (s, c): cell(f"direct + {after}", c, "Extended", s) - cell(f"conversion + {after}", c, "Extended", s)
         for s in STRENGTHS for c in ("exact match ru", "exact match en")
     }  # fmt: skip
     found.append((
         "7. calibrated, direct is at least as good as conversion in Russian and better in English, at every strength",
-        all(sure(d) >= (1 if c.endswith("en") else 0) for (_, c), d in sides.items()),
+        all(d.sign >= (1 if c.endswith("en") else 0) for (_, c), d in sides.items()),
         "; ".join(f"{s}, {c.replace('exact match', 'tasks')}: {shown(d, '+')}" for (s, c), d in sides.items()),
     ))  # fmt: skip
     chosen = {

@@ -14,6 +14,7 @@ from lep.pipeline.recipe import load_grid
 from lep.pipeline.run import plan, run
 from lep.pipeline.stage import Places, Runner, Stage
 from lep.publish import publishing
+from lep.report.grid import Block, Cell
 
 GRID = """\
 grid:
@@ -70,6 +71,20 @@ def test_common_stages_are_one(recipe, tmp_path) -> None:
     assert of("calibrate-conversion") == [n.replace("pretrain", "calibrate-conversion") for n in of("pretrain")[2:]]
 
 
+def test_what_is_made_keeps_its_name_when_a_grid_grows(recipe, tmp_path) -> None:
+    one = plan(load_grid(recipe, ["grid.seeds=[0]"]), tmp_path)
+    first = next(stage for stage in one.stages if stage.name == "pretrain")
+    assert one.places.name(first) == "pretrain.Extended.low"
+    (tmp_path / "pretrain.Extended.low").mkdir()
+    record = json.dumps({"fingerprint": first.fingerprint})
+    (tmp_path / "pretrain.Extended.low" / "lep_stage.json").write_text(record)
+    grown = plan(load_grid(recipe), tmp_path)
+    assert grown.places.name(first) == "pretrain.Extended.low"
+    names = [grown.places.name(stage) for stage in grown.stages]
+    assert len(names) == len(set(names))
+    assert "pretrain.Extended.low.seed-1" in names
+
+
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("learning_rate: 4e-3}}", "learning_rat: 4e-3}}", r"unknown key 'pretrain.learning_rat'; did you mean"),
     ("  seeds:", "  seed:", r"unknown key 'grid.seed'; did you mean 'seeds'"),
@@ -88,6 +103,30 @@ def test_faults_are_located(recipe, old, new, message, tmp_path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_grid(tmp_path / "bad.yaml")
     assert re.search(rf"bad.yaml, line {line}: {message}", str(caught.value)), str(caught.value)
+
+
+def _cells(**values: list[float]) -> dict[str, Cell]:
+    return {name: Cell({f"{name}/{seed}": v for seed, v in enumerate(each)}) for name, each in values.items()}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    cells = _cells(a=[0.1, 0.5, 0.9], b=[0.2, 0.6, 1.0], one=[0.4])
+    apart = cells["b"] - cells["a"]
+    assert (round(apart.mean, 9), apart.sign) == (0.1, 1)  # though their own intervals overlap
+    assert (cells["a"] - cells["b"]).sign == -1
+    assert (cells["a"] - cells["one"]).mean == pytest.approx(0.1)
+    assert (cells["one"] - cells["a"]).sign == 0  # from -0.5 to 0.3
+    assert Cell({"x": 1.0}).half is None
+    assert (Cell({"x": 1.0}) - Cell({"y": 0.0})).sign == 0  # one value says nothing for sure
+
+
+def test_the_page_says_what_calibration_raised_and_what_not() -> None:
+    before, better, same = ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [0.0, 0.2, 0.4])
+    models = {
+        name: {"copy ru": Cell({f"{name}{i}": v for i, v in enumerate(values)})}
+        for name, values in {"swap": before, "exact": before, "swap + tuning": better, "exact + tuning": same}.items()
+    }
+    assert Block({}, [0, 1, 2], models).verdicts() == ["tuning, copy ru: raised: swap; no sure change: exact"]
 
 
 def _run_quietly(recipe: Path, folder: Path, said: Path) -> None:

@@ -33,12 +33,15 @@ def plan(
     gpu: Annotated[str, typer.Option(help="The device: h100, a100, rtx4090 ...")] = "h100",
 ) -> None:
     """Say what a recipe will take and save, before anything is loaded or written."""
-    from lep.pipeline.recipe import load_recipe
+    from lep.pipeline.recipe import load_grid
 
-    loaded = load_recipe(recipe, overrides)
+    grid = load_grid(recipe, overrides)
+    loaded = grid.cells[0].recipe
     from lep.pipeline.plan import make_plan
 
     found = make_plan(loaded, gpu, hours)
+    if not grid.is_single:
+        say(f"the first of the {len(grid.cells)} combinations and seeds of this grid, which share what they can:")
     say(str(found))
     if hours is not None:
         instead = "pretrain.epochs=null " if loaded.pretrain.epochs is not None else ""

@@ -23,7 +23,7 @@ from lep.evaluation.select import propagate_auto
 from lep.evaluation.table import benchmark_table, text_table
 from lep.evaluation.tasks import resolve
 from lep.pipeline.recipe import Cell, Grid, Recipe
-from lep.pipeline.stage import Places, Runner, Stage
+from lep.pipeline.stage import Places, Runner, Stage, made_stages
 from lep.publish import fingerprint, publish_text, publishing
 from lep.report.grid import grid_blocks, grid_text
 from lep.report.page import write_report
@@ -69,18 +69,22 @@ def plan(recipe: Recipe | Grid, folder: Path) -> GridPlan:
     places = Places(folder)
     found = [(cell, _Planner(cell.recipe, places).plan()) for cell in cells]
     if cells[0].seed is not None:
-        places.names |= _names(found)
+        places.names |= _names(found, made_stages(folder))
     return GridPlan(found, places)
 
 
-def _names(cells: list[tuple[Cell, Plan]]) -> dict[str, str]:
+def _names(cells: list[tuple[Cell, Plan]], made: dict[str, str]) -> dict[str, str]:
     """A name for each stage of a grid, by fingerprint: its own with those values that all its cells share.
+
+    A stage that is `made` keeps its name, whatever combinations or seeds were added or taken away since.
 
     >>> stage, other = Stage("a", print, {"x": 1}), Stage("a", print, {"x": 2})
     >>> plans = [Plan([s], {}, {}) for s in (stage, stage, other)]
     >>> cells = [Cell({"size": size}, seed, None) for size, seed in (("big", 0), ("big", 1), ("small", 0))]
-    >>> sorted(_names(list(zip(cells, plans))).values())
+    >>> sorted(_names(list(zip(cells, plans)), {}).values())
     ['a.big', 'a.small.seed-0']
+    >>> sorted(_names(list(zip(cells, plans)), {stage.fingerprint: "a.small.seed-0"}).values())[0]
+    'a.small.seed-0'
     """
     described = [cell.labels | {"seed": f"seed-{cell.seed}"} for cell, _ in cells]
     uses: dict[str, list[dict[str, str]]] = {}
@@ -88,8 +92,10 @@ def _names(cells: list[tuple[Cell, Plan]]) -> dict[str, str]:
     for labels, (_, found) in zip(described, cells, strict=True):
         for stage in found.stages:
             uses.setdefault(stage.fingerprint, []).append(labels)
-    names: dict[str, str] = {}
+    names = {key: made[key] for key in uses if key in made}
     for key, where in uses.items():
+        if key in names:
+            continue
         parts = [stages[key].name]
         for axis in described[0]:
             values, every = ({labels[axis] for labels in side} for side in (where, described))

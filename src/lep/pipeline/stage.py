@@ -126,6 +126,11 @@ class Runner:
         self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
 
 
+def made_stages(folder: Path) -> dict[str, str]:
+    """The names of the stages that are made in a folder, by fingerprint."""
+    return {json.loads(p.read_text())["fingerprint"]: p.parent.name for p in sorted(folder.glob(f"*/{MANIFEST}"))}
+
+
 def identity(path: Path) -> list[list[str]]:
     """What a file or folder is: the hash of each file's content, size and time of change for large ones."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

@@ -12,6 +12,7 @@ from lep.evaluation.table import cells
 # 97.5th percentile of Student's t for 1, 2 ... degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NORMAL = 1.960
+RAISED = ("copy", "exact match")  # columns that calibration and tuning are for
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
 
+    def __sub__(self, other: "Cell") -> "Cell":
+        """The difference, paired by seed; what does not depend on the seed is the same for each."""
+        wide = max(self.values, other.values, key=len)
+        sides = [
+            list(each.values.values()) if len(each.values) == len(wide) else [each.mean] * len(wide)
+            for each in (self, other)
+        ]
+        return Cell({place: a - b for place, a, b in zip(wide, *sides, strict=True)})
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves out zero on that side, else 0; of a single value 0, too."""
+        return 0 if self.half is None or abs(self.mean) <= self.half else 1 if self.mean > 0 else -1
+
 
 @dataclass(frozen=True)
 class Block:
@@ -48,6 +63,30 @@ class Block:
     @property
     def columns(self) -> list[str]:
         return list(dict.fromkeys(column for row in self.models.values() for column in row))
+
+    @property
+    def changes(self) -> dict[str, dict[str, Cell]]:
+        """What calibration and tuning changed in each model, by column, paired by seed."""
+        return {
+            name: {column: row[column] - self.models[before][column] for column in row}
+            for name, row in self.models.items()
+            if (before := name.rpartition(" + ")[0]) in self.models
+        }
+
+    def verdicts(self) -> list[str]:
+        """For each kind of training after propagation: in which models it surely raised copying, and tasks."""
+        said = []
+        for kind in dict.fromkeys(name.rpartition(" + ")[2] for name in self.changes):
+            rows = {n.rpartition(" + ")[0]: row for n, row in self.changes.items() if n.endswith(f" + {kind}")}
+            for column in (c for c in self.columns if c.startswith(RAISED)):
+                signs = {name: row[column].sign for name, row in rows.items() if column in row}
+                words = {1: "raised", 0: "no sure change", -1: "lowered"}
+                parts = (
+                    f"{word}: {', '.join(name for name, sign in signs.items() if sign == which)}"
+                    for which, word in words.items() if which in signs.values()
+                )  # fmt: skip
+                said.append(f"{kind}, {column}: {'; '.join(parts)}")
+        return said
 
 
 def interval(values: list[float]) -> float | None:
