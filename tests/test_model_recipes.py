@@ -18,8 +18,8 @@ from lep.pipeline.run import run
 DATA = Path(os.environ.get("LEP_DATA", "/no-data"))
 RECIPES = Path(__file__).parent.parent / "recipes"
 TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant] {% endif %}"
+    "{{ bos_token or '' }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 # recipe: tokenizer, architecture, tokens that only the instruct model has, rows of the tables, language
 MODELS = {
