@@ -127,7 +127,7 @@ def test_answers_are_scored_against_the_right_one(given, exact, whole) -> None:
     from lep.evaluation.evaluate import _task_record
     from lep.inference.generate import Answer
 
-    item = TaskItem("copy_sentence", "ru", "Повтори", "Снег пошёл ночью.")
+    item = TaskItem("copy_sentence", "ru", "Снег пошёл ночью.", "Повтори", "Снег пошёл ночью.")
     record = _task_record(item, Answer(0, given, [1, 2, 3], True), 7.0, len)
     assert (record["exact"], record["copied"]) == (exact, whole)
     scores = {s.metric: s for s in summarise([record] * 3, SETTINGS) if s.task}

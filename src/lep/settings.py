@@ -176,7 +176,7 @@ class PretrainSettings(TrainingSettings):
         return self
 
     def budget(self, corpus_tokens: int) -> int:
-        """Tokens to train on."""
+        """Tokens to train on, those that fill up the last block of a step or of the corpus included."""
         return self.tokens or max(1, round((self.epochs or 0) * corpus_tokens))
 
 

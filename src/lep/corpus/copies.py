@@ -1,6 +1,6 @@
-"""Copy tasks to train on, none of which holds text that is evaluated on."""
+"""Tasks to train on, none of which holds text that is evaluated on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,35 @@ def copy_records(
 ) -> list[dict[str, Any]]:
     """At most `count` copy tasks a language, half sentences and half paragraphs, as `messages` records.
 
-    Tasks that share a run of eight words with the `evaluation` text are left out. Raises `CorpusError` when those are
-    more than a tenth: then it is the same text.
+    None of them shares text with `evaluation`; see `records_apart`.
     """
+    halves = {"copy_sentence": (count + 1) // 2, "copy_paragraph": count // 2}
+    records = []
+    for task, half in halves.items():
+        records += records_apart(text, [task], half, seed, evaluation)
+    return records
+
+
+def records_apart(
+    text: dict[str, list[str | Path]], tasks: Sequence[str], count: int, seed: int,
+    evaluation: dict[str, list[str | Path]] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """At most `count` items of each task and language as `messages` records, none of which is evaluated on.
+
+    Items whose text shares a run of eight words with the `evaluation` text of any language are left out. Raises
+    `CorpusError` when those are more than a tenth: then it is the same text.
+    """
+    seen = evaluated_runs([path for paths in (evaluation or {}).values() for path in paths])
     records: list[dict[str, Any]] = []
     for language, paths in text.items() if count else ():
-        items = make_tasks(
-            read_documents(paths), language, ["copy_sentence", "copy_paragraph"], count=(count + 1) // 2, seed=seed,
-            enough=SPARE * count,
-        )  # fmt: skip
-        seen = evaluated_runs((evaluation or {}).get(language, []))
-        apart = [item for item in items if seen.isdisjoint(runs_of(item.answer))]
-        shared = len(items) - len(apart)
-        if shared > MOST_OVERLAPPING * len(items):
-            first = next(item.answer for item in items if not seen.isdisjoint(runs_of(item.answer)))
+        items = make_tasks(read_documents(paths), language, tasks, count=count, seed=seed, enough=SPARE * count)
+        shared = [item for item in items if not seen.isdisjoint(runs_of(item.text))]
+        if len(shared) > MOST_OVERLAPPING * len(items):
             raise CorpusError(
-                f"{shared:,} of {len(items):,} copy tasks ({language}) are text that is evaluated on (the first: "
-                f"{first[:60]!r}): make them from other text than {', '.join(map(str, (evaluation or {})[language]))}"
+                f"{len(shared):,} of {len(items):,} tasks ({language}) are made of text that is evaluated on (the "
+                f"first: {shared[0].text[:60]!r}): make them of other text than that of the evaluation"
             )
-        records += [item.record() for item in apart]
+        records += [item.record() for item in items if item not in shared]
     return records
 
 

@@ -45,10 +45,11 @@ _TEXT_ONLY = regex.compile(r"[\p{L}\p{M}\p{N}\s.,!?…:;«»\"'’()—–-]+")
 
 @dataclass(frozen=True)
 class TaskItem:
-    """One question with its only right answer."""
+    """One question about a `text`, with its only right answer."""
 
     task: str
     language: str
+    text: str
     question: str
     answer: str
 
@@ -164,5 +165,5 @@ def _make(task: str, language: str, texts: list[str], rng: random.Random, count:
             break
         if (made := TASKS[task](text, rng)) is not None:
             fields, answer = made
-            items.append(TaskItem(task, language, wording.format(text=text, **fields), answer))
+            items.append(TaskItem(task, language, text, wording.format(text=text, **fields), answer))
     return items

@@ -12,10 +12,9 @@ from lep.calibration.calibrate import calibrate
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import initialise_instruct, propagate
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.copies import SPARE, copy_records
+from lep.corpus.copies import copy_records, records_apart
 from lep.corpus.prepare import Split, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, read_messages, read_records, write_records
-from lep.corpus.tasks import make_tasks
 from lep.errors import CheckpointError
 from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.evaluate import evaluate
@@ -298,16 +297,10 @@ class _Planner:
         def action(output: Path) -> None:
             text, heldout = self._text(corpus, "train"), self._text(corpus, "heldout")
             with publishing(output) as partial:
-                for purpose, count in made.items():
-                    items = [
-                        item.record()
-                        for code, paths in text.items()
-                        if count
-                        for item in make_tasks(
-                            read_documents(paths), code, tasks, count=count, seed=seed, enough=SPARE * count
-                        )
-                    ]
-                    write_records(partial / f"{purpose}.jsonl", items)
+                for number, (purpose, count) in enumerate(made.items()):  # not the same ones for both
+                    write_records(
+                        partial / f"{purpose}.jsonl", records_apart(text, tasks, count, seed + number, heldout)
+                    )
                 for name, count in copied.items():
                     write_records(partial / f"{name}-copies.jsonl", copy_records(text, count, seed, heldout))
 

@@ -68,7 +68,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         block = min(settings.block_size or LARGEST_BLOCK, context)
         with main_first():
             blocks = packed_blocks(checkpoint, corpus, block, folder / "work" / "packed", key)
-        settings = settings.model_copy(update={"tokens": settings.budget(tokens_of(blocks)), "epochs": None})
+        settings = settings.model_copy(update={"tokens": settings.budget(len(blocks) * block), "epochs": None})
         task = _Task(checkpoint, rows, blocks, block, heldout)
         swept = _sweep(task, folder / "work", settings) if settings.sweep else {}
         used = settings.model_copy(update={"learning_rate": swept.get("best", settings.learning_rate)})
