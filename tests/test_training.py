@@ -458,8 +458,8 @@ def test_an_adapter_that_is_left_beside_gives_what_the_merged_model_gives(pair, 
     from peft import PeftModel
 
     for merge in (True, False):
-        settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, merge=merge, precision="float32")
-        tune(pair["instruct"], conversations(tmp_path), tmp_path / str(merge), settings)
+        settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, precision="float32")
+        tune(pair["instruct"], conversations(tmp_path), tmp_path / str(merge), settings, merge=merge)
     merged, plain = (AutoModelForCausalLM.from_pretrained(tmp_path / str(merge)).float() for merge in (True, False))
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():

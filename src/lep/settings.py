@@ -185,7 +185,6 @@ class LoraSettings(TrainingSettings):
 
     rank: PositiveInt = 32
     alpha: PositiveFloat = 16
-    merge: bool = Field(True, description="into the weights; else the body's adapter is left beside, in adapter/")
     batch_size: PositiveInt = Field(128, description="samples a step")
     micro_batch_size: PositiveInt = Field(16, description="samples that are in memory at once")
     max_length: PositiveInt = Field(4096, description="tokens; longer samples are left out, and counted")

@@ -1,6 +1,7 @@
 """Train the adapted model on the original instruct model's own answers, and on copying."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from lep.training.tune import CALIBRATION, NEW_ROWS, Records, train_adapter
 
 
 def calibrate(
-    model: str | Path, answers: Path, output: Path, settings: CalibrateSettings, copies: Records | None = None
+    model: str | Path,
+    answers: Path,
+    output: Path,
+    settings: CalibrateSettings,
+    copies: Records | None = None,
+    *,
+    merge: bool = True,
 ) -> dict[str, Any]:
     """Tune `model` on answers that `write_answers` left in a folder, and on copy tasks; write the result to `output`.
 
@@ -28,5 +35,5 @@ def calibrate(
     kept, copies = read_messages(answers / KEPT), copies or []
     counts = {"answers": json.loads((answers / COUNTS).read_text()), "copy_tasks": len(copies)}
     every = [record for _, record in read_records(answers / ANSWERS)]
-    scope = NEW_ROWS if settings.train == "new_rows" else CALIBRATION
+    scope = replace(NEW_ROWS if settings.train == "new_rows" else CALIBRATION, merge=merge)
     return train_adapter(model, kept + copies, output, settings, scope, facts=counts, answers=every)

@@ -120,13 +120,13 @@ def calibrate(
     """Teach an adapted model the original instruct model's own answers."""
     settings = checked(
         CalibrateSettings, train=train, copy_tasks=copy_tasks, learning_rate=learning_rate, epochs=epochs,
-        batch_size=batch_size, merge=merge, seed=seed,
+        batch_size=batch_size, seed=seed,
     )  # fmt: skip
     from lep.calibration.calibrate import calibrate as run_calibrate
     from lep.corpus.copies import copy_records
 
     copies = copy_records(texts_of(text) or {}, copy_tasks, seed, texts_of(eval_text, "--eval-text"))
-    record = run_calibrate(model, answers, output, settings, copies)
+    record = run_calibrate(model, answers, output, settings, copies, merge=merge)
     say(f"answers: {record['answers']}; copy tasks: {record['copy_tasks']}; {record['steps']} steps")
 
 
@@ -147,11 +147,11 @@ def tune(
     """Instruction tuning with a low-rank adapter on all projections, merged."""
     settings = checked(
         TuneSettings, copy_tasks=copy_tasks, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size,
-        merge=merge, seed=seed,
+        seed=seed,
     )  # fmt: skip
     from lep.corpus.copies import copy_records
     from lep.training.tune import tune as run_tune
 
     copies = copy_records(texts_of(text) or {}, copy_tasks, seed, texts_of(eval_text, "--eval-text"))
-    record = run_tune(model, data, output, settings, copies)
+    record = run_tune(model, data, output, settings, copies, merge=merge)
     say(f"{record['samples']} samples, {record['steps']} steps")

@@ -306,8 +306,10 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
     looked_at = {code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()}
     changed["pretrain"] = recipe.pretrain.model_copy(update={"eval_text": looked_at})
-    if recipe.calibrate and recipe.calibrate.prompts:
-        changed["calibrate"] = recipe.calibrate.model_copy(update={"prompts": absolute(recipe.calibrate.prompts)})
+    if recipe.calibrate:
+        named = {name: getattr(recipe.calibrate, name) for name in ("prompts", "judge")}
+        found = {name: absolute(value) for name, value in named.items() if value}
+        changed["calibrate"] = recipe.calibrate.model_copy(update=found)
     if recipe.tune and recipe.tune.data:
         changed["tune"] = recipe.tune.model_copy(update={"data": absolute(recipe.tune.data)})
     for stage in ("calibrate", "tune"):

@@ -39,6 +39,8 @@ from lep.tokenizer.write import make_tokenizer
 from lep.training.pretrain import pretrain
 from lep.training.tune import tune
 
+RECORDS = "records.jsonl"  # of what is made from the training text
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -151,6 +153,10 @@ class _Planner:
         for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
             if given:
                 read_messages(given)
+        self.given_prompts = (
+            (Path(recipe.calibrate.prompts),) if recipe.calibrate and recipe.calibrate.prompts else ()
+        )  # fmt: skip
+        self.prompts: tuple[Stage, ...] = ()  # made, where none are given
         if names := resolve(recipe.evaluate.benchmark.tasks):  # faults of tasks and data show before anything trains
             for model in (self.base, self.instruct):
                 Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
@@ -172,9 +178,11 @@ class _Planner:
             {}, (init,), (self.base, self.instruct),
         )  # fmt: skip
         adapted = self._pretrain("pretrain", init, corpus, recipe.pretrain)
-        tasks = self._tasks(corpus) if self.asked else corpus
+        if not self.given_prompts and (recipe.calibrate or "auto" in recipe.propagate):
+            count = recipe.calibrate.prompt_tasks if recipe.calibrate else recipe.select.prompts
+            self.prompts = (self._tasks("prompts", corpus, count, recipe.evaluate.seed + 1),)
         made: dict[str, Stage] = {
-            method: self._select(adapted, tasks, corpus) if method == "auto" else self._propagate(method, adapted)
+            method: self._select(adapted, corpus) if method == "auto" else self._propagate(method, adapted)
             for method in recipe.propagate
         }
         if recipe.direct:
@@ -182,12 +190,17 @@ class _Planner:
             made["direct"] = self._pretrain("direct", instruct_init, corpus, new_rows)
         models = {"original instruct": None, "mean initialisation": instruct_init} | made
         if recipe.calibrate:
-            answers = self._answers(tasks)
+            answers, copies = self._answers(), self._copies("calibrate-copies", corpus, recipe.calibrate.copy_tasks)
             for after in recipe.calibrate.after:
-                models[f"{after} + self-calibration"] = self._calibrate(after, made[after], answers, tasks)
+                models[f"{after} + self-calibration"] = self._calibrate(after, made[after], answers, copies)
         if recipe.tune:
+            copies, given = self._copies("tune-copies", corpus, recipe.tune.copy_tasks), recipe.tune.data
+            # another seed than that of the prompts: tuning is no second look at the same questions
+            data = Path(given) if given else self._tasks(
+                "tuning-data", corpus, recipe.tune.data_tasks, recipe.evaluate.seed + 2
+            )  # fmt: skip
             for after in recipe.tune.after:
-                models[f"{after} + tuning"] = self._tune(after, made[after], tasks)
+                models[f"{after} + tuning"] = self._tune(after, made[after], data, copies)
         bases = {"original base": None, "mean initialisation": init, "after training": adapted}
         instruct_scores = {n: self._evaluate(s, self.instruct, corpus, "instruct") for n, s in models.items()}
         base_scores = {n: self._evaluate(s, self.base, corpus, "base") for n, s in bases.items()}
@@ -266,84 +279,81 @@ class _Planner:
             settings.model_dump(), (adapted,), (self.base, self.instruct),
         )  # fmt: skip
 
-    def _select(self, adapted: Stage, tasks: Stage, corpus: Stage) -> Stage:
+    def _select(self, adapted: Stage, corpus: Stage) -> Stage:
         """`auto` chooses on training text and on prompts made from it, none of which is held out."""
         settings = self.recipe.select
-        given = self.recipe.calibrate.prompts if self.recipe.calibrate else None
         return self._add(
             "propagate-auto",
             lambda output: propagate_auto(
                 self.base, self.instruct, self._place(adapted), output, self._text(corpus, "train"),
-                Path(given) if given else self._place(tasks, "prompts.jsonl"), select=settings,
+                self._prompts_file(), select=settings,
             ),
-            settings.model_dump(), (adapted, tasks, corpus),
-            (self.base, self.instruct, *([Path(given)] if given else [])),
+            settings.model_dump(), (adapted, corpus, *self.prompts), (self.base, self.instruct, *self.given_prompts),
         )  # fmt: skip
 
-    def _tasks(self, corpus: Stage) -> Stage:
-        """Prompts, tuning samples and copy tasks made from the training text; nothing in it is evaluated on."""
-        recipe = self.recipe
-        made = {
-            "prompts": recipe.calibrate.prompt_tasks if recipe.calibrate
-            else recipe.select.prompts * ("auto" in recipe.propagate),
-            "tuning": recipe.tune.data_tasks if recipe.tune else 0,
-        }  # fmt: skip
-        copied = {
-            name: stage.copy_tasks
-            for name, stage in (("calibrate", recipe.calibrate), ("tune", recipe.tune)) if stage
-        }  # fmt: skip
-        tasks, seed = list(recipe.evaluate.tasks), recipe.evaluate.seed + 1
+    def _tasks(self, name: str, corpus: Stage, count: int, seed: int) -> Stage:
+        """Tasks made from the training text, none of which is evaluated on."""
+        tasks = list(self.recipe.evaluate.tasks)
+        return self._made(
+            name, corpus, {"tasks": tasks, "count": count, "seed": seed},
+            lambda text, heldout: records_apart(text, tasks, count, seed, heldout),
+        )  # fmt: skip
 
+    def _copies(self, name: str, corpus: Stage, count: int) -> Stage:
+        """Copy tasks, the same."""
+        seed = self.recipe.evaluate.seed + 1
+        return self._made(
+            name, corpus, {"count": count, "seed": seed},
+            lambda text, heldout: copy_records(text, count, seed, heldout),
+        )  # fmt: skip
+
+    def _made(self, name: str, corpus: Stage, settings: dict[str, Any], records: Callable[..., Any]) -> Stage:
         def action(output: Path) -> None:
-            text, heldout = self._text(corpus, "train"), self._text(corpus, "heldout")
+            found = records(self._text(corpus, "train"), self._text(corpus, "heldout"))
             with publishing(output) as partial:
-                for number, (purpose, count) in enumerate(made.items()):  # not the same ones for both
-                    write_records(
-                        partial / f"{purpose}.jsonl", records_apart(text, tasks, count, seed + number, heldout)
-                    )
-                for name, count in copied.items():
-                    write_records(partial / f"{name}-copies.jsonl", copy_records(text, count, seed, heldout))
+                write_records(partial / RECORDS, found)
 
-        return self._add("tasks", action, made | {"copies": copied, "tasks": tasks, "seed": seed}, (corpus,))
+        return self._add(name, action, settings, (corpus,))
 
-    def _copies(self, tasks: Stage, name: str) -> list[dict[str, Any]]:
-        return [record for _, record in read_records(self._place(tasks, f"{name}-copies.jsonl"))]
+    def _records(self, stage: Stage) -> list[dict[str, Any]]:
+        return [record for _, record in read_records(self._place(stage, RECORDS))]
 
-    def _answers(self, tasks: Stage) -> Stage:
+    def _prompts_file(self) -> Path:
+        return self.given_prompts[0] if self.given_prompts else self._place(self.prompts[0], RECORDS)
+
+    def _answers(self) -> Stage:
         stage = self.recipe.calibrate
         assert stage is not None
         settings = AnswerSettings.model_validate(stage.model_dump(include=set(AnswerSettings.model_fields)))
+        judge = [Path(stage.judge)] if stage.judge and Path(stage.judge).is_dir() else []
         return self._add(
-            "answers",
-            lambda output: write_answers(
-                self.instruct, stage.prompts or self._place(tasks, "prompts.jsonl"), output, settings
-            ),
-            settings.model_dump(), (tasks,), (self.instruct, *([Path(stage.prompts)] if stage.prompts else [])),
+            "answers", lambda output: write_answers(self.instruct, self._prompts_file(), output, settings),
+            settings.model_dump(), self.prompts, (self.instruct, *self.given_prompts, *judge),
         )  # fmt: skip
 
-    def _calibrate(self, after: str, model: Stage, answers: Stage, tasks: Stage) -> Stage:
+    def _calibrate(self, after: str, model: Stage, answers: Stage, copies: Stage) -> Stage:
         stage = self.recipe.calibrate
         assert stage is not None
         settings = CalibrateSettings.model_validate(stage.model_dump(include=set(CalibrateSettings.model_fields)))
         return self._add(
             f"calibrate-{after}",
             lambda output: calibrate(
-                self._place(model), self._place(answers), output, settings, self._copies(tasks, "calibrate")
+                self._place(model), self._place(answers), output, settings, self._records(copies)
             ),
-            settings.model_dump(), (model, answers, tasks),
+            settings.model_dump(), (model, answers, copies),
         )  # fmt: skip
 
-    def _tune(self, after: str, model: Stage, tasks: Stage) -> Stage:
+    def _tune(self, after: str, model: Stage, data: Stage | Path, copies: Stage) -> Stage:
         stage = self.recipe.tune
         assert stage is not None
         settings = TuneSettings.model_validate(stage.model_dump(include=set(TuneSettings.model_fields)))
 
         def action(output: Path) -> None:
-            data = stage.data or self._place(tasks, "tuning.jsonl")
-            tune(self._place(model), data, output, settings, self._copies(tasks, "tune"))
+            given = data if isinstance(data, Path) else self._place(data, RECORDS)
+            tune(self._place(model), given, output, settings, self._records(copies))
 
-        files = (Path(stage.data),) if stage.data else ()
-        return self._add(f"tune-{after}", action, settings.model_dump(), (model, tasks), files)
+        made, files = ((), (data,)) if isinstance(data, Path) else ((data,), ())
+        return self._add(f"tune-{after}", action, settings.model_dump(), (model, copies, *made), files)
 
     def _evaluate(self, model: Stage | None, original: Path, corpus: Stage, kind: str) -> Stage:
         settings = self.recipe.evaluate

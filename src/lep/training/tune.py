@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class Scope:
     layers: Literal["all", "outer", "none"]
     tables: tuple[str, ...]  # of "input", "output"
     new_rows_only: bool = False
+    merge: bool = True  # else the body stays, and its adapter is left beside the model, in adapter/
 
 
 TUNING = Scope("all", ("output",))  # section 3.7
@@ -52,9 +53,11 @@ def tune(
     output: Path,
     settings: TuneSettings,
     copies: Records | None = None,
+    *,
+    merge: bool = True,
 ) -> dict[str, Any]:
     """Instruction tuning on a `messages` jsonl file, and on copy tasks (`corpus.copies.copy_records`)."""
-    return train_adapter(model, read_messages(data) + (copies or []), output, settings, TUNING)
+    return train_adapter(model, read_messages(data) + (copies or []), output, settings, replace(TUNING, merge=merge))
 
 
 def train_adapter(
@@ -160,7 +163,7 @@ def _train_adapter(
     losses = run(trainer, folder / "work" / "trainer")
     # Unwrapped: the trainer leaves its bf16 autocast on the model, which would hide a wrong merge in rounding.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float().cpu().eval()
-    if not settings.merge:
+    if not scope.merge:
         _save_adapter(trained, chosen, folder / ADAPTER_FOLDER)
     probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
     with torch.inference_mode():
@@ -170,7 +173,7 @@ def _train_adapter(
     if error > MERGE_TOLERANCE:
         raise LepError(f"the merged model's logits differ from the adapter's by {error:.1e} of the largest one")
     changed = _changed_tensors(checkpoint, merged)
-    if not settings.merge:
+    if not scope.merge:
         tables = set(checkpoint.tables.by_kind().values())
         changed = {name: tensor for name, tensor in changed.items() if name in tables}
     record = {"steps": steps, "losses": losses, "merge_error": error, "changed_tensors": sorted(changed)}
@@ -180,6 +183,8 @@ def _train_adapter(
 def _train_new_rows(
     checkpoint: Checkpoint, samples: list[dict[str, list[int]]], folder: Path, settings: LoraSettings, scope: Scope
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not scope.merge:
+        raise LepError("training new rows makes no adapter that could be left beside the model: leave --no-merge out")
     rows = new_rows(checkpoint)
     model = _loaded(checkpoint, settings)
     model.requires_grad_(False)
