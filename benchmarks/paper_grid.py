@@ -5,7 +5,7 @@
     python benchmarks/paper_grid.py [--run runs/paper-grid]
 
 Relative scores are shares of the original instruct model's; differences are paired by seed, with 95% t-intervals over
-the seeds. A difference is called one only where its interval leaves out zero.
+the seeds (at least two). A difference is called one only where its interval leaves out zero.
 """
 
 import argparse
@@ -48,12 +48,21 @@ class Grid:
     """The blocks of a run, by vocabulary and strength."""
 
     def __init__(self, folder: Path) -> None:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         self.folder = folder
-        self.blocks = {tuple(b.labels.values()): b for b in grid_blocks(folder, record)}
+        self.blocks = {tuple(b.labels.values()): b for b in grid_blocks(folder, self.record)}
 
     def cell(self, vocabulary: str, strength: str, model: str, column: str) -> Cell:
         return self.blocks[vocabulary, strength].models[model][column]
+
+    def chosen(self, vocabulary: str, strength: str) -> list[str]:
+        """What `auto` chose for the input table, by seed."""
+        stages = [
+            cell["instruct_models"]["auto"].removeprefix("evaluate-")
+            for cell in self.record["cells"] if tuple(cell["labels"].values()) == (vocabulary, strength)
+        ]  # fmt: skip
+        places = (self.folder / stage / "lep" / "selection.json" for stage in stages)
+        return [json.loads(place.read_text(encoding="utf-8"))["chosen"].split(",")[0] for place in places]
 
 
 def shown(cell: Cell, sign: str = "") -> str:
@@ -99,9 +108,7 @@ def relative(grid: Grid) -> str:
         for number, name in enumerate(MAPS):
             row = [vocabulary, name]
             for column in ("exact match ru", "copy ru", "exact match en", "copy en"):
-                whole = grid.cell(vocabulary, "middle", ORIGINAL, column).mean
-                values = grid.cell(vocabulary, "middle", name, column).values
-                row.append(shown(Cell({place: value / whole for place, value in values.items()})))
+                row.append(shown(_ratio(*(grid.cell(vocabulary, "middle", m, column) for m in (name, ORIGINAL)))))
             for pair in PAPER.values():
                 found = pair.get(vocabulary)
                 row += [f"{found[number][i] / pair['original'][i]:.3f}" if found else "-" for i in (0, 1)]
@@ -152,6 +159,18 @@ def against_direct(grid: Grid) -> str:
     return table(["strength", "difference", *COLUMNS.values()], rows)
 
 
+def _ratio(cell: Cell, whole: Cell) -> Cell:
+    return Cell({place: value / whole.mean for place, value in cell.values.items()})
+
+
+def _low(cell: Cell) -> float:
+    return cell.mean - (cell.half or 0.0)
+
+
+def _high(cell: Cell) -> float:
+    return cell.mean + (cell.half or 0.0)
+
+
 def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
     """The predictions of docs/log.md: what was said, whether it holds, and the figures."""
     found: list[tuple[str, bool, str]] = []
@@ -171,43 +190,48 @@ def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
         not any(d.sign for v in ("Extended", "Optimized") for d in same[v]),
         "; ".join(f"{v}: text {shown(d[0], '+')}, answers {shown(d[1], '+')} bits/byte" for v, d in same.items()),
     ))  # fmt: skip
-    losses = {
-        (v, c): statistics.fmean(mean(m, c, v) for m in MAPS) / mean(ORIGINAL, c, v)
-        for v in VOCABULARIES for c in ("copy ru", "exact match ru", "exact match en")
+    over_maps = {
+        (v, c): average([cell(m, c, v) for m in MAPS])
+        for v in VOCABULARIES for c in ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
     }  # fmt: skip
+
+    def worse(first: str, second: str, column: str) -> int:
+        """1 where the first vocabulary is surely worse, -1 where it is surely better."""
+        return (over_maps[first, column] - over_maps[second, column]).sign * (1 if "bits" in column else -1)
+
+    columns = ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
     found.append((
-        "2. replaced vocabularies lose more than extended and optimised ones, in both languages",
-        all(
-            max(losses["BPE", c], losses["Unigram", c]) < min(losses["Extended", c], losses["Optimized", c])
-            for c in ("copy ru", "exact match ru", "exact match en")
-        ),
-        "; ".join(f"{v}: copy ru {losses[v, 'copy ru']:.3f}, tasks ru {losses[v, 'exact match ru']:.3f}, tasks en "
-                  f"{losses[v, 'exact match en']:.3f}" for v in VOCABULARIES),
+        "2. replaced vocabularies lose more copying and answers than extended and optimised ones, in both languages, and "
+        "Unigram no less than BPE",
+        all(worse(r, k, c) == 1 for r in ("BPE", "Unigram") for k in ("Extended", "Optimized") for c in columns)
+        and not any(worse("Unigram", "BPE", c) < 0 for c in columns),
+        "; ".join(f"{v}: " + ", ".join(f"{c} {shown(over_maps[v, c])}" for c in columns) for v in VOCABULARIES),
     ))  # fmt: skip
-    tasks = ("exact match ru", "exact match en", "copy ru", "copy en")
+    weak = grid.blocks["Extended", "weak"]
+    shares = [c for c in weak.columns if c.startswith(("copy", "exact match"))]
     spread = max(
         max(mean(m, c, "Extended", "weak") for m in MAPS) - min(mean(m, c, "Extended", "weak") for m in MAPS)
-        for c in tasks
+        for c in shares
     )
     english = {
-        m: mean(m, "answer bits/byte en", "Extended", "strong")
-        / mean(ORIGINAL, "answer bits/byte en", "Extended", "strong")
+        m: _ratio(cell(m, "answer bits/byte en", "Extended", "strong"),
+                  cell(ORIGINAL, "answer bits/byte en", "Extended", "strong"))
         for m in (*MAPS, "exact", "task-arithmetic")
-    }
+    }  # fmt: skip
     found.append((
         "3. weak: maps within .02 of each other; strong: exact rows and task arithmetic keep English answers, maps not",
-        spread <= 0.02 and all((english[m] <= 1.05) == (m not in MAPS) for m in english),
-        f"spread {spread:.3f}; English answers over the original's: "
-        + ", ".join(f"{m} {ratio:.2f}" for m, ratio in english.items()),
+        spread <= 0.02 and all(_high(r) <= 1.05 if m not in MAPS else _low(r) > 1.05 for m, r in english.items()),
+        f"spread {spread:.3f} over {', '.join(shares)}; English answers (bits per byte) over the original's: "
+        + ", ".join(f"{m} {shown(ratio)}" for m, ratio in english.items()),
     ))  # fmt: skip
     text = {
-        (s, m): mean(m, "bits/byte en", "Extended", s) / mean(ORIGINAL, "bits/byte en", "Extended", s)
+        (s, m): _ratio(cell(m, "bits/byte en", "Extended", s), cell(ORIGINAL, "bits/byte en", "Extended", s))
         for s in STRENGTHS for m in MAPS
     }  # fmt: skip
     found.append((
         "4. published maps make English text worse by more than 1% at every strength",
-        min(text.values()) > 1.01,
-        ", ".join(f"{s} {m} {ratio:.3f}" for (s, m), ratio in text.items()),
+        all(_low(ratio) > 1.01 for ratio in text.values()),
+        ", ".join(f"{s} {m} {shown(ratio)}" for (s, m), ratio in text.items()),
     ))  # fmt: skip
     raised = {
         f"{m} + {what}, {v}": grid.blocks[v, "middle"].changes[f"{m} + {what}"][column].sign
@@ -224,16 +248,18 @@ def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
         - cell("conversion", "answer bits/byte ru", "Extended", s)
         for s in STRENGTHS
     }
-    english_tasks = (
-        cell("direct", "exact match en", "Extended", s) - cell(ORIGINAL, "exact match en", "Extended", s)
-        for s in STRENGTHS
-    )
-    kept = max(abs(value) for each in english_tasks for value in each.values.values())
+    moved = {
+        c: max(
+            abs(value) for s in STRENGTHS
+            for value in (cell("direct", c, "Extended", s) - cell(ORIGINAL, c, "Extended", s)).values.values()
+        )
+        for c in ("exact match en", "answer bits/byte en", "bits/byte en")
+    }  # fmt: skip
     found.append((
         "6. direct beats conversion on Russian answers when strong, ties when weak, and keeps English exactly",
-        direct["strong"].sign < 0 and direct["weak"].sign == 0 and kept == 0,
+        direct["strong"].sign < 0 and direct["weak"].sign == 0 and not any(moved.values()),
         "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in direct.items())
-        + f"; English tasks differ by at most {kept:.3f}",
+        + "; English moved by at most " + ", ".join(f"{value:.3f} ({c})" for c, value in moved.items()),
     ))  # fmt: skip
     after = "self-calibration"
     sides = {
@@ -245,18 +271,12 @@ def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
         all(d.sign >= (1 if c.endswith("en") else 0) for (_, c), d in sides.items()),
         "; ".join(f"{s}, {c.replace('exact match', 'tasks')}: {shown(d, '+')}" for (s, c), d in sides.items()),
     ))  # fmt: skip
-    chosen = {
-        s: [
-            json.loads(place.read_text())["chosen"].split(",")[0]
-            for place in sorted(grid.folder.glob(f"propagate-auto*.{s}.*/lep/selection.json"))
-        ]
-        for s in STRENGTHS
-    }  # fmt: skip
+    chosen = {s: grid.chosen("Extended", s) for s in STRENGTHS}
     keeping = ("new-rows", "exact", "residual", "task-arithmetic")
     found.append((
         "8. auto chooses a method that keeps known rows at the middle and strong strengths",
-        all(name in keeping for s in ("middle", "strong") for name in chosen[s]),
-        "; ".join(f"{s}: {', '.join(names) or 'nothing'}" for s, names in chosen.items()),
+        all(chosen[s] and set(chosen[s]) <= set(keeping) for s in ("middle", "strong")),
+        "; ".join(f"{s}: {', '.join(names)}" for s, names in chosen.items()),
     ))  # fmt: skip
     return found
 

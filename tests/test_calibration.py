@@ -124,7 +124,7 @@ def test_nothing_passes(pair, prompts, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
     with pytest.raises(CorpusError, match=r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"):
         write_answers(pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=4))
-    assert not list(tmp_path.glob("out*"))
+    assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
 
 
 class FakeJudge:
@@ -192,7 +192,7 @@ def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(pair, tmp_path, al
     write_records(tmp_path / "many.jsonl", [{"messages": [{"role": "user", "content": word}]} for word in words])
     settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
     judge.reply = lambda number: (200, "4" if number <= 16 else "who knows")
-    with pytest.raises(LepError, match=r"gives no grades: .* it said 'who knows'; 16 of 40 answers were graded, which"):
+    with pytest.raises(LepError, match=r"gives no grades: .* it said 'who knows'; answers and grades so far are kept"):
         write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
     before = len(judge.asked)
@@ -205,9 +205,38 @@ def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(pair, tmp_path, al
 def test_an_unreachable_judge_is_named(pair, prompts, tmp_path, all_pass, monkeypatch) -> None:
     monkeypatch.setattr("lep.calibration.judge.TRIES", 2)
     settings = AnswerSettings(max_new_tokens=4, judge="judge@http://127.0.0.1:9/v1")
-    with pytest.raises(LepError, match=r"the judge judge does not answer after 2 tries .*; 0 of 3 answers were graded"):
+    with pytest.raises(LepError, match=r"the judge judge does not answer after 2 tries .*: give the same command"):
         write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
     assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
+
+
+def test_a_judge_that_refuses_is_quoted_and_a_long_answer_has_no_grade(judge) -> None:
+    judge.reply = lambda number: (401, "no key")
+    with pytest.raises(LepError, match=r"the judge judge refuses \(401 .*no key.*: mend its name, URL or key"):
+        list(make_judge(judge.source).grades(ANSWERED[:1], "cache"))
+    judge.reply = lambda number: (400, "context length") if number in (2, 4) else (200, "5")
+    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [None, 5]
+
+
+def test_another_judge_grades_the_same_answers(pair, tmp_path, all_pass, judge, monkeypatch) -> None:
+    words = [f"Где дом номер {i}?" for i in range(MOST_UNGRADED + 2)]
+    write_records(tmp_path / "many.jsonl", [{"messages": [{"role": "user", "content": word}]} for word in words])
+    judge.reply = lambda number: (200, "who knows")
+    settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
+    with pytest.raises(LepError, match="gives no grades"):
+        write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
+    monkeypatch.setattr(module, "load_model", None)  # nobody is asked for answers again
+    other = settings.model_copy(update={"judge": judge.source.replace("judge@", "better@")})
+    judge.reply = lambda number: (200, "2")
+    with pytest.raises(
+        CorpusError, match=r"none of 12 prompts .*'grade below 4': 12.*the answers are in .*out.answers"
+    ):
+        write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", other)
+    before = len(judge.asked)
+    lower = other.model_copy(update={"least_grade": 2})
+    assert write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", lower) == {"kept": 12}
+    assert len(judge.asked) == before  # nor for grades
+    assert not list(tmp_path.glob("*.answers.jsonl"))
 
 
 def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:
@@ -254,7 +283,8 @@ def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> Non
         assert len(moved)
         assert set(moved.tolist()) <= set(rows[kind].tolist())
     assert all(torch.equal(before[name], after[name]) for name in before.keys() - set(names.values()))
-    assert new_rows(Checkpoint(tmp_path / "out")).keys() == rows.keys()  # what is new is still known
+    again = new_rows(Checkpoint(tmp_path / "out"))  # what is new is still known
+    assert all(torch.equal(again[kind], rows[kind]) for kind in rows)
 
 
 def test_faults(pair, answered, tmp_path) -> None:

@@ -94,6 +94,7 @@ def test_what_is_made_keeps_its_name_when_a_grid_grows(recipe, tmp_path) -> None
     ("vocab_size: 500", "vocab_size: 500, keep: 4", r"tokenizer: the method bpe has no keep: give vocab_size"),
     ("new_tokens: null, ", "", r"tokenizer: the method bpe has no new_tokens"),
     ("after: swap", "after: direct", r"calibrate comes after 'direct', which the recipe does not make"),
+    ("low: {}", "low: {tune: {seed: 3}}", r"tune.seed is set, but the seeds of a grid are grid.seeds"),
 ])  # fmt: skip
 def test_faults_are_located(recipe, old, new, message, tmp_path) -> None:
     assert old in recipe.read_text()

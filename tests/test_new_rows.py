@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import SAMPLE, TEMPLATE, save_model
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PhiConfig, PhiForCausalLM
 
 from lep.checkpoint.initialise import initialise
@@ -15,7 +16,7 @@ from lep.errors import CheckpointError
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
 from lep.training.pretrain import pretrain
-from lep.training.rows import split_tables
+from lep.training.rows import new_rows, split_tables
 from lep.training.trainer import head_is_plain, head_loss
 
 SETTINGS = PretrainSettings(
@@ -52,6 +53,26 @@ def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> Non
         assert set(changed.tolist()) <= set(new.tolist())
     assert record["trained_rows"]["input"] == len(new)
     assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+
+
+def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, tmp_path) -> None:
+    """Its own tokens come after the new ones; they are no new rows, and stay."""
+    from lep.checkpoint.propagate import initialise_instruct
+
+    longer = Tokenizer.from_str(byte_level.to_str())
+    longer.add_special_tokens(["<|own|>", "<|other|>"])
+    save_model(tmp_path / "instruct", longer, seed=1, template=TEMPLATE)
+    initialise(pair["base"], pair["tokenizer"], tmp_path / "base")
+    initialise_instruct(pair["base"], tmp_path / "instruct", tmp_path / "base", tmp_path / "start")
+    start = Checkpoint(tmp_path / "start")
+    rows = new_rows(start)
+    assert {kind: len(found) for kind, found in rows.items()} == {"input": 100, "output": 100}
+    assert start.shape(start.tables.input)[0] == 502 + 100
+    pretrain(tmp_path / "start", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("start", "out"))
+    moved = (before[start.tables.input] != after[start.tables.input]).any(1).nonzero().flatten()
+    assert set(moved.tolist()) <= set(rows["input"].tolist())
+    assert len(moved)
 
 
 def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(byte_level, tmp_path) -> None:

@@ -119,6 +119,24 @@ def test_a_model_that_ignores_positions_is_told(pair) -> None:
     assert not isolates(model)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 0.5])
+def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> None:
+    seen = []
+
+    def counting(samples, **options):
+        seen.extend(bytes(sample["input_ids"].numpy() if hasattr(sample["input_ids"], "numpy") else
+                          torch.tensor(sample["input_ids"]).numpy()) for sample in samples)  # fmt: skip
+        return collate(samples, **options)
+
+    monkeypatch.setattr("lep.training.pretrain.collate", counting)
+    settings = PretrainSettings(epochs=epochs, learning_rate=1e-3, block_size=64, batch_tokens=1024)
+    record = pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", settings)
+    blocks = record["blocks"]
+    assert len(seen) == pytest.approx(epochs * blocks, abs=32)  # up to a whole step, and what is read ahead
+    assert len(set(seen)) == (blocks if epochs >= 1 else len(seen))
+    assert record["tokens"] == pytest.approx(epochs * record["corpus_tokens"], rel=0.02)
+
+
 def test_schedule_spends_the_budget() -> None:
     settings = PretrainSettings(tokens=1_000_000, batch_tokens=65_536, micro_batch_tokens=8192)
     assert schedule(settings, 512, 10**6) == (128, 8, 16)

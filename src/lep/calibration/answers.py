@@ -39,7 +39,8 @@ def write_answers(original: str | Path, prompts: str | Path, output: Path, setti
     `answers.jsonl` holds every answer with its grade and why it was dropped, `kept.jsonl` conversations to learn from.
     Returns what is also written to `answers.json`: prompts by what became of them.
 
-    Raises `CorpusError` when no answer is kept, `LepError` when the judge gives no grades or does not answer.
+    Raises `CorpusError` when no answer is kept (they stay beside the output, for another judge or a lower bar),
+    `LepError` when the judge gives no grades or does not answer.
     """
     conversations = [question(record["messages"]) for record in read_messages(prompts)]
     check_output(output)
@@ -58,9 +59,9 @@ def write_answers(original: str | Path, prompts: str | Path, output: Path, setti
             records.append({"messages": messages, "sample": found.sample, "grade": found.grade, "dropped": reason})
             kept += [{"messages": messages}] if found is chosen else []
     if not kept:
-        cache.place.unlink(missing_ok=True)
         raise CorpusError(
-            f"none of {len(conversations)} prompts got a usable answer ({dict(became)}): check prompts and judge"
+            f"none of {len(conversations)} prompts got a usable answer ({dict(became)}): check prompts and judge; the "
+            f"answers are in {cache.place}"
         )
     with publishing(output) as partial:
         write_records(partial / ANSWERS, records)
@@ -75,12 +76,15 @@ class _Cache:
 
     def __init__(self, place: Path, original: str | Path, conversations: list[Any], settings: AnswerSettings) -> None:
         self.place = place
-        key = fingerprint([Checkpoint(original).stamp(), conversations, settings.model_dump(exclude={"least_grade"})])
+        made = settings.model_dump(exclude={"least_grade", "judge", "samples"})  # other ones leave answers valid
+        key = fingerprint([Checkpoint(original).stamp(), conversations, made])
         entries = _whole_lines(place)
         if not entries or entries[0].get("key") != key:
             entries = [{"key": key}]
         self.answers = {(e["sample"], e["answer"]["index"]): Answer(**e["answer"]) for e in entries if "answer" in e}
-        self.grades = {(e["sample"], e["index"]): e["grade"] for e in entries if "grade" in e}
+        self.grades = {
+            (e["sample"], e["index"]): e["grade"] for e in entries if "grade" in e and e["judge"] == settings.judge
+        }
         place.parent.mkdir(parents=True, exist_ok=True)
         write_records(place, entries)
 
@@ -130,7 +134,7 @@ def _graded(
             )
             for (sample, answer), grade in zip(todo, judged, strict=True):
                 cache.grades[sample, answer.index] = grade
-                cache.keep([{"sample": sample, "index": answer.index, "grade": grade}])
+                cache.keep([{"sample": sample, "index": answer.index, "grade": grade, "judge": settings.judge}])
         grades = {(sample, answer.index): cache.grades[sample, answer.index] for sample, answer in asked}
     found = []
     for (sample, answer), reason in zip(answered, reasons, strict=True):

@@ -31,20 +31,24 @@ REMINDER = "Reply with one digit from 1 to 5 and nothing else."
 REPLY_TOKENS, BATCH = 16, 16
 CONCURRENT, SECONDS, TRIES = 8, 120, 4
 MOST_UNGRADED = 10  # one after the other
+TOO_LONG = 400
 _THOUGHT = regex.compile(r"<think>.*?(</think>|$)", regex.DOTALL)
+_SCALE = regex.compile(r"(?<!\d)1\s*(?:-|–|to|\.\.\.?|до)\s*5(?!\d)|/\s*5(?!\d)|\bout of\s*5(?!\d)", regex.IGNORECASE)
 _GRADE = regex.compile(r"(?<![\d.,])[1-5](?![\d]|[.,]\d)")
 
 Conversation = list[dict[str, Any]]
 
 
 def read_grade(reply: str) -> int | None:
-    """The grade that a reply gives, or None.
+    """The grade that a reply gives, or None where it gives none, or several.
 
-    >>> [read_grade(reply) for reply in ("4", "Grade: 5.", "3/5", "<think>2?</think> 4", "good", "10", "4.5")]
-    [4, 5, 3, 4, None, None, None]
+    >>> [read_grade(reply) for reply in ("4", "Grade: 5.", "3/5", "<think>2?</think> 4", "On a scale of 1 to 5, 4.")]
+    [4, 5, 3, 4, 4]
+    >>> [read_grade(reply) for reply in ("good", "10", "4.5", "3 or 4", "1-5")]
+    [None, None, None, None, None]
     """
-    found = _GRADE.search(_THOUGHT.sub("", reply))
-    return int(found[0]) if found else None
+    found = set(_GRADE.findall(_SCALE.sub(" ", _THOUGHT.sub(" ", reply))))
+    return int(found.pop()) if len(found) == 1 else None
 
 
 class Model(Protocol):
@@ -61,13 +65,17 @@ class Judge:
     def __init__(self, model: Model) -> None:
         self.model = model
 
+    @staticmethod
+    def _kept(kept_in: str) -> str:
+        return f"answers and grades so far are kept in {kept_in}"
+
     def grades(self, answered: Sequence[tuple[Conversation, str]], kept_in: str) -> Iterator[int | None]:
         """The grade of each (conversation, answer), in order; None where two replies held none.
 
         Raises `LepError` when ten answers in a row get no grade; `kept_in` is where the user finds those that were
         given.
         """
-        ungraded, given = 0, 0
+        ungraded = 0
         for start in range(0, len(answered), BATCH):
             asked = [_request(*pair) for pair in answered[start : start + BATCH]]
             try:
@@ -77,20 +85,23 @@ class Judge:
                 reminded = [[*asked[i], _said(replies[i]), {"role": "user", "content": REMINDER}] for i in again]
                 for i, reply in zip(again, self.model.replies(reminded) if again else [], strict=True):
                     replies[i], found[i] = reply, read_grade(reply)
+            except requests.HTTPError as error:
+                said = error.response.text[:200] if error.response is not None else ""
+                raise LepError(
+                    f"the judge {self.model.name} refuses ({error}: {said!r}); "
+                    f"{self._kept(kept_in)}: mend its name, URL or key, and give the same command"
+                ) from error
             except requests.RequestException as error:
                 raise LepError(
-                    f"the judge {self.model.name} does not answer after {TRIES} tries ({error}); {start:,} of "
-                    f"{len(answered):,} answers were graded and are kept in {kept_in}: give the same command when it "
-                    "is there again"
+                    f"the judge {self.model.name} does not answer after {TRIES} tries ({error}); "
+                    f"{self._kept(kept_in)}: give the same command when it is there again"
                 ) from error
             for reply, grade in zip(replies, found, strict=True):
                 ungraded = ungraded + 1 if grade is None else 0
-                given += grade is not None
                 if ungraded >= MOST_UNGRADED:
                     raise LepError(
                         f"the judge {self.model.name} gives no grades: asked for a digit from 1 to 5 it said "
-                        f"{reply[:60]!r}; {given:,} of {len(answered):,} answers were graded, which "
-                        f"{kept_in} keeps: give another judge, or none"
+                        f"{reply[:60]!r}; {self._kept(kept_in)}: give another judge, or none"
                     )
                 yield grade
 
@@ -153,6 +164,8 @@ class ServedModel:
         # room for models that think before they reply
         asked: Any = {"model": self.name, "messages": conversation, "temperature": 0, "max_tokens": 64 * REPLY_TOKENS}
         answer = self.session.post(f"{self.url}/chat/completions", json=asked, timeout=SECONDS)
+        if answer.status_code == TOO_LONG:  # for its context, most of all: this answer gets no grade
+            return answer.text
         answer.raise_for_status()
         try:
             return answer.json()["choices"][0]["message"]["content"] or ""

@@ -82,8 +82,10 @@ def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, Vocabul
     return mappings
 
 
-def saved_mappings(checkpoint: Checkpoint) -> dict[str, VocabularyMapping] | None:
+def saved_mappings(checkpoint: Checkpoint, *, appended: bool = False) -> dict[str, VocabularyMapping] | None:
     """The mappings saved with a model, by table; None where there are none, or none of its size.
+
+    With `appended` the model may have rows behind those of the mapping: tokens that only an instruct model has.
 
     Raises `CheckpointError` for a damaged file.
     """
@@ -92,7 +94,8 @@ def saved_mappings(checkpoint: Checkpoint) -> dict[str, VocabularyMapping] | Non
         return None
     found = {kind: _load(place if place.exists() else places["input"]) for kind, place in places.items()}
     rows = checkpoint.shape(checkpoint.tables.input)[0]
-    return found if all(mapping.target_size == rows for mapping in found.values()) else None
+    sizes = {mapping.target_size for mapping in found.values()}
+    return found if sizes == {rows} or (appended and max(sizes) <= rows) else None
 
 
 def copy_mappings(checkpoint: Checkpoint, folder: Path) -> None:

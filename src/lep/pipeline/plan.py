@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -113,8 +113,11 @@ class Plan:
 
     @property
     def trained_rows(self) -> int:
-        new = self.rows - (self.recipe.tokenizer.keep or self.shape.rows)
-        return max(0, new) if self.recipe.pretrain.train == "new_rows" else self.rows
+        tokenizer = self.recipe.tokenizer
+        kept = (
+            0 if tokenizer.method in ALGORITHMS else tokenizer.keep or self.shape.rows
+        )  # of a replaced one: hardly any
+        return self.rows - kept if self.recipe.pretrain.train == "new_rows" else self.rows
 
     @property
     def steps(self) -> int:
@@ -122,13 +125,14 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of training on one device."""
+        """Of training on one device, the baseline on the instruct model included."""
         return self.tokens * self.passes / self.tokens_an_hour
 
     @property
     def passes(self) -> float:
-        """What is trained on in all, sweep included, over the tokens of the training itself."""
-        return 1 + len(SWEPT_RATES) * SWEPT_SHARE if self.recipe.pretrain.sweep else 1.0
+        """What is trained on in all, sweep and baseline included, over the tokens of the training itself."""
+        once = 1 + len(SWEPT_RATES) * SWEPT_SHARE if self.recipe.pretrain.sweep else 1.0
+        return once * (1 + self.recipe.direct)
 
     @property
     def tokens_an_hour(self) -> float:
@@ -159,10 +163,13 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Written while it runs: tables of each model (bodies are linked), saved states, packed tokens."""
-        models = 3 + len(self.recipe.propagate) + (self.recipe.calibrate is not None) + (self.recipe.tune is not None)
+        recipe = self.recipe
+        after = [len(stage.after) if stage else 0 for stage in (recipe.calibrate, recipe.tune)]
+        models = 3 + len(recipe.propagate) + recipe.direct + sum(after)
         table = self.rows * self.shape.hidden * self.shape.tables
         states = STATE_COPIES * 4 * self.trained_rows * self.shape.hidden * self.shape.tables
-        bodies = 2 * (models - 2) * self.shape.body if "lora" in self.recipe.pretrain.train else 0  # not linked then
+        rewritten = models - 2 if "lora" in recipe.pretrain.train else sum(after)  # their bodies are not linked
+        bodies = 2 * rewritten * self.shape.body
         return 2 * models * table + bodies + states + 4 * self.tokens
 
     def __str__(self) -> str:
@@ -215,10 +222,10 @@ def make_plan(recipe: Recipe, device: str, hours: float | None = None) -> Plan:
     folder = local_folder(recipe.base, weights=False)
     paths = recipe.text[recipe.language]
     savings = sampled_savings(folder, paths if isinstance(paths, list) else [paths], recipe.tokenizer)
-    plan = Plan(recipe, Shape.of(folder), device, _budget(recipe, savings), savings)
+    plan = Plan(recipe, Shape.of(folder), device, LARGEST_BLOCK, savings)
     if hours is None:
-        return plan
-    return Plan(recipe, plan.shape, device, max(LARGEST_BLOCK, int(hours * plan.tokens_an_hour / plan.passes)), savings)
+        return replace(plan, tokens=_budget(recipe, savings))
+    return replace(plan, tokens=max(LARGEST_BLOCK, int(hours * plan.tokens_an_hour / plan.passes)))
 
 
 def _budget(recipe: Recipe, savings: Savings | None) -> int:

@@ -152,11 +152,22 @@ def load_grid(path: Path, overrides: list[str] | None = None) -> Grid:
         own, own_places = copy.deepcopy(content), dict(places)
         for axis, value in labels.items():
             _merge(own, grid.axes[axis][value], (), ("grid", "axes", axis, value), own_places)
+        for override in overrides or []:  # the command line's word is the last
+            if not override.startswith("grid."):
+                _override(own, override, own_places)
         for section in ("pretrain", "calibrate", "tune"):
             if isinstance(own.get(section), dict):
-                own[section] |= {"seed": str(seed)}
+                if "seed" in own[section]:
+                    place = _place(own_places, path, section, "seed")
+                    raise RecipeError(f"{place}: {section}.seed is set, but the seeds of a grid are grid.seeds")
+                own[section]["seed"] = str(seed)
         cells.append(Cell(labels, seed, _recipe(own, own_places, path, folder)))
     return Grid(cells)
+
+
+def _place(places: dict, path: Path | str, *at: str | int) -> str:
+    """Where a key was given, or the nearest section around it."""
+    return next((places[at[:length]] for length in range(len(at), -1, -1) if at[:length] in places), str(path))
 
 
 def _combinations(grid: GridSettings, places: dict, path: Path) -> list[dict[str, str]]:
@@ -164,29 +175,29 @@ def _combinations(grid: GridSettings, places: dict, path: Path) -> list[dict[str
     for axis, values in grid.axes.items():
         for name in (axis, *values):
             if not re.fullmatch(LABEL, name):
-                place = places[("grid", "axes", axis, *([name] if name != axis else []))]
+                place = _place(places, path, "grid", "axes", axis, *([name] if name != axis else []))
                 raise RecipeError(f"{place}: '{name}' shall name folders: use letters, digits, - and _")
     for number, cell in enumerate(grid.cells):
         for axis, wanted in cell.items():
             for value in _listed(wanted):
                 if value not in grid.axes.get(axis, {}):
                     known = ", ".join(grid.axes.get(axis, grid.axes)) or "none"
-                    raise RecipeError(
-                        f"{places[('grid', 'cells', number, axis)]}: no axis '{axis}' has a value '{value}' (known: "
-                        f"{known})"
-                    )
+                    place = _place(places, path, "grid", "cells", number, axis)
+                    raise RecipeError(f"{place}: no axis '{axis}' has a value '{value}' (known: {known})")
     every = [dict(zip(grid.axes, values, strict=True)) for values in itertools.product(*grid.axes.values())]
     chosen = [
         labels for labels in every
         if not grid.cells or any(all(labels[a] in _listed(w) for a, w in cell.items()) for cell in grid.cells)
     ]  # fmt: skip
+    if not chosen:
+        raise RecipeError(f"{_place(places, path, 'grid')}: the grid has no combination: give each axis a value")
     return chosen
 
 
 def _merge(target: dict[str, Any], changes: dict[str, Any], at: tuple, source: tuple, places: dict) -> None:
     """Put nested changes into the recipe's content; `places` then say where each came from."""
     for key, value in changes.items():
-        places[(*at, key)] = places.get((*source, key), places[source])
+        places[(*at, key)] = _place(places, "the grid", *source, key)
         if isinstance(value, dict) and isinstance(target.get(key), dict):
             _merge(target[key], value, (*at, key), (*source, key), places)
         else:
@@ -259,8 +270,7 @@ def _explain(error: ValidationError, places: dict, path: str, kind: type[Setting
     at = tuple(part for part in at if part not in ("str", "list[str]"))
     while at and isinstance(at[-1], int) and at not in places:  # a single value where a list may be
         at = at[:-1]
-    known = next((at[:length] for length in range(len(at), -1, -1) if at[:length] in places), ())
-    place, name = places.get(known, path), ".".join(map(str, at))
+    place, name = _place(places, path, *at), ".".join(map(str, at))
     if first["type"] == "extra_forbidden":
         section = _section(at[:-1]) if kind is Recipe else GridSettings.model_fields
         near = difflib.get_close_matches(str(at[-1]), list(section), n=1, cutoff=0.5)
@@ -316,12 +326,8 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         settings = getattr(recipe, stage)
         made = [*recipe.propagate, *(["direct"] if recipe.direct else [])]
         missing = [name for name in settings.after if name not in made] if settings else []
-        if missing == ["direct"]:
-            place = places.get((stage, "after"), places[(stage,)])
-            raise RecipeError(
-                f"{place}: {stage} comes after 'direct', which the recipe does not make: set direct: true"
-            )
         if missing:
-            place = places.get((stage, "after"), places[(stage,)])
-            raise RecipeError(f"{place}: {stage} comes after '{missing[0]}', which propagate does not list")
+            why = "the recipe does not make: set direct: true" if missing == ["direct"] else "propagate does not list"
+            place = _place(places, "the recipe", stage, "after")
+            raise RecipeError(f"{place}: {stage} comes after '{missing[0]}', which {why}")
     return recipe.model_copy(update=changed)

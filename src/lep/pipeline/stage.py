@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import lep
+from lep.errors import OutputError
 from lep.publish import fingerprint
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
@@ -68,6 +70,7 @@ class Runner:
         self.places.folder.mkdir(parents=True, exist_ok=True)
         pending = {stage.fingerprint: (number, stage) for number, stage in enumerate(stages, start=1)}
         with (self.places.folder / LOCKS).open("a") as locks:
+            waiting = False
             while pending:
                 before = len(pending)
                 for key, (number, stage) in list(pending.items()):
@@ -75,7 +78,12 @@ class Runner:
                     if ready and self._run(stage, f"[{number}/{len(stages)}]", locks):
                         del pending[key]
                 if len(pending) == before:
+                    if not waiting:
+                        self.say("waiting for another process that is making what comes next ...")
+                    waiting = True
                     time.sleep(WAIT_SECONDS)
+                else:
+                    waiting = False
 
     def _run(self, stage: Stage, position: str, locks: IO[str]) -> bool:
         """Make the stage's folder unless it is up to date; False when another process is at it."""
@@ -84,8 +92,13 @@ class Runner:
         byte = int(stage.fingerprint[:12], 16)
         try:
             fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # which of them depends on the system
             return False
+        except OSError as error:
+            raise OutputError(
+                f"{locks.name} cannot be locked ({error.strerror}), so that no two processes would do the same: choose "
+                "a run folder on a file system with locks"
+            ) from error
         try:
             if not self._is_made(stage, position):  # by the process that had the lock
                 self._make(stage, position)
@@ -94,10 +107,10 @@ class Runner:
         return True
 
     def _is_made(self, stage: Stage, position: str) -> bool:
-        manifest, name = self.places.of(stage) / MANIFEST, self.places.name(stage)
-        if not manifest.exists() or json.loads(manifest.read_text())["fingerprint"] != stage.fingerprint:
+        name, record = self.places.name(stage), _manifest(self.places.of(stage))
+        if record.get("fingerprint") != stage.fingerprint:
             return False
-        self.seconds[name] = json.loads(manifest.read_text())["seconds"]
+        self.seconds[name] = record["seconds"]
         self.say(f"{position} {name}: up to date")
         return True
 
@@ -121,14 +134,24 @@ class Runner:
             manifest.unlink(missing_ok=True)  # first: what is half deleted must not look up to date
             shutil.rmtree(place)
         made.rename(place)
-        for stale in made.parent.glob(f"{name}-" + "?" * len(stage.fingerprint) + "*"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        for stale in made.parent.iterdir():
+            if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{{len(stage.fingerprint)}}}(\..*)?", stale.name):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
 
 
 def made_stages(folder: Path) -> dict[str, str]:
     """The names of the stages that are made in a folder, by fingerprint."""
-    return {json.loads(p.read_text())["fingerprint"]: p.parent.name for p in sorted(folder.glob(f"*/{MANIFEST}"))}
+    found = {place.parent: _manifest(place.parent) for place in sorted(folder.glob(f"*/{MANIFEST}"))}
+    return {record["fingerprint"]: place.name for place, record in found.items() if record}
+
+
+def _manifest(place: Path) -> dict[str, Any]:
+    """What a made stage says of itself; nothing where it is not there, or just being made again."""
+    try:
+        return json.loads((place / MANIFEST).read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def identity(path: Path) -> list[list[str]]:

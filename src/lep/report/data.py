@@ -73,7 +73,7 @@ def losses(folder: Path, run: dict[str, Any]) -> dict[str, list[dict[str, float]
         stage: folder / stage / "lep" / files[stage.partition("-")[0]]
         for stage in run["seconds"] if stage.partition("-")[0] in files
     }  # fmt: skip
-    return {stage: json.loads(place.read_text())["losses"] for stage, place in places.items()}
+    return {stage: json.loads(place.read_text())["losses"] for stage, place in places.items() if place.exists()}
 
 
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lep.evaluation.table import cells
+from lep.evaluation.tasks import task_names
 
 # 97.5th percentile of Student's t for 1, 2 ... degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -106,6 +107,7 @@ def interval(values: list[float]) -> float | None:
 def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models") -> list[Block]:
     """The blocks of a grid's run, in its order; `kind` is also `base_models`."""
     blocks: list[Block] = []
+    benchmark = task_names()
     for cell in run["cells"]:
         block = next((b for b in blocks if b.labels == cell["labels"]), None)
         if block is None:
@@ -115,7 +117,9 @@ def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models"
         for model, stage in cell[kind].items():
             place = f"{stage}/scores.json"
             row = block.models.setdefault(model, {})
-            for column, score in cells(json.loads((folder / place).read_text(encoding="utf-8"))).items():
+            scores = json.loads((folder / place).read_text(encoding="utf-8"))
+            shown = cells(scores) | {f"{s['task']} {s['metric']}": s for s in scores if s["task"] in benchmark}
+            for column, score in shown.items():
                 row.setdefault(column, Cell({})).values[place] = score["value"]
     return blocks
 

@@ -103,7 +103,7 @@ def new_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Raises `CheckpointError` where that is not known, or nothing is new.
     """
-    mappings = saved_mappings(checkpoint) or {}
+    mappings = saved_mappings(checkpoint, appended=True) or {}
     rows = {kind: mapping.new_rows() for kind, mapping in mappings.items()}
     if not rows or not all(map(len, rows.values())):
         raise CheckpointError(

@@ -30,7 +30,7 @@ class HeldoutText:
             name: [w.text for w in windows(read_documents(paths), characters, WINDOW_CHARACTERS)]
             for name, paths in text.items()
         }
-        mappings = saved_mappings(checkpoint) if text else None
+        mappings = saved_mappings(checkpoint, appended=True) if text else None
         self.new_tokens = set(mappings["input"].new_rows().tolist()) if mappings else set()
 
     def look(self, model: Any) -> dict[str, float]:
