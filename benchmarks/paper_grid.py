@@ -34,6 +34,10 @@ PAPER_SYMBOLS = {
     "LLaMA-3-8B": {"original": 2.89, "BPE": 4.40, "Unigram": 4.35, "Extended": 3.78, "Optimized": 3.40},
     "Mistral-7B": {"original": 2.44, "BPE": 3.76, "Unigram": 3.78, "Extended": 3.77},
 }  # fmt: skip
+PAPER_BASES = {  # Micro-Avg of base models after training
+    "LLaMA-3-8B": {"original": 0.629, "BPE": 0.618, "Unigram": 0.609, "Extended": 0.627, "Optimized": 0.620},
+    "Mistral-7B": {"original": 0.604, "BPE": 0.616, "Unigram": 0.614, "Extended": 0.617},
+}
 MAPS = ("swap", "overlap", "conversion")
 VOCABULARIES = ("Extended", "Optimized", "BPE", "Unigram")
 STRENGTHS = ("weak", "middle", "strong")
@@ -51,6 +55,7 @@ class Grid:
         self.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         self.folder = folder
         self.blocks = {tuple(b.labels.values()): b for b in grid_blocks(folder, self.record)}
+        self.bases = {tuple(b.labels.values()): b for b in grid_blocks(folder, self.record, "base_models")}
 
     def cell(self, vocabulary: str, strength: str, model: str, column: str) -> Cell:
         return self.blocks[vocabulary, strength].models[model][column]
@@ -99,6 +104,22 @@ def costs(grid: Grid) -> str:
               for s in PAPER_SYMBOLS.values()),
         ])  # fmt: skip
     return table(["vocabulary", "lab, ru", "lab, en", *(f"{name}, ru" for name in PAPER_SYMBOLS)], rows)
+
+
+def bases(grid: Grid) -> str:
+    """Base models after training: bits per byte here, Micro-Avg there, each also over the original's."""
+    rows = []
+    for name in ("original", *VOCABULARIES):
+        block = grid.bases["Extended" if name == "original" else name, "middle"]
+        row = block.models["original base" if name == "original" else "after training"]
+        whole = block.models["original base"]
+        own = [
+            f"{shown(row[c])} ({_ratio(row[c], whole[c]).mean:.3f})" for c in ("bits/byte ru", "bits/byte en")
+        ]  # fmt: skip
+        paper = [f"{s[name]:.3f} ({s[name] / s['original']:.3f})" if name in s else "-" for s in PAPER_BASES.values()]
+        rows.append([name, *own, *paper])
+    heads = ["vocabulary", "lab: bits/byte ru", "lab: bits/byte en"]
+    return table([*heads, *(f"{name}: Micro-Avg" for name in PAPER_BASES)], rows)
 
 
 def relative(grid: Grid) -> str:
@@ -201,7 +222,7 @@ def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
 
     columns = ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
     found.append((
-        "2. replaced vocabularies lose more copying and answers than extended and optimised ones, in both languages, and "
+        "2. replaced vocabularies lose more copying and answers than extended and optimised ones, in both languages; "
         "Unigram no less than BPE",
         all(worse(r, k, c) == 1 for r in ("BPE", "Unigram") for k in ("Extended", "Optimized") for c in columns)
         and not any(worse("Unigram", "BPE", c) < 0 for c in columns),
@@ -287,6 +308,7 @@ def main() -> None:
     grid = Grid(parser.parse_args().run)
     for title, text in (
         ("Symbols per token", costs(grid)),
+        ("Base models after training", bases(grid)),
         ("Scores as shares of the original's (swap, overlap, conversion)", relative(grid)),
         ("What calibration and tuning change (mean over the three maps)", repaired(grid)),
         ("By strength", crossover(grid)),
