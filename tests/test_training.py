@@ -1,9 +1,11 @@
 """Training: packing loses nothing, the body stays, an interrupted run ends like an uninterrupted one."""
 
 import json
+import random
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +27,7 @@ from lep.tokenizer.load import load_tokenizer
 from lep.training.data import collate, isolates, schedule
 from lep.training.pretrain import pretrain
 from lep.training.trainer import TablesTrainer, decay_touched_rows, uses_bf16
-from lep.training.tune import CALIBRATION, train_adapter, tune
+from lep.training.tune import CALIBRATION, in_order, train_adapter, tune
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
@@ -459,6 +461,24 @@ def test_tuning_changes_projections_and_head(pair, tmp_path) -> None:
     assert record["merge_error"] < 1e-4
     assert record["samples"] + record["too_long"] == 44
     assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+
+
+def test_samples_of_a_batch_are_of_like_length_and_none_is_lost() -> None:
+    samples = [{"input_ids": [i] * (1 + 7 * i % 101)} for i in range(203)]
+    settings = TuneSettings(batch_size=16, micro_batch_size=4, epochs=2.5, seed=3)
+    ordered = in_order(samples, settings)
+    counts = Counter(sample["input_ids"][0] for sample in ordered)
+    assert len(ordered) == round(2.5 * 203)
+    assert set(counts.values()) == {2, 3}
+    widths = [[len(s["input_ids"]) for s in ordered[i : i + 4]] for i in range(0, len(ordered), 4)]
+    padded = sum(max(batch) * len(batch) for batch in widths) / sum(map(sum, widths))
+    shuffled = random.Random(0).sample([len(s["input_ids"]) for s in samples], 200)
+    assert padded < 1.06
+    assert sum(4 * max(shuffled[i : i + 4]) for i in range(0, 200, 4)) / sum(shuffled) > 1.4  # as it would be else
+    steps = [max(map(max, widths[i : i + 4])) - min(map(min, widths[i : i + 4])) for i in range(0, 100, 4)]
+    assert sum(steps) / len(steps) > 30  # a step has short and long ones
+    assert in_order(samples, settings) == ordered
+    assert in_order(samples, settings.model_copy(update={"seed": 4})) != ordered
 
 
 def test_calibration_leaves_the_middle_layers_alone(pair, tmp_path) -> None:

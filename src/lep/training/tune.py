@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from lep.training.rows import new_rows, split_tables, stored_tables
 from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
 
 ADAPTER_FOLDER = "adapter"  # in the folder of a model whose adapter is not merged
+SORTED_BATCHES = 50  # micro-batches whose samples are sorted by length together
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
 
@@ -157,8 +159,9 @@ def _train_adapter(
         compute_loss = Trainer.compute_loss
 
     trainer = AnswerTrainer(
-        model=adapter, args=arguments, train_dataset=Dataset.from_list(samples), processing_class=checkpoint.tokenizer
-    )
+        model=adapter, args=arguments, train_dataset=Dataset.from_list(in_order(samples, settings)),
+        processing_class=checkpoint.tokenizer,
+    )  # fmt: skip
     chunk_loss(trainer)
     losses = run(trainer, folder / "work" / "trainer")
     # Unwrapped: the trainer leaves its bf16 autocast on the model, which would hide a wrong merge in rounding.
@@ -194,7 +197,9 @@ def _train_new_rows(
     arguments = TrainingArguments(
         remove_unused_columns=False, **batches, **common_arguments(settings, folder / "work" / "trainer", steps)
     )
-    trainer = TablesTrainer(model=model, args=arguments, train_dataset=samples, data_collator=collate_answers)
+    trainer = TablesTrainer(
+        model=model, args=arguments, train_dataset=in_order(samples, settings), data_collator=collate_answers
+    )
     chunk_loss(trainer)
     losses = run(trainer, folder / "work" / "trainer")
     check_frozen(before, model)
@@ -209,12 +214,39 @@ def _loaded(checkpoint: Checkpoint, settings: LoraSettings) -> PreTrainedModel:
     return model
 
 
-def _batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, int]]:
-    """Optimizer steps, and how samples are shared out to them."""
-    accumulation = math.ceil(settings.batch_size / settings.micro_batch_size)
-    micro = math.ceil(settings.batch_size / accumulation)
+def _batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:
+    """Optimizer steps, and how samples, in the order of `in_order`, are shared out to them."""
+    accumulation, micro = _micro_batches(settings)
     steps = max(1, round(settings.epochs * samples / (micro * accumulation)))
-    return steps, {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    return steps, {
+        "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
+        "train_sampling_strategy": "sequential",
+    }  # fmt: skip
+
+
+def _micro_batches(settings: LoraSettings) -> tuple[int, int]:
+    """How many of them make a step, and the samples of each."""
+    accumulation = math.ceil(settings.batch_size / settings.micro_batch_size)
+    return accumulation, math.ceil(settings.batch_size / accumulation)
+
+
+def in_order(samples: list[dict[str, list[int]]], settings: LoraSettings) -> list[dict[str, list[int]]]:
+    """The samples of all epochs in a random order in which those of a micro-batch are of like length.
+
+    So little is padded, and a step still has samples of every length. The order is that of the seed alone, so that
+    an interrupted training finds it again.
+    """
+    rng, micro = random.Random(settings.seed), _micro_batches(settings)[1]
+    epochs = [sample for _ in range(math.ceil(settings.epochs)) for sample in rng.sample(samples, len(samples))]
+    wanted = epochs[: max(1, round(settings.epochs * len(samples)))]
+    ordered: list[dict[str, list[int]]] = []
+    for start in range(0, len(wanted), SORTED_BATCHES * micro):
+        part = sorted(wanted[start : start + SORTED_BATCHES * micro], key=lambda sample: len(sample["input_ids"]))
+        batches = [part[i : i + micro] for i in range(0, len(part), micro)]
+        last = [batches.pop()] if len(batches[-1]) < micro else []  # stays last, so that the others stay whole
+        rng.shuffle(batches)
+        ordered += [sample for batch in batches + last for sample in batch]
+    return ordered
 
 
 def collate_answers(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
