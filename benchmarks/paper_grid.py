@@ -60,6 +60,14 @@ class Grid:
     def cell(self, vocabulary: str, strength: str, model: str, column: str) -> Cell:
         return self.blocks[vocabulary, strength].models[model][column]
 
+    @property
+    def vocabularies(self) -> list[str]:
+        return [v for v in VOCABULARIES if (v, "middle") in self.blocks]
+
+    @property
+    def seeds(self) -> str:
+        return "; ".join(f"{block.title}: {', '.join(map(str, block.seeds))}" for block in self.blocks.values())
+
     def chosen(self, vocabulary: str, strength: str) -> list[str]:
         """What `auto` chose for the input table, by seed."""
         stages = [
@@ -90,7 +98,7 @@ def costs(grid: Grid) -> str:
     """Symbols per token, and over the original's: ours, and the paper's."""
     ours = {
         v: [grid.cell(v, "middle", "conversion", f"symbols/token {code}").mean for code in ("ru", "en")]
-        for v in VOCABULARIES
+        for v in grid.vocabularies
     }
     first = [grid.cell("Extended", "middle", ORIGINAL, f"symbols/token {code}").mean for code in ("ru", "en")]
     rows = [
@@ -109,7 +117,7 @@ def costs(grid: Grid) -> str:
 def bases(grid: Grid) -> str:
     """Base models after training: bits per byte here, Micro-Avg there, each also over the original's."""
     rows = []
-    for name in ("original", *VOCABULARIES):
+    for name in ("original", *grid.vocabularies):
         block = grid.bases["Extended" if name == "original" else name, "middle"]
         row = block.models["original base" if name == "original" else "after training"]
         whole = block.models["original base"]
@@ -125,7 +133,7 @@ def bases(grid: Grid) -> str:
 def relative(grid: Grid) -> str:
     """Scores of the propagated models as shares of the original's."""
     rows = []
-    for vocabulary in VOCABULARIES:
+    for vocabulary in grid.vocabularies:
         for number, name in enumerate(MAPS):
             row = [vocabulary, name]
             for column in ("exact match ru", "copy ru", "exact match en", "copy en"):
@@ -146,7 +154,7 @@ def repaired(grid: Grid) -> str:
             shown(average([grid.blocks[vocabulary, "middle"].changes[f"{name} + {what}"][c] for name in MAPS]), "+")
             for c in columns
         )]
-        for vocabulary in VOCABULARIES
+        for vocabulary in grid.vocabularies
         for what in ("self-calibration", "tuning")
     ]  # fmt: skip
     return table(["vocabulary", "change by", *columns.values()], rows)
@@ -192,132 +200,140 @@ def _high(cell: Cell) -> float:
     return cell.mean + (cell.half or 0.0)
 
 
-def verdicts(grid: Grid) -> list[tuple[str, bool, str]]:
-    """The predictions of docs/log.md: what was said, whether it holds, and the figures."""
-    found: list[tuple[str, bool, str]] = []
+Verdict = tuple[bool, str]  # whether it holds, and the figures
 
-    def cell(model: str, column: str, vocabulary: str = "Extended", strength: str = "middle") -> Cell:
-        return grid.cell(vocabulary, strength, model, column)
 
-    def mean(*where: str) -> float:
-        return cell(*where).mean
-
+def overlap_is_conversion(grid: Grid) -> Verdict:
+    """1. Overlap = conversion with the extended and the optimised vocabulary."""
     same = {
-        v: [cell("overlap", c, v) - cell("conversion", c, v) for c in ("bits/byte ru", "answer bits/byte ru")]
+        v: [
+            grid.cell(v, "middle", "overlap", c) - grid.cell(v, "middle", "conversion", c)
+            for c in ("bits/byte ru", "answer bits/byte ru")
+        ]
         for v in VOCABULARIES
     }
-    found.append((
-        "1. overlap = conversion with the extended and the optimised vocabulary",
-        not any(d.sign for v in ("Extended", "Optimized") for d in same[v]),
-        "; ".join(f"{v}: text {shown(d[0], '+')}, answers {shown(d[1], '+')} bits/byte" for v, d in same.items()),
-    ))  # fmt: skip
-    over_maps = {
-        (v, c): average([cell(m, c, v) for m in MAPS])
-        for v in VOCABULARIES for c in ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
+    said = "; ".join(f"{v}: text {shown(d[0], '+')}, answers {shown(d[1], '+')} bits/byte" for v, d in same.items())
+    return not any(d.sign for v in ("Extended", "Optimized") for d in same[v]), said
+
+
+def replaced_lose_more(grid: Grid) -> Verdict:
+    """2. Replaced vocabularies lose more copying and answers, in both languages, and Unigram no less than BPE."""
+    columns = ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
+    found = {
+        (v, c): average([grid.cell(v, "middle", m, c) for m in MAPS]) for v in VOCABULARIES for c in columns
     }  # fmt: skip
 
     def worse(first: str, second: str, column: str) -> int:
         """1 where the first vocabulary is surely worse, -1 where it is surely better."""
-        return (over_maps[first, column] - over_maps[second, column]).sign * (1 if "bits" in column else -1)
+        return (found[first, column] - found[second, column]).sign * (1 if "bits" in column else -1)
 
-    columns = ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
-    found.append((
-        "2. replaced vocabularies lose more copying and answers than extended and optimised ones, in both languages; "
-        "Unigram no less than BPE",
-        all(worse(r, k, c) == 1 for r in ("BPE", "Unigram") for k in ("Extended", "Optimized") for c in columns)
-        and not any(worse("Unigram", "BPE", c) < 0 for c in columns),
-        "; ".join(f"{v}: " + ", ".join(f"{c} {shown(over_maps[v, c])}" for c in columns) for v in VOCABULARIES),
-    ))  # fmt: skip
-    weak = grid.blocks["Extended", "weak"]
-    shares = [c for c in weak.columns if c.startswith(("copy", "exact match"))]
-    spread = max(
-        max(mean(m, c, "Extended", "weak") for m in MAPS) - min(mean(m, c, "Extended", "weak") for m in MAPS)
-        for c in shares
-    )
+    holds = all(worse(r, k, c) == 1 for r in ("BPE", "Unigram") for k in ("Extended", "Optimized") for c in columns)
+    figures = (f"{v}: " + ", ".join(f"{c} {shown(found[v, c])}" for c in columns) for v in VOCABULARIES)
+    return holds and not any(worse("Unigram", "BPE", c) < 0 for c in columns), "; ".join(figures)
+
+
+def strength_parts_the_maps(grid: Grid) -> Verdict:
+    """3. Weak: maps within .02; strong: exact rows and task arithmetic keep English answers, maps do not."""
+    shares = [c for c in grid.blocks["Extended", "weak"].columns if c.startswith(("copy", "exact match"))]
+    means = {c: [grid.cell("Extended", "weak", m, c).mean for m in MAPS] for c in shares}
+    spread = max(max(each) - min(each) for each in means.values())
     english = {
-        m: _ratio(cell(m, "answer bits/byte en", "Extended", "strong"),
-                  cell(ORIGINAL, "answer bits/byte en", "Extended", "strong"))
+        m: _ratio(*(grid.cell("Extended", "strong", n, "answer bits/byte en") for n in (m, ORIGINAL)))
         for m in (*MAPS, "exact", "task-arithmetic")
-    }  # fmt: skip
-    found.append((
-        "3. weak: maps within .02 of each other; strong: exact rows and task arithmetic keep English answers, maps not",
-        spread <= 0.02 and all(_high(r) <= 1.05 if m not in MAPS else _low(r) > 1.05 for m, r in english.items()),
-        f"spread {spread:.3f} over {', '.join(shares)}; English answers (bits per byte) over the original's: "
-        + ", ".join(f"{m} {shown(ratio)}" for m, ratio in english.items()),
-    ))  # fmt: skip
-    text = {
-        (s, m): _ratio(cell(m, "bits/byte en", "Extended", s), cell(ORIGINAL, "bits/byte en", "Extended", s))
+    }
+    holds = spread <= 0.02 and all(_high(r) <= 1.05 if m not in MAPS else _low(r) > 1.05 for m, r in english.items())
+    ratios = ", ".join(f"{m} {shown(ratio)}" for m, ratio in english.items())
+    return holds, f"spread {spread:.3f} over {', '.join(shares)}; English answers over the original's: {ratios}"
+
+
+def maps_harm_english_text(grid: Grid) -> Verdict:
+    """4. Published maps make English text worse by more than 1% at every strength."""
+    ratios = {
+        (s, m): _ratio(*(grid.cell("Extended", s, n, "bits/byte en") for n in (m, ORIGINAL)))
         for s in STRENGTHS for m in MAPS
     }  # fmt: skip
-    found.append((
-        "4. published maps make English text worse by more than 1% at every strength",
-        all(_low(ratio) > 1.01 for ratio in text.values()),
-        ", ".join(f"{s} {m} {shown(ratio)}" for (s, m), ratio in text.items()),
-    ))  # fmt: skip
-    raised = {
+    said = ", ".join(f"{s} {m} {shown(ratio)}" for (s, m), ratio in ratios.items())
+    return all(_low(ratio) > 1.01 for ratio in ratios.values()), said
+
+
+def training_repairs(grid: Grid) -> Verdict:
+    """5. Calibration raises Russian copying, and tuning the tasks, of every propagated model."""
+    signs = {
         f"{m} + {what}, {v}": grid.blocks[v, "middle"].changes[f"{m} + {what}"][column].sign
         for v in VOCABULARIES for m in MAPS
         for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru"))
     }  # fmt: skip
-    failed = [name for name, sign in raised.items() if sign < 1]
-    found.append((
-        "5. calibration raises Russian copying, and tuning the tasks, of every propagated model",
-        not failed, f"not for sure: {'; '.join(failed)}" if failed else "every interval is above zero",
-    ))  # fmt: skip
-    direct = {
-        s: cell("direct", "answer bits/byte ru", "Extended", s)
-        - cell("conversion", "answer bits/byte ru", "Extended", s)
+    failed = [name for name, sign in signs.items() if sign < 1]
+    return not failed, f"not for sure: {'; '.join(failed)}" if failed else "every interval is above zero"
+
+
+def direct_beats_when_strong(grid: Grid) -> Verdict:
+    """6. Direct beats conversion on Russian answers when strong, ties when weak, and keeps English exactly."""
+    apart = {
+        s: grid.cell("Extended", s, "direct", "answer bits/byte ru")
+        - grid.cell("Extended", s, "conversion", "answer bits/byte ru")
         for s in STRENGTHS
     }
     moved = {
         c: max(
-            abs(value) for s in STRENGTHS
-            for value in (cell("direct", c, "Extended", s) - cell(ORIGINAL, c, "Extended", s)).values.values()
+            abs(value) for s in STRENGTHS for value in
+            (grid.cell("Extended", s, "direct", c) - grid.cell("Extended", s, ORIGINAL, c)).values.values()
         )
         for c in ("exact match en", "answer bits/byte en", "bits/byte en")
     }  # fmt: skip
-    found.append((
-        "6. direct beats conversion on Russian answers when strong, ties when weak, and keeps English exactly",
-        direct["strong"].sign < 0 and direct["weak"].sign == 0 and not any(moved.values()),
-        "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in direct.items())
-        + "; English moved by at most " + ", ".join(f"{value:.3f} ({c})" for c, value in moved.items()),
-    ))  # fmt: skip
-    after = "self-calibration"
+    holds = apart["strong"].sign < 0 and apart["weak"].sign == 0 and not any(moved.values())
+    said = "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in apart.items())
+    return holds, f"{said}; English moved by at most {', '.join(f'{v:.3f} ({c})' for c, v in moved.items())}"
+
+
+def calibrated_direct_is_best(grid: Grid) -> Verdict:
+    """7. Calibrated, direct is at least as good as conversion in Russian and better in English, at every strength."""
     sides = {
-        (s, c): cell(f"direct + {after}", c, "Extended", s) - cell(f"conversion + {after}", c, "Extended", s)
+        (s, c): grid.cell("Extended", s, "direct + self-calibration", c)
+        - grid.cell("Extended", s, "conversion + self-calibration", c)
         for s in STRENGTHS for c in ("exact match ru", "exact match en")
     }  # fmt: skip
-    found.append((
-        "7. calibrated, direct is at least as good as conversion in Russian and better in English, at every strength",
-        all(d.sign >= (1 if c.endswith("en") else 0) for (_, c), d in sides.items()),
-        "; ".join(f"{s}, {c.replace('exact match', 'tasks')}: {shown(d, '+')}" for (s, c), d in sides.items()),
-    ))  # fmt: skip
+    said = "; ".join(f"{s}, {c.replace('exact match', 'tasks')}: {shown(d, '+')}" for (s, c), d in sides.items())
+    return all(d.sign >= (1 if c.endswith("en") else 0) for (_, c), d in sides.items()), said
+
+
+def auto_keeps_known_rows(grid: Grid) -> Verdict:
+    """8. `auto` chooses a method that keeps known rows at the middle and strong strengths."""
     chosen = {s: grid.chosen("Extended", s) for s in STRENGTHS}
-    keeping = ("new-rows", "exact", "residual", "task-arithmetic")
-    found.append((
-        "8. auto chooses a method that keeps known rows at the middle and strong strengths",
-        all(chosen[s] and set(chosen[s]) <= set(keeping) for s in ("middle", "strong")),
-        "; ".join(f"{s}: {', '.join(names)}" for s, names in chosen.items()),
-    ))  # fmt: skip
-    return found
+    keeping = {"new-rows", "exact", "residual", "task-arithmetic"}
+    holds = all(chosen[s] and set(chosen[s]) <= keeping for s in ("middle", "strong"))
+    return holds, "; ".join(f"{s}: {', '.join(names)}" for s, names in chosen.items())
+
+
+PREDICTIONS = (
+    overlap_is_conversion, replaced_lose_more, strength_parts_the_maps, maps_harm_english_text, training_repairs,
+    direct_beats_when_strong, calibrated_direct_is_best, auto_keeps_known_rows,
+)  # fmt: skip
+TABLES = {
+    "Symbols per token": costs,
+    "Base models after training": bases,
+    "Scores as shares of the original's": relative,
+    "What calibration and tuning change (mean over the three maps)": repaired,
+    "By strength": crossover,
+    "Against direct training": against_direct,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/paper-grid"))
     grid = Grid(parser.parse_args().run)
-    for title, text in (
-        ("Symbols per token", costs(grid)),
-        ("Base models after training", bases(grid)),
-        ("Scores as shares of the original's (swap, overlap, conversion)", relative(grid)),
-        ("What calibration and tuning change (mean over the three maps)", repaired(grid)),
-        ("By strength", crossover(grid)),
-        ("Against direct training", against_direct(grid)),
-    ):
-        print(f"## {title}\n\n{text}\n")
+    print(f"Vocabularies: {', '.join(grid.vocabularies)}; seeds: {grid.seeds}\n")
+    for title, made in TABLES.items():
+        print(f"## {title}\n\n{made(grid)}\n")
     print("## Predictions\n")
-    for said, holds, figures in verdicts(grid):
-        print(f"* {said}: **{'holds' if holds else 'does not hold'}**. {figures}.")
+    for prediction in PREDICTIONS:
+        said = (prediction.__doc__ or "").rstrip(".")
+        try:
+            holds, figures = prediction(grid)
+            print(f"* {said}: **{'holds' if holds else 'does not hold'}**. {figures}.")
+        except KeyError as missing:
+            print(f"* {said}: not run yet ({missing}).")
 
 
 if __name__ == "__main__":
