@@ -12,14 +12,16 @@ instruct models on the held-out text of the experiment. What is finished is not 
 import argparse
 import json
 import shutil
+import statistics
 from pathlib import Path
 
-from lab_pair import gather, interval, markdown
+from lab_pair import gather
 
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import propagate
 from lep.pipeline.recipe import load_recipe
 from lep.pipeline.run import write_evaluation
+from lep.report.grid import markdown
 from lep.settings import PretrainSettings, PropagateSettings
 from lep.training.pretrain import pretrain
 
@@ -98,7 +100,7 @@ def main() -> None:
     for arm, runs in curves.items():
         looks = []
         for points in zip(*runs, strict=True):
-            found = [interval([point[code] for point in points])[0] for code in text]
+            found = [statistics.fmean(point[code] for point in points) for code in text]
             looks.append(f"{points[0]['step']}: {found[0]:.3f}, {found[1]:.3f}")
         print(f"{arm}: {'; '.join(looks)}")
 

@@ -32,7 +32,7 @@ class Cell:
         return interval(list(self.values.values()))
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
+        return f"{self.mean:.3f} ± {self.half:.3f}" if self.half else f"{self.mean:.3f}"
 
     def __sub__(self, other: "Cell") -> "Cell":
         """The difference, paired by seed; what does not depend on the seed is the same for each."""
