@@ -9,6 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.errors import TokenizerError
 
+Segment = tuple[int, list[int], int]  # sequence, ids, first position that is scored
+CPU_LOGITS = 1 << 22  # 16 MiB in float32
+
 
 def start_token(tokenizer: PreTrainedTokenizerFast) -> int:
     """The token that a text starts with: BOS, or EOS for tokenizers without one."""
@@ -37,8 +40,9 @@ def sequence_nats(
     `sequences` holds (ids, scored_from). A sequence longer than the model's context is scored in segments of
     half a context, each of which sees at least the half context before it.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    segments: list[tuple[int, list[int], int]] = []
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or 1 << 30
+    segments: list[Segment] = []
     for index, (ids, scored_from) in enumerate(sequences):
         position = max(scored_from, 1)
         stop = min(len(ids), max(context, position + context // 2))
@@ -48,17 +52,31 @@ def sequence_nats(
             position, stop = stop, min(len(ids), stop + context // 2)
     nats = [0.0] * len(sequences)
     segments.sort(key=lambda segment: -len(segment[1]))
-    for start in tqdm(range(0, len(segments), batch_size), desc=label, disable=None, leave=False):
-        batch = segments[start : start + batch_size]
+    for batch in tqdm(_batches(segments, batch_size, config.vocab_size, model), desc=label, disable=None, leave=False):
         inputs = torch.zeros(len(batch), len(batch[0][1]), dtype=torch.int64)
         labels = torch.full_like(inputs, -100)
         for row, (_, tokens, scored_from) in enumerate(batch):
             inputs[row, : len(tokens)] = torch.tensor(tokens)
             labels[row, scored_from : len(tokens)] = inputs[row, scored_from : len(tokens)]
-        logits = model(input_ids=inputs.to(model.device), use_cache=False).logits[:, :-1].float()
-        losses = cross_entropy(
-            logits.transpose(1, 2), labels[:, 1:].to(model.device), ignore_index=-100, reduction="none"
-        ).double()
-        for (index, _, _), total in zip(batch, losses.sum(1).tolist(), strict=True):
+        logits = model(input_ids=inputs.to(model.device), use_cache=False).logits[:, :-1]
+        targets = labels[:, 1:].to(model.device)
+        learned = targets != -100
+        losses = cross_entropy(logits[learned].float(), targets[learned], reduction="none").double()
+        totals = torch.zeros(len(batch), dtype=torch.float64, device=model.device)
+        totals.index_add_(0, learned.nonzero()[:, 0], losses)
+        for (index, _, _), total in zip(batch, totals.tolist(), strict=True):
             nats[index] += total
     return nats
+
+
+def _batches(segments: list[Segment], size: int, rows: int, model: PreTrainedModel) -> list[list[Segment]]:
+    """Segments, longest first, in batches of at most `size`; on a CPU of few logits, whose memory is then used again.
+
+    Fresh memory takes longer than what is computed in it.
+    """
+    found, start = [], 0
+    while start < len(segments):
+        fits = CPU_LOGITS // (len(segments[start][1]) * rows) if model.device.type == "cpu" else size
+        found.append(segments[start : start + max(1, min(size, fits))])
+        start += len(found[-1])
+    return found
