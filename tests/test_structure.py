@@ -1,6 +1,8 @@
 """The floors of the code: imports go down only, and files stay small."""
 
 import ast
+import doctest
+import importlib
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,11 @@ def test_mathematics_knows_tensors_only() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_files_stay_small(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "\n    >>> " in p.read_text(encoding="utf-8")], ids=lambda p: p.stem)
+def test_examples_in_docstrings(path: Path) -> None:
+    name = ".".join(("lep", *path.relative_to(SOURCE).with_suffix("").parts))
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted
+    assert not found.failed
