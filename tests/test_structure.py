@@ -63,7 +63,10 @@ def test_files_stay_small(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "\n    >>> " in p.read_text(encoding="utf-8")], ids=lambda p: p.stem)
+EXAMPLES = [path for path in FILES if "\n    >>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_examples_in_docstrings(path: Path) -> None:
     name = ".".join(("lep", *path.relative_to(SOURCE).with_suffix("").parts))
     found = doctest.testmod(importlib.import_module(name))
