@@ -41,9 +41,10 @@ def test_lists_of_paths() -> None:
     ]  # fmt: skip
 
 
-def test_the_verbs_one_after_another(pair, here, tmp_path) -> None:
+def test_the_verbs_one_after_another(pair, here, tmp_path, monkeypatch) -> None:
     ru = SAMPLE / "ru"
-    out = {n: tmp_path / n for n in ("tokenizer", "init", "adapted", "propagated", "calibrated", "tuned", "scores")}
+    verbs = ("tokenizer", "init", "adapted", "propagated", "answers", "calibrated", "tuned", "scores")
+    out = {name: tmp_path / name for name in verbs}
     said = lep("tokenizer", "extend", "--base", pair["base"], "--corpus", ru, SAMPLE / "en", "--new-tokens", 40,
                "--output", out["tokenizer"])  # fmt: skip
     assert "500 tokens before, 540 after: 500 kept, 0 moved, 40 new, 0 dropped" in said
@@ -58,12 +59,22 @@ def test_the_verbs_one_after_another(pair, here, tmp_path) -> None:
     assert re.search(r"input: held-out residual 0\.\d+", said)
     data = tmp_path / "data.jsonl"
     data.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 4)
-    here("tune", "--model", out["propagated"], "--data", data, "--output", out["tuned"], "--copy-tasks", 0)
+    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)  # a random model's
+    said = here("answer", "--original", pair["instruct"], "--prompts", data, "--samples", 2, "--max-new-tokens", 4,
+                "--output", out["answers"])  # fmt: skip
+    assert "kept: 4" in said
+    said = here("calibrate", "--model", out["propagated"], "--answers", out["answers"], "--train", "new_rows",
+                "--text", f"ru={ru}", "--copy-tasks", 4, "--output", out["calibrated"])  # fmt: skip
+    assert "answers: {'kept': 4}; copy tasks: 4; 1 steps" in said
+    here(
+        "tune", "--model", out["propagated"], "--data", data, "--output", out["tuned"], "--copy-tasks", 0, "--no-merge"
+    )
+    assert (out["tuned"] / "adapter" / "adapter_config.json").exists()
     said = here("evaluate", pair["instruct"], out["tuned"], "--text", f"ru={ru}", "--text", f"en={SAMPLE / 'en'}",
                 "--tasks", "copy_sentence,first_word", "--items", 2, "--characters", 1000,
                "--output", out["scores"])  # fmt: skip
     assert "bits/byte" in said
-    assert all(place.is_dir() for name, place in out.items() if name != "calibrated")
+    assert all(place.is_dir() for place in out.values())
 
 
 def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, here, tmp_path) -> None:

@@ -22,6 +22,7 @@ from lep.corpus.copies import copy_records
 from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import Document, read_documents, write_records
 from lep.errors import CorpusError, LepError, OutputError, TrainingError
+from lep.inference.load import load_model
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.training.data import collate, isolates, schedule
@@ -503,7 +504,9 @@ def test_an_adapter_that_is_left_beside_gives_what_the_merged_model_gives(pair, 
     with torch.inference_mode():
         expected, without = merged(ids).logits, plain(ids).logits
         found = PeftModel.from_pretrained(plain, tmp_path / "False" / "adapter")(ids).logits
-    assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+        loaded = load_model(tmp_path / "False")[0](ids).logits  # as lep evaluate sees it
+    for logits in (found, loaded):
+        assert (logits - expected).abs().max() <= 1e-3 * expected.abs().max()
     assert (without - expected).abs().max() > 10 * (found - expected).abs().max()  # the adapter does something
     before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "False"))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"lm_head.weight"}

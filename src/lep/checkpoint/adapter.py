@@ -12,6 +12,7 @@ from lep.checkpoint.stream import DTYPES, Rows
 from lep.errors import CheckpointError
 
 ADAPTER = Path("lep") / "adapter.safetensors"
+UNMERGED = "adapter"  # in a model's folder: its body's adapter in peft's format, where it is not merged
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # {name of a weight: (out, rank) and (rank, in)}, the scale is in the first
 

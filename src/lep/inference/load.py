@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lep.checkpoint.adapter import UNMERGED
 from lep.checkpoint.reader import Checkpoint
 from lep.hub import local_folder
 from lep.publish import fingerprint
@@ -22,10 +23,17 @@ def device() -> torch.device:
 
 
 def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
-    """The model in evaluation mode, and its checkpoint. float32 on a CPU, the stored dtype on a GPU."""
+    """The model in evaluation mode, and its checkpoint. float32 on a CPU, the stored dtype on a GPU.
+
+    An adapter that was left beside the model is merged into it, in memory.
+    """
     checkpoint = Checkpoint(source).check()
     dtype = "auto" if device().type == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+    if (checkpoint.folder / UNMERGED / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(checkpoint.folder / UNMERGED)).merge_and_unload()
     return model.to(device()).eval(), checkpoint
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from lep.checkpoint.adapter import UNMERGED
 from lep.checkpoint.mappings import copy_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
@@ -28,7 +29,6 @@ from lep.training.lora import projections
 from lep.training.rows import new_rows, split_tables, stored_tables
 from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
 
-ADAPTER_FOLDER = "adapter"  # in the folder of a model whose adapter is not merged
 SORTED_BATCHES = 50  # micro-batches whose samples are sorted by length together
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
@@ -167,7 +167,7 @@ def _train_adapter(
     # Unwrapped: the trainer leaves its bf16 autocast on the model, which would hide a wrong merge in rounding.
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float().cpu().eval()
     if not scope.merge:
-        _save_adapter(trained, chosen, folder / ADAPTER_FOLDER)
+        _save_adapter(trained, chosen, folder / UNMERGED)
     probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
     with torch.inference_mode():
         expected = trained(input_ids=probe).logits
