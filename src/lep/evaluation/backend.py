@@ -24,10 +24,10 @@ from lep.evaluation.benchmark import quiet
 from lep.evaluation.scoring import continuation_nats
 from lep.inference.load import Description, context_of
 from lep.publish import fingerprint
+from lep.tokenizer.chat import ASKED
 
 SECONDS, CONCURRENT, TRIES = 600, 8, 3
 SPECIAL = 2  # tokens that a tokenizer may put around a text
-TEMPLATE = {"enable_thinking": False}  # answers are asked for, not the way to them; other templates pass over it
 CHUNK = 4_000  # requests that are in work at once
 
 
@@ -51,7 +51,7 @@ class InMemory(HFLM):
         with quiet():
             super().__init__(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=batch_size,
                              max_length=context_of(checkpoint), backend="causal",
-                             chat_template_args=TEMPLATE)  # fmt: skip
+                             chat_template_args=ASKED)  # fmt: skip
         model_tokenizer = checkpoint.tokenizer.backend_tokenizer  # some files bring their own habits
         model_tokenizer.no_padding()
         model_tokenizer.no_truncation()
@@ -137,7 +137,7 @@ class Chat(_Counting, LocalChatCompletion):
     """Answers from `/v1/chat/completions`; the server applies the model's template."""
 
     def _create_payload(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        return super()._create_payload(*arguments, **options) | {"chat_template_kwargs": TEMPLATE}
+        return super()._create_payload(*arguments, **options) | {"chat_template_kwargs": ASKED}
 
 
 class Server:
