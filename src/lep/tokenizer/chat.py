@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerFast
 
 from lep.errors import CorpusError, TokenizerError
 
-
 ASKED = {"enable_thinking": False}  # answers are asked for, not the way to them; other templates pass over it
 
 
