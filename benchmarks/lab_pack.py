@@ -18,8 +18,8 @@ from lab_pair import gather
 from lep.checkpoint.pack import apply_pack, make_pack
 from lep.corpus.read import read_documents, write_records
 from lep.corpus.tasks import make_tasks
+from lep.pipeline.planner import write_evaluation
 from lep.pipeline.recipe import load_recipe
-from lep.pipeline.run import write_evaluation
 from lep.report.grid import markdown
 from lep.settings import TuneSettings
 from lep.training.tune import tune

@@ -17,8 +17,8 @@ from lab_pair import gather
 
 from lep.checkpoint.propagate import propagate
 from lep.evaluation.select import propagate_auto
+from lep.pipeline.planner import write_evaluation
 from lep.pipeline.recipe import load_recipe
-from lep.pipeline.run import write_evaluation
 from lep.propagation import METHODS
 from lep.report.grid import markdown
 from lep.settings import PropagateSettings, SelectSettings

@@ -19,8 +19,8 @@ from lab_pair import gather
 
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import propagate
+from lep.pipeline.planner import write_evaluation
 from lep.pipeline.recipe import load_recipe
-from lep.pipeline.run import write_evaluation
 from lep.report.grid import markdown
 from lep.settings import PretrainSettings, PropagateSettings
 from lep.training.pretrain import pretrain

@@ -27,8 +27,9 @@ from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.training.data import collate, isolates, schedule
 from lep.training.pretrain import pretrain
+from lep.training.samples import in_order
 from lep.training.trainer import TablesTrainer, decay_touched_rows, uses_bf16
-from lep.training.tune import CALIBRATION, in_order, train_adapter, tune
+from lep.training.tune import CALIBRATION, train_adapter, tune
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"

@@ -10,7 +10,8 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import read_messages, read_records
 from lep.errors import CheckpointError, CorpusError
 from lep.settings import CalibrateSettings
-from lep.training.tune import CALIBRATION, NEW_ROWS, Records, train_adapter
+from lep.training.samples import Records
+from lep.training.tune import CALIBRATION, NEW_ROWS, train_adapter
 
 
 def calibrate(

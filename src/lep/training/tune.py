@@ -1,8 +1,6 @@
 """Train a low-rank adapter (and tables in full) on answers, merge it, and publish the merged checkpoint."""
 
 import json
-import math
-import random
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -17,19 +15,17 @@ from lep.checkpoint.adapter import UNMERGED
 from lep.checkpoint.mappings import copy_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
-from lep.corpus.prepare import unit_hash
 from lep.corpus.read import read_messages, write_records
-from lep.errors import CorpusError, LepError
+from lep.errors import LepError
 from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
-from lep.tokenizer.chat import chat_ids
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.lora import projections
 from lep.training.rows import new_rows, split_tables, stored_tables
+from lep.training.samples import Records, Samples, batches, collate_answers, encode_records, in_order
 from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
 
-SORTED_BATCHES = 50  # micro-batches whose samples are sorted by length together
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
 
@@ -46,7 +42,6 @@ class Scope:
 TUNING = Scope("all", ("output",))  # section 3.7
 CALIBRATION = Scope("outer", ("input", "output"))  # section 3.6
 NEW_ROWS = Scope("none", ("input", "output"), new_rows_only=True)
-Records = list[dict[str, Any]]  # of `messages`
 
 
 def tune(
@@ -100,39 +95,8 @@ def train_adapter(
     return record
 
 
-def encode_records(
-    checkpoint: Checkpoint, records: list[dict[str, Any]], max_length: int
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Ids and completion mask of each conversation (1 on its last message), and how many were too long.
-
-    Order follows a fixed hash, so that tasks and answers mix. Raises `CorpusError` when nothing is left.
-    """
-    tokenizer = checkpoint.tokenizer
-    if not tokenizer.chat_template:
-        raise CorpusError(f"{checkpoint.folder} has no chat template, so conversations cannot be written: give an "
-                          "instruct model")  # fmt: skip
-    limit = min(max_length, checkpoint.config.get("max_position_embeddings", max_length))
-    samples, too_long = [], 0
-    for record in sorted(records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True))):
-        messages = record["messages"]
-        if messages[-1]["role"] != "assistant":
-            raise CorpusError(f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
-                              "tuning data must hold the answers")  # fmt: skip
-        prompt, ids = chat_ids(tokenizer, messages[:-1], ask=True), chat_ids(tokenizer, messages)
-        if ids[: len(prompt)] != prompt:
-            raise LepError(f"the chat template of {checkpoint.folder} does not continue its own prompt: the answers "
-                           "cannot be told from the questions")  # fmt: skip
-        if len(ids) > limit:
-            too_long += 1
-            continue
-        samples.append({"input_ids": ids, "completion_mask": [0] * len(prompt) + [1] * (len(ids) - len(prompt))})
-    if not samples:
-        raise CorpusError(f"no conversation to train on: {len(records)} given, {too_long} longer than {limit} tokens")
-    return samples, too_long
-
-
 def _train_adapter(
-    checkpoint: Checkpoint, samples: list[dict[str, list[int]]], folder: Path, settings: LoraSettings, scope: Scope
+    checkpoint: Checkpoint, samples: Samples, folder: Path, settings: LoraSettings, scope: Scope
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     import logging
 
@@ -147,9 +111,9 @@ def _train_adapter(
     for parameter in adapter.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    steps, batches = _batches(settings, len(samples))
+    steps, shared = batches(settings, len(samples))
     arguments = SFTConfig(
-        max_length=None, packing=False, completion_only_loss=True, **batches,
+        max_length=None, packing=False, completion_only_loss=True, **shared,
         **common_arguments(settings, folder / "work" / "trainer", steps),
     )  # fmt: skip
 
@@ -184,7 +148,7 @@ def _train_adapter(
 
 
 def _train_new_rows(
-    checkpoint: Checkpoint, samples: list[dict[str, list[int]]], folder: Path, settings: LoraSettings, scope: Scope
+    checkpoint: Checkpoint, samples: Samples, folder: Path, settings: LoraSettings, scope: Scope
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not scope.merge:
         raise LepError("training new rows makes no adapter that could be left beside the model: leave --no-merge out")
@@ -193,9 +157,9 @@ def _train_new_rows(
     model.requires_grad_(False)
     tables = split_tables(model, rows)
     before = frozen_digest(model)
-    steps, batches = _batches(settings, len(samples))
+    steps, shared = batches(settings, len(samples))
     arguments = TrainingArguments(
-        remove_unused_columns=False, **batches, **common_arguments(settings, folder / "work" / "trainer", steps)
+        remove_unused_columns=False, **shared, **common_arguments(settings, folder / "work" / "trainer", steps)
     )
     trainer = TablesTrainer(
         model=model, args=arguments, train_dataset=in_order(samples, settings), data_collator=collate_answers
@@ -212,53 +176,6 @@ def _loaded(checkpoint: Checkpoint, settings: LoraSettings) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
     model.config.use_cache = False
     return model
-
-
-def _batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:
-    """Optimizer steps, and how samples, in the order of `in_order`, are shared out to them."""
-    accumulation, micro = _micro_batches(settings)
-    steps = max(1, round(settings.epochs * samples / (micro * accumulation)))
-    return steps, {
-        "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
-        "train_sampling_strategy": "sequential",
-    }  # fmt: skip
-
-
-def _micro_batches(settings: LoraSettings) -> tuple[int, int]:
-    """How many of them make a step, and the samples of each."""
-    accumulation = math.ceil(settings.batch_size / settings.micro_batch_size)
-    return accumulation, math.ceil(settings.batch_size / accumulation)
-
-
-def in_order(samples: list[dict[str, list[int]]], settings: LoraSettings) -> list[dict[str, list[int]]]:
-    """The samples of all epochs in a random order in which those of a micro-batch are of like length.
-
-    So little is padded, and a step still has samples of every length. The order is that of the seed alone, so that
-    an interrupted training finds it again.
-    """
-    rng, micro = random.Random(settings.seed), _micro_batches(settings)[1]
-    epochs = [sample for _ in range(math.ceil(settings.epochs)) for sample in rng.sample(samples, len(samples))]
-    wanted = epochs[: max(1, round(settings.epochs * len(samples)))]
-    ordered: list[dict[str, list[int]]] = []
-    for start in range(0, len(wanted), SORTED_BATCHES * micro):
-        part = sorted(wanted[start : start + SORTED_BATCHES * micro], key=lambda sample: len(sample["input_ids"]))
-        batches = [part[i : i + micro] for i in range(0, len(part), micro)]
-        last = [batches.pop()] if len(batches[-1]) < micro else []  # stays last, so that the others stay whole
-        rng.shuffle(batches)
-        ordered += [sample for batch in batches + last for sample in batch]
-    return ordered
-
-
-def collate_answers(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Samples of `encode_records` as a batch: (n, longest) ids and mask, and labels on the answers alone."""
-    width = max(len(sample["input_ids"]) for sample in samples)
-    ids, mask = torch.zeros(2, len(samples), width, dtype=torch.int64)
-    labels = torch.full_like(ids, -100)
-    for row, sample in enumerate(samples):
-        tokens, learned = (torch.tensor(sample[name]) for name in ("input_ids", "completion_mask"))
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        labels[row, : len(tokens)] = torch.where(learned == 1, tokens, -100)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def _save_adapter(trained: Any, arguments: dict[str, Any], folder: Path) -> None:
