@@ -156,6 +156,7 @@ def repaired(grid: Grid) -> str:
         )]
         for vocabulary in grid.vocabularies
         for what in ("self-calibration", "tuning")
+        if all(f"{name} + {what}" in grid.blocks[vocabulary, "middle"].changes for name in MAPS)
     ]  # fmt: skip
     return table(["vocabulary", "change by", *columns.values()], rows)
 
