@@ -4,8 +4,8 @@
 
 The lab pair itself is a strong case (embedding rows moved by 55 and 84%). Here the *base* model has seen instructions,
 as base models of today have: it is the lab pair's instruct model trained on with plain text for half of the tokens.
-Tuned on tasks (and 15% plain text) at three learning rates it gives `weak`, `middle` and `strong`, which can all do the tasks. Prints
-how far each moved. What is finished is not trained again.
+Tuned on tasks (and 15% plain text) at three learning rates it gives `weak`, `middle` and `strong`, which can all do the
+tasks. Prints how far each moved. What is finished is not trained again.
 """
 
 import argparse
