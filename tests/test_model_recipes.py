@@ -50,6 +50,7 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
         packed = (source / "tokenizer.json.zst").open("rb")
         spec = json.loads(zstandard.ZstdDecompressor().stream_reader(packed).read())
         settings = json.loads((source / "tokenizer_config.json").read_text())
+        settings.setdefault("eos_token", spec["added_tokens"][0]["content"])
         if name == "instruct":
             settings["chat_template"] = TEMPLATE
             config.vocab_size = rows + len(added)
@@ -86,10 +87,15 @@ def _end(spec: dict, settings: dict) -> int:
 
 
 def _text(code: str):
+    """1 MB of documents; of lists of sentences, five a paragraph."""
     seen = 0
     for document in read_documents([DATA / "train" / code]):
-        yield {"id": document.id, "text": document.text[:20_000]}
-        seen += len(document.text[:20_000])
+        text = document.text[:20_000]
+        lines = text.split("\n")
+        if max(map(len, lines)) < 200:
+            text = "\n\n".join(" ".join(lines[start : start + 5]) for start in range(0, len(lines), 5))
+        yield {"id": document.id, "text": text}
+        seen += len(text)
         if seen > CHARACTERS:
             return
 
