@@ -43,7 +43,7 @@ def test_a_short_sentence_overlaps_as_a_whole(tmp_path) -> None:
 
 def test_the_same_text_is_refused() -> None:
     with pytest.raises(
-        CorpusError, match=r"20 of 20 tasks \(ru\) are made of text that is evaluated on \(the first: '.+"
+        CorpusError, match=r"40 of 40 tasks \(ru\) are made of text that is evaluated on \(the first: '.+"
     ):
         copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": TEXT})
 

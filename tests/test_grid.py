@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def _run_quietly(recipe: Path, folder: Path, said: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_a_grid(recipe, tmp_path) -> None:
-    """Each stage is made by one of them, the results are those of one process, a cell deleted comes back the same."""
+    """Each stage is made by one of them, and a stage that is deleted comes back the same."""
     context = multiprocessing.get_context("spawn")
     pair = [
         context.Process(target=_run_quietly, args=(recipe, tmp_path / "run", tmp_path / f"{i}.txt")) for i in range(2)
@@ -162,8 +163,6 @@ def test_two_processes_share_a_grid(recipe, tmp_path) -> None:
     assert len(links) > 50
     assert all((tmp_path / "run" / link).exists() for link in links)
 
-    import shutil
-
     before = results(tmp_path / "run")
     cell = "calibrate-conversion.Extended.high.seed-1"
     shutil.rmtree(tmp_path / "run" / cell)
@@ -171,12 +170,12 @@ def test_two_processes_share_a_grid(recipe, tmp_path) -> None:
     assert re.findall(r"\] (\S+): \d+ s", (tmp_path / "again.txt").read_text()) == [cell]
     assert results(tmp_path / "run") == before
     table = (tmp_path / "again.txt").read_text()
-    assert "vocabulary BPE, rate low (2 seeds)" in table
+    assert "vocabulary BPE, rate low (seeds 0, 1)" in table
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(record["cells"]) == 6
 
 
-def _slow_stage(folder: Path, name: str, log: Path, seconds: float) -> Stage:
+def _slow_stage(name: str, log: Path, seconds: float) -> Stage:
     def action(output: Path) -> None:
         with publishing(output) as partial:
             with log.open("a") as out:
@@ -188,7 +187,7 @@ def _slow_stage(folder: Path, name: str, log: Path, seconds: float) -> Stage:
 
 
 def _run_stages(folder: Path, log: Path) -> None:
-    Runner(Places(folder), lambda _: None).run_all([_slow_stage(folder, f"s{i}", log, 0.3) for i in range(6)])
+    Runner(Places(folder), lambda _: None).run_all([_slow_stage(f"s{i}", log, 0.3) for i in range(6)])
 
 
 def test_a_stage_is_made_by_one_process(tmp_path) -> None:

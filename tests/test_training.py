@@ -128,8 +128,7 @@ def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> No
     seen = []
 
     def counting(samples, **options):
-        seen.extend(bytes(sample["input_ids"].numpy() if hasattr(sample["input_ids"], "numpy") else
-                          torch.tensor(sample["input_ids"]).numpy()) for sample in samples)  # fmt: skip
+        seen.extend(tuple(sample["input_ids"]) for sample in samples)
         return collate(samples, **options)
 
     monkeypatch.setattr("lep.training.pretrain.collate", counting)

@@ -31,7 +31,7 @@ REMINDER = "Reply with one digit from 1 to 5 and nothing else."
 REPLY_TOKENS, BATCH = 16, 16
 CONCURRENT, SECONDS, TRIES = 8, 120, 4
 MOST_UNGRADED = 10  # one after the other
-TOO_LONG = 400
+BAD_REQUEST = 400
 _THOUGHT = regex.compile(r"<think>.*?(</think>|$)", regex.DOTALL)
 _SCALE = regex.compile(r"(?<!\d)1\s*(?:-|–|to|\.\.\.?|до)\s*5(?!\d)|/\s*5(?!\d)|\bout of\s*5(?!\d)", regex.IGNORECASE)
 _GRADE = regex.compile(r"(?<![\d.,])[1-5](?![\d]|[.,]\d)")
@@ -164,7 +164,7 @@ class ServedModel:
         # room for models that think before they reply
         asked: Any = {"model": self.name, "messages": conversation, "temperature": 0, "max_tokens": 64 * REPLY_TOKENS}
         answer = self.session.post(f"{self.url}/chat/completions", json=asked, timeout=SECONDS)
-        if answer.status_code == TOO_LONG:  # for its context, most of all: this answer gets no grade
+        if answer.status_code == BAD_REQUEST:  # longer than its context, most of all: this answer gets no grade
             return answer.text
         answer.raise_for_status()
         try:

@@ -21,15 +21,11 @@ Runs = set[int]
 def copy_records(
     text: dict[str, list[str | Path]], count: int, seed: int, evaluation: dict[str, list[str | Path]] | None = None
 ) -> list[dict[str, Any]]:
-    """At most `count` copy tasks a language, half sentences and half paragraphs, as `messages` records.
+    """`count` copy tasks a language at most, rounded up to an even number: half sentences, half paragraphs; as records.
 
     None of them shares text with `evaluation`; see `records_apart`.
     """
-    halves = {"copy_sentence": (count + 1) // 2, "copy_paragraph": count // 2}
-    records = []
-    for task, half in halves.items():
-        records += records_apart(text, [task], half, seed, evaluation)
-    return records
+    return records_apart(text, ["copy_sentence", "copy_paragraph"], (count + 1) // 2, seed, evaluation)
 
 
 def records_apart(

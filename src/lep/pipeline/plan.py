@@ -113,11 +113,9 @@ class Plan:
 
     @property
     def trained_rows(self) -> int:
-        tokenizer = self.recipe.tokenizer
-        kept = (
-            0 if tokenizer.method in ALGORITHMS else tokenizer.keep or self.shape.rows
-        )  # of a replaced one: hardly any
-        return self.rows - kept if self.recipe.pretrain.train == "new_rows" else self.rows
+        if self.recipe.pretrain.train != "new_rows" or self.recipe.tokenizer.method in ALGORITHMS:
+            return self.rows  # a replaced vocabulary keeps hardly any
+        return self.rows - (self.recipe.tokenizer.keep or self.shape.rows)
 
     @property
     def steps(self) -> int:

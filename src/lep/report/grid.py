@@ -126,7 +126,9 @@ def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models"
 
 def grid_text(blocks: list[Block]) -> str:
     """The blocks as markdown tables."""
-    return "\n\n".join(f"{block.title} ({len(block.seeds)} seeds)\n\n{markdown(block.models)}" for block in blocks)
+    return "\n\n".join(
+        f"{block.title} (seeds {', '.join(map(str, block.seeds))})\n\n{markdown(block.models)}" for block in blocks
+    )
 
 
 def markdown(models: dict[str, dict[str, Cell]]) -> str:
