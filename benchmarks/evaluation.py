@@ -55,6 +55,7 @@ CHOICES = {  # task -> (choices, metrics)
     "daru_rwsd": (2, ("acc",)), "daru_mmlu_en": (4, ("acc",)), "rublimp": (2, ("acc",)), "arithmetic": (4, ("acc",)),
     "python_output": (4, ("acc",)),
 }  # fmt: skip
+PER_BYTE = ("arithmetic", "python_output")  # likelihoods are compared per byte
 ROUNDS, BATCH, DRAWS, SEEDS = 3, 64, 1_000, 20
 
 
@@ -172,11 +173,11 @@ def run_server(data: Path, items: int) -> None:
         print(f"{task}: {len(mine)} items, {scores} equal scores, {texts} equal answers")
 
 
-def run_chance(data: Path, items: int) -> None:
+def run_chance(data: Path, items: int, tasks: list[str]) -> None:
     """Random likelihoods against the 99% interval of what random answers score, computed without the tasks' code."""
     checkpoint = Checkpoint(LAB[1])
     print("| task | items | random | chance | 99% of chance | inside | oracle |\n|---|---|---|---|---|---|---|")
-    for task in [task for task in CHOICES if task in available(data)]:
+    for task in tasks or [task for task in CHOICES if task in available(data)]:
         width, metrics = CHOICES[task]
         benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), limit=items))
         docs = list(benchmark.tasks[task].eval_docs)
@@ -206,7 +207,8 @@ def run_chance(data: Path, items: int) -> None:
 
 
 def _guess(seed: int, request: Any) -> tuple[float, bool]:
-    return -random.Random(f"{seed}/{request.args}").random(), False
+    weight = len(request.args[1].encode()) if request.task_name in PER_BYTE else 1
+    return -random.Random(f"{seed}/{request.args}").random() * weight, False
 
 
 def _know(request: Any) -> tuple[float, bool]:
@@ -238,6 +240,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/darumeru"))
     parser.add_argument("--models", nargs="+", default=list(LAB))
     parser.add_argument("--items", type=int, default=None)
+    parser.add_argument("--tasks", nargs="+", default=[], choices=CHOICES, metavar="TASK", help="of `chance`; else all")
     args = parser.parse_args()
     if args.what == "tasks":
         run_tasks(args.data, args.items or 3_000, args.models)
@@ -246,7 +249,7 @@ def main() -> None:
     elif args.what == "server":
         run_server(args.data, args.items or 200)
     else:
-        run_chance(args.data, args.items or 500)
+        run_chance(args.data, args.items or 500, args.tasks)
 
 
 if __name__ == "__main__":
