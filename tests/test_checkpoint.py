@@ -6,21 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SAMPLE, SPECIALS, TEMPLATE, byte_level_tokenizer, save_model
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import SAMPLE, SPECIALS, TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, save_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from lep.checkpoint.adapter import save_factors
+from lep.checkpoint.family import Family, soft_capped
 from lep.checkpoint.ids import remap_ids
 from lep.checkpoint.initialise import initialise
-from lep.checkpoint.mappings import MAPPING_FILES
-from lep.checkpoint.propagate import propagate
+from lep.checkpoint.inspect import inspect_checkpoint
+from lep.checkpoint.mappings import MAPPING_FILES, adapted_mappings
+from lep.checkpoint.pack import make_pack
+from lep.checkpoint.propagate import propagate, use_weights
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, OutputError
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS
-from lep.settings import PropagateSettings
+from lep.publish import publishing
+from lep.settings import InitSettings, PropagateSettings
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.vocabulary import Token
 from lep.tokenizer.write import optimize_tokenizer, train_tokenizer
 
 
@@ -48,8 +55,6 @@ def test_initialising_with_the_same_tokenizer_changes_nothing(options, tmp_path,
 
 
 def test_a_second_copy_of_a_tied_table_is_kept_equal(tmp_path, byte_level, pair) -> None:
-    from safetensors.torch import save_file
-
     save_model(tmp_path / "model", byte_level, tied=True)
     stored = load_file(tmp_path / "model" / "model.safetensors")
     stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
@@ -203,11 +208,14 @@ def test_settings_follow_tokens_that_move(pair, tmp_path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for eos, outcome in (([1, old], [1, new]), (lost, None)):
         (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": eos}))
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "suppress_tokens": [old]}))
         if outcome is None:
-            with pytest.raises(CheckpointError, match=f"eos_token_id of .* is {lost}, a token that the new tokenizer"):
-                initialise(folder, tmp_path / "t", tmp_path / "no")
-            assert not (tmp_path / "no").exists()
+            for place in ("config.json", "generation_config.json"):
+                said = f"eos_token_id in .*{place} is {lost}, a token that the new tokenizer"
+                with pytest.raises(CheckpointError, match=said):
+                    initialise(folder, tmp_path / "t", tmp_path / "no")
+                assert not (tmp_path / "no").exists()
+                (folder / "config.json").write_text(json.dumps(config))  # next, in the other file alone
         else:
             initialise(folder, tmp_path / "t", tmp_path / "out")
             for file in ("config.json", "generation_config.json"):
@@ -227,7 +235,203 @@ def test_propagation_into_a_new_vocabulary(algorithm, pair, tmp_path) -> None:
     assert model(torch.tensor([chat])).logits.shape == (1, len(chat), 460)
 
 
+def test_settings_of_the_instruct_model_follow_ordinary_tokens_that_move(pair, tmp_path) -> None:
+    optimize_tokenizer(pair["base"], [SAMPLE / "ru", SAMPLE / "en"], 440, 480, tmp_path / "t", script="cyrillic")
+    old, new = max(IdMap.load(tmp_path / "t" / "id_map.json").moved.items())
+    shutil.copytree(pair["instruct"], tmp_path / "instruct")
+    generation = tmp_path / "instruct" / "generation_config.json"
+    generation.write_text(json.dumps(json.loads(generation.read_text()) | {"bad_words_ids": [[old], [1, old]]}))
+    initialise(pair["base"], tmp_path / "t", tmp_path / "adapted")
+    propagate(pair["base"], tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["bad_words_ids"] == [[new], [1, new]]
+
+
+@pytest.mark.parametrize("method", ["conversion", "exact", "new-rows", "task-arithmetic"])
+@pytest.mark.parametrize("before", ["reserved", "unused", "ordinary"])
+def test_a_token_that_the_instruct_model_names_keeps_its_place(before, method, tmp_path, english, russian) -> None:
+    """A second row of its end of turn, under no name, would be what greedy decoding takes: it would never end."""
+    names = {"reserved": ["<|reserved|>"], "unused": ["<|reserved|>"], "ordinary": []}[before]
+    plain = byte_level_tokenizer(english + russian[:4], 400, ["<s>", "</s>", *names])
+    spec = json.loads(plain.to_str())
+    if before == "unused":
+        spec["added_tokens"] = [entry for entry in spec["added_tokens"] if entry["id"] != 2]
+        del spec["model"]["vocab"]["<|reserved|>"]
+    if before == "ordinary":
+        spec["model"]["vocab"]["<|end|>"] = 400
+    base = save_model(tmp_path / "base", Tokenizer.from_str(json.dumps(spec)), padding_rows=1)
+    place = 400 if before == "ordinary" else 2
+    spec["model"]["vocab"] = {n: i for n, i in spec["model"]["vocab"].items() if i != place} | {"<|end|>": place}
+    entry = {"id": place, "content": "<|end|>", "special": True, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False}  # fmt: skip
+    spec["added_tokens"] = [e for e in spec["added_tokens"] if e["id"] != place] + [entry]
+    save_model(tmp_path / "instruct", Tokenizer.from_str(json.dumps(spec)), seed=1, like=base, noise=0.2,
+               template=TEMPLATE, padding_rows=1)  # fmt: skip
+    from lep.tokenizer.write import extend_tokenizer
+
+    extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 30, tmp_path / "tokenizer")
+    initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "adapted")
+    propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out",
+              PropagateSettings(method=method))  # fmt: skip
+    result, chat = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "instruct")
+    own, table = chat.tensor("lm_head.weight")[place], result.tensor("lm_head.weight")
+    place = 429 if before == "unused" else place  # a new token took the hole
+    assert result.vocabulary.added_ids()["<|end|>"] == place
+    assert "<|reserved|>" not in result.tokenizer.get_vocab()
+    assert (table == own).all(1).nonzero().flatten().tolist() == [place]
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"][0] == place
+    assert result.tokenizer("Привет<|end|>")["input_ids"][-1] == place
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": True}, {"weights": True}])
+def test_fitted_rows_are_those_of_plain_least_squares(options, tmp_path, byte_level, pair) -> None:
+    """From end to end, with the intercept of the output table: `conversion` by float64 `lstsq` over all rows."""
+    weighted, tied = options.get("weights", False), options.get("tied", False)
+    base = save_model(tmp_path / "base", byte_level, tied=tied, hidden=16)
+    save_model(tmp_path / "instruct", byte_level, seed=1, tied=tied, hidden=16, like=base, noise=0.2, template=TEMPLATE)
+    initialise(tmp_path / "base", pair["tokenizer"], tmp_path / "start")
+    trained = load_file(tmp_path / "start" / "model.safetensors")
+    torch.manual_seed(3)
+    trained = {n: t + 0.1 * torch.randn_like(t) if len(t) == 600 else t for n, t in trained.items()}
+    save_file(trained, tmp_path / "start" / "model.safetensors", metadata={"format": "pt"})
+    settings = PropagateSettings(frequency_text=[str(SAMPLE / "ru")] if weighted else [])
+    propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "start", tmp_path / "out", settings)
+    family = Family.open(tmp_path / "base", tmp_path / "instruct", tmp_path / "start")
+    weights = use_weights(family, settings.frequency_text) if weighted else torch.ones(600, dtype=torch.float64)
+    specials = list(family.ids.values())
+    for kind, name in family.base.tables.by_kind().items():
+        rows = family.case(kind).problem.fit_rows.clone()
+        assert not rows[specials].any()
+        mapping, root = family.mappings[kind], weights.sqrt()[rows][:, None]
+        source, target = (mapping(model.tensor(name).double())[rows] for model in (family.base, family.instruct))
+        ones = torch.ones(len(source), 1, dtype=torch.float64)
+        centred = kind == "output"
+        known = torch.cat([source, ones], 1) if centred else source
+        solved = torch.linalg.lstsq(root * known, root * target).solution
+        adapted = family.adapted.tensor(name).double()
+        adapted_ones = torch.ones(600, 1, dtype=torch.float64)
+        expected = (torch.cat([adapted, adapted_ones], 1) if centred else adapted) @ solved
+        expected[specials] = family.instruct.tensor(name).double()[specials]
+        found = Checkpoint(tmp_path / "out").tensor(name)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(found, adapted.float(), atol=1e-2)
+
+
+def test_a_soft_cap_sees_the_means(pair, tmp_path) -> None:
+    assert soft_capped({"text_config": {"final_logit_softcapping": 30.0}})
+    assert not soft_capped({"attn_logit_softcapping": 50.0, "final_logit_softcapping": None})
+    adapted = tmp_path / "adapted"
+    initialise(pair["base"], pair["tokenizer"], adapted)
+    family = Family.open(pair["base"], pair["instruct"], adapted)
+    assert [family.applied(kind).problem.centred for kind in ("input", "output")] == [False, True]
+    family.base.config["final_logit_softcapping"] = 30.0
+    assert not family.applied("output").problem.centred
+
+
+def test_a_saved_mapping_is_used_where_a_token_became_its_byte(tmp_path, english, russian) -> None:
+    """Vocabularies of the SentencePiece kind have a newline as a byte, others as an ordinary token."""
+    base = byte_fallback_tokenizer(english + russian[:4], 600)
+    save_model(tmp_path / "base", base)
+    spec = json.loads(base.to_str())
+    spec["model"]["vocab"]["\n"] = len(spec["model"]["vocab"])
+    (tmp_path / "tokenizer").mkdir()
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token="<s>",
+                            eos_token="</s>").save_pretrained(tmp_path / "tokenizer")  # fmt: skip
+    initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "start", InitSettings(method="last"))
+    source, adapted = Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "start")
+    newline = adapted.vocabulary.ids[Token(b"\n")]
+    mapping = adapted_mappings(source, adapted)["input"]
+    assert mapping.equal(VocabularyMapping.load(tmp_path / "start" / MAPPING_FILES["input"]))
+    assert mapping.copies[newline]
+    (tmp_path / "start" / MAPPING_FILES["output"]).unlink(missing_ok=True)
+    stored = load_file(tmp_path / "start" / MAPPING_FILES["input"])
+    for damage in ({"indices": stored["indices"] + 10_000}, {"copies": stored["copies"][:-1]}, {"weights": None}):
+        save_file({n: t for n, t in (stored | damage).items() if t is not None},
+                  tmp_path / "start" / MAPPING_FILES["input"])  # fmt: skip
+        with pytest.raises(CheckpointError, match=r"mapping.safetensors is damaged \(.+\): delete it"):
+            adapted_mappings(source, adapted)
+
+
 # Bad input: one clear sentence, nothing written.
+
+
+def test_embeddings_that_were_trained_with_another_body_are_refused(pair, adapted, tmp_path) -> None:
+    shutil.copytree(adapted, tmp_path / "other")
+    stored = load_file(adapted / "model.safetensors")
+    stored["model.layers.1.mlp.up_proj.weight"] += 1e-3
+    save_file(stored, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    said = r"model.layers.1.mlp.up_proj.weight in .*other is not that of .*base: embeddings trained with another body"
+    with pytest.raises(CheckpointError, match=said):
+        propagate(pair["base"], pair["instruct"], tmp_path / "other", tmp_path / "out")
+    with pytest.raises(CheckpointError, match=said):
+        make_pack(pair["base"], tmp_path / "other", tmp_path / "ru.lep")
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["other"]
+
+
+def test_an_adapter_beside_the_weights_is_not_lost(pair, adapted, tmp_path) -> None:
+    shutil.copytree(pair["instruct"], tmp_path / "chat")
+    (tmp_path / "chat" / "adapter").mkdir()
+    (tmp_path / "chat" / "adapter" / "adapter_config.json").write_text("{}")
+    for verb in (
+        lambda out: propagate(pair["base"], tmp_path / "chat", adapted, out),
+        lambda out: initialise(tmp_path / "chat", pair["tokenizer"], out),
+    ):
+        with pytest.raises(CheckpointError, match="has an adapter beside its weights"):
+            verb(tmp_path / "out")
+    initialise(pair["base"], pair["tokenizer"], tmp_path / "trained")
+    save_factors({"model.layers.0.mlp.up_proj.weight": (torch.ones(64, 1), torch.ones(1, 32))}, tmp_path / "trained")
+    initialise(tmp_path / "trained", pair["tokenizer"], tmp_path / "again")
+    assert (tmp_path / "again" / "lep" / "adapter.safetensors").exists()
+
+
+def test_a_text_without_the_vocabulary_gives_no_weights(pair, adapted, tmp_path) -> None:
+    (tmp_path / "empty.txt").write_text("<s></s>", encoding="utf-8")
+    for method in ("overlap", "conversion", "ridge", "procrustes"):
+        settings = PropagateSettings(method=method, frequency_text=[str(tmp_path / "empty.txt")])
+        with pytest.raises(CheckpointError, match="no ordinary token is left to fit"):
+            propagate(pair["base"], pair["instruct"], adapted, tmp_path / "out", settings)
+
+
+def test_a_damaged_padding_row_is_named(tmp_path, byte_level) -> None:
+    save_model(tmp_path / "model", byte_level, padding_rows=3)
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    stored["lm_head.weight"][-1] = float("nan")
+    save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    found = inspect_checkpoint(tmp_path / "model")["tables"]["lm_head.weight"]["suspicious"]
+    assert found["not finite"] == {"count": 1, "first": [["", 502]]}
+
+
+def test_a_changed_template_is_another_model(pair, tmp_path) -> None:
+    shutil.copytree(pair["instruct"], tmp_path / "chat")
+    before = Checkpoint(tmp_path / "chat").stamp()
+    assert before == Checkpoint(tmp_path / "chat").stamp()
+    (tmp_path / "chat" / "chat_template.jinja").write_text("{{ messages }}")
+    assert before != Checkpoint(tmp_path / "chat").stamp()
+
+
+def test_outputs_in_odd_places(tmp_path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with publishing(Path(".")) as partial:
+        (partial / "made").touch()
+    assert (tmp_path / "here" / "made").exists()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with publishing(tmp_path / "link") as partial:
+        (partial / "made").touch()
+    assert (tmp_path / "real" / "made").exists()
+    (tmp_path / "mine.partial").mkdir()
+    (tmp_path / "mine.partial" / "thesis").touch()
+    with pytest.raises(OutputError, match=r"mine\.partial is in the way"), publishing(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine.partial" / "thesis").exists()
+    with (
+        publishing(tmp_path / "twice") as partial,
+        pytest.raises(OutputError, match="another process is writing"),
+        publishing(tmp_path / "twice"),
+    ):
+        pass
+    assert (tmp_path / "twice").is_dir()
 
 
 def test_missing_folder() -> None:

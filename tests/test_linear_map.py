@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lep.errors import CheckpointError
 from lep.linear_map import LinearMap, LinearMapFitter
 
 
@@ -75,5 +76,5 @@ def test_unseen_directions_are_left_alone(defect: str) -> None:
 
 
 def test_without_rows_there_is_no_map() -> None:
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(CheckpointError, match="no ordinary token is left"):
         LinearMapFitter(4).fit()

@@ -116,7 +116,7 @@ def test_a_pack_writes_nothing_but_the_model(pair, trained, tmp_path) -> None:
     assert not (tmp_path / "escaped").exists()
     beyond = tensors | {"learned/input/rows": tensors["learned/input/rows"] + 10_000}
     save_file(beyond, tmp_path / "beyond.lep")
-    with pytest.raises(CheckpointError, match="a row of input lies beyond 600"):
+    with pytest.raises(CheckpointError, match="a row lies beyond 600"):
         apply_pack(tmp_path / "beyond.lep", pair["instruct"], tmp_path / "no")
 
 

@@ -197,6 +197,8 @@ def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         source[:, 3], source[:, 7] = 0, source[:, 11]
     elif case == "column scaled by 1e-4":
         source[:, 3] *= 1e-4
+    elif case == "a direction spread over all columns":
+        source -= source.mean(1, keepdim=True)
     elif case == "rank 400 rounded to bf16":
         source = source[:, :400] @ torch.randn(400, hidden, dtype=torch.float64) / 20
     true = torch.eye(hidden, dtype=torch.float64) + 0.01 / hidden**0.5 * torch.randn(hidden, hidden).double()
@@ -207,7 +209,14 @@ def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "case", ["dead and duplicate column", "column scaled by 1e-4", "rank 400 rounded to bf16", "few rows"]
+    "case",
+    [
+        "dead and duplicate column",
+        "column scaled by 1e-4",
+        "a direction spread over all columns",
+        "rank 400 rounded to bf16",
+        "few rows",
+    ],
 )
 @pytest.mark.parametrize("method", ["overlap", "conversion", "ridge", "procrustes", "exact"])
 @pytest.mark.parametrize("large", [False, True])
@@ -221,6 +230,19 @@ def test_rank_deficient_tables_do_no_harm(method: str, case: str, large: bool, m
     nothing = (adapted - expected).norm() / expected.norm()
     assert 0.009 < nothing < 0.011
     assert (found - expected).norm() / expected.norm() <= 1.2 * nothing
+
+
+@pytest.mark.parametrize("method", ["overlap", "conversion", "ridge"])
+def test_heldout_residuals_see_no_mixture_of_rows_that_were_fitted(method: str) -> None:
+    """Where the instruct model differs from the base by noise alone, no map beats the identity on held-out rows."""
+    torch.manual_seed(0)
+    base = torch.randn(300, 32, dtype=torch.float64)
+    instruct = base + 0.3 * torch.randn_like(base)
+    pieces = torch.randint(300, (900, 2)).tolist()
+    mapping = VocabularyMapping.from_rows([[i] for i in range(300)] + pieces, 300)
+    found = METHODS[method](Problem(base, instruct, mapping, torch.ones(1200, dtype=torch.bool), penalty=0.0)).report
+    assert found.heldout > 1.02 * found.identity
+    assert found.fitted < found.identity
 
 
 def test_tokens_of_the_instruct_model_are_appended() -> None:

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+
+from lep.errors import CheckpointError
 
 # Directions whose Gram eigenvalue is below this share of the largest one are treated as unseen. The square root
 # is the smallest relative singular value that float64 sums of squares can tell from noise.
@@ -18,6 +21,7 @@ ROUNDING_MARGIN, PRODUCT_MARGIN = 4.0, 32.0
 # Of the mean eigenvalue; no penalty is the plain least-squares solution, an infinite one leaves rows as they are.
 PENALTIES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, inf)
 PRODUCT_ROWS = 8_192  # summed in the products' precision before they are added in float64
+INVERSE_ITERATIONS = 8  # each costs two triangular solves of a vector
 GRAM_BLOCKS = 4  # a Gram matrix is symmetric: with 4 rows of blocks 10 of 16 blocks are computed
 
 
@@ -91,20 +95,29 @@ class LinearMapFitter:
         self, hidden: int, *, centred: bool = False, rounding: float = 0.0, products: torch.dtype = torch.float64
     ) -> None:
         self.centred, self.rounding, self.products = centred, rounding, products
-        self.folds = [_Sums(hidden, products), _Sums(hidden, products)]
+        self.sums = [_Sums(hidden, products) for _ in range(3)]  # of either half, and of rows that are in neither
 
-    def update(self, source: Tensor, target: Tensor, weights: Tensor | None = None) -> "LinearMapFitter":
-        """Add row pairs, (n, h) each, with weights (n,). Rows alternate between the folds of the held-out residual."""
-        for fold, sums in enumerate(self.folds):
-            part = slice(fold, None, len(self.folds))
-            sums.add(source[part].to(self.products), target[part].to(self.products),
-                     None if weights is None else weights[part])  # fmt: skip
+    def update(
+        self, source: Tensor, target: Tensor, weights: Tensor | None = None, halves: Tensor | None = None
+    ) -> "LinearMapFitter":
+        """Add row pairs, (n, h) each, with weights (n,).
+
+        `halves` (n,) says to which half of the held-out residual a row belongs, 0 or 1, or 2 for neither: rows that
+        are made of others must be on one side with them. Rows that are independent alternate.
+        """
+        parts: list[Any] = [slice(0, None, 2), slice(1, None, 2)]
+        if halves is not None:
+            parts = [(halves == half).nonzero().flatten() for half in range(len(self.sums))]
+        for sums, part in zip(self.sums, parts, strict=False):
+            if len(source[part]):
+                sums.add(source[part].to(self.products), target[part].to(self.products),
+                         None if weights is None else weights[part])  # fmt: skip
         return self
 
     def fit(self, penalty: float = 0.0) -> tuple[LinearMap, FitReport]:
         """The minimiser of `||A W - B||^2 + penalty e ||W - I||^2` (e: mean eigenvalue of A'A), and how good it is.
 
-        Raises `ValueError` without rows.
+        Raises `CheckpointError` without rows.
         """
         total, heldout = self._total(), self._heldout(penalty, self._halves()[:1])
         return _solved(total, penalty, self._floor(), heldout)
@@ -125,19 +138,15 @@ class LinearMapFitter:
         delta, rank = total.rotate(self._floor())
         return _result(total, delta, rank, None, total.residual(delta), heldout)
 
-    def _closed(self) -> list["_Sums"]:
-        for fold in self.folds:
-            fold.close()
-        return self.folds
-
     def _total(self) -> "_Moments":
-        total = reduce(lambda one, other: one + other, self._closed())
-        if total.rows == 0:
-            raise ValueError("no rows to fit the linear map on")
-        return total.moments(self.centred)
+        filled = [sums.closed() for sums in self.sums if sums.rows]
+        if not filled:
+            raise CheckpointError("no ordinary token is left to fit the linear map on: take --method swap, or a "
+                                  "frequency text that uses them")  # fmt: skip
+        return reduce(lambda one, other: one + other, filled).moments(self.centred)
 
     def _halves(self) -> list[tuple["_Moments", "_Moments"]]:
-        first, second = (fold.moments(self.centred) for fold in self._closed())
+        first, second = (half.closed().moments(self.centred) for half in self.sums[:2])
         return [(first, second), (second, first)]
 
     def _heldout(self, penalty: float, halves: list[tuple["_Moments", "_Moments"]]) -> float:
@@ -170,9 +179,8 @@ class _Moments:
         if penalty:
             ridged.diagonal().add_(penalty * mean)
         factor, failed = torch.linalg.cholesky_ex(ridged)
-        pivots = factor.diagonal().square()
-        unsure = max(100 * RANK_TOLERANCE * hidden * pivots.max(), 0.0 if penalty else 10 * floor * mean)
-        if not failed and pivots.min() > unsure:
+        unsure = 100 * RANK_TOLERANCE * hidden * factor.diagonal().square().max()
+        if not failed and _least_eigenvalue(factor) > max(unsure, 0.0 if penalty else 10 * floor * mean):
             return torch.cholesky_solve(self.cross, factor), hidden
         basis, values = self.span(floor)
         return basis @ ((basis.T @ self.cross) / (values[:, None] + penalty * mean)), basis.shape[1]
@@ -205,6 +213,14 @@ class _Moments:
     def norm(self) -> float:
         """`||B||^2`, or the least number where that is zero."""
         return max(self.target_square, torch.finfo(torch.float64).tiny)
+
+
+def _least_eigenvalue(factor: Tensor) -> float:
+    """The least eigenvalue of `L L'`, by inverse iteration: pivots of L do not show a direction spread over all."""
+    vector = torch.randn(len(factor), 1, dtype=factor.dtype, generator=torch.Generator().manual_seed(0))
+    for _ in range(INVERSE_ITERATIONS):
+        vector = torch.cholesky_solve(vector / vector.norm(), factor)
+    return 1 / vector.norm().item()
 
 
 def _solved(total: _Moments, penalty: float, floor: float, heldout: float) -> tuple[LinearMap, FitReport]:
@@ -250,13 +266,14 @@ class _Sums:
             if self.open_rows >= PRODUCT_ROWS:
                 self._flush()
 
-    def close(self) -> None:
-        """Bring `gram` and `cross` up to date."""
+    def closed(self) -> "_Sums":
+        """With `gram` and `cross` brought up to date."""
         self._flush()
         for block in self._blocks():
             self.gram[block.stop :, block] = self.gram[block, block.stop :].T
             diagonal = self.gram[block, block]
             diagonal.copy_(diagonal.triu() + diagonal.triu(1).T)
+        return self
 
     def _flush(self) -> None:
         for total, part in zip((self.gram, self.cross), self.open_sums, strict=True):
@@ -281,7 +298,7 @@ class _Sums:
         weight = torch.ones(len(source), dtype=source.dtype) if weights is None else weights.to(source.dtype)
         self.source += weight @ source
         self.shift += weight @ shift
-        self.rows += len(source)
+        self.rows += int((weight > 0).sum())
         self.weight += weight.sum(dtype=torch.float64).item()
         self.shift_square += (weight @ vector_norm(shift, dim=1).square()).item()
         self.target_square += (weight @ vector_norm(target, dim=1).square()).item()

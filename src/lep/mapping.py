@@ -12,6 +12,7 @@ from torch.nn.functional import embedding_bag
 # Of widened copies in float32. glibc keeps freed blocks below 32 MiB for the next chunk; larger ones are mapped anew,
 # which costs more than what is done with them (docs/log.md).
 CHUNK_BYTES = 1 << 24
+MAPPING_PARTS = ("indices", "offsets", "weights", "copies")
 
 
 def rows_at_once(hidden: int) -> int:
@@ -129,17 +130,38 @@ class VocabularyMapping:
         scale[rows] = factors
         return replace(self, weights=self.weights * scale.repeat_interleave(self.offsets.diff()))
 
+    def halves(self) -> Tensor:
+        """0 or 1 where all source rows of a target row have even or odd numbers, else 2: (target rows,) int64."""
+        odd = torch.cat([torch.zeros(1, dtype=torch.int64), (self.indices % 2).cumsum(0)])[self.offsets].diff()
+        return torch.where(odd == 0, 0, torch.where(odd == self.offsets.diff(), 1, 2))
+
     def source_weights(self, rows: Tensor, weights: Tensor) -> Tensor:
         """How much each source row counts, (V_source,) float64, when target rows (n,) count `weights` (n,): M'w."""
         part = self.select(rows)
         entries = part.weights * weights.double().repeat_interleave(part.offsets.diff())
         return torch.zeros(self.source_size, dtype=torch.float64).index_add_(0, part.indices, entries)
 
+    def check(self) -> "VocabularyMapping":
+        """Raise `ValueError` for what is no mapping, such as rows that lie beyond the tables; else return it."""
+        types = [(self.indices, torch.int64), (self.offsets, torch.int64), (self.weights, torch.float64),
+                 (self.copies, torch.bool)]  # fmt: skip
+        if any(part.dim() != 1 or part.dtype != dtype for part, dtype in types):
+            raise ValueError("a part of the mapping has another type or shape")
+        if len(self.offsets) != len(self.copies) + 1 or len(self.indices) != len(self.weights):
+            raise ValueError("the parts of the mapping differ in length")
+        ends = (int(self.offsets[0]), int(self.offsets[-1]))
+        if ends != (0, len(self.indices)) or (self.offsets.diff() < 0).any():
+            raise ValueError(f"the rows of the mapping do not end at its {len(self.indices):,} entries")
+        if (self.offsets.diff()[self.copies] != 1).any():
+            raise ValueError("a copy in the mapping has not one source row")
+        if ((self.indices < 0) | (self.indices >= self.source_size)).any():
+            raise ValueError(f"a row of the mapping lies beyond {self.source_size:,}")
+        return self
+
     def equal(self, other: "VocabularyMapping") -> bool:
         """Whether the two are the same, entry by entry."""
-        names = ("indices", "offsets", "weights", "copies")
         return self.source_size == other.source_size and all(
-            torch.equal(getattr(self, name), getattr(other, name)) for name in names
+            torch.equal(getattr(self, name), getattr(other, name)) for name in MAPPING_PARTS
         )
 
     def main_source(self) -> Tensor:
@@ -152,12 +174,13 @@ class VocabularyMapping:
 
     def save(self, path: Path) -> None:
         """Write as safetensors (a few MB). The same mapping always gives the same bytes."""
-        tensors = {name: getattr(self, name) for name in ("indices", "offsets", "weights", "copies")}
+        tensors = {name: getattr(self, name) for name in MAPPING_PARTS}
         # A tensor, not metadata: safetensors writes several metadata entries in an order that changes.
         save_file(tensors | {"source_size": torch.tensor([self.source_size])}, path)
 
     @classmethod
     def load(cls, path: Path) -> "VocabularyMapping":
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises `ValueError`, `KeyError` or `SafetensorError` for what it did not write."""
         tensors = load_file(path)
-        return cls(source_size=int(tensors.pop("source_size")), **tensors)
+        parts = {name: tensors[name] for name in MAPPING_PARTS}
+        return cls(**parts, source_size=int(tensors["source_size"])).check()

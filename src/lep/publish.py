@@ -1,5 +1,6 @@
 """Write a folder whole or not at all: beside its place first, then renamed into it."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -41,7 +42,8 @@ def check_space(output: Path, needed_bytes: int) -> None:
 
 def partial_folder(output: Path) -> Path:
     """Where `output` is until it is whole."""
-    return output.with_name(output.name + ".partial")
+    place = output.resolve()  # of "." and of links, too
+    return place.with_name(place.name + ".partial")
 
 
 @contextmanager
@@ -51,26 +53,48 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
     With `resume_key`, what an interrupted run of the same key left behind is found in the folder again;
     without it, or when the key differs, the folder starts empty. After an exception nothing is published, and
     nothing is left behind either unless it can be resumed.
+
+    Raises `OutputError` while another process writes there, and for a folder in the way that is not ours.
     """
     check_output(output)
     partial = partial_folder(output)
     key = partial / KEY_FILE
-    if not (resume_key and key.exists() and key.read_text() == resume_key):
-        shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        if resume_key:
-            key.write_text(resume_key)
-        yield partial
-    except BaseException as error:
-        saved = resume_key is not None and any(partial.rglob("checkpoint-*"))
-        if not resume_key or (isinstance(error, LepError) and not saved):
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    key.unlink(missing_ok=True)
-    if output.exists():
-        output.rmdir()  # empty, as checked above
-    partial.rename(output)
+    if partial.exists() and any(partial.iterdir()) and not key.exists():
+        raise OutputError(f"{partial} is in the way, and no unfinished run made it: move it or choose another output")
+    partial.mkdir(parents=True, exist_ok=True)
+    with key.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"another process is writing {output}: wait for it or choose another output") from error
+        except OSError:  # a file system without locks
+            pass
+        lock.seek(0)
+        if not (resume_key and lock.read() == resume_key):
+            _empty(partial)
+            lock.truncate(0)
+            lock.write(resume_key or "")
+            lock.flush()
+        try:
+            yield partial
+        except BaseException as error:
+            saved = resume_key is not None and any(partial.rglob("checkpoint-*"))
+            if not resume_key or (isinstance(error, LepError) and not saved):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        key.unlink(missing_ok=True)
+        if (place := output.resolve()).exists():
+            place.rmdir()  # empty, as checked above
+        partial.rename(place)
+
+
+def _empty(folder: Path) -> None:
+    """Delete all that is in a folder but its key."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != KEY_FILE:
+            entry.unlink()
 
 
 def publish_text(place: Path, text: str) -> None:

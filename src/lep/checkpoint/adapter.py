@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from lep.errors import CheckpointError
 
 ADAPTER = Path("lep") / "adapter.safetensors"
 UNMERGED = "adapter"  # in a model's folder: its body's adapter in peft's format, where it is not merged
+
+BODY_SAMPLE = 4_096  # elements of each tensor, by which a body that was trained is known
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # {name of a weight: (out, rank) and (rank, in)}, the scale is in the first
 
@@ -28,9 +31,41 @@ def saved_factors(folder: Path) -> Factors:
     """What `save_factors` wrote; nothing where there is nothing."""
     if not (folder / ADAPTER).exists():
         return {}
-    tensors = load_file(folder / ADAPTER)
-    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
-    return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
+    try:
+        tensors = load_file(folder / ADAPTER)
+        names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+        return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
+    except (SafetensorError, KeyError, OSError) as error:
+        raise CheckpointError(f"{folder / ADAPTER} is damaged ({error}): train the model again") from error
+
+
+def check_merged(model: Checkpoint) -> Checkpoint:
+    """Raise `CheckpointError` for a model whose body has an adapter beside it, which would be lost; else return it."""
+    if (model.folder / UNMERGED / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{model.folder} has an adapter beside its weights ({UNMERGED}), which would be lost: tune it without "
+            "--no-merge, or merge the adapter with peft first"
+        )
+    return model
+
+
+def check_body(base: Checkpoint, adapted: Checkpoint) -> None:
+    """Raise `CheckpointError` when the body of an adapted model is another than its base's, but for saved factors.
+
+    What was trained with another body does not fit the one that it would be carried into. A sample of each tensor is
+    compared, unless both are one file.
+    """
+    tables = base.tables
+    changed = {*tables.names, *tables.aliases, *tables.others, *saved_factors(adapted.folder)}
+    for name in sorted((set(base.entries) & set(adapted.entries)) - changed):
+        files = [model.folder / model.shard_of[name] for model in (base, adapted)]
+        if not files[0].samefile(files[1]):
+            ours, theirs = (model.tensor(name).reshape(-1)[:BODY_SAMPLE] for model in (base, adapted))
+            if not torch.equal(ours.to(theirs.dtype), theirs):
+                raise CheckpointError(
+                    f"{name} in {adapted.folder} is not that of {base.folder}: embeddings trained with another body do "
+                    "not fit; train with lep pretrain, or give the base that it was trained from"
+                )
 
 
 def joined(first: Factors, second: Factors) -> Factors:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lep.checkpoint.adapter import check_body, check_merged
 from lep.checkpoint.mappings import adapted_mappings, undertrained_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import finite
@@ -61,10 +62,15 @@ class Recipient:
         spec["added_tokens"] = [ours[index] for index in sorted(ours)]
         # Ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them (`Parts.assemble`).
         vocabulary = spec["model"]["vocab"]
+        names = {entry["id"]: entry["content"] for entry in spec["added_tokens"]}
         if isinstance(vocabulary, dict):
-            vocabulary |= {entry["content"]: entry["id"] for entry in spec["added_tokens"]}
+            kept = {name: index for name, index in vocabulary.items() if names.get(index, name) == name}
+            spec["model"]["vocab"] = vocabulary = kept | {name: index for index, name in names.items()}
         else:  # Unigram: the position is the id, and a low score keeps the token out of ordinary text
             low = min(score for _, score in vocabulary)
+            for index, name in names.items():
+                if index < len(vocabulary) and vocabulary[index][0] != name:
+                    vocabulary[index] = [name, low]
             vocabulary += [[entry["content"], low] for entry in spec["added_tokens"] if entry["id"] >= len(vocabulary)]
             vocabulary = {name: i for i, (name, _) in enumerate(vocabulary)}
         spec["post_processor"] = chat["post_processor"]
@@ -87,13 +93,9 @@ class Family:
         """Raises `CheckpointError` when the three do not belong together."""
         source, chat, target = (Checkpoint(model).check() for model in (base, instruct, adapted))
         check_family(source, chat, target)
-        return cls(
-            source,
-            chat,
-            target,
-            adapted_mappings(source, target),
-            result_ids(len(source.vocabulary), chat, target.vocabulary),
-        )
+        mappings = adapted_mappings(source, target)
+        ids = result_ids(len(source.vocabulary), chat, target.vocabulary, mappings["input"])
+        return cls(source, chat, target, mappings, ids)
 
     def case(self, kind: str, weights: Tensor | None = None, penalty: float | None = None) -> "TableCase":
         """A table to be fitted. Its tensors are mapped from disk, and given back with the case."""
@@ -134,6 +136,9 @@ def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) ->
     """Raise `CheckpointError` unless the models share hidden size and tying, and base and instruct their ids."""
     check_shapes(base, instruct)
     check_shapes(base, adapted)
+    for model in (base, instruct, adapted):
+        check_merged(model)
+    check_body(base, adapted)
     pairs = zip(base.vocabulary.tokens, instruct.vocabulary.tokens, strict=False)
     for index, (ours, theirs) in enumerate(pairs):
         if ours is None or theirs is None or (ours.added and theirs.added):
@@ -161,12 +166,27 @@ def check_shapes(base: Checkpoint, other: Checkpoint) -> None:
         raise CheckpointError(f"{tied.folder} ties its embeddings and {untied.folder} does not: save both alike")
 
 
-def result_ids(ids: int, instruct: Checkpoint, target: Vocabulary) -> dict[int, int]:
-    """`{instruct id: result id}` of the instruct model's added tokens; those the target lacks come last.
+def result_ids(ids: int, instruct: Checkpoint, target: Vocabulary, mapping: VocabularyMapping) -> dict[int, int]:
+    """`{instruct id: result id}` of the instruct model's added tokens.
+
+    One that the target has by name gets that id, one that took a reserved or unused id of the base (a chat model may
+    name it anew) the place where that went: another id would leave its row there, too, under no name. Others come last.
 
     Raises `TokenizerError` when the instruct model has ordinary tokens beyond the `ids` of its base.
     """
     known, found, following = target.added_ids(), {}, len(target)
+    kept, sources = (rows.tolist() for rows in mapping.kept())
+    places = dict(zip(reversed(sources), reversed(kept), strict=True))  # the first of several
+    names = instruct.vocabulary.added_ids()
+
+    def free(place: int, name: str) -> bool:
+        old = target.tokens[place]
+        return (
+            old is None
+            or target.tokenizer.id_to_token(place) == name
+            or (old.added and old.content.decode() not in names)
+        )
+
     for index, token in enumerate(instruct.vocabulary.tokens):
         if token is None:
             continue
@@ -180,6 +200,8 @@ def result_ids(ids: int, instruct: Checkpoint, target: Vocabulary) -> dict[int, 
         name = token.content.decode()
         if name in known:
             found[index] = known[name]
+        elif (place := places.get(index, len(target))) < len(target) and free(place, name):
+            found[index] = place
         else:
             found[index] = following
             following += 1

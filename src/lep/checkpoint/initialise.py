@@ -1,15 +1,16 @@
 """Give a model a new tokenizer: every row of the new tables is made from rows of the old ones."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lep.checkpoint.ids import named_ids, remap_generation_config, remap_ids
+from lep.checkpoint.adapter import ADAPTER, check_merged
+from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
 from lep.checkpoint.mappings import INIT_FILE, build_mappings, save_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.rows import mixed_rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
-from lep.errors import CheckpointError
 from lep.hub import local_folder
 from lep.publish import check_output, publishing
 from lep.settings import InitSettings
@@ -40,7 +41,7 @@ def initialise(
     Raises `CheckpointError` when they name a token that the new tokenizer lacks.
     """
     check_output(output)
-    source, folder = Checkpoint(model).check(), local_folder(tokenizer)
+    source, folder = check_merged(Checkpoint(model).check()), local_folder(tokenizer)
     target = Vocabulary.of(load_tokenizer(folder))
     settings = settings or InitSettings()
     mappings = build_mappings(source, target, settings)
@@ -57,6 +58,8 @@ def initialise(
         copy_tokenizer(folder, partial)
         keep_chat_template(source.folder, partial)  # an instruct model stays one, with a tokenizer made for its base
         save_mappings(mappings, partial)
+        if (source.folder / ADAPTER).exists():  # what its body learned, for later propagations
+            shutil.copyfile(source.folder / ADAPTER, partial / ADAPTER)
         copied = len(mapping.kept()[0])
         result = Initialised(mapping.target_size, copied, mapping.target_size - copied)
         (partial / INIT_FILE).write_text(json.dumps(settings.model_dump() | vars(result), indent=2) + "\n")
@@ -68,11 +71,5 @@ def initialise(
 def _moved_ids(source: Checkpoint, target: Vocabulary) -> dict[int, int]:
     """New id of each token that got another one."""
     id_map = IdMap.between(source.vocabulary, target)
-    dropped = {i for i in id_map.dropped if source.vocabulary.tokens[i] is not None}
-    for name, ids in named_ids(source.config).items():
-        if lost := ids & dropped:
-            raise CheckpointError(
-                f"{name} of {source.folder} is {min(lost)}, a token that the new tokenizer lacks: protect a text that "
-                "holds it when pruning"
-            )
+    check_named(source, {i for i in id_map.dropped if source.vocabulary.tokens[i] is not None})
     return id_map.moved

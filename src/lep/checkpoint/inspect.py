@@ -119,7 +119,8 @@ def _repeated(table: Tensor) -> Tensor:
 def _named(model: Checkpoint, mask: Tensor) -> dict[str, Any]:
     rows = mask.nonzero().flatten().tolist()
     tokens = model.vocabulary.tokens
-    names = [token.content.decode(errors="backslashreplace") if (token := tokens[row]) else "" for row in rows[:SHOWN]]
+    shown = [tokens[row] if row < len(tokens) else None for row in rows[:SHOWN]]
+    names = [token.content.decode(errors="backslashreplace") if token else "" for token in shown]
     return {"count": len(rows), "first": [[name, row] for name, row in zip(names, rows, strict=False)]}
 
 

@@ -15,7 +15,7 @@ from lep.embedding import METHODS, calibrated, undertrained
 from lep.errors import CheckpointError
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
-from lep.tokenizer.vocabulary import Vocabulary
+from lep.tokenizer.vocabulary import Token, Vocabulary
 
 # In a subfolder: servers load all that lies beside the model. The output table has its own file where it differs.
 MAPPING_FILES = {"input": Path("lep", "mapping.safetensors"), "output": Path("lep", "output_mapping.safetensors")}
@@ -39,8 +39,15 @@ def build_mapping(
     mixtures = [(row, [1.0]) if len(row) == 1 else METHODS[method](row, lengths, rng) for row in pieces]
     return VocabularyMapping.from_rows(
         [rows for rows, _ in mixtures], source_rows, [weights for _, weights in mixtures],
-        copies=[len(row) == 1 for row in pieces],
+        copies=[len(row) == 1 and _stands(source, row[0], target, index) for index, row in enumerate(pieces)],
     )  # fmt: skip
+
+
+def _stands(source: Vocabulary, row: int, target: Vocabulary, index: int) -> bool:
+    """Whether a source row is that of the target's token (which may be spelled by an unknown token instead)."""
+    token = target.tokens[index] if index < len(target) else None
+    known = source.tokens[row] if row < len(source) else None
+    return token is None or known is None or known.content == token.content
 
 
 def build_mappings(source: Checkpoint, target: Vocabulary, settings: InitSettings) -> dict[str, VocabularyMapping]:
@@ -108,7 +115,7 @@ def copy_mappings(checkpoint: Checkpoint, folder: Path) -> None:
 def _load(place: Path) -> VocabularyMapping:
     try:
         return VocabularyMapping.load(place)
-    except (SafetensorError, KeyError, OSError) as error:
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): delete it, or initialise the model again") from error
 
 
@@ -116,10 +123,13 @@ def _of(base: Checkpoint, adapted: Checkpoint, mapping: VocabularyMapping) -> bo
     """Whether the tokens that a mapping takes for the same are the same."""
     target, source = (rows.tolist() for rows in mapping.kept())
     ours, theirs = base.vocabulary.tokens, adapted.vocabulary.tokens
-    return all(
-        ours[s] == theirs[t] for t, s in zip(target, source, strict=True)
-        if s < len(ours) and t < len(theirs) and ours[s] is not None and theirs[t] is not None
-    )  # fmt: skip
+    pairs = ((ours[s], theirs[t]) for t, s in zip(target, source, strict=True) if s < len(ours) and t < len(theirs))
+    return all(one is None or other is None or _same(one, other) for one, other in pairs)
+
+
+def _same(one: Token, other: Token) -> bool:
+    """Whether two tokens spell the same; one of them may be a byte token."""
+    return one.content == other.content and one.added == other.added
 
 
 def unused_rows(checkpoint: Checkpoint, rows: int) -> Tensor:

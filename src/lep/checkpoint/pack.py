@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lep import __version__
-from lep.checkpoint.adapter import ADAPTER
+from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.family import Recipient, check_shapes, first_rows, result_ids
 from lep.checkpoint.mappings import adapted_mappings
 from lep.checkpoint.propagate import RECORD, write_result
@@ -23,14 +23,13 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.rows import as_table, mix, recipient_rows
 from lep.checkpoint.stream import Rows, finite, sha256
 from lep.errors import CheckpointError, OutputError, TokenizerError
-from lep.mapping import VocabularyMapping, row_chunks
+from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks
 from lep.publish import check_output
 from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
 SAMPLE_ROWS = 256  # of the base's tables, by which its descendants are known
 LEAST_COSINE = 0.5  # of sampled rows; unrelated models have about 0, heavily tuned ones were seen above 0.8
-MAPPING_PARTS = ("indices", "offsets", "weights", "copies")
 TOKENIZER_FILES = ("tokenizer.json", *(name for name in CARRIED_FILES if "." in name))
 FORMAT = 1
 
@@ -86,12 +85,10 @@ class LanguagePack:
             }
             files = {n: _unpacked(tensors[f"tokenizer/{n}"]) for n in TOKENIZER_FILES if f"tokenizer/{n}" in tensors}
             for kind, mapping in mappings.items():  # indices out of range would read and write elsewhere
-                sources, targets = mapping.source_size, mapping.target_size
-                for rows, end in ((mapping.indices, sources), (pairs["learned"][kind][0], targets),
-                                  (pairs["sample"][kind][0], sources)):  # fmt: skip
-                    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < end:
-                        raise ValueError(f"a row of {kind} lies beyond {end}")
-        except (SafetensorError, KeyError, OSError, ValueError, zstandard.ZstdError) as error:
+                hidden = about["tables"][kind]["hidden"]
+                for title, end in (("learned", mapping.check().target_size), ("sample", mapping.source_size)):
+                    _check_rows(*pairs[title][kind], end, hidden)
+        except (SafetensorError, KeyError, OSError, ValueError, TypeError, zstandard.ZstdError) as error:
             raise CheckpointError(f"{path} is not a language pack ({error}): make it again with lep pack") from error
         return cls(about, files, mappings, pairs["learned"], pairs["sample"])
 
@@ -110,6 +107,7 @@ def make_pack(base: str | Path, adapted: str | Path, output: Path, *, new_only: 
             f"{target.folder} was trained with an adapter on its body ({ADAPTER}), and a pack holds rows of tables "
             "only: propagate it instead, or train embeddings or new_rows"
         )
+    check_body(check_merged(source), check_merged(target))
     mappings, names = adapted_mappings(source, target), source.tables.by_kind()
     tables = {kind: (source.tensor(name), target.tensor(target.tables.by_kind()[kind])) for kind, name in names.items()}
     for kind, pair in tables.items():
@@ -141,13 +139,13 @@ def apply_pack(pack: str | Path, model: str | Path, output: Path, *, force: bool
     Raises `CheckpointError` for a model of another base (unless `force`), shape or vocabulary.
     """
     check_output(output)
-    found, chat = LanguagePack.load(Path(pack)), Checkpoint(model).check()
+    found, chat = LanguagePack.load(Path(pack)), check_merged(Checkpoint(model).check())
     kinship = check_kin(found, chat, str(pack), force=force)
     with TemporaryDirectory() as place:
         for name, content in found.tokenizer.items():
             Path(place, name).write_bytes(content)
         tokenizer = load_tokenizer(place)
-    ids = result_ids(found.about["source_ids"], chat, Vocabulary.of(tokenizer))
+    ids = result_ids(found.about["source_ids"], chat, Vocabulary.of(tokenizer), found.mappings["input"])
     recipient = Recipient(chat, tokenizer, found.mappings, ids)
     replaced = {name: _moved(found, recipient, kind, name) for kind, name in chat.tables.by_kind().items()}
     replaced |= {name: _others(recipient, name) for name in chat.tables.others}
@@ -240,6 +238,13 @@ def _sample(source: Checkpoint, table: Tensor) -> tuple[Tensor, Tensor]:
     ordinary = [i for i, token in enumerate(source.vocabulary.tokens) if token is not None and not token.added]
     rows = torch.tensor(ordinary[:: max(1, len(ordinary) // SAMPLE_ROWS)][:SAMPLE_ROWS])
     return rows, table[rows].clone()
+
+
+def _check_rows(rows: Tensor, values: Tensor, end: int, hidden: int) -> None:
+    if rows.dtype != torch.int64 or values.shape != (len(rows), hidden):
+        raise ValueError(f"it has {list(values.shape)} values for {list(rows.shape)} rows of {hidden}")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < end:
+        raise ValueError(f"a row lies beyond {end}")
 
 
 def _history(folder: Path) -> dict[str, Any]:

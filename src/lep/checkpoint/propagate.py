@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lep.checkpoint.adapter import added, saved_factors
 from lep.checkpoint.family import Family, Recipient, first_rows
-from lep.checkpoint.ids import remap_generation_config, remap_ids
+from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
 from lep.checkpoint.initialise import LOADER_TEXTS
 from lep.checkpoint.mappings import save_mappings
 from lep.checkpoint.reader import Checkpoint
@@ -25,8 +25,10 @@ from lep.linear_map import FitReport
 from lep.propagation import METHODS, Propagation, propagated_rows
 from lep.publish import check_output, publishing
 from lep.settings import PropagateSettings
+from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, write_tokenizer
 from lep.tokenizer.prune import token_counts
+from lep.tokenizer.vocabulary import Vocabulary
 
 RECORD = "propagation.json"
 
@@ -117,7 +119,9 @@ def all_rows(family: Family, tables: dict[str, Rows], *, trained: bool = True) -
 def write_result(recipient: Recipient, replaced: dict[str, Rows], notes: dict[str, str], output: Path) -> None:
     """Publish an instruct model with new tables and the new vocabulary; `notes` are files for its `lep/`, by name."""
     chat = recipient.model
-    moved = {old: new for old, new in recipient.ids.items() if old != new}
+    id_map = IdMap.between(chat.vocabulary, Vocabulary.of(recipient.tokenizer))
+    moved = id_map.moved | {old: new for old, new in recipient.ids.items() if old != new}
+    check_named(chat, {i for i in id_map.dropped if chat.vocabulary.tokens[i] is not None} - set(recipient.ids))
     with publishing(output) as partial:
         config = remap_ids(chat.config, moved)
         resized = resized_config(config, recipient.rows, chat.tables.size_settings)

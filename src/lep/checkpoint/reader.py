@@ -18,6 +18,7 @@ from lep.hub import local_folder
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
+STAMPED = ("*.safetensors", "*.json", "*.jinja", "lep/*.safetensors", "adapter/*")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -76,8 +77,9 @@ class Checkpoint:
 
     def stamp(self) -> list[Any]:
         """What tells this checkpoint from another or a changed one, without reading its weights."""
-        files = [self.folder / name for name in (*sorted(set(self.shard_of.values())), "tokenizer.json", "config.json")]
-        return [str(self.folder.resolve()), [[f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.exists()]]
+        files = [file for pattern in STAMPED for file in sorted(self.folder.glob(pattern)) if file.is_file()]
+        stamps = [[str(file.relative_to(self.folder)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        return [str(self.folder.resolve()), stamps]
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name

@@ -65,8 +65,9 @@ def carried_rows(family: Family, name: str, *, trained: bool) -> Rows:
             raise CheckpointError(f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
                                   f"{len(old):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
         new, start = as_table(family.adapted.tensor(name)) if known else None, 0
+        first = first_rows(chat, old)
         for part in mapping.chunks(chat.shape[1]):
-            chunk = mix(first_rows(chat, old), part)
+            chunk = mix(first, part)
             if new is not None and trained and chunk.is_floating_point():
                 wide = torch.promote_types(chunk.dtype, torch.float32)
                 learned = new[start : start + len(chunk)].to(wide) - part(old).to(wide)

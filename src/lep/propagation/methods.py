@@ -65,7 +65,7 @@ class Propagation:
 def swap(problem: Problem) -> Propagation:
     """`W = I`: the adapted rows as they are. The report gives the residual of that on the rows of `conversion`."""
     shift = total = 0.0
-    for source, target, _ in _converted(problem):
+    for source, target, *_ in _converted(problem):
         shift += (target - source).double().square().sum().item()
         total += target.double().square().sum().item()
     residual = (shift / max(total, torch.finfo(torch.float64).tiny)) ** 0.5
@@ -187,15 +187,16 @@ def _carried(problem: Problem, group: RowMap, mapping: VocabularyMapping, adapte
     return torch.where(learned == 0, chat, chat + learned)  # a sum would turn -0 into 0
 
 
-Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None]]
+Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]  # A, B, weights, halves (`LinearMapFitter`)
 
 
 def _converted(problem: Problem) -> Pairs:
+    """Rows of the target vocabulary. A mixture is held out with its pieces only, or it would be known from them."""
     wide = problem.products
     for rows in problem.fit_rows.nonzero().flatten().split(rows_at_once(problem.base.shape[1])):
         part = problem.mapping.select(rows)
         weights = None if problem.weights is None else problem.weights[rows]
-        yield part(problem.base, dtype=wide), part(problem.instruct, dtype=wide), weights
+        yield part(problem.base, dtype=wide), part(problem.instruct, dtype=wide), weights, part.halves()
 
 
 def _shared(problem: Problem) -> Pairs:
@@ -215,13 +216,13 @@ def _used(problem: Problem) -> Pairs:
 
 def _pairs(problem: Problem, rows: Tensor, weights: Tensor | None) -> Pairs:
     for part in torch.arange(len(rows)).split(rows_at_once(problem.base.shape[1])):
-        yield problem.base[rows[part]], problem.instruct[rows[part]], None if weights is None else weights[part]
+        yield problem.base[rows[part]], problem.instruct[rows[part]], None if weights is None else weights[part], None
 
 
 def _fitted(problem: Problem, pairs: Pairs) -> LinearMapFitter:
     fitter = problem.fitter()
-    for source, target, weights in pairs:
-        fitter.update(source, target, weights)
+    for pair in pairs:
+        fitter.update(*pair)
     return fitter
 
 

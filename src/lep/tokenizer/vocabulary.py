@@ -91,10 +91,18 @@ class Vocabulary:
         return self.ids.get(Token(token.content, is_byte=not token.is_byte))
 
     def spell(self, content: bytes) -> list[int]:
-        """Ids by which this vocabulary's own model spells a byte string, without pre-tokenizer or normaliser."""
+        """Ids by which this vocabulary's own model spells a byte string, without pre-tokenizer or normaliser.
+
+        Raises `TokenizerError` for bytes that it has no tokens for.
+        """
         if self.byte_level:
-            return self._model_ids("".join(BYTE_TO_CHARACTER[byte] for byte in content))
-        ids: list[int] = []
+            ids = self._model_ids("".join(BYTE_TO_CHARACTER[byte] for byte in content))
+            if content and not ids:
+                raise TokenizerError(
+                    f"the source tokenizer has no tokens for {content!r}: its byte alphabet is not whole"
+                )
+            return ids
+        ids = []
         for text, invalid in _utf8_runs(content):
             if text:
                 ids += self._model_ids(text.replace(" ", SPACE))
