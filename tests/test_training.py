@@ -1,8 +1,10 @@
 """Training: packing loses nothing, the body stays, an interrupted run ends like an uninterrupted one."""
 
 import json
+import math
 import random
 import resource
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +16,7 @@ import torch
 from conftest import TEMPLATE, kill_when, save_model
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lep.checkpoint.reader import Checkpoint
@@ -138,6 +140,47 @@ def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> No
     assert len(seen) == pytest.approx(epochs * blocks, abs=32)  # up to a whole step, and what is read ahead
     assert len(set(seen)) == (blocks if epochs >= 1 else len(seen))
     assert record["tokens"] == pytest.approx(epochs * record["corpus_tokens"], rel=0.02)
+
+
+@pytest.mark.parametrize(("blocks", "epochs"), [(48, 3), (48, 1.5), (100, 2)])
+def test_passes_over_a_corpus_are_whole(blocks, epochs) -> None:
+    """The last step of a pass is short where steps do not divide the corpus."""
+    settings = PretrainSettings(tokens=round(epochs * blocks * 64), batch_tokens=44 * 64, micro_batch_tokens=64)
+    sequences, _, steps = schedule(settings, 64, blocks)
+    per_pass = math.ceil(blocks / sequences)
+    whole, rest = divmod(steps, per_pass)
+    assert whole * blocks + rest * sequences >= epochs * blocks
+    assert (whole - (rest == 0)) * blocks < epochs * blocks
+
+
+def test_one_step_of_tuning_learns(pair, tmp_path) -> None:
+    """The first step of a warm-up has the rate zero."""
+    record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", TuneSettings(learning_rate=1e-2))
+    assert record["steps"] == 1
+    assert record["losses"][0]["learning_rate"] == 1e-2
+    assert "lm_head.weight" in record["changed_tensors"]
+
+
+def test_tuning_follows_the_names_of_the_file(tmp_path, pair) -> None:
+    """Checkpoints may name tensors otherwise than the model does: without its prefix, for one."""
+    shutil.copytree(pair["instruct"], tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    renamed = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    save_file(renamed, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    settings = TuneSettings(learning_rate=1e-2, batch_size=8)
+    record = tune(tmp_path / "model", conversations(tmp_path), tmp_path / "out", settings)
+    assert {"lm_head.weight", "layers.0.mlp.up_proj.weight"} <= set(record["changed_tensors"])
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert after.keys() == renamed.keys()
+    changed = {name for name in after if not torch.equal(after[name], renamed[name])}
+    assert changed == set(record["changed_tensors"])
+
+
+def test_half_a_character_is_mended(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d вот \\ud83d\\ude00", "id": "\\uD800"}\n', encoding="utf-8")
+    (found,) = read_documents([tmp_path / "a.jsonl"])
+    assert found.text == "\ufffd вот 😀"
+    found.id.encode()
 
 
 def test_schedule_spends_the_budget() -> None:
@@ -419,8 +462,9 @@ def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
     arguments = SimpleNamespace(output_dir=tmp_path, max_steps=9, learning_rate=1.0)
     (tmp_path / "checkpoint-3").mkdir()
     for step, loss in enumerate([5.0, 4.0, 6.5, 6.6], start=1):
-        watch.on_log(arguments, SimpleNamespace(global_step=step, log_history=[]), control, {"loss": loss})
+        control.should_save = True  # as the trainer's own callback asks for, before the step's loss is known
         watch.on_step_end(arguments, None, control)
+        watch.on_log(arguments, SimpleNamespace(global_step=step, log_history=[]), control, {"loss": loss})
         assert control.should_save == (loss < 6)
     state = SimpleNamespace(global_step=5, log_history=[{"loss": 5.0}])
     with pytest.raises(TrainingError, match=r"from 5.00 to 7.00 .* by step 5 of 9: .*the last state before is .*-3$"):

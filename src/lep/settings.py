@@ -142,7 +142,7 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="of the arithmetic; trained weights are float32 (auto: bf16 where hardware multiplies it)"
     )
-    activation_checkpointing: bool = Field(False, description="less memory, a third more time: for large models")
+    activation_checkpointing: bool = Field(False, description="less memory, up to half more time: for large models")
     checkpoints: PositiveInt = Field(8, description="resumable states saved on the way")
 
 

@@ -38,6 +38,13 @@ def main() -> None:
     except LepError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for this
+            raise
+        reason = str(error).partition(". ")[0]
+        print(f"error: the device's memory is full ({reason}): take smaller batches, or activation checkpointing",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     except OSError as error:  # a full or read-only disk, met while writing
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

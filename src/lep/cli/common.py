@@ -33,6 +33,12 @@ NotInText = Annotated[
     list[str] | None,
     typer.Option("--eval-text", help="LANGUAGE=PATH: text that is evaluated on; no copy task may share any of it."),
 ]
+Checkpointing = Annotated[
+    bool, typer.Option("--activation-checkpointing", help="Less memory, up to half more time: for large models.")
+]
+Precision = Annotated[str, typer.Option(help="auto, bf16 or float32.")]
+MicroBatch = Annotated[int, typer.Option(help="Samples that are in memory at once.")]
+MaxLength = Annotated[int, typer.Option(help="Tokens; longer samples are left out.")]
 Merge = Annotated[
     bool, typer.Option("--merge/--no-merge", help="Merge the adapter, or leave it beside the model, in adapter/.")
 ]

@@ -1,5 +1,6 @@
 """Commands for whole runs, and for what is made of them: scores and the report."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from lep import __version__
 from lep.cli.common import Output, app, checked, default, say, texts_of
+from lep.errors import LepError
 from lep.settings import BenchmarkSettings, EvaluateSettings
 
 
@@ -102,8 +104,14 @@ def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished ru
 
 @app.callback(invoke_without_command=True)
 def version(
+    context: typer.Context,
     show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if show:
         typer.echo(f"lep {__version__}")
         raise typer.Exit
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "pretrain":
+        raise LepError(
+            f"a launcher started {os.environ['WORLD_SIZE']} processes of lep {context.invoked_subcommand}, and only "
+            "lep pretrain shares its work out among them: start the others by themselves"
+        )

@@ -6,12 +6,16 @@ from typing import Annotated
 import typer
 
 from lep.cli.common import (
+    Checkpointing,
     Corpus,
     EvalTexts,
+    MaxLength,
     Merge,
+    MicroBatch,
     Model,
     NotInText,
     Output,
+    Precision,
     Texts,
     app,
     checked,
@@ -49,7 +53,12 @@ def pretrain(
         bool, typer.Option("--sweep", help="Try 0.1, 0.25, 0.5 and 1 times the rate on a fifth of the tokens first.")
     ] = False,
     weight_decay: Annotated[float, typer.Option()] = default(PretrainSettings, "weight_decay"),
-    precision: Annotated[str, typer.Option(help="auto, bf16 or float32.")] = default(PretrainSettings, "precision"),
+    precision: Precision = default(PretrainSettings, "precision"),
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps with a rising rate (default: 5% of all).")] = None,
+    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens that are in memory at once.")] = default(
+        PretrainSettings, "micro_batch_tokens"
+    ),
+    activation_checkpointing: Checkpointing = False,
     seed: Annotated[int, typer.Option()] = default(PretrainSettings, "seed"),
 ) -> None:
     """Train embeddings and head on plain text; the body stays as it is."""
@@ -58,6 +67,8 @@ def pretrain(
         sweep=sweep, block_size=block_size,
         batch_tokens=batch_tokens, schedule=schedule, patience=patience,
         eval_text=texts_of(eval_text, "--eval-text") or {}, weight_decay=weight_decay, precision=precision, seed=seed,
+        warmup_steps=warmup_steps, micro_batch_tokens=micro_batch_tokens,
+        activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     from lep.training.pretrain import pretrain as run_pretrain
 
@@ -114,13 +125,18 @@ def calibrate(
     learning_rate: Annotated[float, typer.Option()] = default(CalibrateSettings, "learning_rate"),
     epochs: Annotated[float, typer.Option()] = default(CalibrateSettings, "epochs"),
     batch_size: Annotated[int, typer.Option()] = default(CalibrateSettings, "batch_size"),
+    micro_batch_size: MicroBatch = default(CalibrateSettings, "micro_batch_size"),
+    max_length: MaxLength = default(CalibrateSettings, "max_length"),
+    precision: Precision = default(CalibrateSettings, "precision"),
+    activation_checkpointing: Checkpointing = False,
     merge: Merge = True,
     seed: Annotated[int, typer.Option()] = default(CalibrateSettings, "seed"),
 ) -> None:
     """Teach an adapted model the original instruct model's own answers."""
     settings = checked(
         CalibrateSettings, train=train, copy_tasks=copy_tasks, learning_rate=learning_rate, epochs=epochs,
-        batch_size=batch_size, seed=seed,
+        batch_size=batch_size, micro_batch_size=micro_batch_size, max_length=max_length, precision=precision,
+        activation_checkpointing=activation_checkpointing, seed=seed,
     )  # fmt: skip
     from lep.calibration.calibrate import calibrate as run_calibrate
     from lep.corpus.copies import copy_records
@@ -141,13 +157,18 @@ def tune(
     learning_rate: Annotated[float, typer.Option()] = default(TuneSettings, "learning_rate"),
     epochs: Annotated[float, typer.Option()] = default(TuneSettings, "epochs"),
     batch_size: Annotated[int, typer.Option()] = default(TuneSettings, "batch_size"),
+    micro_batch_size: MicroBatch = default(TuneSettings, "micro_batch_size"),
+    max_length: MaxLength = default(TuneSettings, "max_length"),
+    precision: Precision = default(TuneSettings, "precision"),
+    activation_checkpointing: Checkpointing = False,
     merge: Merge = True,
     seed: Annotated[int, typer.Option()] = default(TuneSettings, "seed"),
 ) -> None:
     """Instruction tuning with a low-rank adapter on all projections, merged."""
     settings = checked(
         TuneSettings, copy_tasks=copy_tasks, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size,
-        seed=seed,
+        micro_batch_size=micro_batch_size, max_length=max_length, precision=precision,
+        activation_checkpointing=activation_checkpointing, seed=seed,
     )  # fmt: skip
     from lep.corpus.copies import copy_records
     from lep.training.tune import tune as run_tune

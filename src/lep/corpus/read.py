@@ -74,6 +74,9 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise CorpusError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        if "\\ud" in line or "\\uD" in line:  # an escape may be half of a character, which no file can hold
+            halves = json.dumps(record, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            record = json.loads(halves.decode("utf-16", "replace"))
         if not isinstance(record, dict):
             raise CorpusError(f"{path}, line {number}: a {type(record).__name__} where an object was expected")
         yield number, record

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lep.errors import TokenizerError
 
 Segment = tuple[int, list[int], int]  # sequence, ids, first position that is scored
-CPU_LOGITS = 1 << 22  # 16 MiB in float32
+LOGITS = {"cpu": 1 << 22}  # at once: 16 MiB in float32, which a CPU uses again
+MOST_LOGITS = 1 << 28  # elsewhere: about 12 bytes each are alive at once
+LONGEST_SEGMENT = 2_048  # tokens; texts are shorter, but for lines without an end
 
 
 def start_token(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -37,11 +39,11 @@ def sequence_nats(
 ) -> list[float]:
     """Sum of -log p in nats over each sequence's tokens from position `scored_from` (at least 1) on.
 
-    `sequences` holds (ids, scored_from). A sequence longer than the model's context is scored in segments of
-    half a context, each of which sees at least the half context before it.
+    `sequences` holds (ids, scored_from). A sequence longer than the model's context (or `LONGEST_SEGMENT`) is scored in
+    segments of half of that, each of which sees at least as much before it.
     """
     config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or 1 << 30
+    context = min(getattr(config, "max_position_embeddings", None) or LONGEST_SEGMENT, LONGEST_SEGMENT)
     segments: list[Segment] = []
     for index, (ids, scored_from) in enumerate(sequences):
         position = max(scored_from, 1)
@@ -70,13 +72,13 @@ def sequence_nats(
 
 
 def _batches(segments: list[Segment], size: int, rows: int, model: PreTrainedModel) -> list[list[Segment]]:
-    """Segments, longest first, in batches of at most `size`; on a CPU of few logits, whose memory is then used again.
+    """Segments, longest first, in batches of at most `size`, and of so many logits; on a CPU of few.
 
-    Fresh memory takes longer than what is computed in it.
+    Fresh memory takes a CPU longer than what is computed in it.
     """
     found, start = [], 0
     while start < len(segments):
-        fits = CPU_LOGITS // (len(segments[start][1]) * rows) if model.device.type == "cpu" else size
+        fits = LOGITS.get(model.device.type, MOST_LOGITS) // (len(segments[start][1]) * rows)
         found.append(segments[start : start + max(1, min(size, fits))])
         start += len(found[-1])
     return found

@@ -10,11 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lep.checkpoint.architecture import Architecture
-from lep.corpus.read import batches, corpus_files, stream_texts
+from lep.corpus.read import batches, corpus_files, read_file, stream_texts
 from lep.errors import CorpusError, LepError
 from lep.hub import local_folder
 from lep.pipeline.recipe import Recipe
-from lep.settings import TokenizerSettings
+from lep.settings import TokenizerSettings, TrainingSettings
 from lep.tokenizer.count import count_texts
 from lep.tokenizer.extend import extend_bpe
 from lep.tokenizer.load import load_tokenizer
@@ -23,7 +23,8 @@ from lep.tokenizer.prune import kept_tokens, pruned, token_counts
 from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
 from lep.training.data import LARGEST_BLOCK, batch_of
 from lep.training.loss import LOSS_CHUNK
-from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE
+from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_states
+from lep.training.trainer import LOGIT_SETTINGS
 
 UTILISATION = 0.4  # of a device's peak that training of large models reaches
 SAMPLE_CHARACTERS, SAMPLE_PIECE, HELDOUT_EVERY = 16_000_000, 20_000, 20
@@ -56,6 +57,7 @@ class Shape:
     layers: int
     inner: int
     cache: int  # elements of the KV cache for one token
+    plain: bool  # whether logits are just the head's products, so that the loss needs few of them at once
 
     @classmethod
     def of(cls, folder: Path) -> "Shape":
@@ -73,6 +75,7 @@ class Shape:
             sum(t.numel() for key, t in unique.items() if key not in tables), rows, hidden, len(tables),
             text.num_hidden_layers, getattr(text, "intermediate_size", None) or 4 * hidden,
             2 * text.num_hidden_layers * heads * head,
+            not any(getattr(text, name, None) for name in LOGIT_SETTINGS),
         )  # fmt: skip
 
 
@@ -138,24 +141,45 @@ class Plan:
 
     @property
     def token_operations(self) -> float:
-        """Forward, and backward to the activations, through body and head; and the gradient of the head's rows."""
+        """Forward, and backward to the activations, through body and head; and the gradient of the head's rows.
+
+        With activation checkpointing, once more forward through the body.
+        """
         through = self.shape.body + self.rows * self.shape.hidden
-        return 4 * through + 2 * self.trained_rows * self.shape.hidden
+        again = 2 * self.shape.body if self.recipe.pretrain.activation_checkpointing else 0
+        return 4 * through + again + 2 * self.trained_rows * self.shape.hidden
 
     @property
     def memory(self) -> dict[str, float]:
         """Bytes on the device: 16-bit weights, what trains in float32 (weights, gradients, moments), the rest."""
-        shape, settings = self.shape, self.recipe.pretrain
-        table, trained = self.rows * shape.hidden, self.trained_rows * shape.hidden * shape.tables
-        frozen = shape.body + (table * shape.tables if settings.train == "new_rows" else 0)
+        settings = self.recipe.pretrain
+        rows = self.trained_rows if settings.train == "new_rows" else self.rows
+        return self._memory(rows, min(settings.micro_batch_tokens, self.tokens), settings)
+
+    @property
+    def stages(self) -> dict[str, dict[str, float]]:
+        """The same for every training of the recipe; adapters, which are small, are left out."""
+        recipe, found = self.recipe, {"pretrain": self.memory}
+        for name, settings in (("calibrate", recipe.calibrate), ("tune", recipe.tune)):
+            if settings is not None:
+                some = name == "calibrate" and recipe.calibrate and recipe.calibrate.train == "new_rows"
+                tokens = settings.micro_batch_size * settings.max_length
+                found[name] = self._memory(self.rows - self.shape.rows if some else self.rows, tokens, settings)
+        return found
+
+    def _memory(self, rows: int, tokens: int, settings: TrainingSettings) -> dict[str, float]:
+        """For so many training rows of each table, and tokens at once. States between layers are float32."""
+        shape = self.shape
+        table, trained = self.rows * shape.hidden, rows * shape.hidden * shape.tables
+        frozen = shape.body + (table * shape.tables if rows < self.rows else 0)
         layer = 2 * (8 * shape.hidden + 4 * shape.inner)
-        layers = 2 * shape.hidden * shape.layers + layer if settings.activation_checkpointing else layer * shape.layers
+        layers = 4 * shape.hidden * shape.layers + layer if settings.activation_checkpointing else layer * shape.layers
         return {
             "weights that stay": 2 * frozen,
             "rows that train, their gradients and moments": 16 * trained,
-            "the head in 16 bits and its gradient": 2 * table + 4 * self.trained_rows * shape.hidden,
-            "logits": 3 * 4 * LOSS_CHUNK * self.rows,
-            "activations": min(settings.micro_batch_tokens, self.tokens) * layers,
+            "the head in 16 bits and its gradient": 2 * table + 4 * rows * shape.hidden,
+            "logits": 3 * 4 * (LOSS_CHUNK if shape.plain else tokens) * self.rows,
+            "activations": tokens * layers,
         }
 
     @property
@@ -165,14 +189,17 @@ class Plan:
         after = [len(stage.after) if stage else 0 for stage in (recipe.calibrate, recipe.tune)]
         models = 3 + len(recipe.propagate) + recipe.direct + sum(after)
         table = self.rows * self.shape.hidden * self.shape.tables
-        states = STATE_COPIES * 4 * self.trained_rows * self.shape.hidden * self.shape.tables
+        states = (
+            saved_states(recipe.pretrain) * STATE_COPIES * 4 * self.trained_rows * self.shape.hidden * self.shape.tables
+        )
         rewritten = models - 2 if "lora" in recipe.pretrain.train else sum(after)  # their bodies are not linked
         bodies = 2 * rewritten * self.shape.body
         return 2 * models * table + bodies + states + 4 * self.tokens
 
     def __str__(self) -> str:
-        shape, settings = self.shape, self.recipe.pretrain
-        needed, most = sum(self.memory.values()), self.device.memory_bytes
+        shape, most = self.shape, self.device.memory_bytes
+        needed = {name: sum(parts.values()) for name, parts in self.stages.items()}
+        others = "".join(f"; {name} {size / 1e9:.0f}" for name, size in needed.items() if name != "pretrain")
         parts = ", ".join(f"{what} {size / 1e9:.1f}" for what, size in self.memory.items())
         lines = [
             f"{shape.body / 1e9:.2f}B parameters in the body, {shape.tables} table(s) of {shape.rows:,} to "
@@ -180,15 +207,23 @@ class Plan:
             f"{self.tokens:,} tokens in {self.steps:,} steps: {self.hours:.1f} hours on one {self.name} at "
             f"{UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens an hour, "
             f"{self.token_operations / 1e9:.1f} GFLOP a token)",
-            f"memory {needed / 1e9:.0f} GB of {most / 1e9:.0f}: {parts}",
-            f"disk about {self.disk_bytes / 1e9:.0f} GB beside the corpus and the given models",
+            f"memory {needed['pretrain'] / 1e9:.0f} GB of {most / 1e9:.0f}: {parts}{others}",
+            f"disk about {self.disk_bytes / 1e9:.0f} GB beside the corpus and the given models, where these lie on the "
+            "same disk (else bodies are copied)",
+            "hours are those of pretraining: answers, calibration, tuning and evaluation come on top",
         ]
-        if needed > most:
-            lines.append(
-                f"it does not fit: halve pretrain.micro_batch_tokens ({settings.micro_batch_tokens:,}), set "
-                "pretrain.activation_checkpointing, or train new_rows"
-            )
+        lines += [self._advice(name) for name, size in needed.items() if size > most]
         return "\n".join([*lines, *self._worth()])
+
+    def _advice(self, stage: str) -> str:
+        settings = getattr(self.recipe, stage)
+        size = "micro_batch_tokens" if stage == "pretrain" else "micro_batch_size"
+        ways = [f"lower {stage}.{size} ({getattr(settings, size):,})"]
+        if not settings.activation_checkpointing:
+            ways.append(f"set {stage}.activation_checkpointing")
+        if stage != "tune" and settings.train != "new_rows":
+            ways.append("train new_rows")
+        return f"{stage} does not fit: {', '.join([*ways, 'add fewer tokens'])}"
 
     def _worth(self) -> list[str]:
         if self.savings is None:
@@ -235,8 +270,10 @@ def _budget(recipe: Recipe, savings: Savings | None) -> int:
     limit, characters = recipe.corpus.limit_characters, 0
     for text in stream_texts(recipe.text[recipe.language]):
         characters += len(text)
-        if limit is not None and characters >= limit:
+        if limit is not None and characters * (1 - recipe.corpus.heldout_share) >= limit:
             break
+    if recipe.heldout.get(recipe.language) is None:
+        characters = round(characters * (1 - recipe.corpus.heldout_share))
     characters = min(characters, limit or characters)
     return recipe.pretrain.budget(round(characters * savings.after / savings.heldout))
 
@@ -245,6 +282,8 @@ def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings)
     """Tokens of held-out pieces of a sample, under the base's vocabulary and under one made on the others."""
     files = corpus_files(paths)
     pieces = [piece for file in files for piece in _sample(file, SAMPLE_CHARACTERS // len(files))]
+    if not pieces:
+        raise CorpusError(f"the corpus holds no text at all: {', '.join(map(str, files))}")
     heldout = pieces[::HELDOUT_EVERY]
     learned = [piece for i, piece in enumerate(pieces) if i % HELDOUT_EVERY]
     base = load_tokenizer(folder).backend_tokenizer
@@ -278,7 +317,7 @@ def _sample(file: Path, characters: int) -> list[str]:
     """The first pieces of a file, cut so that a document is learned from and held out in turn."""
     cut = (
         text[start : start + SAMPLE_PIECE]
-        for text in stream_texts([file])
+        for text in (document.text for document in read_file(file) if document.text.strip())
         for start in range(0, len(text), SAMPLE_PIECE)
     )
     return ["".join(texts) for texts in itertools.islice(batches(cut, SAMPLE_PIECE), ceil(characters / SAMPLE_PIECE))]

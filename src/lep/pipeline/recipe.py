@@ -259,7 +259,10 @@ def _override(content: dict[str, Any], override: str, places: dict) -> None:
         if not isinstance(target.setdefault(section, {}), dict):
             raise RecipeError(f"'{override}': {section} is not a section of the recipe")
         target = target[section]
-    target[last] = yaml.safe_load(value) if value.startswith(("[", "{")) or value == "null" else value
+    try:
+        target[last] = yaml.safe_load(value) if value.startswith(("[", "{")) or value == "null" else value
+    except yaml.YAMLError as error:
+        raise RecipeError(f"'{override}' cannot be read: close its brackets and quotes") from error
     places[(*sections, last)] = f"command line, {override}"
 
 
@@ -316,10 +319,15 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
     looked_at = {code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()}
     changed["pretrain"] = recipe.pretrain.model_copy(update={"eval_text": looked_at})
+    benchmark = recipe.evaluate.benchmark
+    if benchmark.data:
+        found = benchmark.model_copy(update={"data": absolute(benchmark.data)})
+        changed["evaluate"] = recipe.evaluate.model_copy(update={"benchmark": found})
     if recipe.calibrate:
         named = {name: getattr(recipe.calibrate, name) for name in ("prompts", "judge")}
-        found = {name: absolute(value) for name, value in named.items() if value}
-        changed["calibrate"] = recipe.calibrate.model_copy(update=found)
+        changed["calibrate"] = recipe.calibrate.model_copy(
+            update={name: absolute(value) for name, value in named.items() if value}
+        )
     if recipe.tune and recipe.tune.data:
         changed["tune"] = recipe.tune.model_copy(update={"data": absolute(recipe.tune.data)})
     for stage in ("calibrate", "tune"):

@@ -29,7 +29,8 @@ def schedule(settings: PretrainSettings, block: int, blocks: int, processes: int
     sequences = min(blocks, max(1, round(batch_of(settings) / block)))
     accumulation = max(1, math.ceil(sequences * block / (settings.micro_batch_tokens * processes)))
     sequences = math.ceil(sequences / (accumulation * processes)) * accumulation * processes
-    return sequences, accumulation, max(1, math.ceil(settings.budget(0) / (sequences * block)))
+    passes, rest = divmod(settings.budget(0), blocks * block)  # the last step of a pass takes what is left of it
+    return sequences, accumulation, passes * math.ceil(blocks / sequences) + math.ceil(rest / (sequences * block))
 
 
 def packed_blocks(checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str) -> Dataset:

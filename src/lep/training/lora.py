@@ -1,6 +1,7 @@
 """Low-rank adapters on a frozen body that train beside the tables, and are merged in the end."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,29 +16,29 @@ from lep.errors import CheckpointError
 from lep.training.processes import whole
 
 
-def projections(model: nn.Module) -> list[tuple[str, int, str]]:
-    """Name of the layer list, number of the layer and own name of each linear projection in the layers."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = [match for name in names if (match := re.search(r"(\w+)\.(\d+)\.(?:.*\.)?(\w+)$", name))]
-    return [(match[1], int(match[2]), match[3]) for match in found]
+def projections(model: Any, checkpoint: Checkpoint) -> dict[str, int]:
+    """The layer of each linear projection in the decoder's layers, by the name of its module.
 
-
-def add_adapter(model: Any, checkpoint: Checkpoint, rank: int, alpha: float) -> dict[str, str]:
-    """Give every projection in the decoder's layers an adapter in float32 that trains; nothing else does afterwards.
-
-    Returns the name that each adapted weight has in the checkpoint, by the name of its module. Raises `CheckpointError`
-    where there is nothing to adapt, or a weight is not stored as it is.
+    Raises `CheckpointError` where there is none.
     """
     inside = {id(module) for module in model.get_decoder().modules()}
-    layers = [
-        name for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in inside and re.search(r"\.\d+\.", name)
-    ]  # fmt: skip
-    if not layers:
+    found = {
+        name: int(match[1]) for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside and (match := re.search(r"\.(\d+)\.", name))
+    }  # fmt: skip
+    if not found:
         raise CheckpointError(
             f"{checkpoint.folder} has no linear projections in its layers that adapters could be put on "
             f"({type(model).__name__}): train embeddings or new_rows"
         )
+    return found
+
+
+def stored_weights(model: Any, checkpoint: Checkpoint, layers: Iterable[str]) -> dict[str, str]:
+    """The name that the weight of each module has in the checkpoint, by the name of the module.
+
+    Raises `CheckpointError` where a weight is not stored as it is.
+    """
     stored = Architecture.probe(checkpoint.folder, checkpoint.config).stored_names(checkpoint.entries)
     names = {}
     for name in layers:
@@ -48,7 +49,17 @@ def add_adapter(model: Any, checkpoint: Checkpoint, rank: int, alpha: float) -> 
                 f"{', '.join(found) or 'none'}): train embeddings or new_rows"
             )
         names[name] = found[0]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers), model)
+    return names
+
+
+def add_adapter(model: Any, checkpoint: Checkpoint, rank: int, alpha: float) -> dict[str, str]:
+    """Give every projection in the decoder's layers an adapter in float32 that trains; nothing else does afterwards.
+
+    Returns the name that each adapted weight has in the checkpoint, by the name of its module. Raises `CheckpointError`
+    where there is nothing to adapt, or a weight is not stored as it is.
+    """
+    names = stored_weights(model, checkpoint, projections(model, checkpoint))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names)), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if parameter.requires_grad:

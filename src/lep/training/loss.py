@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ROWS = 1 << 14  # whose gradients are made in 16 bits at once, before they are added in 32
 LOSS_CHUNK = 256  # tokens: at a vocabulary of 6,144 the fastest of 128 to 1,024, 1.6 times as fast as all at once
 
 
@@ -56,7 +57,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if gradient is not None and gradient.dtype == part.dtype:
                     gradient.addmm_(part.T, states)
                 elif gradient is not None:
-                    gradient += part.T @ states
+                    for rows, slope in zip(gradient.split(ROWS), part.T.split(ROWS), strict=True):
+                        rows += slope @ states
         ctx.gradients = (of_hidden, None, of_bias, *of_tables)
         ctx.dtypes = (hidden.dtype, None, bias.dtype if bias is not None else None, *(table.dtype for table in tables))
         return total

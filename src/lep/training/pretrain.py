@@ -24,15 +24,23 @@ from lep.errors import TrainingError
 from lep.publish import check_output, check_space, fingerprint
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
-from lep.training.data import LARGEST_BLOCK, collate, isolates, packed_blocks, schedule, tokens_of
+from lep.training.data import LARGEST_BLOCK, batch_of, collate, isolates, packed_blocks, schedule, tokens_of
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.lora import adapter_factors, add_adapter
 from lep.training.processes import held_share, is_main, join, main_first, publishing_once, wait, world_size
 from lep.training.rows import new_rows, split_tables, stored_tables, whole_tables
-from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
+from lep.training.trainer import (
+    TablesTrainer,
+    chunk_loss,
+    common_arguments,
+    free_memory,
+    on_one_device,
+    run,
+    uses_bf16,
+)
 from lep.training.watch import HeldoutText
 
-STATE_COPIES = 6  # of the float32 tables: weights and two moments, in two saved states
+STATE_COPIES = 3  # of the float32 tables in a saved state: weights and two moments
 SWEPT_RATES, SWEPT_SHARE = (0.1, 0.25, 0.5, 1.0), 0.2  # of the learning rate, and of the tokens (section 3.4)
 
 
@@ -59,7 +67,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     names = checkpoint.tables.by_kind()
     floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
     changed = checkpoint.shard_of if "lora" in settings.train else names.values()
-    check_space(output, rewritten_bytes(checkpoint, changed) + STATE_COPIES * 4 * floats)
+    check_space(output, rewritten_bytes(checkpoint, changed) + saved_states(settings) * STATE_COPIES * 4 * floats)
     join()
     with publishing_once(output, key) as folder:
         started = time.time()
@@ -69,6 +77,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         with main_first():
             blocks = packed_blocks(checkpoint, corpus, block, folder / "work" / "packed", key)
         settings = settings.model_copy(update={"tokens": settings.budget(len(blocks) * block), "epochs": None})
+        settings = settings.model_copy(update={"batch_tokens": batch_of(settings)})  # of a sweep's trials, too
         task = _Task(checkpoint, rows, blocks, block, heldout)
         swept = _sweep(task, folder / "work", settings) if settings.sweep else {}
         used = settings.model_copy(update={"learning_rate": swept.get("best", settings.learning_rate)})
@@ -78,6 +87,11 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         if is_main():
             _write(checkpoint, trained, record, folder)
     return record
+
+
+def saved_states(settings: PretrainSettings) -> int:
+    """States that lie on the disk at once: the last one and the one being written, and the best one where one looks."""
+    return 3 if settings.eval_text else 2
 
 
 def _trained_rows(checkpoint: Checkpoint, settings: PretrainSettings) -> dict[str, Tensor]:
@@ -126,7 +140,8 @@ class _Task:
             gradient_accumulation_steps=accumulation, remove_unused_columns=False, **chosen,
         )  # fmt: skip
         trainer = TablesTrainer(
-            model=model, args=arguments, train_dataset=self.blocks, data_collator=partial(collate, isolated=isolated),
+            model=model, args=on_one_device(arguments), train_dataset=self.blocks,
+            data_collator=partial(collate, isolated=isolated),
             eval_dataset=self.blocks.select([0]) if settings.eval_text else None,  # asked for; `heldout` is looked at
         )  # fmt: skip
         trainer.heldout = self.heldout
@@ -154,6 +169,8 @@ class _Task:
                 )
             record["best_step"] = int(str(trainer.state.best_model_checkpoint).rpartition("-")[2])
             record["looks"] = self.heldout.looks(trainer.state.log_history)
+        del trainer, model, tables, found
+        free_memory()
         return trained, record
 
 

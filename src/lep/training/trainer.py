@@ -1,8 +1,10 @@
 """The few things that differ from the stock Trainer."""
 
+import gc
 import json
 import shutil
 from dataclasses import fields
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from lep.errors import OutputError
 from lep.settings import TrainingSettings
 from lep.training.loss import linear_cross_entropy
-from lep.training.processes import local, parted, share_out, whole
+from lep.training.processes import local, parted, share_out, whole, world_size
 from lep.training.rows import head_tables
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
@@ -206,7 +208,8 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": settings.warmup_steps or settings.warmup_share,  # below 1 it is a share
+        # The rate of a warm-up's first step is zero: the last step is never one of them.
+        "warmup_steps": min(settings.warmup_steps or ceil(settings.warmup_share * steps), steps - 1),
         "max_steps": steps,
         "logging_steps": max(1, steps // 100),
         "save_steps": max(1, steps // settings.checkpoints),
@@ -218,6 +221,20 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         "ddp_broadcast_buffers": False,
         _checkpointing_name(): settings.activation_checkpointing,
     }
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """Without a launcher one device trains, where the Trainer would take all that it sees by `nn.DataParallel`."""
+    if world_size() == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def free_memory() -> None:
+    """Give back what a finished training held: trainer and model hold each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _checkpointing_name() -> str:

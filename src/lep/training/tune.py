@@ -11,21 +11,30 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from lep.checkpoint.adapter import UNMERGED
+from lep.checkpoint.adapter import UNMERGED, check_merged
 from lep.checkpoint.mappings import copy_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.read import read_messages, write_records
-from lep.errors import LepError
+from lep.errors import LepError, TrainingError
 from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.frozen import check_frozen, frozen_digest
-from lep.training.lora import projections
+from lep.training.lora import projections, stored_weights
 from lep.training.rows import new_rows, split_tables, stored_tables
 from lep.training.samples import Records, Samples, batches, collate_answers, encode_records, in_order
-from lep.training.trainer import TablesTrainer, chunk_loss, common_arguments, run, uses_bf16
+from lep.training.trainer import (
+    TablesTrainer,
+    chunk_loss,
+    common_arguments,
+    free_memory,
+    on_one_device,
+    run,
+    uses_bf16,
+)
 
+PROBE_TOKENS = 128  # of the longest sample, on which the merge is proven
 MERGE_TOLERANCE = 1e-3  # of the largest logit: what float32 rounding through a merged layer may move
 
 
@@ -72,7 +81,7 @@ def train_adapter(
     An interrupted run continues when it is started again with the same arguments. Returns the record that is
     also written to `lep/tune.json`, `facts` included; `answers` are written beside it.
     """
-    checkpoint = Checkpoint(model).check()
+    checkpoint = check_merged(Checkpoint(model).check())
     key = fingerprint([checkpoint.stamp(), records, settings.model_dump(), vars(scope)])
     check_output(output)
     check_space(output, 2 * rewritten_bytes(checkpoint, checkpoint.shard_of))
@@ -106,7 +115,8 @@ def _train_adapter(
 
     logging.getLogger("trl").setLevel(logging.ERROR)
     model = _loaded(checkpoint, settings)
-    chosen = lora_arguments(model, checkpoint, settings, scope)
+    names = adapted_weights(model, checkpoint, scope)
+    chosen = lora_arguments(checkpoint, settings, scope, list(names))
     adapter = get_peft_model(model, LoraConfig(**chosen))
     for parameter in adapter.parameters():
         if parameter.requires_grad:
@@ -123,26 +133,31 @@ def _train_adapter(
         compute_loss = Trainer.compute_loss
 
     trainer = AnswerTrainer(
-        model=adapter, args=arguments, train_dataset=Dataset.from_list(in_order(samples, settings)),
+        model=adapter, args=on_one_device(arguments), train_dataset=Dataset.from_list(in_order(samples, settings)),
         processing_class=checkpoint.tokenizer,
     )  # fmt: skip
     chunk_loss(trainer)
     losses = run(trainer, folder / "work" / "trainer")
     # Unwrapped: the trainer leaves its bf16 autocast on the model, which would hide a wrong merge in rounding.
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float().cpu().eval()
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).cpu().float().eval()
+    del trainer, model, adapter
+    free_memory()
     if not scope.merge:
         _save_adapter(trained, chosen, folder / UNMERGED)
-    probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"]])
+    probe = torch.tensor([max(samples, key=lambda s: len(s["input_ids"]))["input_ids"][:PROBE_TOKENS]])
     with torch.inference_mode():
         expected = trained(input_ids=probe).logits
         merged: PreTrainedModel = trained.merge_and_unload()
         error = ((merged(input_ids=probe).logits - expected).abs().max() / expected.abs().max()).item()
     if error > MERGE_TOLERANCE:
         raise LepError(f"the merged model's logits differ from the adapter's by {error:.1e} of the largest one")
-    changed = _changed_tensors(checkpoint, merged)
-    if not scope.merge:
-        tables = set(checkpoint.tables.by_kind().values())
-        changed = {name: tensor for name, tensor in changed.items() if name in tables}
+    tables = {"input": merged.get_input_embeddings(), "output": merged.get_output_embeddings()}
+    trained_weights = {name: tables[kind].weight for kind, name in checkpoint.tables.by_kind().items()}
+    if scope.merge:
+        trained_weights |= {place: merged.get_submodule(name).weight for name, place in names.items()}
+    changed = _changed(checkpoint, trained_weights)
+    if not changed and scope.merge:
+        raise TrainingError(f"{steps} steps changed no weight: give a higher learning rate, or more samples or epochs")
     record = {"steps": steps, "losses": losses, "merge_error": error, "changed_tensors": sorted(changed)}
     return changed, record
 
@@ -162,12 +177,17 @@ def _train_new_rows(
         remove_unused_columns=False, **shared, **common_arguments(settings, folder / "work" / "trainer", steps)
     )
     trainer = TablesTrainer(
-        model=model, args=arguments, train_dataset=in_order(samples, settings), data_collator=collate_answers
+        model=model,
+        args=on_one_device(arguments),
+        train_dataset=in_order(samples, settings),
+        data_collator=collate_answers,
     )
     chunk_loss(trainer)
     losses = run(trainer, folder / "work" / "trainer")
     check_frozen(before, model)
     changed = stored_tables(checkpoint, rows, {kind: table.whole() for kind, table in tables.items()})
+    del trainer, model, tables
+    free_memory()
     return changed, {"steps": steps, "losses": losses, "changed_tensors": sorted(changed)}
 
 
@@ -189,34 +209,37 @@ def _save_adapter(trained: Any, arguments: dict[str, Any], folder: Path) -> None
     LoraConfig(**alone, inference_mode=True).save_pretrained(str(folder))
 
 
+def adapted_weights(model: PreTrainedModel, checkpoint: Checkpoint, scope: Scope) -> dict[str, str]:
+    """The projections that get adapters, by module, with the names that their weights have in the checkpoint."""
+    layers = projections(model, checkpoint)
+    outer = (min(layers.values()), max(layers.values()))
+    chosen = [name for name, number in layers.items() if scope.layers == "all" or number in outer]
+    return stored_weights(model, checkpoint, chosen)
+
+
 def lora_arguments(
-    model: PreTrainedModel, checkpoint: Checkpoint, settings: LoraSettings, scope: Scope
+    checkpoint: Checkpoint, settings: LoraSettings, scope: Scope, projections: list[str]
 ) -> dict[str, Any]:
-    """Arguments of peft's LoraConfig for any architecture: projections and layers are found by looking."""
-    inside = projections(model)
-    layers = 1 + max(number for _, number, _ in inside)
+    """Arguments of peft's LoraConfig for any architecture."""
     arguments: dict[str, Any] = {
-        "r": settings.rank, "lora_alpha": settings.alpha, "task_type": "CAUSAL_LM",
-        "target_modules": sorted({name for _, _, name in inside}),
+        "r": settings.rank, "lora_alpha": settings.alpha, "task_type": "CAUSAL_LM", "target_modules": projections,
         "modules_to_save": [
             name.removesuffix(".weight").rsplit(".", 1)[-1]
             for kind in scope.tables
             if (name := getattr(checkpoint.tables, kind) or checkpoint.tables.input)
         ],
     }  # fmt: skip
-    if scope.layers == "outer":
-        arguments |= {"layers_to_transform": [0, layers - 1], "layers_pattern": inside[0][0]}
     if checkpoint.tables.output is None:
         arguments |= {"modules_to_save": arguments["modules_to_save"][:1], "ensure_weight_tying": True}
     return arguments
 
 
-def _changed_tensors(checkpoint: Checkpoint, merged: PreTrainedModel) -> dict[str, torch.Tensor]:
+def _changed(checkpoint: Checkpoint, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those that are not what the checkpoint has under their names, in its type."""
     changed = {}
-    for name, tensor in merged.state_dict().items():
-        if name in checkpoint.shard_of:
-            before = checkpoint.tensor(name)
-            after = tensor.to(before.dtype)
-            if not torch.equal(before, after):
-                changed[name] = after.contiguous()
+    for name, tensor in weights.items():
+        before = checkpoint.tensor(name)
+        after = tensor.detach().to(before.dtype)
+        if not torch.equal(before, after):
+            changed[name] = after.contiguous()
     return changed

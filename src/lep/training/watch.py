@@ -105,6 +105,8 @@ class StopWhenDiverging(TrainerCallback):
             self.first = next((entry["loss"] for entry in state.log_history if "loss" in entry), loss)
         lost = not math.isfinite(loss)
         self.bad = self.bad + 1 if lost or loss > self.first + RISE else 0
+        if self.bad:
+            control.should_save = False  # asked for by the step that this is the loss of
         if lost or self.bad >= PATIENCE:
             states = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
             kept = f"the last state before is {states[-1]}" if states else "no state had been saved"
