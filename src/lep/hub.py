@@ -1,6 +1,7 @@
 """Models by local folder or hub id."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from lep.errors import CheckpointError
@@ -28,3 +29,11 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
     except Exception as error:  # the hub client raises many kinds; each one means that the model cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"there is no folder {source}, and the hub does not give it: {reason}") from error
+
+
+def short_names(models: list[str]) -> list[str]:
+    """The last part of each path, the whole path where two models would have the same name, numbered where they do."""
+    last = [Path(model.partition("@http")[0]).name or model for model in models]
+    counts = Counter(last)
+    names = [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]
+    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]

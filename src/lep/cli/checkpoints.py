@@ -82,6 +82,8 @@ def propagate(
             say(weight_report(base, instruct, adapted))
             raise
         say(f"{found.table()}\nchosen: {label(found.chosen)}; on the reported half: {label(found.best_reported)}")
+        if why := found.vetoed.get(found.chosen):
+            say(f"every candidate does more harm than is allowed; the one that was taken: {why}")
         return
     from lep.checkpoint.propagate import propagate as run_propagate
 

@@ -46,6 +46,12 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def file_stamps(paths: Iterable[str | Path]) -> list[list[Any]]:
+    """What tells files (or all files of folders) from changed ones, without reading them."""
+    files = [file for path in map(Path, paths) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a plain, gzip- or zstd-compressed UTF-8 file, streamed."""
     try:

@@ -52,9 +52,6 @@ class InMemory(HFLM):
             super().__init__(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=batch_size,
                              max_length=context_of(checkpoint), backend="causal",
                              chat_template_args=ASKED)  # fmt: skip
-        model_tokenizer = checkpoint.tokenizer.backend_tokenizer  # some files bring their own habits
-        model_tokenizer.no_padding()
-        model_tokenizer.no_truncation()
         # no lengths, penalties or sampling of the makers'
         model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         self.latest: list[int] = []
@@ -65,7 +62,8 @@ class InMemory(HFLM):
         texts = list({text for context, choice in (r.args for r in requests) for text in (context, context + choice)})
         begins = self.tokenizer.bos_token or "\0"
         for special in (True, False):
-            group = [text for text in texts if text and text.startswith(begins) != special]
+            asks = self.add_bos_token is None  # a template has put what it wants before a conversation
+            group = [text for text in texts if text and (asks and not text.startswith(begins)) == special]
             found = self.tokenizer.backend_tokenizer.encode_batch(group, add_special_tokens=special)
             self._encoded |= {text: encoding.ids for text, encoding in zip(group, found, strict=True)}
         try:
@@ -78,7 +76,8 @@ class InMemory(HFLM):
         return super().tok_encode(string, add_special_tokens) if known is None else known
 
     def answering(self, generates: bool, chat: bool) -> LM:
-        """What to ask: the same for everything."""
+        """What to ask: the same for everything, but that a conversation begins with what its template begins with."""
+        self.add_bos_token = False if chat else None
         return self
 
     def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> list[tuple[float, bool]]:
@@ -124,13 +123,16 @@ class Completions(_Counting, LocalCompletionsAPI):
     """
 
     spare = -1  # the server sees the last one, too, and adds one of its own
+    templated = False  # whether texts are conversations, which begin with what their template begins with
 
     def tok_encode(self, string: str, left_truncate_len: int | None = None, **kwargs: Any) -> Any:
         if not isinstance(string, str):
             return [self.tok_encode(each, left_truncate_len) for each in string]
         begins = self.tokenizer.bos_token and string.startswith(self.tokenizer.bos_token)
         special = kwargs.get("add_special_tokens")
-        return self.tokenizer.encode(string, add_special_tokens=not begins if special is None else special)
+        return self.tokenizer.encode(
+            string, add_special_tokens=not (begins or self.templated) if special is None else special
+        )
 
 
 class Chat(_Counting, LocalChatCompletion):
@@ -175,6 +177,7 @@ class Server:
 
     def answering(self, generates: bool, chat: bool) -> LM:
         """What to ask: chat for answers, else completions."""
+        self.completions.templated = chat
         return self.chat if generates and chat else self.completions
 
     def text_nats(self, texts: list[str], place: Path) -> list[float]:

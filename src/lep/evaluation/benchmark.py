@@ -19,6 +19,7 @@ from lep.inference.load import Description, context_of
 from lep.settings import BenchmarkSettings
 from lep.tokenizer.chat import chat_ids
 
+NEEDS_HARNESS = "benchmark tasks and servers need lm-evaluation-harness: install lep with its extra 'eval'"
 BASE_SHOTS = 5  # of a model without a chat template; an instruct model gets none
 
 
@@ -42,7 +43,7 @@ class Benchmark:
             from lm_eval import utils
             from lm_eval.tasks import TaskManager
         except ImportError as error:
-            raise LepError("benchmark tasks need lm-evaluation-harness: pip install 'lep[eval]'") from error
+            raise LepError(NEEDS_HARNESS) from error
         if not hasattr(utils.env.from_string, "cache_info"):  # it compiles a template again for every item and example
             utils.env.from_string = lru_cache(utils.env.from_string)
         with quiet():

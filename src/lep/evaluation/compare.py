@@ -2,21 +2,21 @@
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import question, read_messages, write_records
+from lep.corpus.read import file_stamps, question, read_messages, write_records
 from lep.errors import LepError
-from lep.evaluation.benchmark import Benchmark
+from lep.evaluation.benchmark import NEEDS_HARNESS, Benchmark
 from lep.evaluation.evaluate import items, model_records, served_text_records, summarise, windows
 from lep.evaluation.guards import Messages, prompt_records
 from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
 from lep.evaluation.tasks import resolve
+from lep.hub import short_names
 from lep.inference.load import Description, load_model
 from lep.publish import fingerprint, publishing
 from lep.settings import EvaluateSettings
@@ -59,7 +59,10 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
     prompts = [question(r["messages"]) for r in read_messages(settings.prompts)] if settings.prompts else []
     servers = [_server(subject) for subject in subjects]
     benchmarks = [Benchmark(subject.checkpoint, names, settings.benchmark) if names else None for subject in subjects]
-    key = fingerprint([[s.checkpoint.stamp(), s.url] for s in subjects] + [text, settings.model_dump(), prompts])
+    files = [path for paths in text.values() for path in paths]
+    stamps = file_stamps([*files, *([settings.benchmark.data] if settings.benchmark.data else [])])
+    made = [text, stamps, settings.model_dump(), prompts]
+    key = fingerprint([[s.checkpoint.stamp(), s.url] for s in subjects] + made)
     found: dict[str, Records] = {}
     with publishing(output, resume_key=key) as partial:
         for i, (name, subject) in enumerate(zip(short_names(models), subjects, strict=True)):
@@ -90,8 +93,10 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
 def _server(subject: Subject) -> Any:
     if subject.url is None:
         return None
-    from lep.evaluation.backend import Server
-
+    try:
+        from lep.evaluation.backend import Server
+    except ImportError as error:
+        raise LepError(NEEDS_HARNESS) from error
     return Server(subject.checkpoint, subject.source, subject.url)
 
 
@@ -117,11 +122,3 @@ def _records(
 def _table(scores: dict[str, Any], rows: list[Row]) -> str:
     shown = [text_table(scores)] if any(cells(each) for each in scores.values()) else []
     return "\n\n".join([*shown, comparison_table(rows, list(scores))])
-
-
-def short_names(models: list[str]) -> list[str]:
-    """The last part of each path, the whole path where two models would have the same name, numbered where they do."""
-    last = [Path(model.partition("@http")[0]).name or model for model in models]
-    counts = Counter(last)
-    names = [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]
-    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]

@@ -13,12 +13,12 @@ from lep.corpus.tasks import TaskItem, make_tasks
 from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.measures import figure, measures
 from lep.evaluation.metrics import copied, token_ratio
+from lep.evaluation.spoken import answer_nats
 from lep.evaluation.tasks import resolve
 from lep.inference.generate import Answer, answers
-from lep.inference.likelihood import sequence_nats, text_nats
+from lep.inference.likelihood import text_nats
 from lep.inference.load import Description, load_model
 from lep.settings import EvaluateSettings
-from lep.tokenizer.chat import chat_ids
 
 SPARE_TOKENS = 16  # beyond the longest right answer of a task: enough to see that a model does not stop
 
@@ -66,12 +66,17 @@ def items(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> list
 
 
 def evaluate(
-    model: str | Path, text: dict[str, list[str | Path]], settings: EvaluateSettings, place: Path | None = None
-) -> Evaluation:
-    """Score a model. Chat tasks are left out, and said to be, for a model without a chat template.
+    model: str | Path, text: dict[str, list[str | Path]], settings: EvaluateSettings, place: Path | None = None,
+    *, base: bool = False,
+) -> Evaluation:  # fmt: skip
+    """Score a model. Chat tasks are left out for a model without a chat template.
 
-    Answers to benchmark tasks are kept in the folder `place`, where a run that was ended finds them again.
+    A `base` model is not asked through its template, which some have for those who tune it. Answers to benchmark tasks
+    are kept in the folder `place`, where a run that was ended finds them again.
     """
+    if base:
+        plain = settings.benchmark.model_copy(update={"chat": False})
+        settings = settings.model_copy(update={"tasks": [], "benchmark": plain})
     items(text, settings)
     loaded, checkpoint = load_model(model)
     names = resolve(settings.benchmark.tasks)
@@ -122,8 +127,8 @@ def served_text_records(
 
 def _text_record(language: str, document: Document, tokens: int, nats: float) -> dict[str, Any]:
     return {
-        "kind": "text", "language": language, "id": document.id, "nats": nats, "tokens": tokens,
-        "characters": len(document.text), "bytes": len(document.text.encode()),
+        "kind": "text", "language": language, "id": document.id, "group": document.group, "nats": nats,
+        "tokens": tokens, "characters": len(document.text), "bytes": len(document.text.encode()),
     }  # fmt: skip
 
 
@@ -133,33 +138,31 @@ def task_records(
     """The greedy answer to each task, how right it is, and the nats of the right one."""
     tokenizer = checkpoint.tokenizer
     messages = [task.record()["messages"] for task in tasks]
-    prompts = [chat_ids(tokenizer, conversation[:1], ask=True) for conversation in messages]
-    whole = [chat_ids(tokenizer, conversation) for conversation in messages]
-    nats = sequence_nats(
-        model, [(ids, len(p)) for ids, p in zip(whole, prompts, strict=True)], settings.batch_size, "answers, bits"
-    )
+    nats = answer_nats(model, checkpoint, messages, settings.batch_size, "answers, bits")
+
+    def length(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     given: dict[int, Answer] = {}
     for name in dict.fromkeys((task.language, task.task) for task in tasks):  # answers of a task are of like length
         group = [i for i, task in enumerate(tasks) if (task.language, task.task) == name]
-        longest = max(len(whole[i]) - len(prompts[i]) for i in group)
+        longest = max(length(tasks[i].answer) for i in group) + 1
         for batch in answers(
             model, tokenizer, [messages[i][:1] for i in group], max_new_tokens=longest + SPARE_TOKENS,
             batch_size=settings.batch_size, label=" ".join(name),
         ):  # fmt: skip
             given |= {group[answer.index]: answer for answer in batch}
-
-    def length(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    return [_task_record(task, given[i], nats[i], length) for i, task in enumerate(tasks)]
+    return [_task_record(task, given[i], nats.get(i), length) for i, task in enumerate(tasks)]
 
 
-def _task_record(task: TaskItem, answer: Answer, nats: float, length: Callable[[str], int]) -> dict[str, Any]:
+def _task_record(task: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]) -> dict[str, Any]:
     record = {
         "kind": "task", "language": task.language, "task": task.task, "question": task.question,
-        "expected": task.answer, "answer": answer.text, "finished": answer.finished, "nats": nats,
-        "bytes": len(task.answer.encode()), "exact": float(answer.text == task.answer),
+        "expected": task.answer, "answer": answer.text, "finished": answer.finished,
+        "exact": float(answer.text == task.answer),
     }  # fmt: skip
+    if nats is not None:
+        record |= {"nats": nats, "bytes": len(task.answer.encode())}
     if task.task.startswith("copy"):
         record["length_ratio"] = token_ratio(answer.tokens, task.answer, length)
         record["copied"] = float(copied(answer.text, task.answer))

@@ -5,10 +5,9 @@ from typing import Any
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError
 from lep.evaluation.metrics import repetition
+from lep.evaluation.spoken import answer_nats
 from lep.inference.generate import Answer, answers
-from lep.inference.likelihood import sequence_nats
 from lep.settings import EvaluateSettings
-from lep.tokenizer.chat import chat_ids
 from lep.tokenizer.vocabulary import Vocabulary
 
 Messages = list[dict[str, Any]]
@@ -37,12 +36,9 @@ def prompt_records(
             "tokens: give prompts that it can answer briefly"
         )
     answered = [i for i, text in enumerate(expected) if text]
-    sequences = [
-        (chat_ids(tokenizer, [*prompts[i], {"role": "assistant", "content": expected[i]}]),
-         len(chat_ids(tokenizer, prompts[i], ask=True)))
-        for i in answered
-    ]  # fmt: skip
-    nats = dict(zip(answered, sequence_nats(model, sequences, settings.batch_size, "original answers"), strict=True))
+    spoken = [[*prompts[i], {"role": "assistant", "content": expected[i]}] for i in answered]
+    found = answer_nats(model, checkpoint, spoken, settings.batch_size, "original answers")
+    nats = {answered[place]: loss for place, loss in found.items()}
     old = {token.content for token in known.tokens if token}
     tokens = checkpoint.vocabulary.tokens
 

@@ -39,6 +39,13 @@ METRICS: dict[str, dict[str, tuple[str, str, str | None, float]]] = {
         "KV cache": ("bytes/character", "cache_bytes", "characters", 1.0),
     },
 }
+
+
+def _sum(values: list[Any]) -> Any:
+    """Of the windows of a document: they are alike, and are drawn together."""
+    return np.sum(values, axis=0).tolist()
+
+
 BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others are shares
 
 
@@ -53,7 +60,7 @@ class Measure:
     values: dict[str, Any]
     statistic: Statistic
     left_out: int = 0  # items that are longer than the model's context
-    units: dict[str, str] = field(default_factory=dict)  # of items that count together: a pair, an exam variant
+    units: dict[str, str] = field(default_factory=dict)  # of items that count together: a document, a pair, a variant
     kind: Metric = field(default_factory=Metric)
 
     def array(self, items: list[str]) -> np.ndarray:
@@ -88,7 +95,11 @@ def measures(records: Sequence[Record]) -> list[Measure]:
                     for name, member in named.items()
                     if top in member
                 }
-                found.append(Measure(title, language, task, unit, values, mean if bottom is None else ratio))
+                units = {name: member["group"] for name, member in named.items() if "group" in member}
+                if len(set(units.values())) < 2:  # windows of a single document say something of it alone
+                    units = {}
+                statistic = mean if bottom is None else ratio
+                found.append(Measure(title, language, task, unit, values, statistic, 0, units, Metric(combine=_sum)))
     return found
 
 

@@ -12,11 +12,11 @@ from lep.corpus.read import Document
 from lep.corpus.tasks import TaskItem
 from lep.errors import CorpusError
 from lep.evaluation.evaluate import task_records, text_records
+from lep.evaluation.spoken import Spoken
 from lep.inference.generate import answers
 from lep.inference.likelihood import sequence_nats
-from lep.inference.next_byte import byte_offsets, divergence, first_bytes, next_byte_nats
+from lep.inference.next_byte import divergence, first_bytes, next_byte_nats
 from lep.settings import EvaluateSettings, SelectSettings
-from lep.tokenizer.chat import chat_ids
 
 HALVES = ("choose", "report")
 
@@ -24,37 +24,6 @@ HALVES = ("choose", "report")
 def half_of(key: str) -> str:
     """Which half of the material a document or prompt belongs to, by a fixed hash."""
     return HALVES[unit_hash("select/" + key) >= 0.5]
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A conversation with its last answer under one vocabulary."""
-
-    ids: list[int]
-    start: int  # of the answer
-    stop: int  # of the answer; what ends the turn follows
-    places: dict[int, int]  # position of each token border in the answer, by the bytes of the answer before it
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, messages: list[dict[str, Any]]) -> "Spoken | None":
-        """None where the template does not put the answer behind the question as it is, and an added token behind it.
-
-        (Some insert marks of reasoning, or rewrite earlier turns.)
-        """
-        question, ids = (
-            chat_ids(checkpoint.tokenizer, messages[:-1], ask=True),
-            chat_ids(checkpoint.tokenizer, messages),
-        )
-        start, spelled = len(question), b""
-        if ids[:start] != question:
-            return None
-        for stop, index in enumerate(ids[start:], start=start):
-            token = checkpoint.vocabulary.tokens[index]
-            if token and token.added and spelled.strip() == messages[-1]["content"].encode().strip():
-                borders = byte_offsets(checkpoint.vocabulary, ids[start:stop])
-                return cls(ids[: stop + 1], start, stop, {border: start + i for i, border in enumerate(borders)})
-            spelled += token.content if token else b""
-        return None
 
 
 @dataclass(frozen=True)

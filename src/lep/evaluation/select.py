@@ -32,6 +32,7 @@ from lep.settings import EvaluateSettings, PropagateSettings, SelectSettings
 
 BITS = 1 / math.log(2)
 UNCHANGED = 0.99  # tokens of a text after over before: at least this in a language that the adaptation leaves alone
+LEAST_UNITS = 5  # documents or answers, of which something can be surely worse
 ORIGINAL = ("original", "original")
 Name = tuple[str, str]  # methods of the input and of the output table
 Records = dict[Name, list[dict[str, Any]]]
@@ -80,7 +81,8 @@ def propagate_auto(
 
     The score is the bits per byte of the original model's own answers plus the divergence of what is expected
     next from what it expected, on its own answers. A candidate under which plain text or answers of an original
-    language surely get worse by more than `select.veto` is out. First all candidates are tried for both tables, then
+    language surely get worse by more than `select.veto` is out; where all are, the nearest is taken, and
+    `Selection.vetoed` names it. First all candidates are tried for both tables, then
     each for the output and the input table of the best one. `lep/selection.json` and `.jsonl` hold every figure.
 
     Raises `BodyTooLarge` when the body does not fit into memory, `CorpusError` without usable prompts.
@@ -102,7 +104,8 @@ def propagate_auto(
         "fit": {kind: fit_record(found.report) for kind, found in candidates.fits(selection.chosen).items()},
     }  # fmt: skip
     described = {
-        "chosen": label(selection.chosen), "languages": selection.languages,
+        "chosen": label(selection.chosen), "chosen_vetoed": selection.vetoed.get(selection.chosen),
+        "languages": selection.languages,
         "best on the other half": label(selection.best_reported),
         "vetoed": {label(name): why for name, why in selection.vetoed.items()},
         "measures": {
@@ -191,9 +194,8 @@ def check_memory(checkpoint: Checkpoint) -> None:
     As it is loaded (`load_model`): in float32 on a CPU, as it is stored on a GPU.
     """
     gpu = device().type == "cuda"
-    sizes = {name: math.prod(checkpoint.shape(name)) for name in checkpoint.shard_of}
-    values = sum(sizes.values()) + sum(sizes[name] for name in checkpoint.tables.names)
-    needed = values * (2 if gpu else 4)
+    sizes = {name: entry.nbytes if gpu else 4 * math.prod(entry.shape) for name, entry in checkpoint.entries.items()}
+    needed = sum(sizes.values()) + sum(sizes[name] for name in checkpoint.tables.names)
     free = torch.cuda.mem_get_info()[0] if gpu else free_memory()
     if needed > free:
         raise BodyTooLarge(
@@ -287,12 +289,23 @@ def _veto(records: list[dict[str, Any]], original: list[dict[str, Any]], half: s
         if after["half"] == half and after["kind"] == "answer" and after["same_cuts"]:
             groups.setdefault("answers without new tokens", []).append((after, before))
     for title, pairs in groups.items():
-        lost = estimate([a["nats"] - (1 + select.veto) * b["nats"] for a, b in pairs],
-                        resamples=select.bootstrap, seed=select.seed)  # fmt: skip
+        parts = by_document([pair[0] for pair in pairs], [a["nats"] - (1 + select.veto) * b["nats"] for a, b in pairs])
+        if len(parts) < LEAST_UNITS:
+            continue  # of so few nothing is sure
+        lost = estimate(parts, resamples=select.bootstrap, seed=select.seed)
         if lost.low > 0:
             more = sum(a["nats"] for a, _ in pairs) / sum(b["nats"] for _, b in pairs) - 1
             return f"{title}: {more:+.1%} bits"
     return ""
+
+
+def by_document(records: list[dict[str, Any]], values: list[float]) -> list[float]:
+    """Sums over the windows of each document, which are alike; other records, and one document, stay as they are."""
+    sums: dict[Any, float] = {}
+    for i, (record, value) in enumerate(zip(records, values, strict=True)):
+        unit = record.get("group", i)
+        sums[unit] = sums.get(unit, 0.0) + value
+    return list(sums.values()) if len(sums) > 1 else values
 
 
 def _measures(
@@ -304,8 +317,8 @@ def _measures(
 
     def add(title: str, members: list[Any], top: Callable[[Any], float], bottom: Callable[[Any], float]) -> None:
         if members:
-            found[title] = estimate([top(m) for m in members], [bottom(m) for m in members],
-                                    resamples=select.bootstrap, seed=select.seed)  # fmt: skip
+            parts = (by_document([m[0] for m in members], [side(m) for m in members]) for side in (top, bottom))
+            found[title] = estimate(*parts, resamples=select.bootstrap, seed=select.seed)
 
     answers = [pair for pair in mine if pair[0]["kind"] == "answer"]
     add("score", answers, lambda p: BITS * (p[0]["nats"] + p[0]["divergence_nats"]), lambda p: p[0]["bytes"])

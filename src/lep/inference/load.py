@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lep.checkpoint.adapter import UNMERGED
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.read import file_stamps
 from lep.hub import local_folder
 from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
@@ -47,8 +48,9 @@ class Description:
         self.vocabulary = Vocabulary.of(self.tokenizer)
 
     def stamp(self) -> list[Any]:
-        """What tells this model from another."""
-        return [str(self.folder.resolve()), fingerprint(self.config), len(self.vocabulary)]
+        """What tells this model from another, as far as files here show it."""
+        files = file_stamps(sorted(self.folder.glob("*.safetensors")))
+        return [str(self.folder.resolve()), fingerprint(self.config), len(self.vocabulary), files]
 
 
 def context_of(checkpoint: Checkpoint | Description) -> int:

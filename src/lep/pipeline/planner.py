@@ -264,19 +264,23 @@ class Planner:
 
     def _evaluate(self, model: Stage | None, original: Path, corpus: Stage, kind: str) -> Stage:
         settings = self.recipe.evaluate
+        data = (Path(settings.benchmark.data),) if settings.benchmark.data else ()
         return self._add(
             f"evaluate-{model.name if model else kind}",
             lambda output: write_evaluation(
-                self._place(model) if model else original, self._text(corpus, "heldout"), output, settings
+                self._place(model) if model else original, self._text(corpus, "heldout"), output, settings,
+                base=kind == "base",
             ),
-            settings.model_dump(), (corpus, model) if model else (corpus,), () if model else (original,),
+            settings.model_dump(), (corpus, model) if model else (corpus,), data if model else (original, *data),
         )  # fmt: skip
 
 
-def write_evaluation(model: str | Path, text: dict[str, list[str | Path]], output: Path, settings: Any) -> None:
+def write_evaluation(
+    model: str | Path, text: dict[str, list[str | Path]], output: Path, settings: Any, *, base: bool = False
+) -> None:
     """Evaluate a model into a folder of `scores.json` and `records.jsonl`."""
     kept = output.with_name(f"{output.name}.{fingerprint([Checkpoint(model).stamp(), settings.model_dump()])}")
-    found = evaluate(model, text, settings, kept)
+    found = evaluate(model, text, settings, kept, base=base)
     with publishing(output) as partial:
         (partial / "scores.json").write_text(json.dumps([asdict(score) for score in found.scores], indent=1) + "\n")
         write_records(partial / "records.jsonl", found.records)

@@ -11,7 +11,7 @@ from lep.errors import CheckpointError
 from lep.evaluation.table import cells
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import load_tokenizer
-from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE
+from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import CHANGES_FILE
 
 SHOWN_CHARACTERS = 700
@@ -60,10 +60,10 @@ def coloured(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
     """(id, text) of each token; bytes that are no whole character are shown as numbers."""
-    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    for index, name in zip(encoded.ids, encoded.tokens, strict=True):
-        content = bytes(CHARACTER_TO_BYTE.get(character, 0x3F) for character in name)
-        yield index, content.decode(errors="backslashreplace")
+    tokens = Vocabulary.of(tokenizer).tokens
+    for index in tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids:
+        token = tokens[index]
+        yield index, (token.content if token else b"").decode(errors="backslashreplace")
 
 
 def losses(folder: Path, run: dict[str, Any]) -> dict[str, list[dict[str, float]]]:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from lep.corpus.read import corpus_files, stream_texts
 from lep.errors import LepError
-from lep.hub import local_folder
+from lep.hub import local_folder, short_names
 from lep.tokenizer.count import WordCutter
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
@@ -46,11 +46,11 @@ def compare_tokenizers(sources: Iterable[str | Path], texts: dict[str, list[str 
 
     `texts` holds paths by language (or any name). Raises `LepError` without tokenizers or texts.
     """
-    folders = [local_folder(source) for source in sources]
+    sources = list(sources)
+    folders = [local_folder(source, weights=False) for source in sources]
     if not folders or not texts:
         raise LepError("give at least one tokenizer, and at least one --text NAME=PATH")
-    names = [folder.name for folder in folders]
-    names = [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
+    names = short_names([str(source) for source in sources])
     files = {name: corpus_files(paths) for name, paths in texts.items()}
     loaded = {name: _Loaded.of(folder) for name, folder in zip(names, folders, strict=True)}
     first = loaded[names[0]]

@@ -20,16 +20,20 @@ CARRIED_FILES = ("tokenizer_config.json", TEMPLATE, TEMPLATES)
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a local folder or hub id, exactly as its tokenizer.json says.
 
-    `AutoTokenizer` rebuilds some tokenizers by model type and changes their ids; this never does. Raises
-    `CheckpointError` when the folder or its tokenizer.json is missing, `TokenizerError` when it is broken.
+    `AutoTokenizer` rebuilds some tokenizers by model type and changes their ids; this never does. Only lengths that the
+    file cuts or fills texts to are left out. Raises `CheckpointError` when the folder or its tokenizer.json is missing,
+    `TokenizerError` when it is broken.
     """
-    folder = local_folder(source)
+    folder = local_folder(source, weights=False)
     if not (folder / "tokenizer.json").exists():
         raise CheckpointError(f"{folder} has no tokenizer.json: save the tokenizer in the fast format first")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def write_tokenizer(
@@ -94,6 +98,8 @@ def check_loaders(folder: Path, texts: list[str], fast: PreTrainedTokenizerFast 
     `fast` is the folder's tokenizer, where it is loaded.
     """
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.no_truncation()
+    raw.no_padding()
     loaded = {
         "AutoTokenizer": AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
         "PreTrainedTokenizerFast": fast or load_tokenizer(folder),

@@ -19,7 +19,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
 from lep.corpus.coverage import check_vocabulary
-from lep.corpus.read import corpus_files
+from lep.corpus.read import corpus_files, file_stamps
 from lep.errors import TrainingError
 from lep.publish import check_output, check_space, fingerprint
 from lep.settings import PretrainSettings
@@ -60,8 +60,7 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
     check_vocabulary(corpus, checkpoint)
     files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
-    stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = fingerprint([checkpoint.stamp(), stamps, settings.model_dump()])
+    key = fingerprint([checkpoint.stamp(), file_stamps(files), settings.model_dump()])
     check_output(output)
     rows = _trained_rows(checkpoint, settings)
     names = checkpoint.tables.by_kind()

@@ -103,6 +103,8 @@ def darumeru(name: str, data: str | None = None, tokenizer: str | None = None, p
     found = {
         split: _rows(name, split, _read(name, split, (DARUMERU, name), data), make) for split in ("test", "prompt")
     }
+    if name == "parus":  # as examples, a question in one order of its options
+        found["prompt"] = found["prompt"].filter(lambda row: row["id"].endswith("/0"))
     if name.startswith("cp_"):
         model = [tokenizer or pretrained or ""]
         found = {split: rows.add_column("tokenizer", model * len(rows)) for split, rows in found.items()}
