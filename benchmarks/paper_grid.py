@@ -41,6 +41,7 @@ PAPER_BASES = {  # Micro-Avg of base models after training
 MAPS = ("swap", "overlap", "conversion")
 VOCABULARIES = ("Extended", "Optimized", "BPE", "Unigram")
 STRENGTHS = ("weak", "middle", "strong")
+KEEPING = {"new-rows", "exact", "residual", "task-arithmetic"}  # known rows: the instruct model's, or moved from them
 ORIGINAL = "original instruct"
 COLUMNS = {
     "bits/byte ru": "bits/byte ru", "answer bits/byte ru": "answers ru", "exact match ru": "tasks ru",
@@ -69,13 +70,13 @@ class Grid:
         return "; ".join(f"{block.title}: {', '.join(map(str, block.seeds))}" for block in self.blocks.values())
 
     def chosen(self, vocabulary: str, strength: str) -> list[str]:
-        """What `auto` chose for the input table, by seed."""
+        """What `auto` chose, by seed; for the output table, too, where it differs."""
         stages = [
             cell["instruct_models"]["auto"].removeprefix("evaluate-")
             for cell in self.record["cells"] if tuple(cell["labels"].values()) == (vocabulary, strength)
         ]  # fmt: skip
         places = (self.folder / stage / "lep" / "selection.json" for stage in stages)
-        return [json.loads(place.read_text(encoding="utf-8"))["chosen"].split(",")[0] for place in places]
+        return [json.loads(place.read_text(encoding="utf-8"))["chosen"] for place in places]
 
 
 def shown(cell: Cell, sign: str = "") -> str:
@@ -206,15 +207,16 @@ Verdict = tuple[bool, str]  # whether it holds, and the figures
 
 def overlap_is_conversion(grid: Grid) -> Verdict:
     """1. Overlap = conversion with the extended and the optimised vocabulary."""
-    same = {
-        v: [
-            grid.cell(v, "middle", "overlap", c) - grid.cell(v, "middle", "conversion", c)
-            for c in ("bits/byte ru", "answer bits/byte ru")
-        ]
+    apart = {
+        v: {c: grid.cell(v, "middle", "overlap", c) - grid.cell(v, "middle", "conversion", c) for c in COLUMNS}
         for v in VOCABULARIES
     }
-    said = "; ".join(f"{v}: text {shown(d[0], '+')}, answers {shown(d[1], '+')} bits/byte" for v, d in same.items())
-    return not any(d.sign for v in ("Extended", "Optimized") for d in same[v]), said
+    sure = [f"{v}, {c}" for v in ("Extended", "Optimized") for c, d in apart[v].items() if d.sign]
+    said = "; ".join(
+        f"{v}: text {shown(d['bits/byte ru'], '+')}, answers {shown(d['answer bits/byte ru'], '+')} bits/byte"
+        for v, d in apart.items()
+    )
+    return not sure, said + (f"; surely apart: {'; '.join(sure)}" if sure else "")
 
 
 def replaced_lose_more(grid: Grid) -> Verdict:
@@ -235,8 +237,7 @@ def replaced_lose_more(grid: Grid) -> Verdict:
 
 def strength_parts_the_maps(grid: Grid) -> Verdict:
     """3. Weak: maps within .02; strong: exact rows and task arithmetic keep English answers, maps do not."""
-    shares = [c for c in grid.blocks["Extended", "weak"].columns if c.startswith(("copy", "exact match"))]
-    means = {c: [grid.cell("Extended", "weak", m, c).mean for m in MAPS] for c in shares}
+    means = {c: [grid.cell("Extended", "weak", m, c).mean for m in MAPS] for c in COLUMNS}
     spread = max(max(each) - min(each) for each in means.values())
     english = {
         m: _ratio(*(grid.cell("Extended", "strong", n, "answer bits/byte en") for n in (m, ORIGINAL)))
@@ -244,7 +245,7 @@ def strength_parts_the_maps(grid: Grid) -> Verdict:
     }
     holds = spread <= 0.02 and all(_high(r) <= 1.05 if m not in MAPS else _low(r) > 1.05 for m, r in english.items())
     ratios = ", ".join(f"{m} {shown(ratio)}" for m, ratio in english.items())
-    return holds, f"spread {spread:.3f} over {', '.join(shares)}; English answers over the original's: {ratios}"
+    return holds, f"spread at most {spread:.3f}; English answers over the original's: {ratios}"
 
 
 def maps_harm_english_text(grid: Grid) -> Verdict:
@@ -259,10 +260,11 @@ def maps_harm_english_text(grid: Grid) -> Verdict:
 
 def training_repairs(grid: Grid) -> Verdict:
     """5. Calibration raises Russian copying, and tuning the tasks, of every propagated model."""
+    cells = [(v, "middle", m) for v in VOCABULARIES for m in MAPS]
+    cells += [("Extended", s, "conversion") for s in ("weak", "strong")]
     signs = {
-        f"{m} + {what}, {v}": grid.blocks[v, "middle"].changes[f"{m} + {what}"][column].sign
-        for v in VOCABULARIES for m in MAPS
-        for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru"))
+        f"{m} + {what}, {v}, {s}": grid.blocks[v, s].changes[f"{m} + {what}"][column].sign
+        for v, s, m in cells for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru"))
     }  # fmt: skip
     failed = [name for name, sign in signs.items() if sign < 1]
     return not failed, f"not for sure: {'; '.join(failed)}" if failed else "every interval is above zero"
@@ -292,17 +294,18 @@ def calibrated_direct_is_best(grid: Grid) -> Verdict:
     sides = {
         (s, c): grid.cell("Extended", s, "direct + self-calibration", c)
         - grid.cell("Extended", s, "conversion + self-calibration", c)
-        for s in STRENGTHS for c in ("exact match ru", "exact match en")
+        for s in STRENGTHS for c in COLUMNS
     }  # fmt: skip
-    said = "; ".join(f"{s}, {c.replace('exact match', 'tasks')}: {shown(d, '+')}" for (s, c), d in sides.items())
-    return all(d.sign >= (1 if c.endswith("en") else 0) for (_, c), d in sides.items()), said
+    better = {key: d.sign * (-1 if "bits" in key[1] else 1) for key, d in sides.items()}
+    said = "; ".join(f"{s}, {COLUMNS[c]}: {shown(d, '+')}" for (s, c), d in sides.items())
+    return all(sign >= (1 if c.endswith("en") else 0) for (_, c), sign in better.items()), said
 
 
 def auto_keeps_known_rows(grid: Grid) -> Verdict:
     """8. `auto` chooses a method that keeps known rows at the middle and strong strengths."""
     chosen = {s: grid.chosen("Extended", s) for s in STRENGTHS}
-    keeping = {"new-rows", "exact", "residual", "task-arithmetic"}
-    holds = all(chosen[s] and set(chosen[s]) <= keeping for s in ("middle", "strong"))
+    methods = {s: {m for name in names for m in name.split(", output ")} for s, names in chosen.items()}
+    holds = all(methods[s] and methods[s] <= KEEPING for s in ("middle", "strong"))
     return holds, "; ".join(f"{s}: {', '.join(names)}" for s, names in chosen.items())
 
 

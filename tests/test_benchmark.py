@@ -13,6 +13,7 @@ import pytest
 import torch
 from benchmark_data import ITEMS, write_data
 from datasets import Dataset
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from transformers import MistralConfig, MistralForCausalLM
@@ -32,6 +33,7 @@ from lep.evaluation.table import comparison
 from lep.evaluation.tasks import FOLDER, groups, resolve, task_names
 from lep.inference.load import load_model
 from lep.settings import BenchmarkSettings, EvaluateSettings
+from lep.tokenizer.chat import chat_ids
 
 LAB = Path(__file__).parent.parent / "lab" / "pair"
 CHOICES = [
@@ -192,6 +194,8 @@ def test_base_models_get_five_examples_of_the_prompt_split(data, tmp_path) -> No
     assert prompt.count("Ответ:") == 6
     first = json.loads((data / "parus" / "prompt.jsonl").read_text().splitlines()[0])
     assert prompt.startswith(first["inputs"]["premise"])
+    asked = prompt.split("Ответ:")[:5]
+    assert len({question.strip().partition(" ")[2] for question in asked}) == 5  # none again with its options turned
     logic = next(r["prompt"] for r in records if r["task"] == "daru_mmlu_ru")
     assert logic.count("Тема: логика") + logic.count("Тема: право") == 4  # three of its subject and the question
     assert "логика" not in logic or "право" not in logic
@@ -253,6 +257,28 @@ def test_rucola_and_the_relevant_sentences_are_the_record_s(lab_instruct, data) 
     for doc, line in zip(extractive.eval_docs, lines, strict=True):
         chosen = [extractive.doc_to_choice(doc)[i] for i in extractive.doc_to_target(doc)]
         assert chosen == json.loads(line)["summary_sents"]
+
+
+def test_conversations_begin_as_their_template_does(pair, monkeypatch) -> None:
+    """A template without the BOS token is asked without it, though the tokenizer puts it before other texts."""
+    model, checkpoint = load_model(pair["instruct"])
+    bare = checkpoint.tokenizer.chat_template.replace("{{ bos_token }}", "")
+    monkeypatch.setattr(checkpoint.tokenizer, "chat_template", bare)
+    asked = InMemory(model, checkpoint, 2)
+    said = [{"role": "user", "content": "Да"}]
+    text = asked.apply_chat_template(said)
+    assert not text.startswith("<s>")
+    start = checkpoint.tokenizer.bos_token_id
+    for chat, first in ((True, []), (False, [start])):
+        asked.answering(True, chat)
+        ids = asked.tok_batch_encode([text])[0][0].tolist()
+        assert ids == first + chat_ids(checkpoint.tokenizer, said, ask=True)
+        seen = []
+        monkeypatch.setattr(
+            asked, "_loglikelihood_tokens", lambda r, *_, seen=seen, **__: seen.extend(r) or [(0, True)]
+        )
+        asked.loglikelihood([Instance("loglikelihood", {}, (text, " Нет"), 0)])
+        assert seen[0][1] == ids
 
 
 def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp_path) -> None:

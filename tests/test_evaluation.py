@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from lep.errors import TokenizerError
 from lep.evaluation.compare import compare, short_names
 from lep.evaluation.evaluate import evaluate, summarise
 from lep.evaluation.metrics import common_subsequence, copied, estimate
+from lep.evaluation.spoken import answer_nats
 from lep.evaluation.table import text_table
 from lep.inference.generate import answers
 from lep.inference.likelihood import sequence_nats
 from lep.inference.load import load_model
 from lep.settings import EvaluateSettings
+from lep.tokenizer.chat import chat_ids
 
 TEXT = Path(__file__).parent.parent / "lab" / "text" / "train"
 SETTINGS = EvaluateSettings(items=2, characters=1500, bootstrap=200, window_characters=300)
@@ -53,6 +56,86 @@ def test_estimate_is_the_ratio_of_sums_and_covers_it() -> None:
         found = estimate(torch.rand(60, generator=generator).tolist(), resamples=300, seed=seed)
         covered += found.low <= 0.5 <= found.high
     assert 85 <= covered <= 100
+    values = torch.randn(400, generator=generator)
+    found = estimate(values.tolist())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std().item() / 20, rel=0.15)
+
+
+def test_windows_of_a_document_are_drawn_together() -> None:
+    """Windows of one author are alike: an interval over windows would be that of many more texts than there are."""
+    generator = torch.Generator().manual_seed(0)
+    records = [
+        {"kind": "text", "language": "ru", "id": f"{d}#{w}", "group": f"{d}", "nats": level, "tokens": 1,
+         "characters": 1, "bytes": 1.0}
+        for d, level in enumerate(torch.rand(30, generator=generator).tolist()) for w in range(10)
+    ]  # fmt: skip
+    wide, narrow = (
+        next(s for s in summarise(group, SETTINGS) if s.metric == "bits per byte")
+        for group in (records, [{k: v for k, v in r.items() if k != "group"} for r in records])
+    )
+    assert wide.value == pytest.approx(narrow.value)
+    assert (wide.count, narrow.count) == (30, 300)
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(10**0.5, rel=0.25)
+    alone = [r | {"group": "all"} for r in records]
+    assert next(s for s in summarise(alone, SETTINGS) if s.metric == "bits per byte").count == 300
+
+
+def test_what_follows_the_end_of_a_turn_is_no_part_of_an_answer(pair, monkeypatch) -> None:
+    model, checkpoint = load_model(pair["instruct"])
+    conversations = [[{"role": "user", "content": "Дом?"}, {"role": "assistant", "content": "Река"}]]
+    plain = answer_nats(model, checkpoint, conversations, 2, "")[0]
+    template = checkpoint.tokenizer.chat_template
+    monkeypatch.setattr(checkpoint.tokenizer, "chat_template", template.replace("<|end|>'", "<|end|>\n'"))
+    assert chat_ids(checkpoint.tokenizer, conversations[0])[-1] != checkpoint.vocabulary.added_ids()["<|end|>"]
+    ids = chat_ids(checkpoint.tokenizer, conversations[0])[:-1]
+    start = len(chat_ids(checkpoint.tokenizer, conversations[0][:1], ask=True))
+    assert answer_nats(model, checkpoint, conversations, 2, "")[0] == pytest.approx(
+        sequence_nats(model, [(ids, start)], 1)[0], rel=1e-6
+    )
+    assert plain > 0
+    thinks = "{% if add_generation_prompt %}{{ '<|assistant|>hm' }}{% endif %}"
+    head = template.partition("{% if add_generation_prompt %}")[0]
+    monkeypatch.setattr(checkpoint.tokenizer, "chat_template", head + thinks)
+    assert answer_nats(model, checkpoint, conversations, 2, "") == {}
+
+
+def test_a_base_model_with_a_template_is_not_asked_through_it(pair) -> None:
+    kinds = [
+        {record["kind"] for record in evaluate(pair["instruct"], {"ru": [TEXT / "ru"]}, SETTINGS, base=base).records}
+        for base in (False, True)
+    ]
+    assert kinds == [{"text", "task"}, {"text"}]
+
+
+def test_a_comparison_begins_again_when_its_text_changed(pair, tmp_path, monkeypatch) -> None:
+    from lep.evaluation import compare as module
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    settings = SETTINGS.model_copy(update={"tasks": []})
+    text = {"ru": [tmp_path / "a.txt"]}
+    (tmp_path / "a.txt").write_text("Снег пошёл ночью.\n" * 20, encoding="utf-8")
+    models = [str(pair["base"])] * 2
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "comparison", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compare(models, text, tmp_path / "out", settings)
+    (tmp_path / "a.txt").write_text("Река стала.\n" * 20, encoding="utf-8")
+    compare(models, text, tmp_path / "out", settings)
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert {r["bytes"] for r in records} == {len(("Река стала.\n" * 20).encode())}
+
+
+def test_windows_stay_within_memory(pair) -> None:
+    from lep.inference import likelihood
+
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    segments = [(i, [0] * 2_000, 1) for i in range(40)]
+    batches = likelihood._batches(segments, 32, 128_256, gpu)
+    assert all(len(batch) * 2_000 * 128_256 <= likelihood.MOST_LOGITS for batch in batches if len(batch) > 1)
+    assert sum(map(len, batches)) == 40
+    assert len(likelihood._batches(segments, 32, 1_000, gpu)) == 2  # a small vocabulary is bounded by the batch alone
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

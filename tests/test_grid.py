@@ -112,9 +112,11 @@ def _cells(**values: list[float]) -> dict[str, Cell]:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    cells = _cells(a=[0.1, 0.5, 0.9], b=[0.2, 0.6, 1.0], one=[0.4])
+    cells = _cells(a=[0.1, 0.5, 0.9], b=[0.21, 0.59, 1.0], one=[0.4], step=[0.2, 0.6, 1.0])
     apart = cells["b"] - cells["a"]
     assert (round(apart.mean, 9), apart.sign) == (0.1, 1)  # though their own intervals overlap
+    assert (cells["step"] - cells["a"]).sign == 0  # one item of ten, three times: no spread to tell it from none
+    assert str(cells["step"] - cells["a"]) == "0.100 ± 0.000"
     assert (cells["a"] - cells["b"]).sign == -1
     assert (cells["a"] - cells["one"]).mean == pytest.approx(0.1)
     assert (cells["one"] - cells["a"]).sign == 0  # from -0.5 to 0.3
@@ -123,7 +125,7 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_the_page_says_what_calibration_raised_and_what_not() -> None:
-    before, better, same = ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [0.0, 0.2, 0.4])
+    before, better, same = ([0.1, 0.2, 0.3], [0.5, 0.61, 0.7], [0.0, 0.2, 0.4])
     models = {
         name: {"copy ru": Cell({f"{name}{i}": v for i, v in enumerate(values)})}
         for name, values in {"swap": before, "exact": before, "swap + tuning": better, "exact + tuning": same}.items()

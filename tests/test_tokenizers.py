@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -9,10 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from conftest import SAMPLE, byte_level_tokenizer
+from conftest import SAMPLE, byte_fallback_tokenizer, byte_level_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from lep.checkpoint.mappings import build_mapping
 from lep.corpus.read import read_documents, stream_texts
@@ -365,3 +367,27 @@ def test_unreachable_tokens_are_found(byte_level) -> None:
     assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [spec["model"]["vocab"]["zzzz"]]
     spec["model"]["ignore_merges"] = True  # reached as a whole word only: it does not count
     assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [spec["model"]["vocab"]["zzzz"]]
+
+
+def test_lengths_in_a_tokenizer_file_cut_nothing(pair, tmp_path) -> None:
+    """Some makers leave the truncation and padding of their own tests in tokenizer.json."""
+    shutil.copytree(pair["base"], tmp_path / "base")
+    place = tmp_path / "base" / "tokenizer.json"
+    raw = Tokenizer.from_file(str(place))
+    raw.enable_truncation(8)
+    raw.enable_padding(length=16)
+    raw.save(str(place))
+    text = next(iter((SAMPLE / "ru").glob("*.txt"))).read_text(encoding="utf-8")
+    found, whole = (load_tokenizer(folder).backend_tokenizer for folder in (tmp_path / "base", pair["base"]))
+    assert found.encode(text).ids == whole.encode(text).ids
+    extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 20, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert (written["truncation"], written["padding"]) == (None, None)
+
+
+def test_pieces_of_the_report_are_text_in_any_family(russian, english, tmp_path) -> None:
+    from lep.report.data import pieces
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_fallback_tokenizer(english + russian[:4], 600))
+    shown = [piece for _, piece in pieces(tokenizer, "Снег идёт, it was cold.")]
+    assert "".join(shown) == "Снег идёт, it was cold."

@@ -13,6 +13,7 @@ from lep.evaluation.tasks import task_names
 # 97.5th percentile of Student's t for 1, 2 ... degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NORMAL = 1.960
+COARSE = 1e-9  # what rounding leaves of a spread of zero
 RAISED = ("copy", "exact match")  # columns that calibration and tuning are for
 
 
@@ -32,7 +33,7 @@ class Cell:
         return interval(list(self.values.values()))
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half:.3f}" if self.half else f"{self.mean:.3f}"
+        return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
 
     def __sub__(self, other: "Cell") -> "Cell":
         """The difference, paired by seed; what does not depend on the seed is the same for each."""
@@ -45,8 +46,14 @@ class Cell:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval leaves out zero on that side, else 0; of a single value 0, too."""
-        return 0 if self.half is None or abs(self.mean) <= self.half else 1 if self.mean > 0 else -1
+        """1 or -1 where the interval leaves out zero on that side, else 0.
+
+        Also 0 of a single value, and where all seeds have the same one: that says how coarse a figure is (one item of
+        forty), not how sure.
+        """
+        if self.half is None or self.half <= COARSE or abs(self.mean) <= self.half:
+            return 0
+        return 1 if self.mean > 0 else -1
 
 
 @dataclass(frozen=True)
