@@ -136,3 +136,17 @@ def test_the_verbs_of_tokenizers(pair, here, tmp_path) -> None:
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["init"], ["propagate", "--base", "x"]])
 def test_wrong_usage_has_exit_code_2(arguments) -> None:
     lep(*arguments, code=2)
+
+
+def test_launchers_are_for_pretraining_alone(tmp_path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "lep", "run", "no.yaml"], capture_output=True, text=True,
+        env=os.environ | {"WORLD_SIZE": "2", "RANK": "0"}, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "only lep pretrain shares its work out" in done.stderr.replace("\n", " ")
+    assert not list(tmp_path.iterdir())

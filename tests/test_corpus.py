@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lep.corpus.language import dominant_script, in_language, script_share
-from lep.corpus.prepare import prepare, sample, sections, unit_hash
+from lep.corpus.prepare import _Bounded, prepare, sample, sections, unit_hash
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TASKS, make_tasks, paragraphs, sentences
 from lep.errors import CorpusError, LepError
@@ -84,6 +84,21 @@ def test_sampling_respects_limits() -> None:
     assert taken == sample(list(reversed(documents)), 2000, source_share=0.3)
     with pytest.raises(CorpusError, match="held-out side of the split is empty"):
         prepare(documents[:1], heldout_share=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40)), min_size=4, max_size=60), st.floats(0.2, 1))
+def test_what_a_limit_leaves_out_is_not_remembered(shapes, share) -> None:
+    documents = [Document(f"{s}/{i}", "ж" * size, str(s), f"{i}") for i, (s, size) in enumerate(shapes)]
+    kept = _Bounded(100)
+    for document in documents:
+        kept.add(document)
+    assert sample(kept.documents, 100, share) == sample(documents, 100, share)
+    for source in "012":
+        assert sum(len(d.text) for d in kept.documents if d.source == source) < 100 + 40
+    whole = _Bounded(None)
+    for document in documents:
+        whole.add(document)
+    assert sample(whole.documents, None) == sample(documents, None)
 
 
 def test_scripts() -> None:

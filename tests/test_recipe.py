@@ -103,3 +103,41 @@ def test_wrong_overrides(tmp_path) -> None:
 def test_the_repositorys_recipes_are_valid(recipe, monkeypatch) -> None:
     monkeypatch.setenv("LEP_DATA", "/data")
     assert load_recipe(recipe).name == recipe.stem
+
+
+SHORT = """\
+name: x
+base: b
+instruct: i
+language: ru
+text: {ru: t}
+tokenizer: {new_tokens: 1}
+pretrain: {epochs: 1}
+"""
+
+
+def test_the_last_word_on_how_much_is_trained_counts(tmp_path) -> None:
+    """`tokens` and `epochs` exclude each other: the one on the command line takes the place of the recipe's."""
+    path = tmp_path / "r.yaml"
+    path.write_text(SHORT)
+    assert load_recipe(path, ["pretrain.tokens=500"]).pretrain.tokens == 500
+    with pytest.raises(RecipeError, match="both is given"):
+        load_recipe(path, ["pretrain.tokens=500", "pretrain.epochs=2"])
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("propagate=[swap", "cannot be read: close its brackets"),
+    ("evaluate.speed=8", r"evaluate.speed compares models: give --speed to lep evaluate after the run"),
+])  # fmt: skip
+def test_overrides_that_cannot_be_followed(override, message, tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(SHORT)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, [override])
+
+
+def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:
+    (tmp_path / "bench").mkdir()
+    path = tmp_path / "r.yaml"
+    path.write_text(SHORT + "evaluate: {benchmark: {tasks: [rublimp], data: bench}}\n")
+    assert load_recipe(path, []).evaluate.benchmark.data == str(tmp_path / "bench")

@@ -43,7 +43,7 @@ def propagate(
     base: Model,
     instruct: Model,
     adapted: Model,
-    output: Output,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; must not exist.")] = None,
     method: Annotated[str, typer.Option(help=f"{PROPAGATIONS}, or auto.")] = default(PropagateSettings, "method"),
     output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
     ridge: Annotated[float | None, typer.Option(help="Penalty toward the identity.")] = None,
@@ -70,6 +70,8 @@ def propagate(
 
         say(str(plan_propagation(Family.open(base, instruct, adapted), settings)))
         return
+    if output is None:
+        raise LepError("there is no --output: name a folder to write, or ask with --dry-run what would be written")
     if auto:
         if not text or not prompts:
             raise LepError("--method auto chooses on text and prompts: give --text LANGUAGE=PATH (the new and an "

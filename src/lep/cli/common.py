@@ -16,7 +16,9 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="Model: a local folder or a hub id.")]
 Output = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
-Corpus = Annotated[list[str], typer.Option(help="txt, jsonl or jsonl.zst file, or a folder of them; more may follow.")]
+Corpus = Annotated[
+    list[str], typer.Option(help="txt, jsonl (also gz, zst) or parquet file, or a folder of them; more may follow.")
+]
 Script = Annotated[str, typer.Option(help="Unicode script of new tokens: cyrillic ..., auto (of the corpus), any.")]
 VocabSize = Annotated[int, typer.Option(help="Tokens of the result, special ones included.")]
 Protect = Annotated[list[str] | None, typer.Option(help="Texts whose tokens are all kept.")]

@@ -13,7 +13,7 @@ from lep.settings import BuildSettings, ClusterSettings
 @app.command()
 def corpus(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Text files, folders, hub:OWNER/NAME[:CONFIG][@SPLIT].")
+        list[str], typer.Argument(metavar="PATH...", help="Text files, folders, hub:OWNER/NAME[:CONFIG]\\[@SPLIT].")
     ],
     output: Output,
     language: Annotated[str | None, typer.Option(help="ISO 639-1 code: other scripts are dropped.")] = None,
@@ -85,7 +85,7 @@ def _in_tasks(paths: list[str], output: Path, settings: ClusterSettings) -> None
     try:
         from lep.corpus.cluster import run_stages
     except ImportError as error:
-        raise LepError("--executor needs datatrove: install it with pip install 'lep[cluster]'") from error
+        raise LepError("--executor needs datatrove: install lep with its extra 'cluster'") from error
     run_stages(paths, output, settings)
     after = "When its jobs are done, mix" if settings.executor == "slurm" else "Mix"
     say(f"{after} and shuffle the result: lep corpus {output} --dedup exact --output ...")

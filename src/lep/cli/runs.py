@@ -1,6 +1,7 @@
 """Commands for whole runs, and for what is made of them: scores and the report."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +47,11 @@ def plan(
         say(f"the first of the {len(grid.cells)} combinations and seeds of this grid, which share what they can:")
     say(str(found))
     if hours is not None:
-        instead = "pretrain.epochs=null " if loaded.pretrain.epochs is not None else ""
-        say(f"for these hours: lep run {recipe} {instead}pretrain.tokens={found.tokens}")
+        given = [
+            change for change in overrides or [] if not change.startswith(("pretrain.tokens=", "pretrain.epochs="))
+        ]
+        said = shlex.join([*given, f"pretrain.tokens={found.tokens}"])
+        say(f"for these hours: lep run {recipe} {said}")
 
 
 @app.command()

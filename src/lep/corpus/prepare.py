@@ -1,6 +1,7 @@
 """Split documents into training and held-out, cut them into sections, and sample a bounded amount."""
 
 import hashlib
+import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -54,22 +55,45 @@ def prepare(
     """Split by the fixed hash of each document's group, cut into sections, order by hash, stop at the limits.
 
     Holding out the groups with the smallest hashes keeps a split stable when documents are added. No source
-    gives more than `source_share` of a limit.
+    gives more than `source_share` of a limit. Memory holds the limit for each source, or all text without one.
 
     Raises `CorpusError` when one side of the split would be empty.
     """
-    by_side: dict[bool, list[Document]] = defaultdict(list)
+    sides = {False: _Bounded(limit_characters), True: _Bounded(limit_heldout_characters)}
     for document in documents:
-        by_side[unit_hash(document.group) < heldout_share] += sections(document)
-    train = sample(by_side[False], limit_characters, source_share)
-    heldout = sample(by_side[True], limit_heldout_characters, source_share)
+        side = sides[unit_hash(document.group) < heldout_share]
+        for section in sections(document):
+            side.add(section)
+    train = sample(sides[False].documents, limit_characters, source_share)
+    heldout = sample(sides[True].documents, limit_heldout_characters, source_share)
     if not train or not heldout:
-        side = "training" if not train else "held-out"
+        side_name = "training" if not train else "held-out"
         raise CorpusError(
-            f"the {side} side of the split is empty ({len(by_side[False])} training and {len(by_side[True])} "
+            f"the {side_name} side of the split is empty ({sides[False].added} training and {sides[True].added} "
             f"held-out sections at a held-out share of {heldout_share}): give more documents or another share"
         )
     return Split(train, heldout)
+
+
+class _Bounded:
+    """Documents as they come, of which only those are remembered that a `sample` may take: of each source its limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit, self.added = limit, 0
+        self.heaps: dict[str, list[tuple[float, int, Document]]] = defaultdict(list)  # the last in order first
+        self.characters = Counter[str]()
+
+    def add(self, document: Document) -> None:
+        heap, source = self.heaps[document.source], document.source
+        heapq.heappush(heap, (-_order(document), self.added, document))
+        self.added += 1
+        self.characters[source] += len(document.text)
+        while self.limit is not None and self.characters[source] - len(heap[0][2].text) >= self.limit:
+            self.characters[source] -= len(heapq.heappop(heap)[2].text)
+
+    @property
+    def documents(self) -> list[Document]:
+        return [document for heap in self.heaps.values() for _, _, document in heap]
 
 
 def windows(documents: Iterable[Document], characters: int, window_characters: int) -> list[Document]:
@@ -84,9 +108,13 @@ def windows(documents: Iterable[Document], characters: int, window_characters: i
     return chosen
 
 
+def _order(document: Document) -> float:
+    return unit_hash("order/" + document.id)
+
+
 def sample(documents: Iterable[Document], limit: int | None, source_share: float = 1.0) -> list[Document]:
     """Documents in an order fixed by hash, up to a number of characters, no source above its share of it."""
-    ordered = sorted(documents, key=lambda d: (unit_hash("order/" + d.id), d.id))
+    ordered = sorted(documents, key=lambda d: (_order(d), d.id))
     if limit is None:
         return ordered
     taken: list[Document] = []

@@ -264,6 +264,9 @@ def _override(content: dict[str, Any], override: str, places: dict) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(f"'{override}' cannot be read: close its brackets and quotes") from error
     places[(*sections, last)] = f"command line, {override}"
+    other = {"tokens": "epochs", "epochs": "tokens"}.get(last)  # two ways to say how much: the one given here counts
+    if other and value != "null" and not places.get((*sections, other), "").startswith("command line"):
+        target.pop(other, None)
 
 
 def _explain(error: ValidationError, places: dict, path: str, kind: type[Settings]) -> str:
@@ -319,6 +322,10 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
     looked_at = {code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()}
     changed["pretrain"] = recipe.pretrain.model_copy(update={"eval_text": looked_at})
+    for name in ("speed", "prompts"):
+        if getattr(recipe.evaluate, name):
+            place = _place(places, "the recipe", "evaluate", name)
+            raise RecipeError(f"{place}: evaluate.{name} compares models: give --{name} to lep evaluate after the run")
     benchmark = recipe.evaluate.benchmark
     if benchmark.data:
         found = benchmark.model_copy(update={"data": absolute(benchmark.data)})

@@ -108,7 +108,7 @@ def new_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if not rows or not all(map(len, rows.values())):
         raise CheckpointError(
             f"{checkpoint.folder} does not say which of its rows are new (lep/mapping.safetensors): initialise it with "
-            "lep init, or train all embeddings"
+            "lep init, or train more than new rows"
         )
     return rows
 
