@@ -248,7 +248,9 @@ def test_settings_of_the_instruct_model_follow_ordinary_tokens_that_move(pair, t
 
 
 @pytest.mark.parametrize("method", ["conversion", "exact", "new-rows", "task-arithmetic"])
-@pytest.mark.parametrize("before", ["reserved", "unused", "ordinary"])
+@pytest.mark.parametrize("before", [
+    "reserved", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("unused", "ordinary")),
+])  # fmt: skip
 def test_a_token_that_the_instruct_model_names_keeps_its_place(before, method, tmp_path, english, russian) -> None:
     """A second row of its end of turn, under no name, would be what greedy decoding takes: it would never end."""
     names = {"reserved": ["<|reserved|>"], "unused": ["<|reserved|>"], "ordinary": []}[before]

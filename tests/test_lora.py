@@ -93,6 +93,7 @@ def test_a_model_of_another_shape_is_refused(pair, byte_level, trained, tmp_path
         added(Checkpoint(tmp_path / "other"), saved_factors(trained))
 
 
+@pytest.mark.slow
 def test_what_was_added_before_is_kept(trained, tmp_path) -> None:
     """Trained again, with adapters or without: the instruct model still gets all that was added to the body."""
     before = saved_factors(trained)

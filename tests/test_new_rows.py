@@ -37,7 +37,14 @@ def initialised(folder: Path, tokenizer, *, in_place: bool = False, **model) -> 
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {"tied": True}, {"dtype": torch.bfloat16}, {"in_place": True}, {"padding_rows": 12}],
+    [
+        {},
+        {"in_place": True},
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ({"tied": True}, {"dtype": torch.bfloat16}, {"padding_rows": 12})
+        ),
+    ],
     ids=lambda kind: next(iter(kind), "plain"),
 )
 def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> None:

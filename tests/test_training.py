@@ -125,7 +125,7 @@ def test_a_model_that_ignores_positions_is_told(pair) -> None:
     assert not isolates(model)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 0.5])
+@pytest.mark.parametrize("epochs", [2, *(pytest.param(some, marks=pytest.mark.slow) for some in (1, 0.5))])
 def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> None:
     seen = []
 
