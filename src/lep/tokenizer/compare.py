@@ -57,11 +57,11 @@ def compare_tokenizers(sources: Iterable[str | Path], texts: dict[str, list[str 
     record: dict[str, Any] = {"reference": names[0], "tokenizers": {}, "texts": [], "differences": {}, "curves": {}}
     sample: list[str] = []
     for language, paths in files.items():
-        for path in paths:
-            pieces = list(_pieces(stream_texts([path])))
+        for source, together in _sources(paths).items():
+            pieces = list(_pieces(stream_texts(together)))
             if sum(map(len, sample)) < SPEED_CHARACTERS:
                 sample += pieces
-            record["texts"].append(_text_record(language, path, pieces, first, loaded))
+            record["texts"].append(_text_record(language, source, pieces, first, loaded))
     for name, one in loaded.items():
         record["tokenizers"][name] = one.facts | {"characters_per_second": _speed(one.tokenizer, sample)}
         if one is not first:
@@ -129,6 +129,17 @@ class _Loaded:
         return cls(tokenizer, vocabulary, facts)
 
 
+def _sources(files: list[Path]) -> dict[str, list[Path]]:
+    """Files that are one text: the txt files of a folder, each of which is a document, and every other file."""
+    found: dict[str, list[Path]] = {}
+    beside = Counter(file.parent for file in files)
+    for file in files:
+        documents = ".txt" in file.suffixes and beside[file.parent] > 1
+        found.setdefault(str(file.parent if documents else file), []).append(file)
+    names = short_names(list(found))
+    return dict(zip(names, found.values(), strict=True))
+
+
 def _pieces(texts: Iterable[str]) -> Iterable[str]:
     """Texts cut at line ends, so that one long document is encoded on all cores."""
     for text in texts:
@@ -140,12 +151,12 @@ def _pieces(texts: Iterable[str]) -> Iterable[str]:
 
 
 def _text_record(
-    language: str, path: Path, pieces: list[str], first: _Loaded, loaded: dict[str, _Loaded]
+    language: str, source: str, pieces: list[str], first: _Loaded, loaded: dict[str, _Loaded]
 ) -> dict[str, Any]:
     words = sum(len(WORD.findall(piece)) for piece in pieces)
     cutter = WordCutter.of(first.tokenizer)
     return {
-        "name": language, "file": path.name, "characters": sum(map(len, pieces)), "words": words,
+        "name": language, "file": source, "characters": sum(map(len, pieces)), "words": words,
         "bytes": sum(len(piece.encode()) for piece in pieces), "words_cut": sum(cutter.pieces(p) for p in pieces),
         "costs": {name: asdict(_cost(first, one, pieces, words)) for name, one in loaded.items()},
     }  # fmt: skip
