@@ -202,7 +202,7 @@ def _high(cell: Cell) -> float:
     return cell.mean + (cell.half or 0.0)
 
 
-Verdict = tuple[bool, str]  # whether it holds, and the figures
+Verdict = tuple[bool | None, str]  # whether it holds (None: not all of it was run), and the figures
 
 
 def overlap_is_conversion(grid: Grid) -> Verdict:
@@ -262,12 +262,19 @@ def training_repairs(grid: Grid) -> Verdict:
     """5. Calibration raises Russian copying, and tuning the tasks, of every propagated model."""
     cells = [(v, "middle", m) for v in VOCABULARIES for m in MAPS]
     cells += [("Extended", s, "conversion") for s in ("weak", "strong")]
-    signs = {
-        f"{m} + {what}, {v}, {s}": grid.blocks[v, s].changes[f"{m} + {what}"][column].sign
-        for v, s, m in cells for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru"))
-    }  # fmt: skip
+    signs, missing = {}, []
+    for v, s, m in cells:
+        for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru")):
+            name, found = f"{m} + {what}, {v}, {s}", grid.blocks[v, s].changes.get(f"{m} + {what}")
+            if found is None:
+                missing.append(v)
+            else:
+                signs[name] = found[column].sign
     failed = [name for name, sign in signs.items() if sign < 1]
-    return not failed, f"not for sure: {'; '.join(failed)}" if failed else "every interval is above zero"
+    if failed:
+        return False, f"not for sure: {'; '.join(failed)}"
+    said = f"each of {len(signs)} intervals is above zero"
+    return (None, f"{said}; not run: {', '.join(dict.fromkeys(missing))}") if missing else (True, said)
 
 
 def direct_beats_when_strong(grid: Grid) -> Verdict:
@@ -336,7 +343,8 @@ def main() -> None:
         said = (prediction.__doc__ or "").rstrip(".")
         try:
             holds, figures = prediction(grid)
-            verdict = "undecided with one seed" if one_seed else "holds" if holds else "does not hold"
+            known = {None: "undecided, not all of it was run", True: "holds", False: "does not hold"}[holds]
+            verdict = "undecided with one seed" if one_seed else known
             print(f"* {said}: **{verdict}**. {figures}.")
         except KeyError as missing:
             print(f"* {said}: not run yet ({missing}).")
