@@ -190,6 +190,7 @@ def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
         assert not list(tmp_path.glob("refused*"))
 
 
+@pytest.mark.slow
 def test_weights_and_long_documents(tmp_path) -> None:
     assert weights_of("a=2,b=0.5") == {"a": 2.0, "b": 0.5}
     with pytest.raises(LepError, match="write NAME=W"):

@@ -222,7 +222,7 @@ def test_settings_follow_tokens_that_move(pair, tmp_path) -> None:
                 assert json.loads((tmp_path / "out" / file).read_text())["eos_token_id"] == outcome
 
 
-@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+@pytest.mark.parametrize("algorithm", ["bpe", pytest.param("unigram", marks=pytest.mark.slow)])
 def test_propagation_into_a_new_vocabulary(algorithm, pair, tmp_path) -> None:
     train_tokenizer(pair["base"], [SAMPLE / "ru", SAMPLE / "en"], algorithm, 460, tmp_path / "t")
     initialise(pair["base"], tmp_path / "t", tmp_path / "adapted")

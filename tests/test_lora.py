@@ -49,6 +49,7 @@ def test_tables_and_projections_move_and_nothing_else(adapted, trained) -> None:
             assert torch.equal(after[name], tensor) != moved, name
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_trained(adapted, trained, tmp_path) -> None:
     """Held-out text is looked at in the model with adapters; the merged model must see the same."""
     from transformers import AutoModelForCausalLM

@@ -165,6 +165,7 @@ def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
             CliRunner().invoke(app, ["propagate", *models, *options], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_the_plan_is_made_of_headers(pair, adapted, tmp_path) -> None:
     family = Family.open(pair["base"], pair["instruct"], adapted)
     plan = plan_propagation(family, PropagateSettings())

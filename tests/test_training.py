@@ -125,7 +125,8 @@ def test_a_model_that_ignores_positions_is_told(pair) -> None:
     assert not isolates(model)
 
 
-@pytest.mark.parametrize("epochs", [2, *(pytest.param(some, marks=pytest.mark.slow) for some in (1, 0.5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [1, 2, 0.5])
 def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> None:
     seen = []
 
@@ -198,7 +199,7 @@ def test_arithmetic_follows_the_hardware(monkeypatch) -> None:
         assert not uses_bf16(SETTINGS.model_copy(update={"precision": "float32"}))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
     save_model(tmp_path / "model", byte_level, dtype=dtype)
@@ -263,6 +264,7 @@ def test_a_frozen_tensor_that_moves_is_named(pair) -> None:
         check_frozen(before, model)
 
 
+@pytest.mark.slow
 def test_a_tied_model_trains_one_table(byte_level, tmp_path) -> None:
     save_model(tmp_path / "model", byte_level, tied=True, template=TEMPLATE)
     pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
@@ -292,7 +294,8 @@ def test_a_state_that_a_kill_left_half_written_is_passed_over(tmp_path) -> None:
 LEP = [sys.executable, "-m", "lep"]
 
 
-@pytest.mark.parametrize("train", ["embeddings", pytest.param("new_rows", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["embeddings", "new_rows"])
 def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_path) -> None:
     model = adapted.parent / "initialised"
     command = [*LEP, "pretrain", "--model", str(model), "--train", train, "--corpus", str(SAMPLE / "ru"),
@@ -537,6 +540,7 @@ def test_calibration_leaves_the_middle_layers_alone(pair, tmp_path) -> None:
     assert {name.split(".")[2] for name in changed if ".layers." in name} == {"0", "2"}  # of three layers
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_left_beside_gives_what_the_merged_model_gives(pair, tmp_path) -> None:
     from peft import PeftModel
 
