@@ -1,5 +1,5 @@
 # make demo   its own environment, the demo recipe, the report
-# make test   the default tests (two cores, under three minutes) with lint and types
+# make test   the default tests (two cores, some three minutes) with lint and types
 # make check  every test, the slow ones too (under an hour)
 
 PYTHON ?= python3

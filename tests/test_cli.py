@@ -104,6 +104,7 @@ def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, here, tmp_path) 
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 def test_the_verbs_of_tokenizers(pair, here, tmp_path) -> None:
     ru, en, base = SAMPLE / "ru", SAMPLE / "en", pair["base"]
     said = here("tokenizer", "count", "--base", base, "--corpus", ru, "--output", tmp_path / "ru.counts.zst")

@@ -47,7 +47,8 @@ def records(output: Path) -> dict[str, list[dict]]:
     return found
 
 
-@pytest.mark.parametrize("limit", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [2, 20])
 def test_a_server_gives_the_scores_of_the_model_in_memory(instruct, data, tmp_path, limit) -> None:
     model, checkpoint = instruct
     local = str(LAB / "instruct")
