@@ -94,7 +94,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def collected():
-    """Broken requests report themselves when they are collected: here, not inside another test's parser, which fails."""
+    """Broken requests report themselves when they are collected: not inside the parser of another test, which fails."""
     yield
     gc.collect()
 
