@@ -1,6 +1,7 @@
 """`LinearMap` (W): what carries embedding rows from the base model's space into the instruct model's."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from math import inf
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from lep.errors import CheckpointError
+from lep.mapping import row_chunks
 
 # Directions whose Gram eigenvalue is below this share of the largest one are treated as unseen. The square root
 # is the smallest relative singular value that float64 sums of squares can tell from noise.
@@ -98,20 +100,20 @@ class LinearMapFitter:
         self.sums = [_Sums(hidden, products) for _ in range(3)]  # of either half, and of rows that are in neither
 
     def update(
-        self, source: Tensor, target: Tensor, weights: Tensor | None = None, halves: Tensor | None = None
+        self, source: Tensor, target: Tensor, weights: Tensor | None = None, half: int | None = None
     ) -> "LinearMapFitter":
         """Add row pairs, (n, h) each, with weights (n,).
 
-        `halves` (n,) says to which half of the held-out residual a row belongs, 0 or 1, or 2 for neither: rows that
-        are made of others must be on one side with them. Rows that are independent alternate.
+        `half` says to which half of the held-out residual they belong, 0 or 1, or 2 for neither: rows that are made of
+        others must be on one side with them. Without it they alternate.
         """
-        parts: list[Any] = [slice(0, None, 2), slice(1, None, 2)]
-        if halves is not None:
-            parts = [(halves == half).nonzero().flatten() for half in range(len(self.sums))]
-        for sums, part in zip(self.sums, parts, strict=False):
+        parts = {0: slice(0, None, 2), 1: slice(1, None, 2)} if half is None else {half: slice(None)}
+        for number, part in parts.items():
             if len(source[part]):
-                sums.add(source[part].to(self.products), target[part].to(self.products),
-                         None if weights is None else weights[part])  # fmt: skip
+                self.sums[number].add(
+                    source[part].to(self.products), target[part].to(self.products),
+                    None if weights is None else weights[part],
+                )  # fmt: skip
         return self
 
     def fit(self, penalty: float = 0.0) -> tuple[LinearMap, FitReport]:
@@ -181,7 +183,7 @@ class _Moments:
         factor, failed = torch.linalg.cholesky_ex(ridged)
         unsure = 100 * RANK_TOLERANCE * hidden * factor.diagonal().square().max()
         if not failed and _least_eigenvalue(factor) > max(unsure, 0.0 if penalty else 10 * floor * mean):
-            return torch.cholesky_solve(self.cross, factor), hidden
+            return _cholesky_solve(self.cross, factor), hidden
         basis, values = self.span(floor)
         return basis @ ((basis.T @ self.cross) / (values[:, None] + penalty * mean)), basis.shape[1]
 
@@ -219,8 +221,14 @@ def _least_eigenvalue(factor: Tensor) -> float:
     """The least eigenvalue of `L L'`, by inverse iteration: pivots of L do not show a direction spread over all."""
     vector = torch.randn(len(factor), 1, dtype=factor.dtype, generator=torch.Generator().manual_seed(0))
     for _ in range(INVERSE_ITERATIONS):
-        vector = torch.cholesky_solve(vector / vector.norm(), factor)
+        vector = _cholesky_solve(vector / vector.norm(), factor)
     return 1 / vector.norm().item()
+
+
+def _cholesky_solve(right: Tensor, factor: Tensor) -> Tensor:
+    """`(L L')^-1 right`; unlike torch's, it does not copy the factor, which for a vector is most of the time."""
+    half = torch.linalg.solve_triangular(factor.mT, right.mT, upper=True, left=False)  # of rows, as memory has them
+    return torch.linalg.solve_triangular(factor, half, upper=False, left=False).mT
 
 
 def _solved(total: _Moments, penalty: float, floor: float, heldout: float) -> tuple[LinearMap, FitReport]:
@@ -252,7 +260,7 @@ class _Sums:
         )  # upper triangle, and some of the rest until `close`
         self.cross = torch.zeros(hidden, hidden, dtype=torch.float64)
         # Of the rows that are not in `gram` and `cross` yet, in the precision of the products.
-        self.open_rows, self.open_sums = 0, (self.gram, self.cross)
+        self.open_rows, self.open_sums, self.unclosed = 0, (self.gram, self.cross), False
         if products != torch.float64:
             self.open_sums = (torch.zeros(hidden, hidden, dtype=products), torch.zeros(hidden, hidden, dtype=products))
         self.source = torch.zeros(hidden, dtype=torch.float64)
@@ -268,7 +276,10 @@ class _Sums:
 
     def closed(self) -> "_Sums":
         """With `gram` and `cross` brought up to date."""
+        if not self.unclosed:
+            return self
         self._flush()
+        self.unclosed = False
         for block in self._blocks():
             self.gram[block.stop :, block] = self.gram[block, block.stop :].T
             diagonal = self.gram[block, block]
@@ -278,7 +289,8 @@ class _Sums:
     def _flush(self) -> None:
         for total, part in zip((self.gram, self.cross), self.open_sums, strict=True):
             if part is not total and self.open_rows:
-                total += part
+                for rows, more in zip(row_chunks(total), row_chunks(part), strict=True):
+                    rows += more  # widened first: a whole copy in float64 would take longer than the sum
                 part.zero_()
         self.open_rows = 0
 
@@ -295,6 +307,7 @@ class _Sums:
             gram[block, block.start :].addmm_(weighted[:, block].T, source[:, block.start :])
         cross.addmm_(weighted.T, shift)
         self.open_rows += len(source)
+        self.unclosed = True
         weight = torch.ones(len(source), dtype=source.dtype) if weights is None else weights.to(source.dtype)
         self.source += weight @ source
         self.shift += weight @ shift
@@ -304,7 +317,7 @@ class _Sums:
         self.target_square += (weight @ vector_norm(target, dim=1).square()).item()
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        total = _Sums(len(self.gram), torch.float64)
+        total = copy(self)
         for name in ("gram", "cross", "source", "shift", "rows", "weight", "shift_square", "target_square"):
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total

@@ -187,16 +187,16 @@ def _carried(problem: Problem, group: RowMap, mapping: VocabularyMapping, adapte
     return torch.where(learned == 0, chat, chat + learned)  # a sum would turn -0 into 0
 
 
-Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]  # A, B, weights, halves (`LinearMapFitter`)
+Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None, int]]  # A, B, weights, half (`LinearMapFitter.update`)
 
 
 def _converted(problem: Problem) -> Pairs:
     """Rows of the target vocabulary. A mixture is held out with its pieces only, or it would be known from them."""
-    wide = problem.products
-    for rows in problem.fit_rows.nonzero().flatten().split(rows_at_once(problem.base.shape[1])):
-        part = problem.mapping.select(rows)
-        weights = None if problem.weights is None else problem.weights[rows]
-        yield part(problem.base, dtype=wide), part(problem.instruct, dtype=wide), weights, part.halves()
+    rows, wide = problem.fit_rows.nonzero().flatten(), problem.products
+    for half, chunk in _chunks(problem, problem.mapping.select(rows).halves()):
+        part = problem.mapping.select(rows[chunk])
+        weights = None if problem.weights is None else problem.weights[rows[chunk]]
+        yield part(problem.base, dtype=wide), part(problem.instruct, dtype=wide), weights, half
 
 
 def _shared(problem: Problem) -> Pairs:
@@ -215,8 +215,15 @@ def _used(problem: Problem) -> Pairs:
 
 
 def _pairs(problem: Problem, rows: Tensor, weights: Tensor | None) -> Pairs:
-    for part in torch.arange(len(rows)).split(rows_at_once(problem.base.shape[1])):
-        yield problem.base[rows[part]], problem.instruct[rows[part]], None if weights is None else weights[part], None
+    for half, part in _chunks(problem, torch.arange(len(rows)) % 2):
+        yield problem.base[rows[part]], problem.instruct[rows[part]], None if weights is None else weights[part], half
+
+
+def _chunks(problem: Problem, halves: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(half, its rows), no more at once than are widened: sums of products are fast for many rows of one half."""
+    for half in halves.unique().tolist():
+        for chunk in (halves == half).nonzero().flatten().split(rows_at_once(problem.base.shape[1])):
+            yield half, chunk
 
 
 def _fitted(problem: Problem, pairs: Pairs) -> LinearMapFitter:
