@@ -5,7 +5,6 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor
