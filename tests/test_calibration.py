@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lep.calibration import answers as module
-from lep.calibration.answers import write_answers
+from lep.calibration.answers import write_answers, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.calibration.filters import reason_to_drop, repeats
 from lep.calibration.judge import MOST_UNGRADED, Judge, make_judge
@@ -237,6 +237,20 @@ def test_another_judge_grades_the_same_answers(pair, tmp_path, all_pass, judge, 
     assert write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", lower) == {"kept": 12}
     assert len(judge.asked) == before  # nor for grades
     assert not list(tmp_path.glob("*.answers.jsonl"))
+
+
+def test_answers_that_are_there_are_judged_and_not_asked_for(pair, prompts, tmp_path, all_pass, monkeypatch) -> None:
+    settings = AnswerSettings(max_new_tokens=8, samples=2)
+    write_answers(pair["instruct"], prompts, tmp_path / "at once", settings)
+    write_unjudged(pair["instruct"], prompts, tmp_path / "unjudged", settings)
+    monkeypatch.setattr(module, "load_model", None)  # nobody is asked
+    write_answers(pair["instruct"], prompts, tmp_path / "out", settings, tmp_path / "unjudged")
+    for name in ("answers.jsonl", "kept.jsonl", "answers.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
+    assert not list(tmp_path.glob("*.answers.jsonl"))
+    other = settings.model_copy(update={"max_new_tokens": 4})
+    with pytest.raises(TypeError):  # answers of other settings are no answers: the model is asked
+        write_answers(pair["instruct"], prompts, tmp_path / "other", other, tmp_path / "unjudged")
 
 
 def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:

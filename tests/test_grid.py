@@ -72,6 +72,21 @@ def test_common_stages_are_one(recipe, tmp_path) -> None:
     assert of("calibrate-conversion") == [n.replace("pretrain", "calibrate-conversion") for n in of("pretrain")[2:]]
 
 
+def test_another_judge_leaves_the_answers(recipe, tmp_path) -> None:
+    def stages(*overrides: str) -> dict[str, str]:
+        planned = plan(load_grid(recipe, ["grid.axes={}", "grid.cells=[]", "grid.seeds=[0]", *overrides]), tmp_path)
+        return {planned.places.name(stage): stage.fingerprint for stage in planned.stages}
+
+    rules, judged, short = (
+        stages(),
+        stages("calibrate.judge=j@http://127.0.0.1:9"),
+        stages("calibrate.max_new_tokens=7"),
+    )
+    assert rules["unjudged"] == judged["unjudged"] != short["unjudged"]
+    assert len({found["answers"] for found in (rules, judged, short)}) == 3
+    assert rules["calibrate-conversion"] != judged["calibrate-conversion"]
+
+
 def test_what_is_made_keeps_its_name_when_a_grid_grows(recipe, tmp_path) -> None:
     one = plan(load_grid(recipe, ["grid.seeds=[0]"]), tmp_path)
     first = next(stage for stage in one.stages if stage.name == "pretrain")

@@ -166,8 +166,8 @@ TRAINING_STAGES = ("pretrain", "calibrate-conversion", "tune-conversion")  # kil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [
-    "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "prompts", "answers",
-    "calibrate-conversion", "tune-conversion", "evaluate-calibrate-conversion",
+    "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "prompts", "unjudged",
+    "answers", "calibrate-conversion", "tune-conversion", "evaluate-calibrate-conversion",
 ])  # fmt: skip
 def test_a_kill_inside_each_stage(stage, recipe, whole_run, tmp_path_factory) -> None:
     """Killed while a stage works; then the same command again."""

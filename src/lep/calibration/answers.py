@@ -1,6 +1,7 @@
 """Answers of the original instruct model to prompts, judged: what a calibration learns from, and what it leaves out."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from lep.publish import check_output, fingerprint, publishing
 from lep.settings import AnswerSettings
 
 ANSWERS, KEPT, COUNTS = "answers.jsonl", "kept.jsonl", "answers.json"
+UNJUDGED = "unjudged.jsonl"
+JUDGING = {"judge", "least_grade"}  # settings that leave the answers as they are
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,28 @@ class Graded:
     dropped: str | None
 
 
-def write_answers(original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings) -> dict[str, int]:
+def write_unjudged(original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings) -> None:
+    """Let `original` answer prompts, and write what `write_answers` judges to the folder `output`.
+
+    Raises `CorpusError` for prompts in another format.
+    """
+    conversations = _conversations(prompts)
+    check_output(output)
+    cache = _Cache(_unfinished(output), original, conversations, settings)
+    _answered(original, conversations, cache, settings)
+    with publishing(output) as partial:
+        shutil.copy(cache.place, partial / UNJUDGED)
+    cache.place.unlink(missing_ok=True)
+
+
+def write_answers(
+    original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings, unjudged: Path | None = None
+) -> dict[str, int]:
     """Let `original` answer prompts, grade the answers, and write them to the folder `output`.
 
     Prompts are `messages` records; a final assistant message is ignored. Of several answers to a prompt the one with
     the best grade is kept, the earlier of equals. Answers and grades are kept beside the output while the run is
-    unfinished, so that an interrupted one does not ask again.
+    unfinished, so that an interrupted one does not ask again; a folder of `write_unjudged` has the answers already.
 
     `answers.jsonl` holds every answer with its grade and why it was dropped, `kept.jsonl` conversations to learn from.
     Returns what is also written to `answers.json`: prompts by what became of them.
@@ -42,9 +61,12 @@ def write_answers(original: str | Path, prompts: str | Path, output: Path, setti
     Raises `CorpusError` when no answer is kept (they stay beside the output, for another judge or a lower bar),
     `LepError` when the judge gives no grades or does not answer.
     """
-    conversations = [question(record["messages"]) for record in read_messages(prompts)]
+    conversations, place = _conversations(prompts), _unfinished(output)
     check_output(output)
-    cache = _Cache(output.with_name(output.name + ".answers.jsonl"), original, conversations, settings)
+    if unjudged and not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(unjudged / UNJUDGED, place)
+    cache = _Cache(place, original, conversations, settings)
     answered = _answered(original, conversations, cache, settings)
     graded = _graded(conversations, answered, cache, settings)
     records, kept, became = [], [], Counter[str]()
@@ -71,12 +93,20 @@ def write_answers(original: str | Path, prompts: str | Path, output: Path, setti
     return dict(became)
 
 
+def _conversations(prompts: str | Path) -> list[Any]:
+    return [question(record["messages"]) for record in read_messages(prompts)]
+
+
+def _unfinished(output: Path) -> Path:
+    return output.with_name(output.name + ".answers.jsonl")
+
+
 class _Cache:
     """What an unfinished run has got: answers by (sample, prompt), and grades by the same."""
 
     def __init__(self, place: Path, original: str | Path, conversations: list[Any], settings: AnswerSettings) -> None:
         self.place = place
-        made = settings.model_dump(exclude={"least_grade", "judge", "samples"})  # other ones leave answers valid
+        made = settings.model_dump(exclude=JUDGING | {"samples"})  # more of them leave these valid
         key = fingerprint([Checkpoint(original).stamp(), conversations, made])
         entries = _whole_lines(place)
         if not entries or entries[0].get("key") != key:

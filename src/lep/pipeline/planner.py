@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lep.calibration.answers import write_answers
+from lep.calibration.answers import JUDGING, write_answers, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import initialise_instruct, propagate
@@ -233,9 +233,16 @@ class Planner:
         assert stage is not None
         settings = AnswerSettings.model_validate(stage.model_dump(include=set(AnswerSettings.model_fields)))
         judge = [Path(stage.judge)] if stage.judge and Path(stage.judge).is_dir() else []
+        unjudged = self._add(
+            "unjudged", lambda output: write_unjudged(self.instruct, self._prompts_file(), output, settings),
+            settings.model_dump(exclude=JUDGING), self.prompts, (self.instruct, *self.given_prompts),
+        )  # fmt: skip
         return self._add(
-            "answers", lambda output: write_answers(self.instruct, self._prompts_file(), output, settings),
-            settings.model_dump(), self.prompts, (self.instruct, *self.given_prompts, *judge),
+            "answers",
+            lambda output: write_answers(
+                self.instruct, self._prompts_file(), output, settings, self._place(unjudged)
+            ),
+            settings.model_dump(), (unjudged,), tuple(judge),
         )  # fmt: skip
 
     def _calibrate(self, after: str, model: Stage, answers: Stage, copies: Stage) -> Stage:
