@@ -1,11 +1,14 @@
 """`lep corpus` on raw text: time and memory of the whole command.
 
-    python benchmarks/corpus.py --data DATA [--megabytes 100] [--output runs/corpus]
+    python benchmarks/corpus.py --data DATA [--megabytes 100 1000] [--output runs/corpus]
 
-Takes documents of `DATA/train/ru`, at most an eighth of the amount from one source, as one jsonl file.
+Takes documents of `DATA/train/ru`, at most an eighth of the amount from one source, as one jsonl file; beyond what
+there is, documents that are mixed of their sentences.
 """
 
 import argparse
+import json
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +16,8 @@ from pathlib import Path
 from measure import measured
 
 from lep.corpus.read import corpus_files, read_lines
+
+MIXED = 40  # sentences of a mixed document
 
 
 def raw_text(data: Path, bytes_wanted: int, place: Path) -> int:
@@ -26,6 +31,15 @@ def raw_text(data: Path, bytes_wanted: int, place: Path) -> int:
                     break
                 out.write(line)
                 taken += len(line.encode())
+                total += len(line.encode())
+        if total < bytes_wanted:
+            sentences = [part for file in corpus_files([data / "train" / "ru"]) for line in read_lines(file)
+                         for part in json.loads(line)["text"].replace("\n", " ").split(". ")]  # fmt: skip
+            draw = random.Random(0)
+            while total < bytes_wanted:
+                text = ". ".join(draw.choices(sentences, k=MIXED))
+                line = json.dumps({"text": text}, ensure_ascii=False) + "\n"
+                out.write(line)
                 total += len(line.encode())
     return total
 
