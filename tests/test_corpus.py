@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lep.corpus.language import dominant_script, in_language, script_share
-from lep.corpus.prepare import _Bounded, prepare, sample, sections, unit_hash
+from lep.corpus.prepare import _Bounded, drawn, prepare, sample, sections, unit_hash
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TASKS, make_tasks, paragraphs, sentences
 from lep.errors import CorpusError, LepError
@@ -99,6 +99,16 @@ def test_what_a_limit_leaves_out_is_not_remembered(shapes, share) -> None:
     for document in documents:
         whole.add(document)
     assert sample(whole.documents, None) == sample(documents, None)
+
+
+def test_documents_are_drawn_by_chance_that_is_always_the_same() -> None:
+    documents = [Document(f"d{i}", "x" * 10, "s", f"d{i}") for i in range(100)]
+    found = drawn(documents, 201, "en")
+    assert len(found) == 21
+    assert found == drawn(reversed(documents), 201, "en") != documents[:21]
+    assert found == drawn(documents, 500, "en")[:21]  # more adds to the same
+    with pytest.raises(CorpusError, match="asks for 1,001 characters of 'en', and its training text has 1,000: lower"):
+        drawn(documents, 1001, "en")
 
 
 def test_scripts() -> None:

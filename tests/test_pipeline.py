@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from benchmark_data import write_data
 
+from lep.corpus.read import read_documents
 from lep.errors import LepError
 from lep.pipeline.recipe import load_recipe
 from lep.pipeline.run import plan, run
+from lep.pipeline.stage import Runner
+from lep.tokenizer.load import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 RECIPE = """\
@@ -112,6 +115,27 @@ def test_auto_is_a_method_like_the_others(recipe, tmp_path) -> None:
     assert {"swap", "auto", "auto + tuning"} <= set(described)
     chosen = json.loads((tmp_path / "run" / "propagate-auto" / "lep" / "selection.json").read_text())
     assert chosen["chosen"].split(",")[0] in ("swap", "exact", "new-rows")
+
+
+def test_old_text_is_read_again(recipe, tmp_path) -> None:
+    """Every stage that trains on plain text reads it, and what comes before does not depend on it."""
+    changes = ["direct=true", "pretrain.tokens=500"]
+    before = {stage.name: stage for stage in plan(load_recipe(recipe, changes), tmp_path / "run").stages}
+    planned = plan(load_recipe(recipe, [*changes, "pretrain.replay={en: 0.5}"]), tmp_path / "run")
+    stages = {stage.name: stage for stage in planned.stages}
+    assert set(stages) - set(before) == {"replay"}
+    assert [name for name in stages if stages["replay"] in stages[name].upstream] == ["pretrain", "direct"]
+    same = ("corpus", "tokenizer", "init-base")
+    assert all(before[name].fingerprint == stages[name].fingerprint for name in same)
+    Runner(planned.places, print).run_all([stages[name] for name in (*same, "replay", "pretrain")])
+    tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
+    new, old = (
+        [document.text for document in read_documents([tmp_path / "run" / place])]
+        for place in ("corpus/ru.train.jsonl", "replay/en.jsonl")
+    )
+    assert 0.5 <= sum(map(len, old)) / sum(map(len, new)) < 0.6
+    record = json.loads((tmp_path / "run" / "pretrain" / "lep" / "pretrain.json").read_text())
+    assert record["corpus_tokens"] == pytest.approx(sum(map(len, tokenizer(new + old)["input_ids"])), rel=0.05)
 
 
 def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None:

@@ -71,6 +71,12 @@ def test_what_is_held_out_is_not_trained_on(recipe) -> None:
     )
 
 
+def test_old_text_is_planned_too(recipe) -> None:
+    once = ["pretrain.tokens=null", "pretrain.epochs=1", f"text.en={SAMPLE / 'en'}"]
+    alone, both = (make_plan(recipe(*once, *more), "h100").tokens for more in ([], ["pretrain.replay={en: 1}"]))
+    assert 1.3 * alone < both < 2 * alone  # as many characters, in fewer tokens each
+
+
 def test_parameters_are_those_of_the_model(recipe, pair) -> None:
     shape = Shape.of(pair["base"])
     model = AutoModelForCausalLM.from_pretrained(pair["base"])

@@ -71,6 +71,8 @@ def test_environment(tmp_path, monkeypatch) -> None:
     ("10_000_000", "many", r"recipe.yaml, line 10: pretrain.tokens is 'many': input should be a valid integer"),
     ("10_000_000", "-5", r"recipe.yaml, line 10: pretrain.tokens is '-5': input should be greater than 0"),
     ("language: ru", "language: fr", r"line 4: language is 'fr', and text has only ru, no"),
+    ("10_000_000", "10_000_000\n  replay: {ru: 1}", r"line 11: replay has 'ru', and the old languages of text are no"),
+    ("10_000_000", "10_000_000\n  replay: {no: 0}", r"line 11: pretrain.replay.no is '0': input should be greater"),
     ("after: swap", "after: jump", r"line 13: tune.after is 'jump': input should be 'swap', 'overlap', 'conversion'"),
     ("name: test", "name: test\nevaluate:\n  tasks: [last_word, sing]",
      r"line 3: evaluate.tasks.1 is 'sing': input should be 'copy_sentence', .* or 'word_after'"),

@@ -127,3 +127,22 @@ def sample(documents: Iterable[Document], limit: int | None, source_share: float
             total += len(document.text)
             per_source[document.source] += len(document.text)
     return taken
+
+
+def drawn(documents: Iterable[Document], characters: int, name: str) -> list[Document]:
+    """Documents in an order of chance that is always the same, until they have so many characters.
+
+    Raises `CorpusError` where there are not so many; `name` says of what.
+    """
+    found, total = [], 0
+    for document in sorted(documents, key=lambda document: unit_hash(f"replay {document.id}")):
+        if total >= characters:
+            break
+        found.append(document)
+        total += len(document.text)
+    if total < characters:
+        raise CorpusError(
+            f"pretrain.replay asks for {characters:,} characters of '{name}', and its training text has {total:,}: "
+            "lower the share, or give more text (corpus.limit_characters counts for each language)"
+        )
+    return found

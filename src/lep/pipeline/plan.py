@@ -257,11 +257,11 @@ def make_plan(recipe: Recipe, device: str, hours: float | None = None) -> Plan:
     savings = sampled_savings(folder, paths if isinstance(paths, list) else [paths], recipe.tokenizer)
     plan = Plan(recipe, Shape.of(folder), device, LARGEST_BLOCK, savings)
     if hours is None:
-        return replace(plan, tokens=_budget(recipe, savings))
+        return replace(plan, tokens=_budget(recipe, folder, savings))
     return replace(plan, tokens=max(LARGEST_BLOCK, int(hours * plan.tokens_an_hour / plan.passes)))
 
 
-def _budget(recipe: Recipe, savings: Savings | None) -> int:
+def _budget(recipe: Recipe, folder: Path, savings: Savings | None) -> int:
     """Tokens that a recipe trains on; for passes over a corpus, from its characters and those of a token."""
     if recipe.pretrain.tokens is not None:
         return recipe.pretrain.tokens
@@ -275,7 +275,18 @@ def _budget(recipe: Recipe, savings: Savings | None) -> int:
     if recipe.heldout.get(recipe.language) is None:
         characters = round(characters * (1 - recipe.corpus.heldout_share))
     characters = min(characters, limit or characters)
-    return recipe.pretrain.budget(round(characters * savings.after / savings.heldout))
+    tokens = characters * savings.after / savings.heldout
+    for code, share in recipe.pretrain.replay.items():  # in the base's tokens, which an extension keeps
+        tokens += share * characters * _cost(folder, recipe.text[code])
+    return recipe.pretrain.budget(round(tokens))
+
+
+def _cost(folder: Path, paths: str | list[str]) -> float:
+    """Tokens a character of a sample of text."""
+    files = corpus_files([paths] if isinstance(paths, str) else paths)
+    pieces = [piece for file in files for piece in _sample(file, SAMPLE_CHARACTERS // HELDOUT_EVERY // len(files))]
+    encoded = load_tokenizer(folder).backend_tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+    return sum(len(each.ids) for each in encoded) / max(1, sum(map(len, pieces)))
 
 
 def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings) -> Savings | None:

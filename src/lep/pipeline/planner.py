@@ -13,14 +13,14 @@ from lep.checkpoint.initialise import initialise
 from lep.checkpoint.propagate import initialise_instruct, propagate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import copy_records, records_apart
-from lep.corpus.prepare import Split, prepare, sample, sections
+from lep.corpus.prepare import Split, drawn, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, read_messages, read_records, write_records
 from lep.errors import CheckpointError
 from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.select import propagate_auto
 from lep.evaluation.tasks import resolve
-from lep.pipeline.recipe import Recipe
+from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import Places, Stage
 from lep.publish import fingerprint, publishing
 from lep.settings import (
@@ -64,6 +64,7 @@ class Planner:
             (Path(recipe.calibrate.prompts),) if recipe.calibrate and recipe.calibrate.prompts else ()
         )  # fmt: skip
         self.prompts: tuple[Stage, ...] = ()  # made, where none are given
+        self.replay: tuple[Stage, ...] = ()
         if names := resolve(recipe.evaluate.benchmark.tasks):  # faults of tasks and data show before anything trains
             for model in (self.base, self.instruct):
                 Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
@@ -84,6 +85,7 @@ class Planner:
             lambda output: initialise_instruct(self.base, self.instruct, self._place(init), output),
             {}, (init,), (self.base, self.instruct),
         )  # fmt: skip
+        self.replay = self._replay(corpus)
         adapted = self._pretrain("pretrain", init, corpus, recipe.pretrain)
         if not self.given_prompts and (recipe.calibrate or "auto" in recipe.propagate):
             count = recipe.calibrate.prompt_tasks if recipe.calibrate else recipe.select.prompts
@@ -171,10 +173,29 @@ class Planner:
             settings.model_dump(), (tokenizer,), (self.base,),
         )  # fmt: skip
 
-    def _pretrain(self, name: str, start: Stage, corpus: Stage, settings: PretrainSettings) -> Stage:
+    def _replay(self, corpus: Stage) -> tuple[Stage, ...]:
+        """Old text that every model that trains on plain text sees, too."""
+        shares = self.recipe.pretrain.replay
+
+        def action(output: Path) -> None:
+            text, new = self._text(corpus, "train"), sum(len(d.text) for d in read_documents(self._new_text(corpus)))
+            with publishing(output) as partial:
+                for code, share in shares.items():
+                    found = drawn(read_documents(text[code]), round(share * new), code)
+                    write_records(partial / f"{code}.jsonl", map(_document_record, found))
+
+        settings = {"replay": shares, "language": self.recipe.language}
+        return (self._add("replay", action, settings, (corpus,)),) if shares else ()
+
+    def _pretrain(self, name: str, start: Stage, corpus: Stage, stage: PretrainStage) -> Stage:
+        settings = PretrainSettings.model_validate(stage.model_dump(include=set(PretrainSettings.model_fields)))
+
+        def action(output: Path) -> None:
+            old = [self._place(replay, f"{code}.jsonl") for replay in self.replay for code in stage.replay]
+            pretrain(self._place(start), [*self._new_text(corpus), *old], output, settings)
+
         return self._add(
-            name, lambda output: pretrain(self._place(start), self._new_text(corpus), output, settings),
-            settings.model_dump() | {"language": self.recipe.language}, (start, corpus),
+            name, action, settings.model_dump() | {"language": self.recipe.language}, (start, corpus, *self.replay),
             tuple(corpus_files(path for paths in settings.eval_text.values() for path in paths)),
         )  # fmt: skip
 

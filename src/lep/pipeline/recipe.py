@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, ValidationError
 
 from lep.errors import RecipeError
 from lep.settings import (
@@ -36,6 +36,14 @@ def _listed(value: Any) -> Any:
 
 
 Tuned = Annotated[list[TunedName], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class PretrainStage(PretrainSettings):
+    """Continued pre-training on the new language, and on what shall not be lost."""
+
+    replay: dict[str, PositiveFloat] = Field(
+        {}, description="old text among the new: characters of a language for each one of the new language"
+    )
 
 
 class CalibrateStage(CalibrateSettings):
@@ -68,7 +76,7 @@ class Recipe(Settings):
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings
     init: InitSettings = InitSettings()
-    pretrain: PretrainSettings
+    pretrain: PretrainStage
     propagate: list[MethodName] = Field(["swap", "overlap", "conversion"], min_length=1)
     direct: bool = Field(False, description="the baseline, too: train new rows of the instruct model on the same text")
     select: SelectSettings = Field(SelectSettings(), description="what auto chooses on, where propagate lists it")
@@ -320,6 +328,14 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         }
     if unknown := sorted(set(recipe.heldout) - set(recipe.text)):
         raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
+    for code in recipe.pretrain.replay:
+        if code == recipe.language or code not in recipe.text:
+            place, known = (
+                _place(places, "the recipe", "pretrain", "replay", code),
+                set(recipe.text) - {recipe.language},
+            )
+            raise RecipeError(f"{place}: replay has '{code}', and the old languages of text are "
+                              f"{', '.join(sorted(known)) or 'none'}")  # fmt: skip
     looked_at = {code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()}
     changed["pretrain"] = recipe.pretrain.model_copy(update={"eval_text": looked_at})
     for name in ("speed", "prompts"):
