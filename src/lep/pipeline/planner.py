@@ -188,14 +188,15 @@ class Planner:
         return (self._add("replay", action, settings, (corpus,)),) if shares else ()
 
     def _pretrain(self, name: str, start: Stage, corpus: Stage, stage: PretrainStage) -> Stage:
-        settings = PretrainSettings.model_validate(stage.model_dump(include=set(PretrainSettings.model_fields)))
+        own = stage.model_dump(exclude={"replay"})  # replayed text is a stage of its own
+        settings = PretrainSettings.model_validate(own)
 
         def action(output: Path) -> None:
             old = [self._place(replay, f"{code}.jsonl") for replay in self.replay for code in stage.replay]
             pretrain(self._place(start), [*self._new_text(corpus), *old], output, settings)
 
         return self._add(
-            name, action, settings.model_dump() | {"language": self.recipe.language}, (start, corpus, *self.replay),
+            name, action, own | {"language": self.recipe.language}, (start, corpus, *self.replay),
             tuple(corpus_files(path for paths in settings.eval_text.values() for path in paths)),
         )  # fmt: skip
 

@@ -328,14 +328,10 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         }
     if unknown := sorted(set(recipe.heldout) - set(recipe.text)):
         raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
-    for code in recipe.pretrain.replay:
-        if code == recipe.language or code not in recipe.text:
-            place, known = (
-                _place(places, "the recipe", "pretrain", "replay", code),
-                set(recipe.text) - {recipe.language},
-            )
-            raise RecipeError(f"{place}: replay has '{code}', and the old languages of text are "
-                              f"{', '.join(sorted(known)) or 'none'}")  # fmt: skip
+    old = sorted(set(recipe.text) - {recipe.language})
+    for code in set(recipe.pretrain.replay) - set(old):
+        place = _place(places, "the recipe", "pretrain", "replay", code)
+        raise RecipeError(f"{place}: replay has '{code}', and the old languages of text are {', '.join(old) or 'none'}")
     looked_at = {code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()}
     changed["pretrain"] = recipe.pretrain.model_copy(update={"eval_text": looked_at})
     for name in ("speed", "prompts"):
