@@ -190,6 +190,26 @@ def against_direct(grid: Grid) -> str:
     return table(["strength", "difference", *COLUMNS.values()], rows)
 
 
+def keeping(grid: Grid) -> str:
+    """What keeps the old language, at the middle strength: who trains, on what, and which rows are calibrated."""
+    after = " + self-calibration"
+    rows = [
+        [said, *(shown(grid.cell(block, "middle", model, column)) for column in ("copy ru", *COLUMNS))]
+        for said, block, model in (
+            (ORIGINAL, "Extended", ORIGINAL),
+            ("conversion", "Extended", "conversion"), ("conversion, with replay", "Replay", "conversion"),
+            ("exact", "Extended", "exact"), ("exact, with replay", "Replay", "exact"),
+            ("direct", "Extended", "direct"),
+            (f"conversion{after}", "Extended", f"conversion{after}"),
+            (f"conversion, with replay{after}", "Replay", f"conversion{after}"),
+            (f"direct{after}", "Extended", f"direct{after}"),
+            (f"direct{after} of new rows alone", "New-rows", f"direct{after}"),
+        )
+        if (block, "middle") in grid.blocks
+    ]  # fmt: skip
+    return table(["model", "copy ru", *COLUMNS.values()], rows)
+
+
 def _ratio(cell: Cell, whole: Cell) -> Cell:
     return Cell({place: value / whole.mean for place, value in cell.values.items()})
 
@@ -316,9 +336,42 @@ def auto_keeps_known_rows(grid: Grid) -> Verdict:
     return holds, "; ".join(f"{s}: {', '.join(names)}" for s, names in chosen.items())
 
 
+def new_rows_keep_english(grid: Grid) -> Verdict:
+    """9. Direct, calibrated in new rows alone: English kept (tasks to .02, text to .05), Russian raised, but less."""
+    name, own = "direct + self-calibration", {}
+    for column in ("copy ru", *COLUMNS):
+        own[column] = grid.cell("New-rows", "middle", name, column)
+    kept = {c: own[c] - grid.cell("Extended", "middle", ORIGINAL, c) for c in ("exact match en", "bits/byte en")}
+    raised = {c: own[c] - grid.cell("Extended", "middle", "direct", c) for c in ("copy ru", "exact match ru")}
+    outer = own["exact match ru"] - grid.cell("Extended", "middle", name, "exact match ru")
+    holds = abs(kept["exact match en"].mean) <= 0.02 and abs(kept["bits/byte en"].mean) <= 0.05
+    said = [f"{c} from the original's {shown(d, '+')}" for c, d in kept.items()]
+    said += [f"{c} from direct's {shown(d, '+')}" for c, d in raised.items()]
+    return holds and all(d.sign == 1 for d in raised.values()) and outer.sign < 0, (
+        "; ".join(said) + f"; tasks ru from those with outer layers {shown(outer, '+')}"
+    )
+
+
+def replay_keeps_english(grid: Grid) -> Verdict:
+    """10. Replay: English text within 3%, tasks above .65 after conversion; Russian text to .02; copying no better."""
+    found = {c: grid.cell("Replay", "middle", "conversion", c) for c in ("copy ru", *COLUMNS)}
+    without = {c: grid.cell("Extended", "middle", "conversion", c) for c in found}
+    text = _ratio(found["bits/byte en"], grid.cell("Extended", "middle", ORIGINAL, "bits/byte en"))
+    russian, copying = (found[c] - without[c] for c in ("bits/byte ru", "copy ru"))
+    name = "conversion + self-calibration"
+    after = grid.cell("Replay", "middle", name, "exact match en") - grid.cell(
+        "Extended", "middle", name, "exact match en"
+    )
+    holds = text.mean <= 1.03 and found["exact match en"].mean > 0.65 and abs(russian.mean) <= 0.02
+    said = f"English text {shown(text)} of the original's, tasks {shown(found['exact match en'])}; against no replay: "
+    said += f"Russian text {shown(russian, '+')}, copying {shown(copying, '+')}"
+    return holds and copying.sign == 0 and after.sign == 1, f"{said}, English tasks, calibrated {shown(after, '+')}"
+
+
 PREDICTIONS = (
     overlap_is_conversion, replaced_lose_more, strength_parts_the_maps, maps_harm_english_text, training_repairs,
     direct_beats_when_strong, calibrated_direct_is_best, auto_keeps_known_rows,
+    new_rows_keep_english, replay_keeps_english,
 )  # fmt: skip
 TABLES = {
     "Symbols per token": costs,
@@ -327,6 +380,7 @@ TABLES = {
     "What calibration and tuning change (mean over the three maps)": repaired,
     "By strength": crossover,
     "Against direct training": against_direct,
+    "What keeps the old language": keeping,
 }
 
 

@@ -29,7 +29,7 @@ class FakeGrid(paper_grid.Grid):
             (v, s): Block({"vocabulary": v, "strength": s}, [0, 1, 2], {
                 m: {c: self.figure((v, s, m, c), rules) for c in COLUMNS} for m in MODELS
             })
-            for v in paper_grid.VOCABULARIES for s in paper_grid.STRENGTHS
+            for v in (*paper_grid.VOCABULARIES, "New-rows", "Replay") for s in paper_grid.STRENGTHS
         }  # fmt: skip
 
     def figure(self, key, rules) -> Cell:
@@ -56,6 +56,11 @@ DIRECT = [((None, "strong", "direct", "answer bits/byte ru"), 0.8)]
 CALIBRATED = [((None, None, "direct + self-calibration", c), value) for c, value in
               (("exact match en", 1.5), ("answer bits/byte en", 0.5), ("bits/byte en", 0.5))]  # fmt: skip
 
+NEW_ROWS = [((v, None, "direct + self-calibration", c), value) for v, c, value in (
+    ("New-rows", "copy ru", 1.3), ("New-rows", "exact match ru", 1.3), ("Extended", "exact match ru", 1.5)
+)]  # fmt: skip
+REPLAY = [(("Extended", None, "conversion + self-calibration", "exact match en"), 0.8)]
+
 
 @pytest.mark.parametrize(("prediction", "holds", "fails"), [
     ("overlap_is_conversion", FakeGrid(), FakeGrid((("Optimized", None, "overlap", "exact match en"), 1.1))),
@@ -65,6 +70,10 @@ CALIBRATED = [((None, None, "direct + self-calibration", c), value) for c, value
     ("training_repairs", FakeGrid(*RAISED), FakeGrid(*RAISED, ((None, "weak", "tuning", "exact match ru"), 1.0))),
     ("calibrated_direct_is_best", FakeGrid(*CALIBRATED),
      FakeGrid(*CALIBRATED, ((None, "weak", "direct + self-calibration", "answer bits/byte ru"), 1.2))),
+    ("new_rows_keep_english", FakeGrid(*NEW_ROWS),
+     FakeGrid(*NEW_ROWS, (("New-rows", None, "direct + self-calibration", "exact match en"), 0.97))),
+    ("replay_keeps_english", FakeGrid(*REPLAY),
+     FakeGrid(*REPLAY, (("Replay", None, "conversion", "bits/byte en"), 1.04))),
     ("auto_keeps_known_rows", FakeGrid(chosen="exact, output new-rows"), FakeGrid(chosen="new-rows, output swap")),
 ])  # fmt: skip
 def test_verdicts(prediction, holds, fails) -> None:
