@@ -23,6 +23,11 @@ COLUMNS = {
 }
 
 
+def lower_is_better(column: str) -> bool:
+    """Of a column of the table."""
+    return "bits/byte" in column
+
+
 def cells(scores: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`{"bits/byte ru": score, ...}` of the scores that the table shows, in its order."""
     found = {(s["metric"], s["task"], s["language"]): s for s in scores}

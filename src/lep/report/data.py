@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from lep.corpus.read import read_documents
 from lep.errors import CheckpointError
-from lep.evaluation.table import cells
+from lep.evaluation.table import cells, lower_is_better
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -32,9 +33,30 @@ def model_tables(folder: Path, run: dict[str, Any], kind: str) -> dict[str, Any]
     for name, stage in run[kind].items():
         place = f"{stage}/scores.json"
         scores = cells(json.loads((folder / place).read_text()))
-        rows[name] = {column: score | {"place": place} for column, score in scores.items()}
+        first = next(iter(rows.values()), scores)
+        rows[name] = {
+            column: score | {"place": place, "mark": mark(column, score, first.get(column, score))}
+            for column, score in scores.items()
+        }
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     return {"columns": columns, "rows": rows}
+
+
+def mark(column: str, score: dict[str, Any], first: dict[str, Any]) -> str:
+    """`better` or `worse` than the first model where the two intervals have nothing in common."""
+    if score["low"] <= first["high"] and first["low"] <= score["high"]:
+        return ""
+    return "worse" if (score["value"] > first["value"]) == lower_is_better(column) else "better"
+
+
+def heads(columns: list[str]) -> list[tuple[str, list[str]]]:
+    """Columns under common titles: what stands in the two lines above a table.
+
+    >>> heads(["copy ru", "copy en", "bits/byte ru"])
+    [('copy', ['ru', 'en']), ('bits/byte', ['ru'])]
+    """
+    parts = [column.rsplit(" ", 1) for column in columns]
+    return [(title, [last for _, last in group]) for title, group in groupby(parts, key=itemgetter(0))]
 
 
 def saving(table: dict[str, Any], language: str) -> dict[str, float]:

@@ -21,8 +21,7 @@ def write_report(folder: Path) -> Path:
     if "cells" in run:
         return write_grid(folder, run)
     instruct = data.model_tables(folder, run, "instruct_models")
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
-    page = environment.get_template("page.html").render(
+    page = _environment().get_template("page.html").render(
         run=run, recipe=run["recipe"], version=__version__, instruct=instruct,
         base=data.model_tables(folder, run, "base_models"), saving=data.saving(instruct, run["recipe"]["language"]),
         coloured=data.coloured(folder, run), examples=data.examples(folder, run), new_tokens=data.new_tokens(folder),
@@ -38,14 +37,19 @@ def write_report(folder: Path) -> Path:
 
 def write_grid(folder: Path, run: dict[str, Any]) -> Path:
     """The page of a recipe with a grid: a table for each combination."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
-    page = environment.get_template("grid.html").render(
+    page = _environment().get_template("grid.html").render(
         run=run, recipe=run["cells"][0]["recipe"], version=__version__, instruct=grid_blocks(folder, run),
         base=grid_blocks(folder, run, "base_models"),
     )  # fmt: skip
     report = folder / "report.html"
     publish_text(report, page)
     return report
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
+    environment.filters["heads"] = data.heads
+    return environment
 
 
 def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:
