@@ -48,7 +48,7 @@ def test_four_hours_of_an_h100_are_some_180_million_tokens(recipe) -> None:
 def test_memory_of_capped_logits_is_that_of_all_of_them(recipe) -> None:
     plan = make_plan(recipe(), "h100")
     capped = replace(plan, shape=replace(plan.shape, plain=False))
-    assert capped.memory["logits"] == 32 * plan.memory["logits"] == 3 * 4 * 8192 * (128_256 + 100)
+    assert capped.memory["logits"] == 8 * plan.memory["logits"] == 3 * 4 * 8192 * (128_256 + 100)
 
 
 def test_the_memory_of_tuning_is_planned_too(recipe, tmp_path) -> None:

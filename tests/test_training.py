@@ -27,10 +27,11 @@ from lep.errors import CorpusError, LepError, OutputError, TrainingError
 from lep.inference.load import load_model
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
+from lep.training import trainer as trainer_module
 from lep.training.data import collate, isolates, schedule
 from lep.training.pretrain import pretrain
 from lep.training.samples import in_order
-from lep.training.trainer import TablesTrainer, decay_touched_rows, uses_bf16
+from lep.training.trainer import TablesTrainer, decay_touched_rows, logging_steps, look_steps, uses_bf16
 from lep.training.tune import CALIBRATION, train_adapter, tune
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
@@ -474,6 +475,29 @@ def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
         watch.on_log(arguments, state, control, {"loss": 7.0})
     with pytest.raises(TrainingError, match="to nan nats a token"):
         StopWhenDiverging().on_log(arguments, state, control, {"loss": float("nan")})
+
+
+def test_a_loss_that_is_no_number_ends_the_training(adapted, tmp_path, monkeypatch) -> None:
+    """And leaves no state of it: the stock Trainer would put an average in its place."""
+    loss, calls = trainer_module.head_loss, []
+
+    def lost(*arguments):
+        calls.append(None)
+        return loss(*arguments) * (math.nan if len(calls) > 12 else 1)
+
+    monkeypatch.setattr(trainer_module, "head_loss", lost)
+    settings = SETTINGS.model_copy(update={"checkpoints": 24})
+    with pytest.raises(TrainingError, match=r"to nan nats a token by step 13 of .*checkpoint-12$"):
+        pretrain(adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / "out", settings)
+    (states,) = tmp_path.rglob("trainer")
+    assert [place.name for place in states.iterdir()] == ["checkpoint-12"]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 99, 458, 1000])
+def test_states_are_saved_at_steps_whose_loss_is_seen(steps) -> None:
+    for looks in (1, 8, 500):
+        assert look_steps(steps, looks) % logging_steps(steps) == 0
+        assert 1 <= look_steps(steps, looks) <= steps
 
 
 @pytest.mark.slow

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from lep.inference.likelihood import MOST_LOGITS
+
 SHARED = (DynamicLayer, DynamicSlidingWindowLayer)  # keys and values; other states are not shared
+MOST_CACHE = 1 << 32  # bytes of keys and values at once
 HEAD, TOGETHER = 32, 4  # so many questions that begin with so many tokens in common are read together
 
 
@@ -56,8 +59,9 @@ def continuation_nats(
     for group in sorted(groups.values(), key=lambda group: -max(len(read.ids) for read in group)):
         group.sort(key=lambda read: (-len(read.ids), read.ids))
         shared, cache = _shared(model, group)
-        for start in range(0, len(group), batch_size):
-            yield from _score(model, group[start : start + batch_size], shared, cache)
+        together = min(batch_size, _fits(model, group, cache, shared))
+        for start in range(0, len(group), together):
+            yield from _score(model, group[start : start + together], shared, cache)
 
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
@@ -81,6 +85,17 @@ def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
     if type(cache) is not DynamicCache or any(type(layer) not in SHARED for layer in cache.layers):
         return 0, None
     return length, cache
+
+
+def _fits(model: Any, group: list[Read], cache: DynamicCache | None, shared: int) -> int:
+    """How many of a group can be read at once: each has a copy of what is shared, and logits."""
+    longest = max(len(read.ids) for read in group)
+    scored = longest - min(begin for read in group for _, begin, _ in read.scored)
+    fits = MOST_LOGITS // (scored * model.config.get_text_config().vocab_size)
+    if cache is not None:
+        held = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
+        fits = min(fits, MOST_CACHE * shared // (held * longest))
+    return max(1, fits)
 
 
 def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | None) -> Iterator[tuple[int, float, bool]]:

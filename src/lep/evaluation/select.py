@@ -194,6 +194,8 @@ def check_memory(checkpoint: Checkpoint) -> None:
     As it is loaded (`load_model`): in float32 on a CPU, as it is stored on a GPU.
     """
     gpu = device().type == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()  # what an earlier stage left
     sizes = {name: entry.nbytes if gpu else 4 * math.prod(entry.shape) for name, entry in checkpoint.entries.items()}
     needed = sum(sizes.values()) + sum(sizes[name] for name in checkpoint.tables.names)
     free = torch.cuda.mem_get_info()[0] if gpu else free_memory()

@@ -22,7 +22,7 @@ from lep.tokenizer.parts import Parts
 from lep.tokenizer.prune import kept_tokens, pruned, token_counts
 from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
 from lep.training.data import LARGEST_BLOCK, batch_of
-from lep.training.loss import LOSS_CHUNK
+from lep.training.loss import GPU_LOSS_CHUNK
 from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_states
 from lep.training.trainer import LOGIT_SETTINGS
 
@@ -165,6 +165,9 @@ class Plan:
                 some = name == "calibrate" and recipe.calibrate and recipe.calibrate.train == "new_rows"
                 tokens = settings.micro_batch_size * settings.max_length
                 found[name] = self._memory(self.rows - self.shape.rows if some else self.rows, tokens, settings)
+                if not some:  # peft keeps what it trains a copy of; tuning trains the head alone
+                    copies = self.shape.tables if name == "calibrate" else 1
+                    found[name]["the tables as they were"] = 2 * self.rows * self.shape.hidden * copies
         return found
 
     def _memory(self, rows: int, tokens: int, settings: TrainingSettings) -> dict[str, float]:
@@ -178,7 +181,7 @@ class Plan:
             "weights that stay": 2 * frozen,
             "rows that train, their gradients and moments": 16 * trained,
             "the head in 16 bits and its gradient": 2 * table + 4 * rows * shape.hidden,
-            "logits": 3 * 4 * (LOSS_CHUNK if shape.plain else tokens) * self.rows,
+            "logits": 3 * 4 * (GPU_LOSS_CHUNK if shape.plain else tokens) * self.rows,
             "activations": tokens * layers,
         }
 

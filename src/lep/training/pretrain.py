@@ -34,6 +34,7 @@ from lep.training.trainer import (
     chunk_loss,
     common_arguments,
     free_memory,
+    look_steps,
     on_one_device,
     run,
     uses_bf16,
@@ -193,6 +194,7 @@ def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> dict[str, Any
                 found[rate] = min(look["bits_per_byte"][language] for look in record["looks"])
             except TrainingError:  # it diverged
                 found[rate] = None
+            free_memory()
             if is_main():
                 score.write_text(json.dumps(found[rate]))
                 shutil.rmtree(place, ignore_errors=True)
@@ -222,7 +224,7 @@ def _watch_arguments(settings: PretrainSettings, steps: int) -> dict[str, Any]:
     if not settings.eval_text:
         return {}
     return {
-        "eval_strategy": "steps", "eval_steps": max(1, steps // settings.checkpoints), "load_best_model_at_end": True,
+        "eval_strategy": "steps", "eval_steps": look_steps(steps, settings.checkpoints), "load_best_model_at_end": True,
         "metric_for_best_model": f"eval_{next(iter(settings.eval_text))}", "greater_is_better": False,
         "restore_callback_states_from_checkpoint": settings.patience is not None,
     }  # fmt: skip

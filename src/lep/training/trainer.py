@@ -211,8 +211,9 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         # The rate of a warm-up's first step is zero: the last step is never one of them.
         "warmup_steps": min(settings.warmup_steps or ceil(settings.warmup_share * steps), steps - 1),
         "max_steps": steps,
-        "logging_steps": max(1, steps // 100),
-        "save_steps": max(1, steps // settings.checkpoints),
+        "logging_steps": logging_steps(steps),
+        "logging_nan_inf_filter": False,  # a loss that is no number must be seen
+        "save_steps": look_steps(steps, settings.checkpoints),
         "save_total_limit": 1,
         "report_to": [],
         "log_level": "error",
@@ -221,6 +222,15 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         "ddp_broadcast_buffers": False,
         _checkpointing_name(): settings.activation_checkpointing,
     }
+
+
+def logging_steps(steps: int) -> int:
+    return max(1, steps // 100)
+
+
+def look_steps(steps: int, looks: int) -> int:
+    """Steps between states that are saved and looked at: just after a loss was seen, so that none is saved unseen."""
+    return logging_steps(steps) * max(1, steps // (looks * logging_steps(steps)))
 
 
 def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
