@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lep.cli.common import Corpus, Model, Output, Protect, Script, VocabSize, app, default, say, texts_of
+from lep.errors import OutputError
 from lep.settings import TokenizerSettings
 
 tokenizer_app = typer.Typer(help="Build tokenizers.", no_args_is_help=True)
@@ -81,11 +82,14 @@ def tokenizer_count(
     corpus: Corpus,
     output: Annotated[Path, typer.Option(help="File to write, NAME.counts.zst.")],
     script: Script = SCRIPT,
+    fresh: Annotated[
+        bool, typer.Option(help="For lep tokenizer train: all words, as a new vocabulary cuts them.")
+    ] = False,
 ) -> None:
-    """Count the words of one shard of a corpus; --corpus of extend and train takes the files together."""
+    """Count the words of one shard of a corpus; --corpus of extend (of train: --fresh) takes the files together."""
     from lep.tokenizer.write import count_corpus
 
-    found = count_corpus(base, list(corpus), output, script=script)
+    found = count_corpus(base, list(corpus), output, script=script, fresh=fresh)
     say(f"{len(found.counts):,} different words in {found.characters:,} characters: {output}")
 
 
@@ -99,6 +103,9 @@ def tokenizer_compare(
     """Compare tokenizers on texts: cost, reach, segmentation, speed."""
     from lep.tokenizer.compare import compare_tokenizers, comparison_table
 
+    for place in (json_file, html_file):
+        if place and not place.parent.is_dir():
+            raise OutputError(f"there is no folder {place.parent} to write {place.name} in: make it first")
     record = compare_tokenizers(tokenizers, texts_of(text) or {})
     if json_file:
         json_file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Which script a text is written in: the cheap, exact stand-in for language identification."""
 
 from collections import Counter
+from functools import cache
 
 import regex
 
@@ -10,11 +11,16 @@ SCRIPTS = {
     "en": "Latin", "de": "Latin", "fr": "Latin", "es": "Latin", "pl": "Latin", "tr": "Latin", "vi": "Latin",
     "ka": "Georgian", "hy": "Armenian", "el": "Greek", "he": "Hebrew", "ar": "Arabic", "fa": "Arabic",
     "hi": "Devanagari", "bn": "Bengali", "ta": "Tamil", "te": "Telugu", "th": "Thai", "ko": "Hangul",
-    "ja": "Hiragana", "zh": "Han",
+    "ja": "Hiragana", "zh": "Han", "mr": "Devanagari", "ne": "Devanagari", "ur": "Arabic", "gu": "Gujarati",
+    "kn": "Kannada", "ml": "Malayalam", "or": "Oriya", "si": "Sinhala", "km": "Khmer", "lo": "Lao", "my": "Myanmar",
+    "am": "Ethiopic", "ti": "Ethiopic", "bo": "Tibetan", "dv": "Thaana", "ky": "Cyrillic", "tg": "Cyrillic",
 }  # fmt: skip
 
 _LETTER = regex.compile(r"\p{L}")
-_ALL_SCRIPTS = sorted(set(SCRIPTS.values()))
+_ALL_SCRIPTS = sorted({
+    *SCRIPTS.values(), "Adlam", "Bopomofo", "Canadian_Aboriginal", "Cherokee", "Gurmukhi", "Javanese", "Katakana",
+    "Meetei_Mayek", "Mongolian", "Nko", "Ol_Chiki", "Sundanese", "Syriac", "Tai_Le", "Tifinagh", "Vai", "Yi",
+})  # fmt: skip
 
 
 def script_share(text: str, script: str) -> float:
@@ -24,12 +30,17 @@ def script_share(text: str, script: str) -> float:
 
 
 def dominant_script(text: str) -> str | None:
-    """The script of most letters of `text`, or None when it has no letter of a known script."""
+    """The script of most letters of `text`, or None when it has none, or most are of scripts not listed here."""
     counts: Counter[str] = Counter()
-    for script in _ALL_SCRIPTS:
-        counts[script] = len(regex.findall(rf"(?=\p{{L}})\p{{Script={script}}}", text))
-    script, count = counts.most_common(1)[0]
-    return script if count else None
+    for character, count in sorted(Counter(text).items()):
+        if _LETTER.match(character):
+            counts[_script_of(character)] += count
+    return max(counts, key=lambda script: counts[script]) or None if counts else None
+
+
+@cache
+def _script_of(letter: str) -> str:
+    return next((script for script in _ALL_SCRIPTS if regex.match(rf"\p{{Script={script}}}", letter)), "")
 
 
 def in_language(text: str, language: str, *, share: float = 0.7) -> bool:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from lep.errors import CorpusError
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PIECE_CHARACTERS = 1_000_000
+_LINE = re.compile(r"\n(?=\S)")
 HUB = "hub:"  # what names a hub data set, where it may be given
 
 
@@ -131,6 +133,17 @@ def batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """Texts in pieces of so many characters or some more, each of which begins with the first word of a line."""
+    for text in texts:
+        start = 0
+        while start < len(text):
+            found = _LINE.search(text, start + characters)
+            stop = found.end() if found else len(text)
+            yield text[start:stop]
+            start = stop
 
 
 def read_documents(

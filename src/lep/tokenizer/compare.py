@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import regex
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
-from lep.corpus.read import corpus_files, stream_texts
+from lep.corpus.read import corpus_files, cut_at_lines, stream_texts
 from lep.errors import LepError
 from lep.hub import local_folder, short_names
 from lep.tokenizer.count import WordCutter
@@ -58,7 +59,7 @@ def compare_tokenizers(sources: Iterable[str | Path], texts: dict[str, list[str 
     sample: list[str] = []
     for language, paths in files.items():
         for source, together in _sources(paths).items():
-            pieces = list(_pieces(stream_texts(together)))
+            pieces = list(cut_at_lines(stream_texts(together), PIECE_CHARACTERS))
             if sum(map(len, sample)) < SPEED_CHARACTERS:
                 sample += pieces
             record["texts"].append(_text_record(language, source, pieces, first, loaded))
@@ -66,9 +67,9 @@ def compare_tokenizers(sources: Iterable[str | Path], texts: dict[str, list[str 
         record["tokenizers"][name] = one.facts | {"characters_per_second": _speed(one.tokenizer, sample)}
         if one is not first:
             record["differences"][name] = _differences(first, one, sample)
-            if not IdMap.between(first.vocabulary, one.vocabulary).dropped:
+            if _only_adds(first, one):
                 record["curves"][name] = {
-                    language: _curve(first, one, [p for file in paths for p in _pieces(stream_texts([file]))])
+                    language: _curve(first, one, list(cut_at_lines(stream_texts(paths), PIECE_CHARACTERS)))
                     for language, paths in files.items()
                 }
     return record
@@ -140,16 +141,6 @@ def _sources(files: list[Path]) -> dict[str, list[Path]]:
     return dict(zip(names, found.values(), strict=True))
 
 
-def _pieces(texts: Iterable[str]) -> Iterable[str]:
-    """Texts cut at line ends, so that one long document is encoded on all cores."""
-    for text in texts:
-        start = 0
-        while start < len(text):
-            stop = text.find("\n", start + PIECE_CHARACTERS) + 1 or len(text)
-            yield text[start:stop]
-            start = stop
-
-
 def _text_record(
     language: str, source: str, pieces: list[str], first: _Loaded, loaded: dict[str, _Loaded]
 ) -> dict[str, Any]:
@@ -191,6 +182,14 @@ def _speed(tokenizer: Tokenizer, sample: list[str]) -> float:
     return sum(map(len, sample)) / statistics.median(seconds)
 
 
+def _only_adds(first: _Loaded, one: _Loaded) -> bool:
+    """Whether all that tells one from the first is more tokens, which its merges make."""
+    found = IdMap.between(first.vocabulary, one.vocabulary)
+    model = one.tokenizer.model
+    lossless = isinstance(model, BPE) and (one.vocabulary.byte_level or model.byte_fallback)
+    return bool(found.new) and not found.dropped and lossless
+
+
 def _differences(first: _Loaded, one: _Loaded, sample: list[str]) -> list[dict[str, Any]]:
     """The most frequent words that are cut differently, with both ways."""
     counts = Counter(" " + word for piece in sample for word in piece.split())
@@ -203,7 +202,10 @@ def _differences(first: _Loaded, one: _Loaded, sample: list[str]) -> list[dict[s
 
 
 def _cut(loaded: _Loaded, word: str) -> list[str]:
-    ids = loaded.tokenizer.encode(word, add_special_tokens=False).ids
+    first, *_ = loaded.tokenizer.encode("a", add_special_tokens=False).ids
+    known = loaded.vocabulary.tokens[first]
+    spaced = known is not None and known.content.startswith(b" ")  # it puts a space before every text
+    ids = loaded.tokenizer.encode(word[1:] if spaced else word, add_special_tokens=False).ids
     tokens = (loaded.vocabulary.tokens[i] for i in ids)
     return [token.content.decode(errors="replace") if token else "" for token in tokens]
 

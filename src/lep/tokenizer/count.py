@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import regex
 import zstandard
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 
 from lep.corpus.parallel import in_order
 from lep.corpus.read import batches, read_lines, stream_texts
-from lep.errors import CorpusError, TokenizerError
+from lep.errors import CorpusError, OutputError, TokenizerError
 from lep.publish import fingerprint
 from lep.tokenizer.script import resolve_script
 from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, SPACE, Vocabulary, described
@@ -24,7 +25,7 @@ COUNTS_SUFFIX = ".counts.zst"
 SCRIPT_SAMPLE_CHARACTERS = 1_000_000
 CHUNK_CHARACTERS = 2_000_000  # what a worker gets at once
 PARALLEL_CHARACTERS = 8_000_000  # a smaller corpus is counted before a worker would have started
-MAX_WORDS = 3_000_000  # bounds the memory; above it the rarest words are forgotten
+MAX_WORDS = 3_000_000  # bounds the memory; above it the rarest words are forgotten, or half of all
 # Words of a tokenizer that cuts at spaces only: letters with their marks, with the one space before them.
 LETTERS = r"(?:(?<! ) )?[\p{L}\p{M}]+"
 BETWEEN_SPACES = r" *[^ ]+| +$"
@@ -34,11 +35,15 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 
 @dataclass(frozen=True)
 class WordCounts:
-    """Words (as text, with their spaces) and how often they occur; `script` is that of all of them, or None."""
+    """Words (as text, with their spaces) and how often they occur; `script` is that of all of them, or None.
+
+    Of a sample of all different words, a half, a quarter and so on, where there were too many (`halvings`).
+    """
 
     counts: Counter[str]
     script: str | None
     characters: int  # of the whole corpus
+    halvings: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,15 +158,15 @@ def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto"
     cutter = WordCutter.of(tokenizer).check(text[:20_000] for text in sample[:50])
     chunks = batches(chain(sample, texts), CHUNK_CHARACTERS)
     counts: Counter[str] = Counter()
-    characters = 0
+    characters = halvings = 0
     here = PARALLEL_CHARACTERS // CHUNK_CHARACTERS
     for found, length in in_order(partial(_count_chunk, cutter, name), chunks, here=here, workers=workers):
-        counts.update(found)
+        counts.update(_sampled(found, halvings))
         characters += length
-        _forget_rarest(counts)
+        halvings = _bounded(counts, halvings)
     if name is not None and not counts:
         raise CorpusError(f"the corpus holds no {name} text: give text in that script, or name another with --script")
-    return WordCounts(counts, name, characters)
+    return WordCounts(counts, name, characters, halvings)
 
 
 def merge_counts(parts: list[WordCounts]) -> WordCounts:
@@ -169,19 +174,30 @@ def merge_counts(parts: list[WordCounts]) -> WordCounts:
     if not parts:
         raise CorpusError("no corpus is given: give text files, folders, or files of counts")
     counts: Counter[str] = Counter()
+    halvings = max(part.halvings for part in parts)
     for part in parts:
         if part.script != parts[0].script:
             raise CorpusError(f"counts of {parts[0].script} and of {part.script} words: name one script for all")
-        counts.update(part.counts)
-        _forget_rarest(counts)
-    return WordCounts(counts, parts[0].script, sum(part.characters for part in parts))
+        counts.update(_sampled(part.counts, halvings))
+        halvings = _bounded(counts, halvings)
+    return WordCounts(counts, parts[0].script, sum(part.characters for part in parts), halvings)
+
+
+def check_counts_place(path: Path) -> None:
+    """Raise `TokenizerError` for a name that files of counts do not have, `OutputError` where there is no folder."""
+    if not path.name.endswith(COUNTS_SUFFIX):
+        raise TokenizerError(f"the file of counts is {path}: let its name end in {COUNTS_SUFFIX}")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent} to write {path.name} in: make it first")
 
 
 def write_counts(path: Path, found: WordCounts, cutter: WordCutter) -> None:
     """Write counts to be merged elsewhere: a line of facts, then `[word, count]` lines, compressed."""
-    if not path.name.endswith(COUNTS_SUFFIX):
-        raise TokenizerError(f"the file of counts is {path}: let its name end in {COUNTS_SUFFIX}")
-    facts = {"cutter": cutter.fingerprint, "script": found.script, "characters": found.characters}
+    check_counts_place(path)
+    facts = {
+        "cutter": cutter.fingerprint, "script": found.script, "characters": found.characters,
+        "halvings": found.halvings,
+    }  # fmt: skip
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
         out.write((json.dumps(facts) + "\n").encode())
@@ -198,12 +214,13 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     try:
         facts = json.loads(next(lines))
         counts = Counter(dict(map(json.loads, lines)))
-        made_by, script, characters = facts["cutter"], facts["script"], facts["characters"]
+        made_by, known = facts["cutter"], (facts["script"], facts["characters"], facts["halvings"])
     except (StopIteration, ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{path} is no file of counts: make it with `lep tokenizer count`") from error
     if made_by != cutter.fingerprint:
-        raise CorpusError(f"{path} was counted for a tokenizer that cuts words differently: count it again")
-    return WordCounts(counts, script, characters)
+        raise CorpusError(f"{path} was counted for a tokenizer that cuts words differently: count it again (for `lep "
+                          "tokenizer train`: with --fresh)")  # fmt: skip
+    return WordCounts(counts, *known)
 
 
 def _count_chunk(cutter: WordCutter, script: str | None, texts: list[str]) -> tuple[Counter[str], int]:
@@ -216,10 +233,28 @@ def _count_chunk(cutter: WordCutter, script: str | None, texts: list[str]) -> tu
     return counts, sum(map(len, texts))
 
 
-def _forget_rarest(counts: Counter[str]) -> None:
-    """Keep at most `MAX_WORDS` words, in place: forget those seen once, then twice, and so on."""
+def _sampled(counts: Counter[str], halvings: int) -> Counter[str]:
+    """The words whose hash ends in so many zeros: the same ones of every text."""
+    if not halvings:
+        return counts
+    return Counter({w: count for w, count in counts.items() if not crc32(w.encode()) % (1 << halvings)})
+
+
+def _bounded(counts: Counter[str], halvings: int) -> int:
+    """Keep at most `MAX_WORDS` words, in place: forget those seen once, then twice, and so on. Returns the halvings.
+
+    Where words seen once are most of the text (clauses of scripts without spaces), half of all words goes instead:
+    what is left is a fair sample, where the frequent ones alone are not.
+    """
     threshold = 1
     while len(counts) > MAX_WORDS:
+        if 2 * sum(count == 1 for count in counts.values()) > counts.total():
+            halvings += 1
+            kept = _sampled(counts, halvings)
+            counts.clear()
+            counts.update(kept)
+            continue
         for word in [word for word, count in counts.items() if count <= threshold]:
             del counts[word]
         threshold += 1
+    return halvings

@@ -42,7 +42,8 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
     letters = [] if parts.vocabulary.byte_level else missing_letters(parts, words)[:new_tokens]
     parts, ids = with_tokens(parts, [letter.encode() for letter in letters], [])
     spelled = ((parts.vocabulary.spell(word.encode()), count) for word, count in sorted(words.counts.items()))
-    accept = ScriptFilter(words.script, _prefixes(parts, words) if parts.vocabulary.byte_level else ())
+    prefixes = _prefixes(parts, words) if parts.vocabulary.byte_level else ()
+    accept = ScriptFilter(words.script, prefixes, taken=parts.taken)
     wanted = new_tokens - len(letters)
     merges, contents = continue_bpe(spelled, parts.contents, parts.merges, wanted, accept)
     learned = [content for content in contents[len(parts.vocabulary) :] if content is not None]
@@ -52,7 +53,8 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
             f"script, seen at least {MINIMUM_COUNT} times): give more text or ask for fewer tokens"
         )
     parts, more = with_tokens(parts, learned, merges)
-    return Extension(parts, ids | more, words.script, accept.excluded(learned))
+    excluded = dict.fromkeys([*accept.excluded(learned), *accept.normalised(parts.vocabulary.tokenizer.normalizer)])
+    return Extension(parts, ids | more, words.script, list(excluded))
 
 
 def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
@@ -112,9 +114,9 @@ def check_method(method: str) -> None:
 
 def missing_letters(parts: Parts, words: WordCounts) -> list[str]:
     """Characters of the script that the vocabulary can only spell in bytes, the most frequent first."""
-    known, accept = set(parts.contents), ScriptFilter(words.script)
+    known, accept = set(parts.contents), ScriptFilter(words.script, taken=parts.taken)
     counts = _characters(words)
-    missing = [c for c in counts if c.encode() not in known and accept.has_character(c) and counts[c] >= MINIMUM_COUNT]
+    missing = [c for c in counts if c.encode() not in known and accept(c.encode()) and counts[c] >= MINIMUM_COUNT]
     return sorted(missing, key=lambda c: (-counts[c], c))
 
 
@@ -149,8 +151,14 @@ def _prefixes(parts: Parts, words: WordCounts) -> set[bytes]:
     known, accept = set(parts.contents), ScriptFilter(words.script)
     if words.script is None:
         return set()
-    letters = [c for c in _characters(words) if c.encode() not in known and accept.has_character(c)]
-    tokens = parts.vocabulary.tokens
-    return needed_prefixes({
-        c: [token.content for i in parts.vocabulary.spell(c.encode()) if (token := tokens[i])] for c in letters
-    })  # fmt: skip
+    tokens, spelled = parts.vocabulary.tokens, {}
+    for c in filter(accept.has_character, _characters(words)):
+        alone, spaced = (
+            [token.content for i in parts.vocabulary.spell(text.encode()) if (token := tokens[i])]
+            for text in (c, f" {c}")
+        )
+        if c.encode() not in known:
+            spelled[c] = alone
+        if spaced[0] != b" ":  # a known merge joins the space to the first byte of the letter
+            spelled[f" {c}"] = [spaced[0][1:], *spaced[1:]]
+    return needed_prefixes(spelled)

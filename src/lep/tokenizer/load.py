@@ -33,6 +33,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    if getattr(tokenizer.backend_tokenizer.model, "dropout", None):  # it is for training: ids would be drawn by chance
+        tokenizer.backend_tokenizer.model.dropout = None
     return tokenizer
 
 

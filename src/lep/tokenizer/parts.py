@@ -57,6 +57,11 @@ class Parts:
         """Bytes of each token that may be merged on; None for added and byte-fallback tokens, and unused ids."""
         return [t.content if t and not t.added and not t.is_byte else None for t in self.vocabulary.tokens]
 
+    @property
+    def taken(self) -> list[bytes]:
+        """Texts that are cut out before anything is merged: no token that holds one of them would be reached."""
+        return [entry["content"].encode() for entry in self.spec["added_tokens"] if not entry["single_word"]]
+
     def name(self, content: bytes) -> str:
         """How the tokenizer's file writes a byte string."""
         if self.vocabulary.byte_level:
@@ -70,7 +75,10 @@ class Parts:
         """
         spec = copy.deepcopy({key: value for key, value in self.spec.items() if key != "model"})
         ids = {name: i for i, name in enumerate(names) if name is not None}
-        assert len(ids) == sum(name is not None for name in names), "two ids have one name"
+        if len(ids) < len(known := [name for name in names if name is not None]):
+            twice = next(name for name in ids if known.count(name) > 1)
+            raise TokenizerError(f"'{twice}' was added to the tokenizer as text and would be a token of its own, too: "
+                                 "remove it from the added tokens, or take --method continue")  # fmt: skip
         spec["added_tokens"] = sorted(
             (entry | {"id": ids[entry["content"]]} for entry in spec["added_tokens"] if entry["content"] in ids),
             key=lambda entry: entry["id"],
@@ -86,6 +94,9 @@ def renumber(processor: Any, ids: dict[str, int]) -> None:
     """Give the tokens that a post-processor inserts the ids of a new vocabulary, in place."""
     if isinstance(processor, dict):
         for entry in (processor.get("special_tokens") or {}).values():
+            if unknown := [name for name in entry["tokens"] if name not in ids]:
+                raise TokenizerError(f"the post-processor inserts '{unknown[0]}', which no token is called: write the "
+                                     "token's name into tokenizer.json")  # fmt: skip
             entry["ids"] = [ids[name] for name in entry["tokens"]]
         for place in ("sep", "cls"):
             if place in processor:

@@ -8,16 +8,17 @@ from itertools import pairwise
 import numpy as np
 from tokenizers import Tokenizer
 
+from lep.corpus.read import batches, cut_at_lines
 from lep.errors import TokenizerError
 from lep.tokenizer.parts import Merge, Parts
 
-BATCH_TEXTS, TEXT_CHARACTERS = 1_000, 100_000
+BATCH_CHARACTERS, PIECE_CHARACTERS = 4_000_000, 100_000  # encoded at once (some 80 bytes each), and in one piece
 
 
 def token_counts(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> np.ndarray:
     """How often each id occurs in the texts: (size,) int64."""
     counts = np.zeros(size, dtype=np.int64)
-    for batch in _batches(texts):
+    for batch in batches(cut_at_lines(texts, PIECE_CHARACTERS), BATCH_CHARACTERS):
         for encoded in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
             counts += np.bincount(encoded.ids, minlength=size)
     return counts
@@ -116,13 +117,3 @@ def _last_merge(ids: list[int], goal: int, ranks: dict[tuple[int, int], tuple[in
         ids[place : place + 2] = [result]
     pair = (ids[0], ids[1]) if len(ids) == 2 else None
     return pair if pair in ranks and ranks[pair][1] == goal else None
-
-
-def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch += [text[start : start + TEXT_CHARACTERS] for start in range(0, len(text), TEXT_CHARACTERS)]
-        if len(batch) >= BATCH_TEXTS:
-            yield batch
-            batch = []
-    yield batch

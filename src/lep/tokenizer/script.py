@@ -1,8 +1,10 @@
 """Which byte strings may become tokens of a script, so that text without the script stays as it was."""
 
+import re
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import regex
 
@@ -21,7 +23,7 @@ def resolve_script(name: str, sample: str) -> str | None:
     if script is None:
         raise CorpusError("the corpus has no letters of a known script: name one with --script, or take --script any")
     try:
-        regex.compile(rf"\p{{Script={script}}}")
+        regex.compile(rf"\p{{Script={script}}}" if re.fullmatch(r"\w+", script) else "(")
     except regex.error as error:
         raise TokenizerError(f"Unicode has no script '{name}': write its English name, for example cyrillic") from error
     return script
@@ -32,11 +34,12 @@ class ScriptFilter:
 
     `prefixes` are the incomplete UTF-8 sequences without which some character of the script could not be reached
     (`needed_prefixes`); whole characters that the known merges put before them, such as a space, may stand there.
-    With the script None everything is accepted.
+    With the script None everything is accepted, but what holds one of `taken`.
     """
 
-    def __init__(self, script: str | None, prefixes: Iterable[bytes] = ()) -> None:
+    def __init__(self, script: str | None, prefixes: Iterable[bytes] = (), taken: Iterable[bytes] = ()) -> None:
         self.script, self.prefixes = script, frozenset(prefixes)
+        self.taken = re.compile(b"|".join(map(re.escape, taken)) or b"(?!)")
         self.pattern = regex.compile(rf"\p{{Script={script}}}") if script else None
 
     def has_character(self, text: str) -> bool:
@@ -44,6 +47,8 @@ class ScriptFilter:
         return self.pattern is None or bool(self.pattern.search(text))
 
     def __call__(self, content: bytes) -> bool:
+        if self.taken.search(content):
+            return False
         if self.pattern is None:
             return True
         text = _decoded(content)
@@ -63,6 +68,13 @@ class ScriptFilter:
             return []
         tails = tuple(tail for token in tokens if _decoded(token) is None and (tail := self.tail(token)))
         return [c for c in _assigned() if tails and c.encode().startswith(tails) and not self.pattern.match(c)]
+
+    def normalised(self, normalizer: Any) -> list[str]:
+        """Assigned characters outside the script that a normaliser makes into some of it (NFKC: U+00B5 into U+03BC)."""
+        if self.pattern is None or normalizer is None:
+            return []
+        outside = (c for c in _assigned() if not self.pattern.match(c))
+        return [c for c in outside if self.has_character(normalizer.normalize_str(c))]
 
 
 def needed_prefixes(spelled: dict[str, list[bytes]]) -> set[bytes]:

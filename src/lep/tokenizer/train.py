@@ -143,6 +143,9 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
     scores = {_name(_unmarked(piece).encode()): score for piece, score in pieces.items()}
     low = min(scores.values()) - 1
     alphabet = [[letter, scores.pop(letter, low)] for letter in ALPHABET]
+    # Letters that only occur joined to others got no piece of their own, and the library gave their places to others.
+    best = set(sorted(scores, key=lambda name: (-scores[name], name))[: size - len(ALPHABET)])
+    scores = {name: score for name, score in scores.items() if name in best}
     # Added tokens never reach the model; their score only has to lose against any other way.
     low -= 100
     ordinary = [*map(list, scores.items()), *alphabet]

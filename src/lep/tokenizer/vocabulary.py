@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from lep.errors import TokenizerError
 
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 SPACE = "\u2581"  # SentencePiece writes a space as this character
 
 
@@ -157,7 +159,7 @@ def _token(text: str, byte_level: bool) -> Token:
             return Token(text.translate(_TO_LATIN_1).encode("latin-1"))
         except UnicodeEncodeError:  # outside the alphabet: it can only be a token added to the model as text
             return Token(text.encode(), added=True)
-    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+    if BYTE_TOKEN.fullmatch(text):
         return Token(bytes([int(text[3:5], 16)]), is_byte=True)
     return Token(text.replace(SPACE, " ").encode())
 

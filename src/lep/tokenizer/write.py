@@ -9,11 +9,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lep.corpus.read import stream_texts
-from lep.errors import LepError, OutputError, TokenizerError
+from lep.errors import CorpusError, LepError, OutputError, TokenizerError
 from lep.hub import local_folder
 from lep.publish import check_output, publishing
 from lep.settings import TokenizerSettings
-from lep.tokenizer.count import COUNTS_SUFFIX, WordCounts, WordCutter, count_words, write_counts
+from lep.tokenizer.count import COUNTS_SUFFIX, WordCounts, WordCutter, check_counts_place, count_words, write_counts
 from lep.tokenizer.extend import METHODS, Extension, check_method
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import check_loaders, load_tokenizer, write_tokenizer
@@ -42,7 +42,7 @@ def extend_tokenizer(
     _check_count("number of new tokens", new_tokens)
     check_method(method)
     check_output(output)
-    corpus, folder = list(corpus), local_folder(base)
+    corpus, folder = list(corpus), local_folder(base, weights=False)
     tokenizer = load_tokenizer(folder).backend_tokenizer
     parts = Parts.of(tokenizer)
     words = count_words(tokenizer, corpus, "any" if method == "merge" and script == "auto" else script)
@@ -61,7 +61,7 @@ def prune_tokenizer(
     """
     _check_count("vocabulary size", vocab_size)
     check_output(output)
-    corpus, folder = list(corpus), local_folder(base)
+    corpus, folder = list(corpus), local_folder(base, weights=False)
     tokenizer = load_tokenizer(folder).backend_tokenizer
     parts = _pruned(tokenizer, corpus, vocab_size, list(protect), in_place=False)
     return _publish(_tokenizer(parts), folder, output, corpus, {"verb": "prune", "kept_tokens": vocab_size})
@@ -77,7 +77,7 @@ def optimize_tokenizer(
     """
     _check_count("number of kept tokens", keep)
     check_output(output)
-    corpus, folder = list(corpus), local_folder(base)
+    corpus, folder = list(corpus), local_folder(base, weights=False)
     tokenizer = load_tokenizer(folder).backend_tokenizer
     size = len(Vocabulary.of(tokenizer))
     if in_place and vocab_size != size:
@@ -95,9 +95,14 @@ def optimize_tokenizer(
 def train_tokenizer(base: str | Path, corpus: Paths, algorithm: str, vocab_size: int, output: Path) -> dict[str, Any]:
     """Write a new vocabulary learned on the corpus, with the special tokens and the template of `base`."""
     check_output(output)
-    corpus, folder = list(corpus), local_folder(base)
+    corpus, folder = list(corpus), local_folder(base, weights=False)
     tokenizer = load_tokenizer(folder).backend_tokenizer
     words = count_words(replacement_cutter(tokenizer), corpus, "any")
+    if words.script is not None:
+        raise CorpusError(
+            f"the files of counts hold {words.script} words alone, and a new vocabulary is learned from all: count "
+            "again with --fresh"
+        )
     trained = replacement(tokenizer, words, vocab_size, algorithm=algorithm)
     return _publish(trained, folder, output, corpus, {"verb": "train", "algorithm": algorithm})
 
@@ -112,11 +117,19 @@ def make_tokenizer(base: str | Path, corpus: Paths, output: Path, settings: Toke
     return extend_tokenizer(base, corpus, settings.new_tokens or 0, output, script=script, method=method)
 
 
-def count_corpus(base: str | Path, corpus: Paths, output: Path, *, script: str = "auto") -> WordCounts:
-    """Write the word counts of one shard of a corpus to `output`; counts of shards stand for their text together."""
+def count_corpus(
+    base: str | Path, corpus: Paths, output: Path, *, script: str = "auto", fresh: bool = False
+) -> WordCounts:
+    """Write the word counts of one shard of a corpus to `output`; counts of shards stand for their text together.
+
+    `fresh`: for `train_tokenizer`, of all words, cut as a new vocabulary cuts them.
+    """
     if output.exists():
         raise OutputError(f"the output {output} exists already: delete it or choose another place")
-    tokenizer = load_tokenizer(local_folder(base)).backend_tokenizer
+    check_counts_place(output)
+    tokenizer = load_tokenizer(local_folder(base, weights=False)).backend_tokenizer
+    if fresh:
+        tokenizer, script = replacement_cutter(tokenizer), "any"
     found = count_words(tokenizer, corpus, script)
     write_counts(output, found, WordCutter.of(tokenizer))
     return found
@@ -154,7 +167,7 @@ def _publish(after: Tokenizer, folder: Path, output: Path, corpus: list[str | Pa
         },
     }  # fmt: skip
     spec = json.loads(after.to_str())
-    _check_whole(after)
+    _check_whole(before, after)
     for text in texts:
         _check_round_trip(before, after, text)
     with publishing(output) as partial:
@@ -174,10 +187,19 @@ def _check_count(name: str, count: int) -> None:
         raise LepError(f"the {name} is {count}: give at least 1")
 
 
-def _check_whole(tokenizer: Tokenizer) -> None:
-    ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
-    if ids != set(range(len(ids))):
-        raise AssertionError(f"{len(ids)} ids up to {max(ids)}: they are not contiguous")
+def _check_whole(before: Tokenizer, after: Tokenizer) -> None:
+    """Raise `TokenizerError` where ids stay unused that were so before; new ones must not be."""
+    unused = []
+    for tokenizer in (before, after):
+        ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+        unused.append(set(range(max(ids) + 1)) - ids)
+    if unused[1] - unused[0]:
+        raise AssertionError(f"ids came to be unused: {sorted(unused[1] - unused[0])[:8]}")
+    if unused[1]:
+        raise TokenizerError(
+            f"{len(unused[0]):,} ids of the base are unused, and new tokens fill them first: {len(unused[1]):,} would "
+            f"still be unused, ask for at least {len(unused[0]):,} new tokens"
+        )
 
 
 def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
