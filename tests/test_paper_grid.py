@@ -91,6 +91,17 @@ def test_direct_must_leave_english_as_it_is() -> None:
     assert not verdict(FakeGrid(*DIRECT))[0]  # its English moved, if by noise
 
 
+def test_a_gain_that_is_the_same_for_every_seed_is_named() -> None:
+    grid = FakeGrid(*RAISED)
+    models = grid.blocks["BPE", "middle"].models
+    for gain, holds in ((0.5, True), (0.0, False)):
+        before = models["swap"]["copy ru"].values.values()
+        models["swap + self-calibration"]["copy ru"] = Cell({f"s{i}": v + gain for i, v in enumerate(before)})
+        verdict, said = paper_grid.training_repairs(grid)
+        assert verdict is holds
+        assert ("swap + self-calibration, BPE, middle: +0.500 for every seed" in said) is holds
+
+
 def test_averages_are_taken_by_seed() -> None:
     cells = [Cell({"a": 1.0, "b": 2.0}), Cell({"c": 3.0, "d": 6.0})]
     assert list(paper_grid.average(cells).values.values()) == [2.0, 4.0]
