@@ -1,12 +1,12 @@
 """Propagation: the reference's computation against ours, and whole checkpoints of 8B and 70B shape.
 
-    python benchmarks/propagation.py tables [--seed 0] [--size mistral|llama-3]
+    python benchmarks/propagation.py tables [--seed 0] [--size mistral|llama-3] [--rounds 3]
     python benchmarks/propagation.py checkpoint --data DATA [--output runs/propagation]
     python benchmarks/propagation.py plan --data DATA [--output runs/propagation]
 
 `tables`: random tables at Mistral size (32,000 to 55,328 rows of 4,096): means by a loop over the tokens, `lstsq`
 (gelsy) in float64 and the product, written as the reference has it, then ours; then ours at LLaMA-3 size (128,256 to
-174,816). Each runs in a process of its own that reads the tables from a file. `checkpoint`: three models of Llama-3-8B
+174,816). Each runs in a process of its own that reads the tables from a file; rounds are in turns. `checkpoint`: three models of Llama-3-8B
 shape in bf16 that share hard-linked bodies (about 27 GB, removed afterwards), with the real tokenizer. `plan`:
 `--dry-run` at 70B shape, of files that have headers and no content.
 """
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -106,19 +107,22 @@ def run_way(way: str, place: Path) -> None:
     (place / f"{way}.json").write_text(json.dumps(taken))
 
 
-def tables(seed: int, place: Path, sizes: list[str]) -> None:
+def tables(seed: int, place: Path, sizes: list[str], rounds: int) -> None:
     for dtype in (torch.float32, torch.float64):
         print(f"{dtype}: {product_rate(dtype, HIDDEN) / 1e9:.0f} GFLOP/s", flush=True)
     for size in sizes:
         ways = ("ours", "reference", "truth") if size == "mistral" else ("ours", "truth")  # memory for no more
-        deltas = {}
+        deltas, seconds = {}, {way: [] for way in ways}
         script = [sys.executable, __file__]
         subprocess.run([*script, "inputs", "--size", size, "--seed", str(seed), "--output", str(place)], check=True)
-        for way in ways:
+        for way in [*ways[:-1] * rounds, ways[-1]]:
             peak = measured([*script, "way", "--way", way, "--output", str(place)]).peak_bytes
             deltas[way] = torch.load(place / f"{way}.pt", weights_only=True)
             taken = json.loads((place / f"{way}.json").read_text())
+            seconds[way].append(taken["seconds"])
             print(json.dumps({"size": SIZES[size], "way": way, **taken, "peak_gb": peak / 1e9}), flush=True)
+        medians = {way: statistics.median(found) for way, found in seconds.items()}
+        print(f"{size}: {', '.join(f'{way} {found:.1f} s' for way, found in medians.items())}", flush=True)
         for way in ways[:-1]:
             error = (deltas[way] - deltas["truth"]).norm() / deltas["truth"].norm()
             print(f"{size}, {way}: relative error of W - I {error:.1e}", flush=True)
@@ -246,12 +250,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/propagation"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--way", choices=WAYS)
     parser.add_argument("--size", choices=SIZES)
     a = parser.parse_args()
     a.output.mkdir(parents=True, exist_ok=True)
     if a.what == "tables":
-        tables(a.seed, a.output, [a.size] if a.size else list(SIZES))
+        tables(a.seed, a.output, [a.size] if a.size else list(SIZES), a.rounds)
     elif a.what == "way":
         run_way(a.way, a.output)
     elif a.what == "inputs":
