@@ -6,8 +6,9 @@
 
 `tables`: random tables at Mistral size (32,000 to 55,328 rows of 4,096): means by a loop over the tokens, `lstsq`
 (gelsy) in float64 and the product, written as the reference has it, then ours; then ours at LLaMA-3 size (128,256 to
-174,816). Each runs in a process of its own that reads the tables from a file; rounds are in turns. `checkpoint`: three models of Llama-3-8B
-shape in bf16 that share hard-linked bodies (about 27 GB, removed afterwards), with the real tokenizer. `plan`:
+174,816). Each runs in a process of its own that reads the tables from a file; rounds are in turns. `checkpoint`: three
+models of Llama-3-8B shape in bf16 that share hard-linked bodies (about 27 GB, removed afterwards), with the real
+tokenizer. `plan`:
 `--dry-run` at 70B shape, of files that have headers and no content.
 """
 
