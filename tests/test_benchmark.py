@@ -341,6 +341,11 @@ def test_models_with_other_caches(shared, monkeypatch) -> None:
     assert [nats for _, nats, _ in found] == pytest.approx(expected, rel=1e-4)
     assert widths[0] == 45  # what all have in common
     assert max(widths[1:]) == (12 + 1 if shared else 45 + 12 + 1)
+    assert len(widths) == 1 + 2  # six in batches of three
+    monkeypatch.setattr(scoring, "MOST_CACHE" if shared else "MOST_LOGITS", 1)  # no room for two
+    widths.clear()
+    assert [nats for _, nats, _ in sorted(continuation_nats(model, requests, 3))] == pytest.approx(expected, rel=1e-4)
+    assert len(widths) == 1 + 6
 
 
 def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:

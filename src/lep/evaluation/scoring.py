@@ -59,9 +59,12 @@ def continuation_nats(
     for group in sorted(groups.values(), key=lambda group: -max(len(read.ids) for read in group)):
         group.sort(key=lambda read: (-len(read.ids), read.ids))
         shared, cache = _shared(model, group)
-        together = min(batch_size, _fits(model, group, cache, shared))
-        for start in range(0, len(group), together):
-            yield from _score(model, group[start : start + together], shared, cache)
+        start = 0
+        while start < len(group):
+            batch = group[start : start + batch_size]
+            batch = batch[: _fits(model, batch, shared, cache)]
+            yield from _score(model, batch, shared, cache)
+            start += len(batch)
 
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
@@ -87,10 +90,10 @@ def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
     return length, cache
 
 
-def _fits(model: Any, group: list[Read], cache: DynamicCache | None, shared: int) -> int:
-    """How many of a group can be read at once: each has a copy of what is shared, and logits."""
-    longest = max(len(read.ids) for read in group)
-    scored = longest - min(begin for read in group for _, begin, _ in read.scored)
+def _fits(model: Any, batch: list[Read], shared: int, cache: DynamicCache | None) -> int:
+    """How many of a batch memory can hold at once: each has a copy of what is shared, and logits."""
+    longest = max(len(read.ids) for read in batch)
+    scored = longest - min(begin for read in batch for _, begin, _ in read.scored)
     fits = MOST_LOGITS // (scored * model.config.get_text_config().vocab_size)
     if cache is not None:
         held = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
