@@ -138,6 +138,18 @@ def test_old_text_is_read_again(recipe, tmp_path) -> None:
     assert record["corpus_tokens"] == pytest.approx(sum(map(len, tokenizer(new + old)["input_ids"])), rel=0.05)
 
 
+def test_new_rows_are_calibrated_beside_the_published_way(recipe, tmp_path) -> None:
+    planned = plan(load_recipe(recipe, ["direct=true", "calibrate.new_rows=direct"]), tmp_path / "run")
+    models = {name: stage.name for name, stage in planned.cells[0][1].instruct_models.items()}
+    assert models["conversion + self-calibration"] == "evaluate-calibrate-conversion"
+    assert models["direct + self-calibration of new rows"] == "evaluate-calibrate-direct-new-rows"
+    stages = {stage.name: stage for stage in planned.stages}
+    published, own = (stages[f"calibrate-{name}"].settings for name in ("conversion", "direct-new-rows"))
+    assert own == published | {"train": "new_rows"}
+    with pytest.raises(LepError, match="calibrate comes after 'direct', which the recipe does not make"):
+        load_recipe(recipe, ["calibrate.new_rows=direct"])
+
+
 def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None:
     for override in ("base=/no/such/model", "text.ru=/no/such/text", "calibrate.prompts=/no/such.jsonl"):
         with pytest.raises(LepError, match="/no/such"):

@@ -190,12 +190,15 @@ class Plan:
         """Written while it runs: tables of each model (bodies are linked), saved states, packed tokens."""
         recipe = self.recipe
         after = [len(stage.after) if stage else 0 for stage in (recipe.calibrate, recipe.tune)]
-        models = 3 + len(recipe.propagate) + recipe.direct + sum(after)
+        linked = len(recipe.calibrate.new_rows) if recipe.calibrate else 0
+        models = 3 + len(recipe.propagate) + recipe.direct + linked + sum(after)
         table = self.rows * self.shape.hidden * self.shape.tables
         states = (
             saved_states(recipe.pretrain) * STATE_COPIES * 4 * self.trained_rows * self.shape.hidden * self.shape.tables
         )
-        rewritten = models - 2 if "lora" in recipe.pretrain.train else sum(after)  # their bodies are not linked
+        rewritten = (
+            models - 2 - linked if "lora" in recipe.pretrain.train else sum(after)
+        )  # their bodies are not linked
         bodies = 2 * rewritten * self.shape.body
         return 2 * models * table + bodies + states + 4 * self.tokens
 

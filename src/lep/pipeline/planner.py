@@ -102,6 +102,10 @@ class Planner:
             answers, copies = self._answers(), self._copies("calibrate-copies", corpus, recipe.calibrate.copy_tasks)
             for after in recipe.calibrate.after:
                 models[f"{after} + self-calibration"] = self._calibrate(after, made[after], answers, copies)
+            for after in recipe.calibrate.new_rows:
+                models[f"{after} + self-calibration of new rows"] = self._calibrate(
+                    f"{after}-new-rows", made[after], answers, copies, train="new_rows"
+                )
         if recipe.tune:
             copies, given = self._copies("tune-copies", corpus, recipe.tune.copy_tasks), recipe.tune.data
             # another seed than that of the prompts: tuning is no second look at the same questions
@@ -267,10 +271,11 @@ class Planner:
             settings.model_dump(), (unjudged,), tuple(judge),
         )  # fmt: skip
 
-    def _calibrate(self, after: str, model: Stage, answers: Stage, copies: Stage) -> Stage:
+    def _calibrate(self, after: str, model: Stage, answers: Stage, copies: Stage, **changes: str) -> Stage:
         stage = self.recipe.calibrate
         assert stage is not None
-        settings = CalibrateSettings.model_validate(stage.model_dump(include=set(CalibrateSettings.model_fields)))
+        own = stage.model_dump(include=set(CalibrateSettings.model_fields)) | changes
+        settings = CalibrateSettings.model_validate(own)
         return self._add(
             f"calibrate-{after}",
             lambda output: calibrate(

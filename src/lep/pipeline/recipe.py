@@ -35,7 +35,8 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Tuned = Annotated[list[TunedName], BeforeValidator(_listed), Field(min_length=1)]
+Names = Annotated[list[TunedName], BeforeValidator(_listed)]
+Tuned = Annotated[Names, Field(min_length=1)]
 
 
 class PretrainStage(PretrainSettings):
@@ -50,6 +51,7 @@ class CalibrateStage(CalibrateSettings):
     """Self-calibration of one of the propagated models."""
 
     after: Tuned = Field(["conversion"], description="the propagated models to calibrate; direct: what it made")
+    new_rows: Names = Field([], description="models of which new rows alone are calibrated, beside those of after")
     prompts: str | None = Field(None, description="messages jsonl (default: tasks made from the training text)")
     prompt_tasks: int = Field(100, gt=0, description="made prompts of each task and language")
 
@@ -352,9 +354,14 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
     for stage in ("calibrate", "tune"):
         settings = getattr(recipe, stage)
         made = [*recipe.propagate, *(["direct"] if recipe.direct else [])]
-        missing = [name for name in settings.after if name not in made] if settings else []
-        if missing:
+        wanted = {"after": settings.after if settings else []}
+        if stage == "calibrate" and recipe.calibrate:
+            wanted["new_rows"] = recipe.calibrate.new_rows
+        for key, names in wanted.items():
+            missing = [name for name in names if name not in made]
+            if not missing:
+                continue
             why = "the recipe does not make: set direct: true" if missing == ["direct"] else "propagate does not list"
-            place = _place(places, "the recipe", stage, "after")
+            place = _place(places, "the recipe", stage, key)
             raise RecipeError(f"{place}: {stage} comes after '{missing[0]}', which {why}")
     return recipe.model_copy(update=changed)
