@@ -41,6 +41,7 @@ def test_lists_of_paths() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_verbs_one_after_another(pair, here, tmp_path, monkeypatch) -> None:
     ru = SAMPLE / "ru"
     verbs = ("tokenizer", "init", "adapted", "propagated", "answers", "calibrated", "tuned", "scores")

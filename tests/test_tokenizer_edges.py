@@ -82,6 +82,7 @@ def test_words_that_are_seen_again_stay(monkeypatch) -> None:
     assert counts == {"a": 9, "b": 5, "c": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [byte_level_tokenizer, byte_fallback_tokenizer])
 def test_a_new_vocabulary_from_counts_is_that_from_text(make, tmp_path) -> None:
     arguments = (SPECIALS,) if make is byte_level_tokenizer else ()
@@ -154,6 +155,7 @@ def test_long_texts_are_cut_where_lines_begin() -> None:
     assert list(cut_at_lines(["ab\ncd\nef"], 1)) == ["ab\n", "cd\n", "ef"]
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be_extended_are_compared_too(byte_level, tmp_path) -> None:
     base = saved(byte_level, tmp_path / "base")
     train_tokenizer(base, [RU], "unigram", 400, tmp_path / "one")
