@@ -27,6 +27,12 @@ def check_output(output: Path) -> None:
         raise OutputError(f"the output {output} exists already: delete it or choose another place")
 
 
+def check_folder(place: Path) -> None:
+    """Raise `OutputError` where there is no folder to write a file in."""
+    if not place.parent.is_dir():
+        raise OutputError(f"there is no folder {place.parent} to write {place.name} in: make it first")
+
+
 def check_space(output: Path, needed_bytes: int) -> None:
     """Raise `OutputError` when the disk of `output` has less free space than `needed_bytes`."""
     place = output.absolute()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lep.cli.common import Corpus, Model, Output, Protect, Script, VocabSize, app, default, say, texts_of
-from lep.errors import OutputError
+from lep.publish import check_folder
 from lep.settings import TokenizerSettings
 
 tokenizer_app = typer.Typer(help="Build tokenizers.", no_args_is_help=True)
@@ -104,8 +104,8 @@ def tokenizer_compare(
     from lep.tokenizer.compare import compare_tokenizers, comparison_table
 
     for place in (json_file, html_file):
-        if place and not place.parent.is_dir():
-            raise OutputError(f"there is no folder {place.parent} to write {place.name} in: make it first")
+        if place:
+            check_folder(place)
     record = compare_tokenizers(tokenizers, texts_of(text) or {})
     if json_file:
         json_file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,12 @@ class _Loaded:
     vocabulary: Vocabulary
     facts: dict[str, Any]
 
+    @cached_property
+    def spaces(self) -> bool:
+        """Whether it puts a space before every text."""
+        tokens = (self.vocabulary.tokens[i] for i in self.tokenizer.encode("a", add_special_tokens=False).ids[:1])
+        return any(token is not None and token.content.startswith(b" ") for token in tokens)
+
     @classmethod
     def of(cls, folder: Path) -> "_Loaded":
         started = time.perf_counter()
@@ -202,10 +209,7 @@ def _differences(first: _Loaded, one: _Loaded, sample: list[str]) -> list[dict[s
 
 
 def _cut(loaded: _Loaded, word: str) -> list[str]:
-    first, *_ = loaded.tokenizer.encode("a", add_special_tokens=False).ids
-    known = loaded.vocabulary.tokens[first]
-    spaced = known is not None and known.content.startswith(b" ")  # it puts a space before every text
-    ids = loaded.tokenizer.encode(word[1:] if spaced else word, add_special_tokens=False).ids
+    ids = loaded.tokenizer.encode(word[1:] if loaded.spaces else word, add_special_tokens=False).ids
     tokens = (loaded.vocabulary.tokens[i] for i in ids)
     return [token.content.decode(errors="replace") if token else "" for token in tokens]
 

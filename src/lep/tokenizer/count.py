@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 
 from lep.corpus.parallel import in_order
 from lep.corpus.read import batches, read_lines, stream_texts
-from lep.errors import CorpusError, OutputError, TokenizerError
-from lep.publish import fingerprint
+from lep.errors import CorpusError, TokenizerError
+from lep.publish import check_folder, fingerprint
 from lep.tokenizer.script import resolve_script
 from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, SPACE, Vocabulary, described
 
@@ -187,8 +187,7 @@ def check_counts_place(path: Path) -> None:
     """Raise `TokenizerError` for a name that files of counts do not have, `OutputError` where there is no folder."""
     if not path.name.endswith(COUNTS_SUFFIX):
         raise TokenizerError(f"the file of counts is {path}: let its name end in {COUNTS_SUFFIX}")
-    if not path.parent.is_dir():
-        raise OutputError(f"there is no folder {path.parent} to write {path.name} in: make it first")
+    check_folder(path)
 
 
 def write_counts(path: Path, found: WordCounts, cutter: WordCutter) -> None:
