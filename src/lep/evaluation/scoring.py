@@ -18,6 +18,7 @@ from lep.inference.likelihood import MOST_LOGITS
 
 SHARED = (DynamicLayer, DynamicSlidingWindowLayer)  # keys and values; other states are not shared
 MOST_CACHE = 1 << 32  # bytes of keys and values at once
+CPU_TOKENS = 2_048  # read at once by a CPU: what more of them leave behind does not fit into its caches (docs/log.md)
 HEAD, TOGETHER = 32, 4  # so many questions that begin with so many tokens in common are read together
 
 
@@ -91,13 +92,15 @@ def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
 
 
 def _fits(model: Any, batch: list[Read], shared: int, cache: DynamicCache | None) -> int:
-    """How many of a batch memory can hold at once: each has a copy of what is shared, and logits."""
+    """How many of a batch to read at once: each has a copy of what is shared, and logits, which memory must hold."""
     longest = max(len(read.ids) for read in batch)
     scored = longest - min(begin for read in batch for _, begin, _ in read.scored)
     fits = MOST_LOGITS // (scored * model.config.get_text_config().vocab_size)
     if cache is not None:
         held = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
         fits = min(fits, MOST_CACHE * shared // (held * longest))
+    if model.device.type == "cpu":
+        fits = min(fits, CPU_TOKENS // (longest - shared))
     return max(1, fits)
 
 
@@ -119,12 +122,22 @@ def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | Non
         input_ids=ids.to(model.device), attention_mask=mask.to(model.device), position_ids=places.to(model.device),
         **more, **keep_logits(model, kept),
     ).logits[:, -kept:]  # fmt: skip
-    for row, read in enumerate(batch):
-        for number, begin, continuation in read.scored:
-            rows = logits[row, begin - first : begin - first + len(continuation)].float().log_softmax(-1)
-            tokens = torch.tensor(continuation, device=rows.device)
-            nats = rows.gather(1, tokens[:, None]).sum()
-            yield number, float(nats), bool((rows.argmax(1) == tokens).all())
+    asked = [
+        (number, row, begin - first, continuation)
+        for row, read in enumerate(batch)
+        for number, begin, continuation in read.scored
+    ]
+    # One after the other all the places at which something is scored, and what should follow there.
+    rows = torch.tensor([row for _, row, _, tokens in asked for _ in tokens], device=logits.device)
+    places = torch.tensor(
+        [start + k for _, _, start, tokens in asked for k in range(len(tokens))], device=logits.device
+    )
+    following = torch.tensor([token for *_, tokens in asked for token in tokens], device=logits.device)
+    chosen = logits[rows, places].float().log_softmax(-1)
+    nats = chosen.gather(1, following[:, None]).flatten().cpu().split([len(tokens) for *_, tokens in asked])
+    greedy = (chosen.argmax(1) == following).cpu().split([len(tokens) for *_, tokens in asked])
+    for (number, *_), own, best in zip(asked, nats, greedy, strict=True):
+        yield number, float(own.sum()), bool(best.all())
 
 
 def keep_logits(model: Any, places: int) -> dict[str, int]:
