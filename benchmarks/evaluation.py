@@ -3,14 +3,15 @@
     python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
     python benchmarks/evaluation.py tasks  [--data runs/darumeru] [--items 3000]
     python benchmarks/evaluation.py batch  [--data runs/darumeru] [--items 200]
-    python benchmarks/evaluation.py server [--data runs/darumeru] [--items 200]
+    python benchmarks/evaluation.py server [--data runs/darumeru] [--items 200] [--models MODEL --url URL]
     python benchmarks/evaluation.py chance [--data runs/darumeru] [--items 500]
 
 `tasks`: every task that the folder has, up to so many items, what fits into the context; seconds a task, with loading.
 `batch`: RuCoLA one request (item and choice) at a time and one item at a time by plain lm-evaluation-harness, and in
 our batches of 64, taken in turns; medians of three of the whole and of the model's part, in brackets how many times
-ours. `server`: generated answers from `transformers serve` and from the model in memory. `chance`: random likelihoods
-of twenty seeds and an oracle, on the same items.
+ours. `server`: generated answers from `transformers serve` and from the model in memory; with `--url` all tasks from
+the server there, which gives log-probabilities of prompts and serves the (last) model, as `vllm serve MODEL --dtype
+float32 --generation-config vllm` does. `chance`: random likelihoods of twenty seeds and an oracle, on the same items.
 """
 
 import argparse
@@ -132,14 +133,15 @@ class Timed:
         return found
 
 
-def run_server(data: Path, items: int) -> None:
-    generated = [
-        task for task in available(data) if task.startswith(("daru_copy", "daru_use", "daru_sum_abs", "daru_multiq"))
-    ]
+def run_server(data: Path, items: int, model: str, url: str | None, tasks: list[str]) -> None:
+    if url:
+        compare_served(data, items, model, url, tasks or available(data))
+        return
+    generated = ("daru_copy", "daru_use", "daru_sum_abs", "daru_multiq")
+    tasks = [task for task in tasks or available(data) if task.startswith(generated)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    model = str(Path(LAB[1]).resolve())
     serve = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), "--device", "cpu",
              "--dtype", "float32", model]  # fmt: skip
     server = subprocess.Popen(
@@ -152,32 +154,36 @@ def run_server(data: Path, items: int) -> None:
                 break
             except requests.RequestException:
                 time.sleep(1)
-        benchmark = BenchmarkSettings(tasks=generated, data=str(data), limit=items)
-        settings = EvaluateSettings(tasks=[], benchmark=benchmark)
-        with tempfile.TemporaryDirectory() as place:
-            output = Path(place, "out")
-            print(compare([model, f"{model}@http://127.0.0.1:{port}/v1"], {}, output, settings))
-            lines = [json.loads(line) for line in (output / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+        compare_served(data, items, model, f"http://127.0.0.1:{port}/v1", tasks)
     finally:
         server.terminate()
         server.wait()
+
+
+def compare_served(data: Path, items: int, model: str, url: str, tasks: list[str]) -> None:
+    """The model in memory and behind the URL, item by item."""
+    settings = EvaluateSettings(tasks=[], benchmark=BenchmarkSettings(tasks=tasks, data=str(data), limit=items))
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place, "out")
+        print(compare([model, f"{model}@{url}"], {}, output, settings))
+        lines = [json.loads(line) for line in (output / "records.jsonl").open(encoding="utf-8")]
     half = len(lines) // 2
     pairs = [(a, b) for a, b in zip(lines[:half], lines[half:], strict=True) if "scores" in a]
-    for task in generated:
-        mine = [
-            (a["scores"] == b["scores"], a["output"].strip() == b["output"].strip())
-            for a, b in pairs
-            if a["task"] == task
-        ]
-        scores, texts = sum(s for s, _ in mine), sum(o for _, o in mine)
-        print(f"{task}: {len(mine)} items, {scores} equal scores, {texts} equal answers")
+    print("| task | items | equal scores | equal answers | largest difference of log p, nats |\n|---|---|---|---|---|")
+    for task in tasks:
+        mine = [(a, b) for a, b in pairs if a["task"] == task]
+        scores = sum(a["scores"] == b["scores"] for a, b in mine)
+        texts = [a["output"].strip() == b["output"].strip() for a, b in mine if "output" in a]
+        nats = [abs(p - b["choices"][name]) for a, b in mine for name, p in a.get("choices", {}).items()]
+        cells = [f"{sum(texts):,}" if texts else "-", f"{max(nats):.1e}" if nats else "-"]
+        print(f"| {task} | {len(mine):,} | {scores:,} | {' | '.join(cells)} |")
 
 
 def run_chance(data: Path, items: int, tasks: list[str]) -> None:
     """Random likelihoods against the 99% interval of what random answers score, computed without the tasks' code."""
     checkpoint = Checkpoint(LAB[1])
     print("| task | items | random | chance | 99% of chance | inside | oracle |\n|---|---|---|---|---|---|---|")
-    for task in tasks or [task for task in CHOICES if task in available(data)]:
+    for task in [task for task in CHOICES if task in (tasks or available(data))]:
         width, metrics = CHOICES[task]
         benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), limit=items))
         docs = list(benchmark.tasks[task].eval_docs)
@@ -240,14 +246,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/darumeru"))
     parser.add_argument("--models", nargs="+", default=list(LAB))
     parser.add_argument("--items", type=int, default=None)
-    parser.add_argument("--tasks", nargs="+", default=[], choices=CHOICES, metavar="TASK", help="of `chance`; else all")
+    parser.add_argument("--url", help="of `server`: one that runs already")
+    parser.add_argument("--tasks", nargs="+", default=[], choices=NEEDS, metavar="TASK", help="else all that there are")
     args = parser.parse_args()
     if args.what == "tasks":
         run_tasks(args.data, args.items or 3_000, args.models)
     elif args.what == "batch":
         run_batch(args.data, args.items or 200)
     elif args.what == "server":
-        run_server(args.data, args.items or 200)
+        run_server(args.data, args.items or 200, args.models[-1], args.url, args.tasks)
     else:
         run_chance(args.data, args.items or 500, args.tasks)
 

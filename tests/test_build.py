@@ -17,7 +17,7 @@ from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.build import Spill, build_corpus
 from lep.corpus.clean import FILTERS, fault, plain
 from lep.corpus.cluster import run_stages
-from lep.corpus.duplicates import Duplicates
+from lep.corpus.duplicates import Duplicates, Signatures
 from lep.corpus.read import Document, read_documents, read_hub, write_records
 from lep.errors import CheckpointError, CorpusError, LepError
 from lep.settings import BuildSettings, ClusterSettings
@@ -115,6 +115,22 @@ def test_duplicates_are_found_across_batches() -> None:
     assert memory.verdicts([article(3), article(1), article(2) + " Конец."]) == [
         None, "exact duplicate", "near duplicate",
     ]  # fmt: skip
+
+
+def test_signatures_are_found_again_after_many_others_and_are_small() -> None:
+    rng = random.Random(2)
+    sets = [[f"{seed}/{i}" for i in range(60)] for seed in range(3_000)]
+    near = [[*kept[:57], "a", "b", "c"] for kept in rng.sample(sets, 200)]  # 57 of 63 in common
+    other = [[*kept[:20], *(f"{i}/{i}" for i in range(40))] for kept in rng.sample(sets, 200)]  # 20 of 100
+    memory = Signatures(NEAR)
+    fresh = [memory.add(sets[start : start + 70]) for start in range(0, len(sets), 70)]
+    assert sum(map(sum, fresh)) == len(sets)
+    assert sum(memory.add(near)) <= 4
+    assert sum(memory.add(other)) >= 196
+    assert memory.add([]) == []
+    assert sum(keys.nbytes + whose.nbytes for keys, whose in memory.runs) <= 300 * memory.size
+    assert len(memory.runs) <= 2 + memory.size.bit_length()
+    assert memory.bytes.nbytes <= 2 * 128 * memory.size
 
 
 def raw_corpus(folder: Path) -> Path:

@@ -16,18 +16,17 @@ import zstandard
 
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.clean import FILTERS, fault, plain
-from lep.corpus.coverage import SHEET, Coverage
 from lep.corpus.duplicates import Duplicates
 from lep.corpus.parallel import in_order
 from lep.corpus.prepare import sections, unit_hash
-from lep.corpus.read import HUB, Document, corpus_files, read_documents, read_hub
+from lep.corpus.read import HUB, SHEET, Document, corpus_files, read_documents, read_hub
 from lep.errors import CorpusError
 from lep.publish import check_space, publishing
 from lep.settings import BuildSettings
 
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS, LONGEST = 200, 2_000_000, 1_000_000
 CHUNKS_HERE = 4  # a smaller corpus is done before other processes would have started
-SHARD_BYTES, MOST_SHARDS = 64_000_000, 256  # of raw input: what is sorted in memory at once
+SHARD_BYTES, MOST_SHARDS = 16_000_000, 256  # of raw input: what is sorted in memory at once
 GROWTH = 4  # of compressed files
 HUB_BYTES = 1_000_000_000  # taken for a hub data set, whose size is not known beforehand
 SAMPLES, SAMPLE_CHARACTERS = 3, 200
@@ -50,21 +49,15 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
     )
     shards = MOST_SHARDS if _hub(paths) else min(MOST_SHARDS, ceil(raw / SHARD_BYTES))
     check_space(output, 2 * raw)
-    sheet, texts = Sheet(), Duplicates(settings.dedup, settings.near)
     boilerplate = Boilerplate(settings.boilerplate, raw)
-    coverage = Coverage(settings.cover, settings.contexts) if settings.cover else None
-    clean = functools.partial(_clean, settings.language)
+    coverage = None
+    if settings.cover:
+        from lep.corpus.coverage import Coverage  # which needs torch and transformers, most of the memory of a run
+
+        coverage = Coverage(settings.cover, settings.contexts)
     with publishing(output) as partial:
         spill = Spill(partial / "work", shards, settings.seed)
-        for chunk in in_order(clean, _chunks(_pieces(paths, settings.documents)), here=CHUNKS_HERE):
-            sound = [i for i, (_, verdict) in enumerate(chunk) if verdict is None]
-            verdicts = dict(zip(sound, texts.verdicts([chunk[i][0].text for i in sound]), strict=True))
-            for i, (document, verdict) in enumerate(chunk):
-                outcome = verdict or verdicts[i] or KEPT
-                sheet.add(document, outcome)
-                if outcome == KEPT:
-                    boilerplate.add(document.text)
-                    spill.add(document, weight_of(document.source, settings.weights))
+        sheet = _fill(spill, boilerplate, paths, settings)
         for name in settings.weights:
             if not fnmatch.filter(sheet.counts, name):
                 raise CorpusError(f"--weights names '{name}', and the sources are {', '.join(sorted(sheet.counts))}")
@@ -81,6 +74,22 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
         (partial / SHEET).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "sheet.md").write_text(sheet.table() + "\n", encoding="utf-8")
     return found
+
+
+def _fill(spill: "Spill", boilerplate: Boilerplate, paths: list[str | Path], settings: BuildSettings) -> "Sheet":
+    """Documents that are sound and no duplicates go to their shards; what became of each is on the sheet."""
+    sheet, texts = Sheet(), Duplicates(settings.dedup, settings.near)
+    clean = functools.partial(_clean, settings.language)
+    for chunk in in_order(clean, _chunks(_pieces(paths, settings.documents)), here=CHUNKS_HERE):
+        sound = [i for i, (_, verdict) in enumerate(chunk) if verdict is None]
+        verdicts = dict(zip(sound, texts.verdicts([chunk[i][0].text for i in sound]), strict=True))
+        for i, (document, verdict) in enumerate(chunk):
+            outcome = verdict or verdicts[i] or KEPT
+            sheet.add(document, outcome)
+            if outcome == KEPT:
+                boilerplate.add(document.text)
+                spill.add(document, weight_of(document.source, settings.weights))
+    return sheet
 
 
 def weight_of(source: str, weights: dict[str, float]) -> float:

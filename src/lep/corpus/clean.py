@@ -4,10 +4,11 @@ import html
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 import regex
 
-from lep.corpus.language import SCRIPTS, script_share
+from lep.corpus.language import SCRIPTS, count, is_letter, script_share
 
 SHORTEST_CHARACTERS = 200
 LEAST_SCRIPT, MOST_FOREIGN, LEAST_LETTERS = 0.7, 0.02, 0.6  # shares of the letters, and of what is no white space
@@ -30,7 +31,6 @@ _HIDDEN = regex.compile(r"[\p{Cf}\p{Co}\p{Cn}[\p{Cc}--[\n\t]]]|\p{Extended_Picto
 _SPACES = regex.compile(r"[^\S\n]+")
 _LINE_ENDS, _BLANK_LINES = regex.compile(r" *\n *"), regex.compile(r"\n{3,}")
 _SEEN = regex.compile(r"\S")
-_LETTER = regex.compile(r"\p{L}")
 
 
 def plain(text: str) -> str:
@@ -66,7 +66,12 @@ def _foreign_scripts(text: str, language: str | None) -> bool:
 
 
 def _few_letters(text: str, language: str | None) -> bool:
-    return len(_LETTER.findall(text)) < LEAST_LETTERS * len(_SEEN.findall(text))
+    return count(text, is_letter) < LEAST_LETTERS * count(text, _is_seen)
+
+
+@cache
+def _is_seen(character: str) -> bool:
+    return _SEEN.match(character) is not None
 
 
 def _repeated_lines(text: str, language: str | None) -> bool:

@@ -10,10 +10,9 @@ import numpy as np
 
 from lep.checkpoint.mappings import saved_mappings
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import corpus_files
+from lep.corpus.read import SHEET, corpus_files
 from lep.errors import CheckpointError, CorpusError
 
-SHEET = "sheet.json"
 AT_ONCE = 500  # texts that are encoded together
 
 

@@ -1,7 +1,8 @@
 """Which script a text is written in: the cheap, exact stand-in for language identification."""
 
 from collections import Counter
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 
 import regex
 
@@ -23,18 +24,44 @@ _ALL_SCRIPTS = sorted({
 })  # fmt: skip
 
 
+@lru_cache(maxsize=1)  # several questions are asked of one text
+def characters(text: str) -> Counter[str]:
+    """How often each character is in a text."""
+    return Counter(text)
+
+
+@cache
+def is_letter(character: str) -> bool:
+    """Whether Unicode has it among the letters."""
+    return _LETTER.match(character) is not None
+
+
+def count(text: str, wanted: Callable[[str], bool]) -> int:
+    """How many characters of a text are wanted; each is asked about once.
+
+    >>> count("Дом у реки", is_letter)
+    8
+    """
+    return sum(times for character, times in characters(text).items() if wanted(character))
+
+
 def script_share(text: str, script: str) -> float:
     """Share of the letters of `text` that belong to `script`; 0 for a text without letters."""
-    letters = len(_LETTER.findall(text))
-    return len(regex.findall(rf"(?=\p{{L}})\p{{Script={script}}}", text)) / letters if letters else 0.0
+    letters = count(text, is_letter)
+    return count(text, partial(_of_script, script)) / letters if letters else 0.0
+
+
+@cache
+def _of_script(script: str, character: str) -> bool:
+    return is_letter(character) and regex.match(rf"\p{{Script={script}}}", character) is not None
 
 
 def dominant_script(text: str) -> str | None:
     """The script of most letters of `text`, or None when it has none, or most are of scripts not listed here."""
     counts: Counter[str] = Counter()
-    for character, count in sorted(Counter(text).items()):
-        if _LETTER.match(character):
-            counts[_script_of(character)] += count
+    for character, times in sorted(characters(text).items()):
+        if is_letter(character):
+            counts[_script_of(character)] += times
     return max(counts, key=lambda script: counts[script]) or None if counts else None
 
 

@@ -17,6 +17,7 @@ from lep.errors import CorpusError
 SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PIECE_CHARACTERS = 1_000_000
 _LINE = re.compile(r"\n(?=\S)")
+SHEET = "sheet.json"  # beside a corpus: what became of its documents
 HUB = "hub:"  # what names a hub data set, where it may be given
 
 
