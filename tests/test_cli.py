@@ -95,6 +95,8 @@ def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, here, tmp_path) 
          "--train is 'all'"),
         (["run", tmp_path / "recipe.yaml"], "unknown key 'nam'; did you mean 'name'?"),
         (["evaluate", pair["base"], "--text", "ru", "--output", out], "write LANGUAGE=PATH"),
+        (["evaluate", pair["base"], "--tasks", "daru_rcb", "rublimp", "--output", out],
+         "rublimp is a task where a model is expected: write --tasks daru_rcb,rublimp"),
         (["report", tmp_path], "has no run.json"),
     ]  # fmt: skip
     for number, (arguments, message) in enumerate(cases):

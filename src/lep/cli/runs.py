@@ -94,7 +94,11 @@ def evaluate(
         characters=characters, seed=seed, benchmark=benchmark, prompts=prompts and str(prompts), speed=speed,
     )  # fmt: skip
     from lep.evaluation.compare import compare
+    from lep.evaluation.tasks import EVERYTHING, groups, task_names
 
+    known = {*made, *task_names(), *groups(), EVERYTHING}
+    if stray := [model for model in models if model in known and not Path(model).exists()]:
+        raise LepError(f"{stray[0]} is a task where a model is expected: write --tasks {','.join([*named, *stray])}")
     say(compare(models, texts_of(text) or {}, output, settings))
 
 
