@@ -168,7 +168,7 @@ def compare_served(data: Path, items: int, model: str, url: str, tasks: list[str
         print(compare([model, f"{model}@{url}"], {}, output, settings))
         lines = [json.loads(line) for line in (output / "records.jsonl").open(encoding="utf-8")]
     half = len(lines) // 2
-    pairs = [(a, b) for a, b in zip(lines[:half], lines[half:], strict=True) if "scores" in a]
+    pairs = [(a, b) for a, b in zip(lines[:half], lines[half:], strict=True) if "scores" in a and "scores" in b]
     print("| task | items | equal scores | equal answers | largest difference of log p, nats |\n|---|---|---|---|---|")
     for task in tasks:
         mine = [(a, b) for a, b in pairs if a["task"] == task]
