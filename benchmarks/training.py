@@ -1,11 +1,12 @@
 """Training of embeddings: time a step and memory of four ways, each in a process of its own, in one run.
 
-    python benchmarks/training.py [--steps 8] [--vocabulary 128000 --new 20000 --hidden 512 --layers 2 --tokens 4096]
+    python benchmarks/training.py [--steps 8] [--precision auto] [--vocabulary 128000 --new 20000 --hidden 512]
 
 `full`: every parameter trains, stock Trainer. `plain`: the stock Trainer with a frozen body. `embeddings` and
-`new_rows`: ours. All compute in float32 on a CPU and in bf16 on a GPU. Ways are run in turns; the median step of all
-rounds counts, the first step of each is left out. Peak memory is that of the process, model included, less what it had
-before the model (on a GPU: what torch allocated).
+`new_rows`: ours. All compute in float32, or in bf16 where the hardware has it (`--precision`), ours then over a body in
+bf16, as `lep pretrain` does. Ways are run in turns; the median step of all rounds counts, the first step of each is
+left out. Peak memory is that of the process, model included, less what it had before the model (on a GPU: what torch
+allocated).
 """
 
 import argparse
@@ -20,9 +21,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from lep.settings import PretrainSettings
 from lep.training.data import collate
-from lep.training.rows import split_tables
-from lep.training.trainer import TablesTrainer, chunk_loss
+from lep.training.rows import split_tables, whole_tables
+from lep.training.trainer import TablesTrainer, chunk_loss, uses_bf16
 
 BLOCK, HEAD = 1_024, 64
 WAYS = ("full", "plain", "embeddings", "new_rows")
@@ -56,13 +58,18 @@ def model_of(a: argparse.Namespace) -> LlamaForCausalLM:
 def one(a: argparse.Namespace) -> dict[str, float]:
     """Train for some steps in one way, and say what it took."""
     before = resident()
-    model = model_of(a)
+    model, ours = model_of(a), a.way not in ("full", "plain")
+    bf16 = uses_bf16(PretrainSettings(tokens=a.tokens, learning_rate=1e-4, precision=a.precision))
+    if bf16 and ours:
+        model = model.bfloat16()
     if a.way != "full":
         model.requires_grad_(False)
     if a.way == "new_rows":
         rows = torch.arange(a.vocabulary, a.vocabulary + a.new)
         split_tables(model, {"input": rows, "output": rows})
-    elif a.way != "full":
+    elif a.way == "embeddings":
+        whole_tables(model, ("input", "output"))
+    elif a.way == "plain":
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             module.requires_grad_(True)
     ids = torch.randint(0, a.vocabulary + a.new, (a.tokens // BLOCK, BLOCK), generator=torch.Generator().manual_seed(1))
@@ -71,13 +78,13 @@ def one(a: argparse.Namespace) -> dict[str, float]:
         arguments = TrainingArguments(
             output_dir=place, max_steps=a.steps, per_device_train_batch_size=len(ids), learning_rate=1e-4,
             weight_decay=0.1, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
-            remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available(),
+            remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), bf16=bf16,
         )  # fmt: skip
         clock = Clock()
-        trainer = (Trainer if a.way in ("full", "plain") else TablesTrainer)(
+        trainer = (TablesTrainer if ours else Trainer)(
             model=model, args=arguments, train_dataset=blocks, data_collator=collate, callbacks=[clock]
         )  # fmt: skip
-        if a.way not in ("full", "plain"):
+        if ours:
             chunk_loss(trainer)
         trainer.train()
     state = [value for held in trainer.optimizer.state.values() for value in held.values() if torch.is_tensor(value)]
@@ -93,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("vocabulary", 128_000), ("new", 20_000), ("hidden", 512), ("layers", 2), ("tokens", 4_096)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)

@@ -29,6 +29,7 @@ from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.training import trainer as trainer_module
 from lep.training.data import collate, isolates, schedule
+from lep.training.loss import linear_cross_entropy
 from lep.training.pretrain import pretrain
 from lep.training.samples import in_order
 from lep.training.trainer import TablesTrainer, decay_touched_rows, logging_steps, look_steps, uses_bf16
@@ -235,6 +236,24 @@ def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
     torch.testing.assert_close(loss, expected)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, gradients[name], msg=name)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_loss_of_any_logits_is_that_of_float64(kind: torch.dtype) -> None:
+    """Targets of a probability that float32 does not have, chunks, two tables, a bias, one table that is frozen."""
+    torch.manual_seed(0)
+    hidden = (6 * torch.randn(600, 16)).to(kind).requires_grad_()
+    frozen, table = 3 * torch.randn(300, 16), (3 * torch.randn(40, 16)).requires_grad_()
+    bias, labels = torch.randn(340), torch.randint(0, 340, (600,))
+    parts = [part.to(kind) for part in (frozen, table)]
+    logits = (torch.cat([hidden @ part.T for part in parts], 1) + bias.to(kind)).double()
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    assert expected.max() > 104  # e^-104 is zero in float32
+    wanted = torch.autograd.grad(expected.sum(), (hidden, table))
+    loss = linear_cross_entropy(hidden, labels, [frozen, table], bias.to(kind))
+    torch.testing.assert_close(loss.double(), expected.sum(), rtol=2e-3 if kind == torch.bfloat16 else 1e-5, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, table)), wanted, strict=True):
+        assert (ours - theirs).norm() <= (2e-2 if kind == torch.bfloat16 else 1e-5) * theirs.norm()
 
 
 def test_a_capped_head_is_not_taken_for_a_plain_one(pair) -> None:
