@@ -51,11 +51,12 @@ def model(pair, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("train", ["embeddings", "new_rows"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_processes_reach_the_loss_of_one(model, tmp_path, engine: str, train: str) -> None:
+def test_two_processes_reach_the_loss_of_one(model, tmp_path, engine: str, train: str, precision: str) -> None:
     settings = {"tokens": 6_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 512, "train": train}
-    settings |= {"precision": "float32"}  # what bf16 rounds would hide what is tested
+    settings |= {"precision": precision}
     expected = pretrain(model, [SAMPLE], tmp_path / "one", PretrainSettings(**settings))
     ran = launch(model, tmp_path / "two", engine, **settings, eval_text=f"ru={SAMPLE}")
     assert ran.returncode == 0, ran.stderr
@@ -64,14 +65,15 @@ def test_two_processes_reach_the_loss_of_one(model, tmp_path, engine: str, train
     assert (found["processes"], expected["processes"]) == (2, 1)
     assert found["best_step"] == found["steps"]
     assert found["share_of_weights_held"] == pytest.approx(0.5 if engine == "fsdp2" else 1.0, abs=0.05)
+    assert found["losses"][0]["loss"] == pytest.approx(expected["losses"][0]["loss"], rel=1e-4)  # not rounded
     for ours, theirs in zip(found["losses"], expected["losses"], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4 if precision == "float32" else 5e-3)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
-        if name in TRAINED:
-            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
-        else:
+        if name not in TRAINED:
             assert torch.equal(two[name], tensor)
+        elif precision == "float32":  # what bf16 rounds away, Adam's first steps make a whole step of
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("*.partial"))
 
 

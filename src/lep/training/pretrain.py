@@ -27,7 +27,16 @@ from lep.tokenizer.load import copy_tokenizer
 from lep.training.data import LARGEST_BLOCK, batch_of, collate, isolates, packed_blocks, schedule, tokens_of
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.lora import adapter_factors, add_adapter
-from lep.training.processes import held_share, is_main, join, main_first, publishing_once, wait, world_size
+from lep.training.processes import (
+    add_in_float32,
+    held_share,
+    is_main,
+    join,
+    main_first,
+    publishing_once,
+    wait,
+    world_size,
+)
 from lep.training.rows import new_rows, split_tables, stored_tables, whole_tables
 from lep.training.trainer import (
     TablesTrainer,
@@ -145,6 +154,7 @@ class _Task:
             eval_dataset=self.blocks.select([0]) if settings.eval_text else None,  # asked for; `heldout` is looked at
         )  # fmt: skip
         trainer.heldout = self.heldout
+        add_in_float32(trainer.accelerator.state)
         if settings.patience:
             trainer.add_callback(EarlyStoppingCallback(settings.patience))
         chunk_loss(trainer)

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lep.publish import partial_folder, publishing
@@ -62,6 +63,13 @@ def publishing_once(output: Path, resume_key: str) -> Iterator[Path]:
         wait()
         yield partial
         wait()
+
+
+def add_in_float32(state: Any) -> None:
+    """Let FSDP2 compute in bf16 and add gradients in float32, and leave losses as they are: accelerate rounds both."""
+    plugin = getattr(state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 2 and state.mixed_precision == "bf16":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
 def whole(parameter: Tensor) -> Tensor:
