@@ -8,7 +8,7 @@ import regex
 
 SHINGLE_WORDS = 5
 # Two documents are compared where all hashes of a band are equal, of one band of 25: 99% of those that share 0.7 of
-# their shingles, and 7% of those that share 0.3. Three of the 128 hashes are in no band.
+# their shingles, and 6% of those that share 0.3. Three of the 128 hashes are in no band.
 PERMUTATIONS, BANDS, BAND_HASHES, SEED = 128, 25, 5, 42
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd and without a pattern (Knuth 1998, 6.4)
 _WORD = regex.compile(r"\w+")
