@@ -254,7 +254,7 @@ def main() -> None:
     elif args.what == "batch":
         run_batch(args.data, args.items or 200)
     elif args.what == "server":
-        run_server(args.data, args.items or 200, args.models[-1], args.url, args.tasks)
+        run_server(args.data, args.items or 200, str(Path(args.models[-1]).resolve()), args.url, args.tasks)
     else:
         run_chance(args.data, args.items or 500, args.tasks)
 
