@@ -33,8 +33,12 @@ def raw_text(data: Path, bytes_wanted: int, place: Path) -> int:
                 taken += len(line.encode())
                 total += len(line.encode())
         if total < bytes_wanted:
-            sentences = [part for file in corpus_files([data / "train" / "ru"]) for line in read_lines(file)
-                         for part in json.loads(line)["text"].replace("\n", " ").split(". ")]  # fmt: skip
+            sentences = [
+                part
+                for file in corpus_files([data / "train" / "ru"])
+                for line in read_lines(file)
+                for part in json.loads(line)["text"].replace("\n", " ").split(". ")
+            ]
             draw = random.Random(0)
             while total < bytes_wanted:
                 text = ". ".join(draw.choices(sentences, k=MIXED))
@@ -45,14 +49,19 @@ def raw_text(data: Path, bytes_wanted: int, place: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[100])
     parser.add_argument("--output", type=Path, default=Path("runs/corpus"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for megabytes in arguments.megabytes:
-        place, made = arguments.output / f"raw-{megabytes}.jsonl", arguments.output / f"made-{megabytes}"
+        place, made = (
+            arguments.output / f"raw-{megabytes}.jsonl",
+            arguments.output / f"made-{megabytes}",
+        )
         size = raw_text(arguments.data, megabytes * 1_000_000, place)
         shutil.rmtree(made, ignore_errors=True)
         lep = str(Path(sys.executable).parent / "lep")

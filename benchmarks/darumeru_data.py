@@ -21,9 +21,9 @@ from typing import Any
 
 import zstandard
 
+from lep.benchmark.metrics import lemma, words
 from lep.corpus.read import read_documents, write_records
 from lep.corpus.tasks import PARAGRAPH_CHARACTERS, make_tasks, sentences
-from lep.evaluation.metrics import lemma, words
 
 COPIES, SHOTS, EXTRACTED, DOCUMENTS = 200, 10, 3, 2_000
 RCB = ["entailment", "contradiction", "neutral"]
@@ -32,7 +32,9 @@ Record = dict[str, Any]
 
 def lines(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
-        for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
+        for line in io.TextIOWrapper(
+            zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"
+        ):
             yield json.loads(line)
 
 
@@ -55,7 +57,11 @@ def rcb(bench: Path) -> Iterator[Record]:
 def rwsd(bench: Path) -> Iterator[Record]:
     for i, r in enumerate(lines(bench / "rwsd_human.jsonl.zst")):
         marked = re.findall(r"<b>(.*?)</b>", r["text"])
-        inputs = {"text": re.sub(r"</?b>", "", r["text"]), "span1_text": r["span"], "span2_text": " ".join(marked)}
+        inputs = {
+            "text": re.sub(r"</?b>", "", r["text"]),
+            "span1_text": r["span"],
+            "span2_text": " ".join(marked),
+        }
         yield asked(inputs, "Да" if r["label"] == "true" else "Нет", id=i)
 
 
@@ -72,20 +78,39 @@ def use(bench: Path) -> Iterator[Record]:
         elif r["type"] == "matching":
             answer = ",".join(str(right[key]) for key in sorted(right))
         else:
-            answer = ",".join(sorted(variants[0] if isinstance(variants[0], list) else map(str, variants)))
-        options = [f"{c['id']}) {c['text']}" for c in r["choices"] or [] if "text" in c and c["text"] not in r["text"]]
+            answer = ",".join(
+                sorted(variants[0] if isinstance(variants[0], list) else map(str, variants))
+            )
+        options = [
+            f"{c['id']}) {c['text']}"
+            for c in r["choices"] or []
+            if "text" in c and c["text"] not in r["text"]
+        ]
         number = re.search(r"\d+", r["file"])
         assert number
         inputs = {"task": html.unescape(r["text"]), "choices": "\n".join(options)}
-        yield asked(inputs, answer, id=f"{r['file']}/{r['id']}", id_task=r["id"], variant=number[0], type=r["type"])
+        yield asked(
+            inputs,
+            answer,
+            id=f"{r['file']}/{r['id']}",
+            id_task=r["id"],
+            variant=number[0],
+            type=r["type"],
+        )
 
 
 def mmlu(bench: Path, part: str) -> Iterator[Record]:
     for r in lines(bench / "mmlu_en.jsonl.zst"):
         if r["split"] == part:
             options = [r[letter] for letter in "ABCD"]
-            yield {"subject": r["subject"], "question_en": r["question"], "choices_en": options,
-                   "question_ru": r["question"], "choices_ru": options, "answer": "ABCD".index(r["label"])}  # fmt: skip
+            yield {
+                "subject": r["subject"],
+                "question_en": r["question"],
+                "choices_en": options,
+                "question_ru": r["question"],
+                "choices_ru": options,
+                "answer": "ABCD".index(r["label"]),
+            }
 
 
 def rucola(bench: Path, parts: list[str]) -> Iterator[Record]:
@@ -107,18 +132,30 @@ def gazeta(bench: Path) -> Iterator[Record]:
 
 def multiq(bench: Path) -> Iterator[Record]:
     with (bench / "xquad_ru.json.zst").open("rb") as file:
-        articles = json.load(io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"))[
-            "data"
-        ]
+        articles = json.load(
+            io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8")
+        )["data"]
     for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
         for question in paragraph["qas"]:
-            inputs = {"support_text": "", "main_text": paragraph["context"], "question": question["question"]}
-            yield asked(inputs, [{"segment": answer["text"]} for answer in question["answers"]], id=question["id"])
+            inputs = {
+                "support_text": "",
+                "main_text": paragraph["context"],
+                "question": question["question"],
+            }
+            yield asked(
+                inputs,
+                [{"segment": answer["text"]} for answer in question["answers"]],
+                id=question["id"],
+            )
 
 
 def rublimp(bench: Path) -> Iterator[Record]:
     for r in lines(bench / "rublimp.jsonl.zst"):
-        yield {"source_sentence": r["good"], "target_sentence": r["bad"], "phenomenon": r["phenomenon"]}
+        yield {
+            "source_sentence": r["good"],
+            "target_sentence": r["bad"],
+            "phenomenon": r["phenomenon"],
+        }
 
 
 def copies(data: Path, language: str, task: str) -> Iterator[Record]:
@@ -126,7 +163,10 @@ def copies(data: Path, language: str, task: str) -> Iterator[Record]:
     place = {"ru": "eval/ru/wiki_xquad.jsonl.zst", "en": "train/en/wiki.jsonl.zst"}[language]
     documents = list(islice(read_documents([data / place]), DOCUMENTS))
     if task == "copy_paragraph":
-        documents = [replace(document, text="\n\n".join(pieces(sentences(document.text)))) for document in documents]
+        documents = [
+            replace(document, text="\n\n".join(pieces(sentences(document.text))))
+            for document in documents
+        ]
     for item in make_tasks(documents, language, [task], count=COPIES + SHOTS, seed=0):
         yield asked({"text": item.answer}, item.answer, id=item.question)
 
@@ -175,7 +215,11 @@ def main() -> None:
         write(output, name, halves(make(bench)))
     write(output, "mmlu_ru", {part: mmlu(bench, part) for part in ("dev", "test")})
     dev = ["in_domain_dev", "out_of_domain_dev"]
-    write(output, "rucola", {"validation": rucola(bench, dev), "train": rucola(bench, ["in_domain_train"])})
+    write(
+        output,
+        "rucola",
+        {"validation": rucola(bench, dev), "train": rucola(bench, ["in_domain_train"])},
+    )
     write(output, "rublimp", {"test": rublimp(bench)})
     for language in ("ru", "en"):
         for short, task in {"sent": "copy_sentence", "para": "copy_paragraph"}.items():

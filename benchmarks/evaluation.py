@@ -32,40 +32,61 @@ import numpy as np
 import requests
 from lm_eval.models.huggingface import HFLM
 
+from lep.benchmark.backend import InMemory
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.metrics import metric
+from lep.benchmark.tasks import task_names
 from lep.checkpoint.reader import Checkpoint
-from lep.evaluation.backend import InMemory
-from lep.evaluation.benchmark import Benchmark
-from lep.evaluation.compare import compare
 from lep.evaluation.measures import figure, measures, task_score
-from lep.evaluation.metrics import metric
-from lep.evaluation.tasks import task_names
-from lep.inference.load import load_model
+from lep.evaluation.side_by_side import compare
+from lep.inference.models import load_model
 from lep.settings import BenchmarkSettings, EvaluateSettings
 
 LAB = ("lab/pair/base", "lab/pair/instruct")
 NEEDS = {  # task -> data set
-    "daru_rucola": "rucola", "daru_parus": "parus", "daru_rcb": "rcb", "daru_rwsd": "rwsd", "daru_use": "use",
-    "daru_mmlu_en": "mmlu_ru", "daru_multiq": "multiq",
-    "daru_sum_abstractive": "daru_treeway_eval", "daru_sum_extractive": "daru_treeway_eval",
-    "daru_copy_sentence_en": "cp_sent_en", "daru_copy_paragraph_en": "cp_para_en",
-    "daru_copy_sentence_ru": "cp_sent_ru", "daru_copy_paragraph_ru": "cp_para_ru",
-    "rublimp": "rublimp", "arithmetic": "", "python_output": "",
-}  # fmt: skip
+    "daru_rucola": "rucola",
+    "daru_parus": "parus",
+    "daru_rcb": "rcb",
+    "daru_rwsd": "rwsd",
+    "daru_use": "use",
+    "daru_mmlu_en": "mmlu_ru",
+    "daru_multiq": "multiq",
+    "daru_sum_abstractive": "daru_treeway_eval",
+    "daru_sum_extractive": "daru_treeway_eval",
+    "daru_copy_sentence_en": "cp_sent_en",
+    "daru_copy_paragraph_en": "cp_para_en",
+    "daru_copy_sentence_ru": "cp_sent_ru",
+    "daru_copy_paragraph_ru": "cp_para_ru",
+    "rublimp": "rublimp",
+    "arithmetic": "",
+    "python_output": "",
+}
 CHOICES = {  # task -> (choices, metrics)
-    "daru_rucola": (2, ("acc", "mcc")), "daru_parus": (2, ("both_orders",)), "daru_rcb": (3, ("acc", "f1_macro")),
-    "daru_rwsd": (2, ("acc",)), "daru_mmlu_en": (4, ("acc",)), "rublimp": (2, ("acc",)), "arithmetic": (4, ("acc",)),
+    "daru_rucola": (2, ("acc", "mcc")),
+    "daru_parus": (2, ("both_orders",)),
+    "daru_rcb": (3, ("acc", "f1_macro")),
+    "daru_rwsd": (2, ("acc",)),
+    "daru_mmlu_en": (4, ("acc",)),
+    "rublimp": (2, ("acc",)),
+    "arithmetic": (4, ("acc",)),
     "python_output": (4, ("acc",)),
-}  # fmt: skip
+}
 PER_BYTE = ("arithmetic", "python_output")  # likelihoods are compared per byte
 ROUNDS, BATCH, DRAWS, SEEDS = 3, 64, 1_000, 20
 
 
 def available(data: Path) -> list[str]:
-    return [task for task, name in NEEDS.items() if task in task_names() and (not name or (data / name).is_dir())]
+    return [
+        task
+        for task, name in NEEDS.items()
+        if task in task_names() and (not name or (data / name).is_dir())
+    ]
 
 
 def run_tasks(data: Path, items: int, models: list[str]) -> None:
-    print("| task | model | score | 95% interval | items | too long | seconds |\n|---|---|---|---|---|---|---|")
+    print(
+        "| task | model | score | 95% interval | items | too long | seconds |\n|---|---|---|---|---|---|---|"
+    )
     for path in models:
         model, checkpoint = load_model(path)
         for task in available(data):
@@ -73,7 +94,9 @@ def run_tasks(data: Path, items: int, models: list[str]) -> None:
             asked = InMemory(model, checkpoint, BATCH)
             with tempfile.TemporaryDirectory() as place:
                 began = time.perf_counter()
-                records = list(Benchmark(checkpoint, [task], settings).records(asked.answering, Path(place)))
+                records = list(
+                    Benchmark(checkpoint, [task], settings).records(asked.answering, Path(place))
+                )
                 seconds = time.perf_counter() - began
             found = task_score(measures(records))
             scored = figure(found, DRAWS, 0)
@@ -93,16 +116,19 @@ def run_batch(data: Path, items: int) -> None:
         model, checkpoint = load_model(path)
         own = {"pretrained": model, "tokenizer": checkpoint.tokenizer, "batch_size": 1}
         ways = {
-            "request": HFLM(**own, logits_cache=False), "item": HFLM(**own),
+            "request": HFLM(**own, logits_cache=False),
+            "item": HFLM(**own),
             "batches": InMemory(model, checkpoint, BATCH),
-        }  # fmt: skip
+        }
         whole: dict[str, list[float]] = {way: [] for way in ways}
         asking: dict[str, list[float]] = {way: [] for way in ways}
         records: dict[str, Any] = {}
         for _ in range(ROUNDS):
             for way, asked in ways.items():
                 timed = Timed(asked)
-                benchmark = Benchmark(checkpoint, ["daru_rucola"], BenchmarkSettings(data=str(data), limit=items))
+                benchmark = Benchmark(
+                    checkpoint, ["daru_rucola"], BenchmarkSettings(data=str(data), limit=items)
+                )
                 with tempfile.TemporaryDirectory() as place:
                     began = time.perf_counter()
                     records[way] = list(benchmark.records(lambda *_: timed, Path(place)))  # noqa: B023
@@ -111,9 +137,14 @@ def run_batch(data: Path, items: int) -> None:
         scores = [[r["scores"] for r in records[way]] for way in ways]
         equal = sum(a == b == c for a, b, c in zip(*scores, strict=True))
         shots = records["batches"][0]["shots"]
-        print(f"{Path(path).name}, {shots} examples, {equal} of {len(scores[0])} items of RuCoLA with equal scores")
+        print(
+            f"{Path(path).name}, {shots} examples, {equal} of {len(scores[0])} items of RuCoLA with equal scores"
+        )
         for way in ways:
-            times = [f"{median(t[way]):.2f} s ({median(t[way]) / median(t['batches']):.1f})" for t in (whole, asking)]
+            times = [
+                f"{median(t[way]):.2f} s ({median(t[way]) / median(t['batches']):.1f})"
+                for t in (whole, asking)
+            ]
             print(f"  {way}: whole {times[0]}, model alone {times[1]}", flush=True)
 
 
@@ -142,10 +173,22 @@ def run_server(data: Path, items: int, model: str, url: str | None, tasks: list[
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    serve = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), "--device", "cpu",
-             "--dtype", "float32", model]  # fmt: skip
+    serve = [
+        str(Path(sys.executable).with_name("transformers")),
+        "serve",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        model,
+    ]
     server = subprocess.Popen(
-        serve, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        serve,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         for _ in range(120):
@@ -162,19 +205,29 @@ def run_server(data: Path, items: int, model: str, url: str | None, tasks: list[
 
 def compare_served(data: Path, items: int, model: str, url: str, tasks: list[str]) -> None:
     """The model in memory and behind the URL, item by item."""
-    settings = EvaluateSettings(tasks=[], benchmark=BenchmarkSettings(tasks=tasks, data=str(data), limit=items))
+    settings = EvaluateSettings(
+        tasks=[], benchmark=BenchmarkSettings(tasks=tasks, data=str(data), limit=items)
+    )
     with tempfile.TemporaryDirectory() as place:
         output = Path(place, "out")
         print(compare([model, f"{model}@{url}"], {}, output, settings))
         lines = [json.loads(line) for line in (output / "records.jsonl").open(encoding="utf-8")]
     half = len(lines) // 2
-    pairs = [(a, b) for a, b in zip(lines[:half], lines[half:], strict=True) if "scores" in a and "scores" in b]
-    print("| task | items | equal scores | equal answers | largest difference of log p, nats |\n|---|---|---|---|---|")
+    pairs = [
+        (a, b)
+        for a, b in zip(lines[:half], lines[half:], strict=True)
+        if "scores" in a and "scores" in b
+    ]
+    print(
+        "| task | items | equal scores | equal answers | largest difference of log p, nats |\n|---|---|---|---|---|"
+    )
     for task in tasks:
         mine = [(a, b) for a, b in pairs if a["task"] == task]
         scores = sum(a["scores"] == b["scores"] for a, b in mine)
         texts = [a["output"].strip() == b["output"].strip() for a, b in mine if "output" in a]
-        nats = [abs(p - b["choices"][name]) for a, b in mine for name, p in a.get("choices", {}).items()]
+        nats = [
+            abs(p - b["choices"][name]) for a, b in mine for name, p in a.get("choices", {}).items()
+        ]
         cells = [f"{sum(texts):,}" if texts else "-", f"{max(nats):.1e}" if nats else "-"]
         print(f"| {task} | {len(mine):,} | {scores:,} | {' | '.join(cells)} |")
 
@@ -182,7 +235,9 @@ def compare_served(data: Path, items: int, model: str, url: str, tasks: list[str
 def run_chance(data: Path, items: int, tasks: list[str]) -> None:
     """Random likelihoods against the 99% interval of what random answers score, computed without the tasks' code."""
     checkpoint = Checkpoint(LAB[1])
-    print("| task | items | random | chance | 99% of chance | inside | oracle |\n|---|---|---|---|---|---|---|")
+    print(
+        "| task | items | random | chance | 99% of chance | inside | oracle |\n|---|---|---|---|---|---|---|"
+    )
     for task in [task for task in CHOICES if task in (tasks or available(data))]:
         width, metrics = CHOICES[task]
         benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), limit=items))
@@ -199,16 +254,25 @@ def run_chance(data: Path, items: int, tasks: list[str]) -> None:
         rng, chance = np.random.default_rng(1), []
         for _ in range(DRAWS):
             said = rng.integers(width, size=len(docs)).tolist()
-            pairs = [(doc["unit"], doc.get("label", 0), s) for doc, s in zip(docs, said, strict=True)]
-            chance.append(np.mean([
-                metric(name)([(u, [g, s] if name in ("mcc", "f1_macro") else float(g == s)) for u, g, s in pairs])
-                for name in metrics
-            ]))  # fmt: skip
+            pairs = [
+                (doc["unit"], doc.get("label", 0), s) for doc, s in zip(docs, said, strict=True)
+            ]
+            chance.append(
+                np.mean(
+                    [
+                        metric(name)(
+                            [
+                                (u, [g, s] if name in ("mcc", "f1_macro") else float(g == s))
+                                for u, g, s in pairs
+                            ]
+                        )
+                        for name in metrics
+                    ]
+                )
+            )
         low, high = np.percentile(chance, [0.5, 99.5])
         inside = int(((low <= guessed) & (guessed <= high)).sum())
-        cells = (
-            f"{guessed.mean():.3f} | {np.mean(chance):.3f} | {low:.3f} - {high:.3f} | {inside} of {SEEDS} | {known:.3f}"
-        )
+        cells = f"{guessed.mean():.3f} | {np.mean(chance):.3f} | {low:.3f} - {high:.3f} | {inside} of {SEEDS} | {known:.3f}"
         print(f"| {task} | {len(docs):,} | {cells} |", flush=True)
 
 
@@ -236,7 +300,9 @@ class Answering:
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         return [self.answer(request) for request in requests]
 
-    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         return "\n".join(message["content"] for message in messages)
 
 
@@ -247,14 +313,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(LAB))
     parser.add_argument("--items", type=int, default=None)
     parser.add_argument("--url", help="of `server`: one that runs already")
-    parser.add_argument("--tasks", nargs="+", default=[], choices=NEEDS, metavar="TASK", help="else all that there are")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        choices=NEEDS,
+        metavar="TASK",
+        help="else all that there are",
+    )
     args = parser.parse_args()
     if args.what == "tasks":
         run_tasks(args.data, args.items or 3_000, args.models)
     elif args.what == "batch":
         run_batch(args.data, args.items or 200)
     elif args.what == "server":
-        run_server(args.data, args.items or 200, str(Path(args.models[-1]).resolve()), args.url, args.tasks)
+        run_server(
+            args.data, args.items or 200, str(Path(args.models[-1]).resolve()), args.url, args.tasks
+        )
     else:
         run_chance(args.data, args.items or 500, args.tasks)
 

@@ -51,7 +51,9 @@ def prepare(data: Path, folder: Path) -> list[Path]:
     base.mkdir()
     source = data / "tokenizers" / "llama-3"
     with (source / "tokenizer.json.zst").open("rb") as raw:
-        (base / "tokenizer.json").write_bytes(zstandard.ZstdDecompressor().stream_reader(raw).read())
+        (base / "tokenizer.json").write_bytes(
+            zstandard.ZstdDecompressor().stream_reader(raw).read()
+        )
     shutil.copy(source / "tokenizer_config.json", base)
     texts = stream_texts([data / "train" / "ru"])
     files = [folder / f"{number}.txt" for number in range(2)]
@@ -62,7 +64,9 @@ def prepare(data: Path, folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
@@ -72,30 +76,51 @@ def main() -> None:
         files = prepare(arguments.data, folder)
         commands = {
             f"{size} MB": [
-                str(Path(sys.executable).parent / "lep"), "tokenizer", "extend", "--base", str(folder / "llama-3"),
-                "--corpus", *map(str, files[: size // 100]), "--new-tokens", str(NEW_TOKENS), "--script", "cyrillic",
+                str(Path(sys.executable).parent / "lep"),
+                "tokenizer",
+                "extend",
+                "--base",
+                str(folder / "llama-3"),
+                "--corpus",
+                *map(str, files[: size // 100]),
+                "--new-tokens",
+                str(NEW_TOKENS),
+                "--script",
+                "cyrillic",
             ]
             for size in MEGABYTES
-        }  # fmt: skip
+        }
         commands["yardstick, 200 MB"] = [sys.executable, "-c", YARDSTICK, *map(str, files)]
         found = {name: [] for name in commands}
         for repeat in range(arguments.repeats):
             for name, command in commands.items():
-                output = ["--output", str(folder / f"out-{repeat}-{name}")] if "extend" in command else []
+                output = (
+                    ["--output", str(folder / f"out-{repeat}-{name}")]
+                    if "extend" in command
+                    else []
+                )
                 found[name].append(measured(command + output))
                 print(name, found[name][-1], flush=True)
         for name, runs in found.items():
             middle = {
-                key: statistics.median(getattr(run, key) for run in runs) for key in ("wall", "cpu", "peak_bytes")
+                key: statistics.median(getattr(run, key) for run in runs)
+                for key in ("wall", "cpu", "peak_bytes")
             }
             print(json.dumps({"case": name, **middle, "bytes": [f.stat().st_size for f in files]}))
         if arguments.profile:
             profile = cProfile.Profile()
             profile.runcall(
-                extend_tokenizer, folder / "llama-3", files, NEW_TOKENS, folder / "profiled", script="cyrillic"
+                extend_tokenizer,
+                folder / "llama-3",
+                files,
+                NEW_TOKENS,
+                folder / "profiled",
+                script="cyrillic",
             )
             text = io.StringIO()
-            pstats.Stats(profile, stream=text).sort_stats("cumtime").print_stats("lep|tokenizers|zstd|posix.read", 25)
+            pstats.Stats(profile, stream=text).sort_stats("cumtime").print_stats(
+                "lep|tokenizers|zstd|posix.read", 25
+            )
             print(text.getvalue())
 
 

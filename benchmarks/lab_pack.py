@@ -15,22 +15,27 @@ from pathlib import Path
 
 from lab_pair import gather
 
-from lep.checkpoint.pack import apply_pack, make_pack
 from lep.corpus.read import read_documents, write_records
 from lep.corpus.tasks import make_tasks
-from lep.pipeline.planner import write_evaluation
 from lep.pipeline.recipe import load_recipe
+from lep.pipeline.stages import write_evaluation
 from lep.report.grid import markdown
 from lep.settings import TuneSettings
 from lep.training.tune import tune
+from lep.transfer.language_pack import apply_pack, make_pack
 
 ROOT = Path(__file__).parent.parent
 PAIR = ROOT / "lab" / "pair"
-TASKS, SETTINGS = 300, TuneSettings(learning_rate=1e-3, batch_size=32, epochs=1, copy_tasks=0, precision="float32")
+TASKS, SETTINGS = (
+    300,
+    TuneSettings(learning_rate=1e-3, batch_size=32, epochs=1, copy_tasks=0, precision="float32"),
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/lab-ru/seed-0"))
     parser.add_argument("--output", type=Path, default=Path("runs/lab-pack"))
     arguments = parser.parse_args()
@@ -57,11 +62,15 @@ def main() -> None:
             if not (out / after / "scores.json").exists():
                 shutil.rmtree(out / "applied", ignore_errors=True)
                 print(
-                    f"{name}, {kind}: mean cosine with the base", apply_pack(pack, model, out / "applied"), flush=True
+                    f"{name}, {kind}: mean cosine with the base",
+                    apply_pack(pack, model, out / "applied"),
+                    flush=True,
                 )
                 write_evaluation(out / "applied", text, out / after, recipe.evaluate)
                 shutil.rmtree(out / "applied")
-    (out / "run.json").write_text(json.dumps({"instruct_models": dict(sorted(stages.items()))}) + "\n")
+    (out / "run.json").write_text(
+        json.dumps({"instruct_models": dict(sorted(stages.items()))}) + "\n"
+    )
     sizes = {pack.name: pack.stat().st_size for pack in sorted(out.glob("*.lep"))}
     print(f"\nbytes of the packs: {sizes}\n\n{markdown(gather([out], 'instruct_models'))}")
 

@@ -26,28 +26,42 @@ def gather(folders: list[Path], kind: str) -> dict[str, dict[str, Cell]]:
         for name, stage in json.loads((folder / "run.json").read_text())[kind].items():
             place = folder / stage / "scores.json"
             for column, score in cells(json.loads(place.read_text())).items():
-                found.setdefault(name, {}).setdefault(column, Cell({})).values[str(place)] = score["value"]
+                found.setdefault(name, {}).setdefault(column, Cell({})).values[str(place)] = score[
+                    "value"
+                ]
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/lab-ru"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--table-only", action="store_true", help="print the table of the runs that are there")
-    parser.add_argument("--tuned-seeds", type=int, default=1, help="how many of the seeds are calibrated and tuned")
+    parser.add_argument(
+        "--table-only", action="store_true", help="print the table of the runs that are there"
+    )
+    parser.add_argument(
+        "--tuned-seeds", type=int, default=1, help="how many of the seeds are calibrated and tuned"
+    )
     parser.add_argument("settings", nargs="*", help="KEY=VALUE for the recipe")
     arguments = parser.parse_args()
     folders = [arguments.output / f"seed-{seed}" for seed in arguments.seeds]
     for number, (seed, folder) in enumerate(zip(arguments.seeds, folders, strict=True)):
         if not arguments.table_only:
             tuned = number < arguments.tuned_seeds
-            stages = [f"{stage}.seed={seed}" if tuned else f"{stage}=null" for stage in ("calibrate", "tune")]
-            run(load_recipe(RECIPE, [*arguments.settings, f"pretrain.seed={seed}", *stages]), folder)
+            stages = [
+                f"{stage}.seed={seed}" if tuned else f"{stage}=null"
+                for stage in ("calibrate", "tune")
+            ]
+            run(
+                load_recipe(RECIPE, [*arguments.settings, f"pretrain.seed={seed}", *stages]), folder
+            )
     found = {kind: gather(folders, kind) for kind in ("instruct_models", "base_models")}
     values = {
         kind: {
-            name: {column: list(cell.values.values()) for column, cell in row.items()} for name, row in models.items()
+            name: {column: list(cell.values.values()) for column, cell in row.items()}
+            for name, row in models.items()
         }
         for kind, models in found.items()
     }

@@ -15,20 +15,22 @@ from pathlib import Path
 
 from lab_pair import gather
 
-from lep.checkpoint.propagate import propagate
-from lep.evaluation.select import propagate_auto
-from lep.pipeline.planner import write_evaluation
 from lep.pipeline.recipe import load_recipe
+from lep.pipeline.stages import write_evaluation
 from lep.propagation import METHODS
 from lep.report.grid import markdown
+from lep.selection.auto import propagate_auto
 from lep.settings import PropagateSettings, SelectSettings
+from lep.transfer.propagate import propagate
 
 ROOT = Path(__file__).parent.parent
 PAIR = ROOT / "lab" / "pair"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/lab-ru"))
     parser.add_argument("--output", type=Path, default=Path("runs/lab-propagation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -46,10 +48,19 @@ def main() -> None:
             if not (out / method / "scores.json").exists():
                 model = out / "model"
                 shutil.rmtree(model, ignore_errors=True)
-                propagate(PAIR / "base", PAIR / "instruct", run / "pretrain", model, PropagateSettings(method=method))
+                propagate(
+                    PAIR / "base",
+                    PAIR / "instruct",
+                    run / "pretrain",
+                    model,
+                    PropagateSettings(method=method),
+                )
                 write_evaluation(model, text, out / method, recipe.evaluate)
                 shutil.rmtree(model)
-        for name, stage in (("original instruct", "evaluate-instruct"), ("untrained", "evaluate-init-instruct")):
+        for name, stage in (
+            ("original instruct", "evaluate-instruct"),
+            ("untrained", "evaluate-init-instruct"),
+        ):
             source = run if (run / stage).exists() else arguments.runs / "seed-0"
             shutil.copytree(source / stage, out / stage, dirs_exist_ok=True)
             stages[name] = stage
@@ -73,7 +84,9 @@ def main() -> None:
     for folder in folders:
         if (folder / "auto").exists():
             record = json.loads((folder / "auto" / "lep" / "selection.json").read_text())
-            print(f"{folder.name}: chosen {record['chosen']}; on the other half {record['best on the other half']}")
+            print(
+                f"{folder.name}: chosen {record['chosen']}; on the other half {record['best on the other half']}"
+            )
 
 
 if __name__ == "__main__":

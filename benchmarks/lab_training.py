@@ -17,18 +17,21 @@ from pathlib import Path
 
 from lab_pair import gather
 
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.propagate import propagate
-from lep.pipeline.planner import write_evaluation
 from lep.pipeline.recipe import load_recipe
+from lep.pipeline.stages import write_evaluation
 from lep.report.grid import markdown
 from lep.settings import PretrainSettings, PropagateSettings
 from lep.training.pretrain import pretrain
+from lep.transfer.initialise import initialise
+from lep.transfer.propagate import propagate
 
 ROOT = Path(__file__).parent.parent
 PAIR = ROOT / "lab" / "pair"
 ARMS = {"embeddings": "base", "new_rows": "base", "direct": "instruct"}
-METHODS = {"embeddings": ("conversion", "residual", "new-rows"), "new_rows": ("conversion", "new-rows")}
+METHODS = {
+    "embeddings": ("conversion", "residual", "new-rows"),
+    "new_rows": ("conversion", "new-rows"),
+}
 # Text to look at while training: the last documents of the training file, which are then not trained on.
 LOOK_SECTIONS = 60
 
@@ -44,7 +47,9 @@ def split_training_text(source: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/lab-ru"))
     parser.add_argument("--output", type=Path, default=Path("runs/lab-training"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -55,7 +60,10 @@ def main() -> None:
     first = arguments.runs / "seed-0"
     text = {code: [first / "corpus" / f"{code}.heldout.jsonl"] for code in ("ru", "en")}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    split = {code: split_training_text(first / "corpus" / f"{code}.train.jsonl", arguments.output) for code in text}
+    split = {
+        code: split_training_text(first / "corpus" / f"{code}.train.jsonl", arguments.output)
+        for code in text
+    }
     for kind in ("base", "instruct"):
         if not (arguments.output / kind).exists():
             initialise(PAIR / kind, first / "tokenizer", arguments.output / kind)
@@ -64,16 +72,24 @@ def main() -> None:
         out = arguments.output / f"seed-{seed}"
         out.mkdir(exist_ok=True)
         stages = {}
-        for name, stage in (("original instruct", "evaluate-instruct"), ("untrained", "evaluate-init-instruct")):
+        for name, stage in (
+            ("original instruct", "evaluate-instruct"),
+            ("untrained", "evaluate-init-instruct"),
+        ):
             shutil.copytree(first / stage, out / stage, dirs_exist_ok=True)
             stages[name] = stage
         for arm, start in ARMS.items():
             settings = PretrainSettings(
-                tokens=arguments.tokens, learning_rate=arguments.learning_rate, weight_decay=0, block_size=512,
-                batch_tokens=8_192, precision="float32", seed=seed,
+                tokens=arguments.tokens,
+                learning_rate=arguments.learning_rate,
+                weight_decay=0,
+                block_size=512,
+                batch_tokens=8_192,
+                precision="float32",
+                seed=seed,
                 train="embeddings" if arm == "embeddings" else "new_rows",
                 eval_text={code: [str(look)] for code, (_, look) in split.items()},
-            )  # fmt: skip
+            )
             if not (out / arm).exists():
                 pretrain(arguments.output / start, [split["ru"][0]], out / arm, settings)
             record = json.loads((out / arm / "lep" / "pretrain.json").read_text())
@@ -88,13 +104,21 @@ def main() -> None:
                 model = out / "model" if method else out / arm
                 if method:
                     shutil.rmtree(model, ignore_errors=True)
-                    propagate(PAIR / "base", PAIR / "instruct", out / arm, model, PropagateSettings(method=method))
+                    propagate(
+                        PAIR / "base",
+                        PAIR / "instruct",
+                        out / arm,
+                        model,
+                        PropagateSettings(method=method),
+                    )
                 write_evaluation(model, text, out / stages[name], recipe.evaluate)
                 if method:
                     shutil.rmtree(model)
         (out / "run.json").write_text(json.dumps({"instruct_models": stages}) + "\n")
         folders.append(out)
-    print(f"\n{len(folders)} seeds, {arguments.tokens:,} tokens; mean ± 95% t-interval over the seeds\n")
+    print(
+        f"\n{len(folders)} seeds, {arguments.tokens:,} tokens; mean ± 95% t-interval over the seeds\n"
+    )
     print(markdown(gather(folders, "instruct_models")))
     print("\nbits per byte of text held out from training, by step (ru, en)\n")
     for arm, runs in curves.items():

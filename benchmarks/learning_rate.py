@@ -10,20 +10,27 @@ import argparse
 import json
 from pathlib import Path
 
-from lep.checkpoint.initialise import initialise
 from lep.corpus.read import read_documents, write_records
 from lep.evaluation.evaluate import evaluate
 from lep.settings import EvaluateSettings, PretrainSettings
 from lep.tokenizer.write import extend_tokenizer
 from lep.training.pretrain import pretrain
+from lep.transfer.initialise import initialise
 
 VALIDATION_SECTIONS, TRAINING_SECTIONS = 60, 2500
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with ru.train.jsonl, from lab/make_pair.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        required=True,
+        help="folder with ru.train.jsonl, from lab/make_pair.py",
+    )
     parser.add_argument("--base", type=Path, default=Path("lab/pair/base"))
     parser.add_argument("--output", type=Path, default=Path("runs/learning-rate"))
     parser.add_argument("--new-tokens", type=int, default=2048)
@@ -32,10 +39,15 @@ def main() -> None:
     out = arguments.output
     out.mkdir(parents=True, exist_ok=True)
     documents = list(read_documents([arguments.corpus / "ru.train.jsonl"]))
-    for name, part in (("validation", documents[-VALIDATION_SECTIONS:]), ("train", documents[:TRAINING_SECTIONS])):
+    for name, part in (
+        ("validation", documents[-VALIDATION_SECTIONS:]),
+        ("train", documents[:TRAINING_SECTIONS]),
+    ):
         write_records(out / f"{name}.jsonl", ({"id": d.id, "text": d.text} for d in part))
     if not (out / "tokenizer").exists():
-        extend_tokenizer(arguments.base, [out / "train.jsonl"], arguments.new_tokens, out / "tokenizer")
+        extend_tokenizer(
+            arguments.base, [out / "train.jsonl"], arguments.new_tokens, out / "tokenizer"
+        )
     if not (out / "init").exists():
         initialise(arguments.base, out / "tokenizer", out / "init")
     found = {}
@@ -43,10 +55,16 @@ def main() -> None:
         place = out / f"rate-{rate:g}"
         if not place.exists():
             settings = PretrainSettings(
-                tokens=arguments.tokens, learning_rate=rate, weight_decay=0, block_size=512, batch_tokens=8192
+                tokens=arguments.tokens,
+                learning_rate=rate,
+                weight_decay=0,
+                block_size=512,
+                batch_tokens=8192,
             )
             pretrain(out / "init", [out / "train.jsonl"], place, settings)
-        scores = evaluate(place, {"ru": [out / "validation.jsonl"]}, EvaluateSettings(tasks=[])).scores
+        scores = evaluate(
+            place, {"ru": [out / "validation.jsonl"]}, EvaluateSettings(tasks=[])
+        ).scores
         found[f"{rate:g}"] = next(s.value for s in scores if s.metric == "bits per byte")
         print(f"learning rate {rate:g}: {found[f'{rate:g}']:.4f} bits per byte", flush=True)
     (out / "rates.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -19,34 +19,57 @@ from lep.report.grid import COARSE, Cell, grid_blocks
 # Micro-Avg and copying of Russian (section 5 of the method): original, then swap, overlap, conversion.
 PAPER: dict[str, dict[str, Any]] = {
     "LLaMA-3-8B": {
-        "original": (0.610, 0.972), "Extended": ((0.592, 0.921), (0.597, 0.936), (0.597, 0.921)),
+        "original": (0.610, 0.972),
+        "Extended": ((0.592, 0.921), (0.597, 0.936), (0.597, 0.921)),
         "Optimized": ((0.594, 0.928), (0.586, 0.925), (0.598, 0.928)),
         "BPE": ((0.565, 0.729), (0.569, 0.753), (0.570, 0.754)),
         "Unigram": ((0.582, 0.865), (0.580, 0.876), (0.584, 0.889)),
     },
     "OpenChat-3.5": {
-        "original": (0.607, 0.917), "Extended": ((0.608, 0.907), (0.607, 0.898), (0.609, 0.909)),
+        "original": (0.607, 0.917),
+        "Extended": ((0.608, 0.907), (0.607, 0.898), (0.609, 0.909)),
         "BPE": ((0.587, 0.829), (0.584, 0.818), (0.583, 0.791)),
         "Unigram": ((0.556, 0.614), (0.572, 0.680), (0.565, 0.651)),
     },
-}  # fmt: skip
+}
 PAPER_SYMBOLS = {
-    "LLaMA-3-8B": {"original": 2.89, "BPE": 4.40, "Unigram": 4.35, "Extended": 3.78, "Optimized": 3.40},
+    "LLaMA-3-8B": {
+        "original": 2.89,
+        "BPE": 4.40,
+        "Unigram": 4.35,
+        "Extended": 3.78,
+        "Optimized": 3.40,
+    },
     "Mistral-7B": {"original": 2.44, "BPE": 3.76, "Unigram": 3.78, "Extended": 3.77},
-}  # fmt: skip
+}
 PAPER_BASES = {  # Micro-Avg of base models after training
-    "LLaMA-3-8B": {"original": 0.629, "BPE": 0.618, "Unigram": 0.609, "Extended": 0.627, "Optimized": 0.620},
+    "LLaMA-3-8B": {
+        "original": 0.629,
+        "BPE": 0.618,
+        "Unigram": 0.609,
+        "Extended": 0.627,
+        "Optimized": 0.620,
+    },
     "Mistral-7B": {"original": 0.604, "BPE": 0.616, "Unigram": 0.614, "Extended": 0.617},
 }
 MAPS = ("swap", "overlap", "conversion")
 VOCABULARIES = ("Extended", "Optimized", "BPE", "Unigram")
 STRENGTHS = ("weak", "middle", "strong")
-KEEPING = {"new-rows", "exact", "residual", "task-arithmetic"}  # known rows: the instruct model's, or moved from them
+KEEPING = {
+    "new-rows",
+    "exact",
+    "residual",
+    "task-arithmetic",
+}  # known rows: the instruct model's, or moved from them
 ORIGINAL = "original instruct"
 COLUMNS = {
-    "bits/byte ru": "bits/byte ru", "answer bits/byte ru": "answers ru", "exact match ru": "tasks ru",
-    "bits/byte en": "bits/byte en", "answer bits/byte en": "answers en", "exact match en": "tasks en",
-}  # fmt: skip
+    "bits/byte ru": "bits/byte ru",
+    "answer bits/byte ru": "answers ru",
+    "exact match ru": "tasks ru",
+    "bits/byte en": "bits/byte en",
+    "answer bits/byte en": "answers en",
+    "exact match en": "tasks en",
+}
 
 
 class Grid:
@@ -56,7 +79,9 @@ class Grid:
         self.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         self.folder = folder
         self.blocks = {tuple(b.labels.values()): b for b in grid_blocks(folder, self.record)}
-        self.bases = {tuple(b.labels.values()): b for b in grid_blocks(folder, self.record, "base_models")}
+        self.bases = {
+            tuple(b.labels.values()): b for b in grid_blocks(folder, self.record, "base_models")
+        }
 
     def cell(self, vocabulary: str, strength: str, model: str, column: str) -> Cell:
         return self.blocks[vocabulary, strength].models[model][column]
@@ -67,14 +92,17 @@ class Grid:
 
     @property
     def seeds(self) -> str:
-        return "; ".join(f"{block.title}: {', '.join(map(str, block.seeds))}" for block in self.blocks.values())
+        return "; ".join(
+            f"{block.title}: {', '.join(map(str, block.seeds))}" for block in self.blocks.values()
+        )
 
     def chosen(self, vocabulary: str, strength: str) -> list[str]:
         """What `auto` chose, by seed; for the output table, too, where it differs."""
         stages = [
             cell["instruct_models"]["auto"].removeprefix("evaluate-")
-            for cell in self.record["cells"] if tuple(cell["labels"].values()) == (vocabulary, strength)
-        ]  # fmt: skip
+            for cell in self.record["cells"]
+            if tuple(cell["labels"].values()) == (vocabulary, strength)
+        ]
         places = (self.folder / stage / "lep" / "selection.json" for stage in stages)
         return [json.loads(place.read_text(encoding="utf-8"))["chosen"] for place in places]
 
@@ -98,21 +126,42 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 def costs(grid: Grid) -> str:
     """Symbols per token, and over the original's: ours, and the paper's."""
     ours = {
-        v: [grid.cell(v, "middle", "conversion", f"symbols/token {code}").mean for code in ("ru", "en")]
+        v: [
+            grid.cell(v, "middle", "conversion", f"symbols/token {code}").mean
+            for code in ("ru", "en")
+        ]
         for v in grid.vocabularies
     }
-    first = [grid.cell("Extended", "middle", ORIGINAL, f"symbols/token {code}").mean for code in ("ru", "en")]
+    first = [
+        grid.cell("Extended", "middle", ORIGINAL, f"symbols/token {code}").mean
+        for code in ("ru", "en")
+    ]
     rows = [
-        ["original", *(f"{value:.2f}" for value in first), *(f"{s['original']:.2f}" for s in PAPER_SYMBOLS.values())]
+        [
+            "original",
+            *(f"{value:.2f}" for value in first),
+            *(f"{s['original']:.2f}" for s in PAPER_SYMBOLS.values()),
+        ]
     ]
     for vocabulary, values in ours.items():
-        rows.append([
-            vocabulary,
-            *(f"{value:.2f} ({value / before:.2f} times)" for value, before in zip(values, first, strict=True)),
-            *(f"{s[vocabulary]:.2f} ({s[vocabulary] / s['original']:.2f} times)" if vocabulary in s else "-"
-              for s in PAPER_SYMBOLS.values()),
-        ])  # fmt: skip
-    return table(["vocabulary", "lab, ru", "lab, en", *(f"{name}, ru" for name in PAPER_SYMBOLS)], rows)
+        rows.append(
+            [
+                vocabulary,
+                *(
+                    f"{value:.2f} ({value / before:.2f} times)"
+                    for value, before in zip(values, first, strict=True)
+                ),
+                *(
+                    f"{s[vocabulary]:.2f} ({s[vocabulary] / s['original']:.2f} times)"
+                    if vocabulary in s
+                    else "-"
+                    for s in PAPER_SYMBOLS.values()
+                ),
+            ]
+        )
+    return table(
+        ["vocabulary", "lab, ru", "lab, en", *(f"{name}, ru" for name in PAPER_SYMBOLS)], rows
+    )
 
 
 def bases(grid: Grid) -> str:
@@ -123,9 +172,13 @@ def bases(grid: Grid) -> str:
         row = block.models["original base" if name == "original" else "after training"]
         whole = block.models["original base"]
         own = [
-            f"{shown(row[c])} ({_ratio(row[c], whole[c]).mean:.3f})" for c in ("bits/byte ru", "bits/byte en")
-        ]  # fmt: skip
-        paper = [f"{s[name]:.3f} ({s[name] / s['original']:.3f})" if name in s else "-" for s in PAPER_BASES.values()]
+            f"{shown(row[c])} ({_ratio(row[c], whole[c]).mean:.3f})"
+            for c in ("bits/byte ru", "bits/byte en")
+        ]
+        paper = [
+            f"{s[name]:.3f} ({s[name] / s['original']:.3f})" if name in s else "-"
+            for s in PAPER_BASES.values()
+        ]
         rows.append([name, *own, *paper])
     heads = ["vocabulary", "lab: bits/byte ru", "lab: bits/byte en"]
     return table([*heads, *(f"{name}: Micro-Avg" for name in PAPER_BASES)], rows)
@@ -138,37 +191,73 @@ def relative(grid: Grid) -> str:
         for number, name in enumerate(MAPS):
             row = [vocabulary, name]
             for column in ("exact match ru", "copy ru", "exact match en", "copy en"):
-                row.append(shown(_ratio(*(grid.cell(vocabulary, "middle", m, column) for m in (name, ORIGINAL)))))
+                row.append(
+                    shown(
+                        _ratio(
+                            *(grid.cell(vocabulary, "middle", m, column) for m in (name, ORIGINAL))
+                        )
+                    )
+                )
             for pair in PAPER.values():
                 found = pair.get(vocabulary)
-                row += [f"{found[number][i] / pair['original'][i]:.3f}" if found else "-" for i in (0, 1)]
+                row += [
+                    f"{found[number][i] / pair['original'][i]:.3f}" if found else "-"
+                    for i in (0, 1)
+                ]
             rows.append(row)
     heads = ["vocabulary", "map", "lab: tasks ru", "lab: copy ru", "lab: tasks en", "lab: copy en"]
-    return table([*heads, *(f"{name}: {what}" for name in PAPER for what in ("Micro-Avg", "copy ru"))], rows)
+    return table(
+        [*heads, *(f"{name}: {what}" for name in PAPER for what in ("Micro-Avg", "copy ru"))], rows
+    )
 
 
 def repaired(grid: Grid) -> str:
     """What calibration and tuning change, paired by seed, over the three maps."""
     columns = {"copy ru": "copy ru", "copy en": "copy en"} | COLUMNS
     rows = [
-        [vocabulary, what, *(
-            shown(average([grid.blocks[vocabulary, "middle"].changes[f"{name} + {what}"][c] for name in MAPS]), "+")
-            for c in columns
-        )]
+        [
+            vocabulary,
+            what,
+            *(
+                shown(
+                    average(
+                        [
+                            grid.blocks[vocabulary, "middle"].changes[f"{name} + {what}"][c]
+                            for name in MAPS
+                        ]
+                    ),
+                    "+",
+                )
+                for c in columns
+            ),
+        ]
         for vocabulary in grid.vocabularies
         for what in ("self-calibration", "tuning")
         if all(f"{name} + {what}" in grid.blocks[vocabulary, "middle"].changes for name in MAPS)
-    ]  # fmt: skip
+    ]
     return table(["vocabulary", "change by", *columns.values()], rows)
 
 
 def crossover(grid: Grid) -> str:
     """Every way to carry the language over, by strength."""
     after = " + self-calibration"
-    ways = ("mean initialisation", *MAPS, "exact", "task-arithmetic", "auto", "direct", f"conversion{after}",
-            "conversion + tuning", f"direct{after}")  # fmt: skip
+    ways = (
+        "mean initialisation",
+        *MAPS,
+        "exact",
+        "task-arithmetic",
+        "auto",
+        "direct",
+        f"conversion{after}",
+        "conversion + tuning",
+        f"direct{after}",
+    )
     rows = [
-        [strength, model, *(shown(grid.cell("Extended", strength, model, column)) for column in COLUMNS)]
+        [
+            strength,
+            model,
+            *(shown(grid.cell("Extended", strength, model, column)) for column in COLUMNS),
+        ]
         for strength in STRENGTHS
         for model in (ORIGINAL, *ways)
     ]
@@ -180,13 +269,21 @@ def against_direct(grid: Grid) -> str:
     after = " + self-calibration"
     pairs = [(m, "direct") for m in ("conversion", "exact", "task-arithmetic", "auto")]
     rows = [
-        [strength, f"{first} - {second}", *(
-            shown(grid.cell("Extended", strength, first, c) - grid.cell("Extended", strength, second, c), "+")
-            for c in COLUMNS
-        )]
+        [
+            strength,
+            f"{first} - {second}",
+            *(
+                shown(
+                    grid.cell("Extended", strength, first, c)
+                    - grid.cell("Extended", strength, second, c),
+                    "+",
+                )
+                for c in COLUMNS
+            ),
+        ]
         for strength in STRENGTHS
         for first, second in [*pairs, (f"conversion{after}", f"direct{after}")]
-    ]  # fmt: skip
+    ]
     return table(["strength", "difference", *COLUMNS.values()], rows)
 
 
@@ -194,11 +291,16 @@ def keeping(grid: Grid) -> str:
     """What keeps the old language, at the middle strength: who trains, on what, and which rows are calibrated."""
     after = " + self-calibration"
     rows = [
-        [said, *(shown(grid.cell(block, "middle", model, column)) for column in ("copy ru", *COLUMNS))]
+        [
+            said,
+            *(shown(grid.cell(block, "middle", model, column)) for column in ("copy ru", *COLUMNS)),
+        ]
         for said, block, model in (
             (ORIGINAL, "Extended", ORIGINAL),
-            ("conversion", "Extended", "conversion"), ("conversion, with replay", "Replay", "conversion"),
-            ("exact", "Extended", "exact"), ("exact, with replay", "Replay", "exact"),
+            ("conversion", "Extended", "conversion"),
+            ("conversion, with replay", "Replay", "conversion"),
+            ("exact", "Extended", "exact"),
+            ("exact, with replay", "Replay", "exact"),
             ("direct", "Extended", "direct"),
             (f"conversion{after}", "Extended", f"conversion{after}"),
             (f"conversion, with replay{after}", "Replay", f"conversion{after}"),
@@ -206,7 +308,7 @@ def keeping(grid: Grid) -> str:
             (f"direct{after} of new rows alone", "New-rows", f"direct{after}"),
         )
         if (block, "middle") in grid.blocks
-    ]  # fmt: skip
+    ]
     return table(["model", "copy ru", *COLUMNS.values()], rows)
 
 
@@ -228,7 +330,10 @@ Verdict = tuple[bool | None, str]  # whether it holds (None: not all of it was r
 def overlap_is_conversion(grid: Grid) -> Verdict:
     """1. Overlap = conversion with the extended and the optimised vocabulary."""
     apart = {
-        v: {c: grid.cell(v, "middle", "overlap", c) - grid.cell(v, "middle", "conversion", c) for c in COLUMNS}
+        v: {
+            c: grid.cell(v, "middle", "overlap", c) - grid.cell(v, "middle", "conversion", c)
+            for c in COLUMNS
+        }
         for v in VOCABULARIES
     }
     sure = [f"{v}, {c}" for v in ("Extended", "Optimized") for c, d in apart[v].items() if d.sign]
@@ -243,15 +348,24 @@ def replaced_lose_more(grid: Grid) -> Verdict:
     """2. Replaced vocabularies lose more copying and answers, in both languages, and Unigram no less than BPE."""
     columns = ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
     found = {
-        (v, c): average([grid.cell(v, "middle", m, c) for m in MAPS]) for v in VOCABULARIES for c in columns
-    }  # fmt: skip
+        (v, c): average([grid.cell(v, "middle", m, c) for m in MAPS])
+        for v in VOCABULARIES
+        for c in columns
+    }
 
     def worse(first: str, second: str, column: str) -> int:
         """1 where the first vocabulary is surely worse, -1 where it is surely better."""
         return (found[first, column] - found[second, column]).sign * (1 if "bits" in column else -1)
 
-    holds = all(worse(r, k, c) == 1 for r in ("BPE", "Unigram") for k in ("Extended", "Optimized") for c in columns)
-    figures = (f"{v}: " + ", ".join(f"{c} {shown(found[v, c])}" for c in columns) for v in VOCABULARIES)
+    holds = all(
+        worse(r, k, c) == 1
+        for r in ("BPE", "Unigram")
+        for k in ("Extended", "Optimized")
+        for c in columns
+    )
+    figures = (
+        f"{v}: " + ", ".join(f"{c} {shown(found[v, c])}" for c in columns) for v in VOCABULARIES
+    )
     return holds and not any(worse("Unigram", "BPE", c) < 0 for c in columns), "; ".join(figures)
 
 
@@ -260,10 +374,14 @@ def strength_parts_the_maps(grid: Grid) -> Verdict:
     means = {c: [grid.cell("Extended", "weak", m, c).mean for m in MAPS] for c in COLUMNS}
     spread = max(max(each) - min(each) for each in means.values())
     english = {
-        m: _ratio(*(grid.cell("Extended", "strong", n, "answer bits/byte en") for n in (m, ORIGINAL)))
+        m: _ratio(
+            *(grid.cell("Extended", "strong", n, "answer bits/byte en") for n in (m, ORIGINAL))
+        )
         for m in (*MAPS, "exact", "task-arithmetic")
     }
-    holds = spread <= 0.02 and all(_high(r) <= 1.05 if m not in MAPS else _low(r) > 1.05 for m, r in english.items())
+    holds = spread <= 0.02 and all(
+        _high(r) <= 1.05 if m not in MAPS else _low(r) > 1.05 for m, r in english.items()
+    )
     ratios = ", ".join(f"{m} {shown(ratio)}" for m, ratio in english.items())
     return holds, f"spread at most {spread:.3f}; English answers over the original's: {ratios}"
 
@@ -272,8 +390,9 @@ def maps_harm_english_text(grid: Grid) -> Verdict:
     """4. Published maps make English text worse by more than 1% at every strength."""
     ratios = {
         (s, m): _ratio(*(grid.cell("Extended", s, n, "bits/byte en") for n in (m, ORIGINAL)))
-        for s in STRENGTHS for m in MAPS
-    }  # fmt: skip
+        for s in STRENGTHS
+        for m in MAPS
+    }
     said = ", ".join(f"{s} {m} {shown(ratio)}" for (s, m), ratio in ratios.items())
     return all(_low(ratio) > 1.01 for ratio in ratios.values()), said
 
@@ -291,13 +410,21 @@ def training_repairs(grid: Grid) -> Verdict:
             else:
                 found_all[name] = found[column]
     # One figure for all seeds has no interval: it says how coarse the figure is. It is named, and its sign counts.
-    even = {name: change for name, change in found_all.items() if change.half is not None and change.half <= COARSE}
-    failed = [n for n, change in found_all.items() if (change.mean <= 0 if n in even else change.sign < 1)]
+    even = {
+        name: change
+        for name, change in found_all.items()
+        if change.half is not None and change.half <= COARSE
+    }
+    failed = [
+        n for n, change in found_all.items() if (change.mean <= 0 if n in even else change.sign < 1)
+    ]
     if failed:
         return False, f"not for sure: {'; '.join(failed)}"
     said = f"each of {len(found_all) - len(even)} intervals is above zero"
     said += "".join(f"; {name}: {change.mean:+.3f} for every seed" for name, change in even.items())
-    return (None, f"{said}; not run: {', '.join(dict.fromkeys(missing))}") if missing else (True, said)
+    return (
+        (None, f"{said}; not run: {', '.join(dict.fromkeys(missing))}") if missing else (True, said)
+    )
 
 
 def direct_beats_when_strong(grid: Grid) -> Verdict:
@@ -309,14 +436,20 @@ def direct_beats_when_strong(grid: Grid) -> Verdict:
     }
     moved = {
         c: max(
-            abs(value) for s in STRENGTHS for value in
-            (grid.cell("Extended", s, "direct", c) - grid.cell("Extended", s, ORIGINAL, c)).values.values()
+            abs(value)
+            for s in STRENGTHS
+            for value in (
+                grid.cell("Extended", s, "direct", c) - grid.cell("Extended", s, ORIGINAL, c)
+            ).values.values()
         )
         for c in ("exact match en", "answer bits/byte en", "bits/byte en")
-    }  # fmt: skip
+    }
     holds = apart["strong"].sign < 0 and apart["weak"].sign == 0 and not any(moved.values())
     said = "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in apart.items())
-    return holds, f"{said}; English moved by at most {', '.join(f'{v:.3f} ({c})' for c, v in moved.items())}"
+    return (
+        holds,
+        f"{said}; English moved by at most {', '.join(f'{v:.3f} ({c})' for c, v in moved.items())}",
+    )
 
 
 def calibrated_direct_is_best(grid: Grid) -> Verdict:
@@ -324,8 +457,9 @@ def calibrated_direct_is_best(grid: Grid) -> Verdict:
     sides = {
         (s, c): grid.cell("Extended", s, "direct + self-calibration", c)
         - grid.cell("Extended", s, "conversion + self-calibration", c)
-        for s in STRENGTHS for c in COLUMNS
-    }  # fmt: skip
+        for s in STRENGTHS
+        for c in COLUMNS
+    }
     better = {key: d.sign * (-1 if "bits" in key[1] else 1) for key, d in sides.items()}
     said = "; ".join(f"{s}, {COLUMNS[c]}: {shown(d, '+')}" for (s, c), d in sides.items())
     return all(sign >= (1 if c.endswith("en") else 0) for (_, c), sign in better.items()), said
@@ -334,7 +468,9 @@ def calibrated_direct_is_best(grid: Grid) -> Verdict:
 def auto_keeps_known_rows(grid: Grid) -> Verdict:
     """8. `auto` chooses a method that keeps known rows at the middle and strong strengths."""
     chosen = {s: grid.chosen("Extended", s) for s in STRENGTHS}
-    methods = {s: {m for name in names for m in name.split(", output ")} for s, names in chosen.items()}
+    methods = {
+        s: {m for name in names for m in name.split(", output ")} for s, names in chosen.items()
+    }
     holds = all(methods[s] and methods[s] <= KEEPING for s in ("middle", "strong"))
     return holds, "; ".join(f"{s}: {', '.join(names)}" for s, names in chosen.items())
 
@@ -344,8 +480,14 @@ def new_rows_keep_english(grid: Grid) -> Verdict:
     name, own = "direct + self-calibration", {}
     for column in ("copy ru", *COLUMNS):
         own[column] = grid.cell("New-rows", "middle", name, column)
-    kept = {c: own[c] - grid.cell("Extended", "middle", ORIGINAL, c) for c in ("exact match en", "bits/byte en")}
-    raised = {c: own[c] - grid.cell("Extended", "middle", "direct", c) for c in ("copy ru", "exact match ru")}
+    kept = {
+        c: own[c] - grid.cell("Extended", "middle", ORIGINAL, c)
+        for c in ("exact match en", "bits/byte en")
+    }
+    raised = {
+        c: own[c] - grid.cell("Extended", "middle", "direct", c)
+        for c in ("copy ru", "exact match ru")
+    }
     outer = own["exact match ru"] - grid.cell("Extended", "middle", name, "exact match ru")
     holds = abs(kept["exact match en"].mean) <= 0.02 and abs(kept["bits/byte en"].mean) <= 0.05
     said = [f"{c} from the original's {shown(d, '+')}" for c, d in kept.items()]
@@ -368,14 +510,24 @@ def replay_keeps_english(grid: Grid) -> Verdict:
     holds = text.mean <= 1.03 and found["exact match en"].mean > 0.65 and abs(russian.mean) <= 0.02
     said = f"English text {shown(text)} of the original's, tasks {shown(found['exact match en'])}; against no replay: "
     said += f"Russian text {shown(russian, '+')}, copying {shown(copying, '+')}"
-    return holds and copying.sign == 0 and after.sign == 1, f"{said}, English tasks, calibrated {shown(after, '+')}"
+    return (
+        holds and copying.sign == 0 and after.sign == 1,
+        f"{said}, English tasks, calibrated {shown(after, '+')}",
+    )
 
 
 PREDICTIONS = (
-    overlap_is_conversion, replaced_lose_more, strength_parts_the_maps, maps_harm_english_text, training_repairs,
-    direct_beats_when_strong, calibrated_direct_is_best, auto_keeps_known_rows,
-    new_rows_keep_english, replay_keeps_english,
-)  # fmt: skip
+    overlap_is_conversion,
+    replaced_lose_more,
+    strength_parts_the_maps,
+    maps_harm_english_text,
+    training_repairs,
+    direct_beats_when_strong,
+    calibrated_direct_is_best,
+    auto_keeps_known_rows,
+    new_rows_keep_english,
+    replay_keeps_english,
+)
 TABLES = {
     "Symbols per token": costs,
     "Base models after training": bases,
@@ -388,19 +540,27 @@ TABLES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/paper-grid"))
     grid = Grid(parser.parse_args().run)
     print(f"Vocabularies: {', '.join(grid.vocabularies)}; seeds: {grid.seeds}\n")
     for title, made in TABLES.items():
         print(f"## {title}\n\n{made(grid)}\n")
     print("## Predictions\n")
-    one_seed = any(len(block.seeds) < 2 for block in grid.blocks.values())  # nothing has an interval then
+    one_seed = any(
+        len(block.seeds) < 2 for block in grid.blocks.values()
+    )  # nothing has an interval then
     for prediction in PREDICTIONS:
         said = (prediction.__doc__ or "").rstrip(".")
         try:
             holds, figures = prediction(grid)
-            known = {None: "undecided, not all of it was run", True: "holds", False: "does not hold"}[holds]
+            known = {
+                None: "undecided, not all of it was run",
+                True: "holds",
+                False: "does not hold",
+            }[holds]
             verdict = "undecided with one seed" if one_seed else known
             print(f"* {said}: **{verdict}**. {figures}.")
         except KeyError as missing:

@@ -27,30 +27,44 @@ import zstandard
 from measure import measured
 from safetensors.torch import load_file, save_file
 
-from lep.checkpoint.mappings import build_mappings, save_mappings
-from lep.checkpoint.plan import product_rate
 from lep.checkpoint.reader import Checkpoint
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
+from lep.transfer.dry_run import product_rate
+from lep.transfer.mappings import build_mappings, read_mapping, save_mappings, write_mapping
 
 HIDDEN = 4_096
 SIZES = {"mistral": (32_000, 55_328), "llama-3": (128_256, 174_816)}
 PIECES = 3  # of a new token
 NOISE, SHIFT = 0.02, 0.02  # what training and tuning move, beside rows of norm 1
 LLAMA = {
-    "8b": {"hidden_size": 4_096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "70b": {"hidden_size": 8_192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
+    "8b": {
+        "hidden_size": 4_096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "70b": {
+        "hidden_size": 8_192,
+        "intermediate_size": 28_672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
 }
 SHARD_BYTES, BLOCK_BYTES, SHIFTS = 5_000_000_000, 1 << 26, 1 << 16
 
 
-def problem(size: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, VocabularyMapping]:
+def problem(
+    size: str, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, VocabularyMapping]:
     """Base and instruct table in bf16, the adapted one, and the mapping."""
     generator = torch.Generator().manual_seed(seed)
     source, target = SIZES[size]
     base = torch.randn(source, HIDDEN, generator=generator).mul_(HIDDEN**-0.5)
     turn = torch.randn(HIDDEN, HIDDEN, generator=generator).mul_(SHIFT * HIDDEN**-0.5)
-    instruct = (base + base @ turn + NOISE * HIDDEN**-0.5 * torch.randn(source, HIDDEN, generator=generator)).bfloat16()
+    instruct = (
+        base + base @ turn + NOISE * HIDDEN**-0.5 * torch.randn(source, HIDDEN, generator=generator)
+    ).bfloat16()
     base = base.bfloat16()
     pieces = torch.randint(source, (target - source, PIECES), generator=generator).tolist()
     mapping = VocabularyMapping.from_rows([[i] for i in range(source)] + pieces, source)
@@ -61,11 +75,15 @@ def problem(size: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 def reference(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
     """A row at a time, then least squares in float64, then the product, as the published code computes it."""
-    rows = [mapping.indices[a:b] for a, b in zip(mapping.offsets[:-1], mapping.offsets[1:], strict=True)]
+    rows = [
+        mapping.indices[a:b] for a, b in zip(mapping.offsets[:-1], mapping.offsets[1:], strict=True)
+    ]
     left = torch.stack([base[row].double().mean(0) for row in rows])
     right = torch.stack([instruct[row].double().mean(0) for row in rows])
     solution = torch.linalg.lstsq(left, right, driver="gelsy").solution
-    return solution - torch.eye(HIDDEN, dtype=torch.float64), (adapted.double() @ solution).bfloat16()
+    return solution - torch.eye(HIDDEN, dtype=torch.float64), (
+        adapted.double() @ solution
+    ).bfloat16()
 
 
 def ours(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,14 +111,16 @@ WAYS = {"reference": reference, "ours": ours, "truth": truth}
 
 def write_problem(size: str, seed: int, place: Path) -> None:
     base, instruct, adapted, mapping = problem(size, seed)
-    save_file({"base": base, "instruct": instruct, "adapted": adapted}, place / "inputs.safetensors")
-    mapping.save(place / "mapping.safetensors")
+    save_file(
+        {"base": base, "instruct": instruct, "adapted": adapted}, place / "inputs.safetensors"
+    )
+    write_mapping(mapping, place / "mapping.safetensors")
 
 
 def run_way(way: str, place: Path) -> None:
     tables = load_file(place / "inputs.safetensors")
     made = [tables[name] for name in ("base", "instruct", "adapted")]
-    made.append(VocabularyMapping.load(place / "mapping.safetensors"))
+    made.append(read_mapping(place / "mapping.safetensors"))
     started, cpu = time.perf_counter(), time.process_time()
     delta, _ = WAYS[way](*made)
     taken = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
@@ -112,18 +132,29 @@ def tables(seed: int, place: Path, sizes: list[str], rounds: int) -> None:
     for dtype in (torch.float32, torch.float64):
         print(f"{dtype}: {product_rate(dtype, HIDDEN) / 1e9:.0f} GFLOP/s", flush=True)
     for size in sizes:
-        ways = ("ours", "reference", "truth") if size == "mistral" else ("ours", "truth")  # memory for no more
+        ways = (
+            ("ours", "reference", "truth") if size == "mistral" else ("ours", "truth")
+        )  # memory for no more
         deltas, seconds = {}, {way: [] for way in ways}
         script = [sys.executable, __file__]
-        subprocess.run([*script, "inputs", "--size", size, "--seed", str(seed), "--output", str(place)], check=True)
+        subprocess.run(
+            [*script, "inputs", "--size", size, "--seed", str(seed), "--output", str(place)],
+            check=True,
+        )
         for way in [*ways[:-1] * rounds, ways[-1]]:
             peak = measured([*script, "way", "--way", way, "--output", str(place)]).peak_bytes
             deltas[way] = torch.load(place / f"{way}.pt", weights_only=True)
             taken = json.loads((place / f"{way}.json").read_text())
             seconds[way].append(taken["seconds"])
-            print(json.dumps({"size": SIZES[size], "way": way, **taken, "peak_gb": peak / 1e9}), flush=True)
+            print(
+                json.dumps({"size": SIZES[size], "way": way, **taken, "peak_gb": peak / 1e9}),
+                flush=True,
+            )
         medians = {way: statistics.median(found) for way, found in seconds.items()}
-        print(f"{size}: {', '.join(f'{way} {found:.1f} s' for way, found in medians.items())}", flush=True)
+        print(
+            f"{size}: {', '.join(f'{way} {found:.1f} s' for way, found in medians.items())}",
+            flush=True,
+        )
         for way in ways[:-1]:
             error = (deltas[way] - deltas["truth"]).norm() / deltas["truth"].norm()
             print(f"{size}, {way}: relative error of W - I {error:.1e}", flush=True)
@@ -132,34 +163,55 @@ def tables(seed: int, place: Path, sizes: list[str], rounds: int) -> None:
 
 def llama_config(kind: str, rows: int) -> dict:
     return LLAMA[kind] | {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": rows, "num_key_value_heads": 8,
-        "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "max_position_embeddings": 8_192,
-        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 128_000, "eos_token_id": 128_001,
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": rows,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+        "max_position_embeddings": 8_192,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 128_000,
+        "eos_token_id": 128_001,
+    }
 
 
 def shapes(kind: str, rows: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes in the order in which Llama's shards hold them."""
     c = LLAMA[kind]
-    hidden, inner, keys = c["hidden_size"], c["intermediate_size"], 8 * c["hidden_size"] // c["num_attention_heads"]
+    hidden, inner, keys = (
+        c["hidden_size"],
+        c["intermediate_size"],
+        8 * c["hidden_size"] // c["num_attention_heads"],
+    )
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, hidden)}
     for layer in range(c["num_hidden_layers"]):
         name = f"model.layers.{layer}."
         found |= {
-            name + "input_layernorm.weight": (hidden,), name + "mlp.down_proj.weight": (hidden, inner),
-            name + "mlp.gate_proj.weight": (inner, hidden), name + "mlp.up_proj.weight": (inner, hidden),
-            name + "post_attention_layernorm.weight": (hidden,), name + "self_attn.k_proj.weight": (keys, hidden),
-            name + "self_attn.o_proj.weight": (hidden, hidden), name + "self_attn.q_proj.weight": (hidden, hidden),
+            name + "input_layernorm.weight": (hidden,),
+            name + "mlp.down_proj.weight": (hidden, inner),
+            name + "mlp.gate_proj.weight": (inner, hidden),
+            name + "mlp.up_proj.weight": (inner, hidden),
+            name + "post_attention_layernorm.weight": (hidden,),
+            name + "self_attn.k_proj.weight": (keys, hidden),
+            name + "self_attn.o_proj.weight": (hidden, hidden),
+            name + "self_attn.q_proj.weight": (hidden, hidden),
             name + "self_attn.v_proj.weight": (keys, hidden),
-        }  # fmt: skip
+        }
     return found | {"model.norm.weight": (hidden,), "lm_head.weight": (rows, hidden)}
 
 
-def write_model(folder: Path, kind: str, rows: int, *, body: Path | None = None, sparse: bool = False) -> None:
+def write_model(
+    folder: Path, kind: str, rows: int, *, body: Path | None = None, sparse: bool = False
+) -> None:
     """A model of that shape: random tables, the body of another one hard-linked, or files of headers alone."""
     folder.mkdir(parents=True)
     shards, filled, sizes = [{}], 0, shapes(kind, rows)
-    for name, shape in shapes(kind, SIZES["llama-3"][0]).items():  # the same cut for every number of rows
+    for name, shape in shapes(
+        kind, SIZES["llama-3"][0]
+    ).items():  # the same cut for every number of rows
         filled += 2 * torch.Size(shape).numel()
         if filled > SHARD_BYTES:
             shards.append({})
@@ -167,7 +219,12 @@ def write_model(folder: Path, kind: str, rows: int, *, body: Path | None = None,
         shards[-1][name] = sizes[name]
     # Windows of one random sequence, each from another place in it: no row comes twice.
     generator = torch.Generator().manual_seed(len(folder.name))
-    sequence = torch.randn(BLOCK_BYTES // 2 + SHIFTS, generator=generator).mul_(0.02).bfloat16().view(torch.uint8)
+    sequence = (
+        torch.randn(BLOCK_BYTES // 2 + SHIFTS, generator=generator)
+        .mul_(0.02)
+        .bfloat16()
+        .view(torch.uint8)
+    )
     sequence, shifts = memoryview(sequence.numpy()), iter(range(1, SHIFTS))
     weight_map = {}
     for number, shard in enumerate(shards):
@@ -180,7 +237,11 @@ def write_model(folder: Path, kind: str, rows: int, *, body: Path | None = None,
             offset = stop
         header = json.dumps(entries).encode()
         header += b" " * (-len(header) % 8)
-        if body and not {"model.embed_tokens.weight", "lm_head.weight"} & set(shard) and (body / place.name).exists():
+        if (
+            body
+            and not {"model.embed_tokens.weight", "lm_head.weight"} & set(shard)
+            and (body / place.name).exists()
+        ):
             os.link(body / place.name, place)
             continue
         with place.open("wb") as file:
@@ -209,7 +270,10 @@ def family(data: Path, output: Path, kind: str, *, sparse: bool) -> list[str]:
     if not tokenizers[1].exists():
         from lep.tokenizer.write import extend_tokenizer
 
-        novels = [data / "train" / "ru" / f"{name}.jsonl.zst" for name in ("novels_pd", "tech_visualstudio")]
+        novels = [
+            data / "train" / "ru" / f"{name}.jsonl.zst"
+            for name in ("novels_pd", "tech_visualstudio")
+        ]
         extend_tokenizer(tokenizers[0], novels, 46_560, tokenizers[1], script="cyrillic")
     rows = {"base": 128_256, "instruct": 128_256, "adapted": 174_816}
     for name, count in rows.items():
@@ -218,7 +282,9 @@ def family(data: Path, output: Path, kind: str, *, sparse: bool) -> list[str]:
         for file in tokenizers[name == "adapted"].glob("tokenizer*.json"):
             shutil.copy(file, output / kind / name)
     base, adapted = (Checkpoint(output / kind / name) for name in ("base", "adapted"))
-    save_mappings(build_mappings(base, adapted.vocabulary, InitSettings()), adapted.folder)  # as `lep init` does
+    save_mappings(
+        build_mappings(base, adapted.vocabulary, InitSettings()), adapted.folder
+    )  # as `lep init` does
     lep = str(Path(sys.executable).parent / "lep")
     places = [part for name in rows for part in (f"--{name}", str(output / kind / name))]
     return [lep, "propagate", *places, "--output", str(output / kind / "result")]
@@ -227,7 +293,9 @@ def family(data: Path, output: Path, kind: str, *, sparse: bool) -> list[str]:
 def checkpoint(data: Path, output: Path) -> None:
     command = family(data, output, "8b", sparse=False)
     try:
-        plan = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
+        plan = subprocess.run(
+            [*command, "--dry-run"], capture_output=True, text=True, check=True
+        ).stdout
         print(plan, flush=True)
         for method in ("conversion",):
             shutil.rmtree(output / "8b" / "result", ignore_errors=True)
@@ -246,7 +314,9 @@ def plan(data: Path, output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["tables", "checkpoint", "plan", "way", "inputs"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/propagation"))

@@ -48,11 +48,19 @@ def resident() -> int:
 
 def model_of(a: argparse.Namespace) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=a.vocabulary + a.new, hidden_size=a.hidden, intermediate_size=4 * a.hidden,
-        num_hidden_layers=a.layers, num_attention_heads=a.hidden // HEAD, num_key_value_heads=a.hidden // HEAD,
-        max_position_embeddings=BLOCK, tie_word_embeddings=False, use_cache=False,
-    ))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=a.vocabulary + a.new,
+            hidden_size=a.hidden,
+            intermediate_size=4 * a.hidden,
+            num_hidden_layers=a.layers,
+            num_attention_heads=a.hidden // HEAD,
+            num_key_value_heads=a.hidden // HEAD,
+            max_position_embeddings=BLOCK,
+            tie_word_embeddings=False,
+            use_cache=False,
+        )
+    )
 
 
 def one(a: argparse.Namespace) -> dict[str, float]:
@@ -72,33 +80,66 @@ def one(a: argparse.Namespace) -> dict[str, float]:
     elif a.way == "plain":
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             module.requires_grad_(True)
-    ids = torch.randint(0, a.vocabulary + a.new, (a.tokens // BLOCK, BLOCK), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        0,
+        a.vocabulary + a.new,
+        (a.tokens // BLOCK, BLOCK),
+        generator=torch.Generator().manual_seed(1),
+    )
     blocks = [{"input_ids": row, "lengths": [BLOCK]} for row in ids] * a.steps
     with tempfile.TemporaryDirectory() as place:
         arguments = TrainingArguments(
-            output_dir=place, max_steps=a.steps, per_device_train_batch_size=len(ids), learning_rate=1e-4,
-            weight_decay=0.1, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
-            remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), bf16=bf16,
-        )  # fmt: skip
+            output_dir=place,
+            max_steps=a.steps,
+            per_device_train_batch_size=len(ids),
+            learning_rate=1e-4,
+            weight_decay=0.1,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=bf16,
+        )
         clock = Clock()
         trainer = (TablesTrainer if ours else Trainer)(
-            model=model, args=arguments, train_dataset=blocks, data_collator=collate, callbacks=[clock]
-        )  # fmt: skip
+            model=model,
+            args=arguments,
+            train_dataset=blocks,
+            data_collator=collate,
+            callbacks=[clock],
+        )
         if ours:
             chunk_loss(trainer)
         trainer.train()
-    state = [value for held in trainer.optimizer.state.values() for value in held.values() if torch.is_tensor(value)]
+    state = [
+        value
+        for held in trainer.optimizer.state.values()
+        for value in held.values()
+        if torch.is_tensor(value)
+    ]
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident() - before
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     return {
-        "step": statistics.median(steps), "peak": peak, "optimizer": sum(t.numel() * t.element_size() for t in state),
+        "step": statistics.median(steps),
+        "peak": peak,
+        "optimizer": sum(t.numel() * t.element_size() for t in state),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("vocabulary", 128_000), ("new", 20_000), ("hidden", 512), ("layers", 2), ("tokens", 4_096)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in (
+        ("vocabulary", 128_000),
+        ("new", 20_000),
+        ("hidden", 512),
+        ("layers", 2),
+        ("tokens", 4_096),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto")
     parser.add_argument("--steps", type=int, default=5)
@@ -119,8 +160,10 @@ def main() -> None:
     reference = "plain" if "plain" in found else arguments.ways[0]
     seconds = {way: statistics.median(r["step"] for r in runs) for way, runs in found.items()}
     peaks = {way: max(r["peak"] for r in runs) for way, runs in found.items()}
-    print(f"\n| way | trained | s a step | tokens/s | speed, {reference} = 1 | peak GB | memory, {reference} = 1 | "
-          "optimizer GB |\n" + "|---" * 8 + "|")  # fmt: skip
+    print(
+        f"\n| way | trained | s a step | tokens/s | speed, {reference} = 1 | peak GB | memory, {reference} = 1 | "
+        "optimizer GB |\n" + "|---" * 8 + "|"
+    )
     for way, runs in found.items():
         speed, memory = seconds[reference] / seconds[way], peaks[way] / peaks[reference]
         rate = arguments.tokens / seconds[way]

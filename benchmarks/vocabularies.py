@@ -37,17 +37,27 @@ from make_pair import group
 
 HELDOUT_SHARE, PIECE, SAMPLE_CHARACTERS = 0.05, 3_000, 400_000
 SHARES = (1.0, 0.2, 0.1, 0.05)  # of the text that one source may have
-SMALL = {"kk": "cyrillic", "ka": "georgian", "hi": "devanagari"}  # languages with a corpus of few sentences
+SMALL = {
+    "kk": "cyrillic",
+    "ka": "georgian",
+    "hi": "devanagari",
+}  # languages with a corpus of few sentences
 SMALL_TOKENS, SMALL_HELDOUT = (500, 1_000, 2_000), 0.2
 KEPT_IN_PLACE = (72_000, 84_000, 96_000, 108_000)
 MAX_ENGLISH_LOSS = 0.01
 USE_CHARACTERS = 12_000_000  # a language, for counting uses before pruning
 # What the paper reports (symbols per token on its own Russian text), by the name of our row.
 PAPER = {
-    "llama-3": 2.89, "llama-3 extended 174,816": 3.78, "llama-3 optimized 114,504": 3.40, "mistral-7b-v0.1": 2.44,
-    "mistral-7b-v0.1 extended 55,328": 3.77, "bpe 32,000": 3.76, "unigram 32,000": 3.78, "bpe 128,000": 4.40,
+    "llama-3": 2.89,
+    "llama-3 extended 174,816": 3.78,
+    "llama-3 optimized 114,504": 3.40,
+    "mistral-7b-v0.1": 2.44,
+    "mistral-7b-v0.1 extended 55,328": 3.77,
+    "bpe 32,000": 3.76,
+    "unigram 32,000": 3.78,
+    "bpe 128,000": 4.40,
     "unigram 128,000": 4.35,
-}  # fmt: skip
+}
 
 
 class Data:
@@ -58,7 +68,9 @@ class Data:
 
     def tokenizer(self, name: str) -> Tokenizer:
         with (self.folder / "tokenizers" / name / "tokenizer.json.zst").open("rb") as raw:
-            return Tokenizer.from_str(zstandard.ZstdDecompressor().stream_reader(raw).read().decode())
+            return Tokenizer.from_str(
+                zstandard.ZstdDecompressor().stream_reader(raw).read().decode()
+            )
 
     def documents(self, language: str, source: Path, *, heldout: bool) -> Iterator[Document]:
         for document in read_documents([source], group=group):
@@ -119,15 +131,21 @@ def mixed(counts: dict[str, WordCounts], share: float) -> WordCounts:
     return WordCounts(words, next(iter(counts.values())).script, characters)
 
 
-def count_sources(data: Data, tokenizer: Tokenizer, language: str, script: str) -> dict[str, WordCounts]:
+def count_sources(
+    data: Data, tokenizer: Tokenizer, language: str, script: str
+) -> dict[str, WordCounts]:
     return {
-        source.name: count_texts(tokenizer, (d.text for d in data.documents(language, source, heldout=False)), script)
+        source.name: count_texts(
+            tokenizer, (d.text for d in data.documents(language, source, heldout=False)), script
+        )
         for source in data.sources(language)
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/vocabularies"))
     parser.add_argument("--only", nargs="*", help="rows whose name begins so")
@@ -155,7 +173,9 @@ class Bench:
     def counts(self, name: str, script: str, cutter: Tokenizer) -> dict[str, WordCounts]:
         key = (WordCutter.of(cutter).fingerprint, script)
         if key not in self._counts:
-            self._counts = {key: count_sources(self.data, cutter, "ru", script)}  # one at a time: they are large
+            self._counts = {
+                key: count_sources(self.data, cutter, "ru", script)
+            }  # one at a time: they are large
         return self._counts[key]
 
     def share(self) -> float:
@@ -168,32 +188,52 @@ class Bench:
             for share in SHARES:
                 extension = extend_bpe(Parts.of(tokenizer), mixed(counts, share), 46_560)
                 found[share] = macro(extension.parts.vocabulary.tokenizer, heldout)
-                print(f"share {share}: {found[share]:.4f} symbols per token, mean over held-out sources", flush=True)
-            path.write_text(json.dumps({"choice": max(found, key=lambda s: found[s]), "tried": found}) + "\n")
+                print(
+                    f"share {share}: {found[share]:.4f} symbols per token, mean over held-out sources",
+                    flush=True,
+                )
+            path.write_text(
+                json.dumps({"choice": max(found, key=lambda s: found[s]), "tried": found}) + "\n"
+            )
         return json.loads(path.read_text())["choice"]
 
     def rows(self) -> dict[str, Callable[[], Tokenizer]]:
         originals = {name: self._original(name) for name in ("llama-3", "mistral-7b-v0.1", "qwen2")}
         paper = {
             f"darulm {kind} {size:,}": self._original(f"darulm-{size}-{kind}")
-            for size in (32_000, 128_000) for kind in ("bpe", "unigram")
-        }  # fmt: skip
+            for size in (32_000, 128_000)
+            for kind in ("bpe", "unigram")
+        }
         extended = {}
         for name, tokens, label in [
-            ("llama-3", 46_560, "174,816"), ("mistral-7b-v0.1", 23_328, "55,328"), ("qwen2", 46_560, "+46,560"),
-        ]:  # fmt: skip
-            extended[f"{name} extended {label}"] = self._extended(name, tokens, "cyrillic", extend_bpe)
-            extended[f"{name} merged {label}"] = self._extended(name, tokens, "any", merge_vocabulary)
+            ("llama-3", 46_560, "174,816"),
+            ("mistral-7b-v0.1", 23_328, "55,328"),
+            ("qwen2", 46_560, "+46,560"),
+        ]:
+            extended[f"{name} extended {label}"] = self._extended(
+                name, tokens, "cyrillic", extend_bpe
+            )
+            extended[f"{name} merged {label}"] = self._extended(
+                name, tokens, "any", merge_vocabulary
+            )
         optimized = {
-            "llama-3 optimized 114,504": self._optimized(64_000, 114_504, in_place=False, merge=False),
-            "llama-3 pruned and merged 114,504": self._optimized(64_000, 114_504, in_place=False, merge=True),
-            "llama-3 in place 128,256": lambda: self._optimized(self.kept(), 128_256, in_place=True, merge=False)(),
+            "llama-3 optimized 114,504": self._optimized(
+                64_000, 114_504, in_place=False, merge=False
+            ),
+            "llama-3 pruned and merged 114,504": self._optimized(
+                64_000, 114_504, in_place=False, merge=True
+            ),
+            "llama-3 in place 128,256": lambda: self._optimized(
+                self.kept(), 128_256, in_place=True, merge=False
+            )(),
             "llama-3 in place, merged 128,256": lambda: self._optimized(
                 self.kept(), 128_256, in_place=True, merge=True
             )(),
         }
         fresh = {
-            f"{kind} {size:,}": self._replaced(kind, size) for size in (32_000, 128_000) for kind in ("bpe", "unigram")
+            f"{kind} {size:,}": self._replaced(kind, size)
+            for size in (32_000, 128_000)
+            for kind in ("bpe", "unigram")
         }
         return originals | extended | optimized | fresh | paper
 
@@ -205,17 +245,24 @@ class Bench:
         started = time.time()
         tokenizer = make()
         seconds = time.time() - started
-        texts = {f: [d.text for d in read_documents([self.data.folder / "eval" / "ru" / f"{f}.jsonl.zst"])]
-                 for f in ("wiki_wikineural", "wiki_xquad")}  # fmt: skip
+        texts = {
+            f: [
+                d.text
+                for d in read_documents([self.data.folder / "eval" / "ru" / f"{f}.jsonl.zst"])
+            ]
+            for f in ("wiki_wikineural", "wiki_xquad")
+        }
         record = {
-            "name": name, "size": tokenizer.get_vocab_size(), "seconds": round(seconds, 1),
+            "name": name,
+            "size": tokenizer.get_vocab_size(),
+            "seconds": round(seconds, 1),
             "wikineural": symbols_per_token(tokenizer, collapsed(texts["wiki_wikineural"])),
             "xquad": symbols_per_token(tokenizer, collapsed(texts["wiki_xquad"])),
             "heldout_ru": macro(tokenizer, self.data.heldout("ru")),
             "heldout_en": macro(tokenizer, self.data.heldout("en")),
             "unreachable": len(unreachable_tokens(tokenizer)),
             "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-        }  # fmt: skip
+        }
         place.mkdir(exist_ok=True)
         tokenizer.save(str(place / "tokenizer.json"))
         (place / "record.json").write_text(json.dumps(record) + "\n")
@@ -227,25 +274,49 @@ class Bench:
         if path.exists():
             return
         original, records = self.data.tokenizer("llama-3"), []
-        english = collapsed(d.text for d in self.data.documents("en", self.data.sources("en")[0], heldout=True))
+        english = collapsed(
+            d.text for d in self.data.documents("en", self.data.sources("en")[0], heldout=True)
+        )
         for language, script in SMALL.items():
-            sentences = [d for source in self.data.sources(language) for d in read_documents([source], group=group)]
+            sentences = [
+                d
+                for source in self.data.sources(language)
+                for d in read_documents([source], group=group)
+            ]
             heldout = collapsed(d.text for d in sentences if unit_hash(d.group) < SMALL_HELDOUT)
-            words = count_texts(original, [d.text for d in sentences if unit_hash(d.group) >= SMALL_HELDOUT], script)
+            words = count_texts(
+                original, [d.text for d in sentences if unit_hash(d.group) >= SMALL_HELDOUT], script
+            )
             letters = {c for c in "".join(heldout) if c.isalpha()}
-            missing = [c for c in letters if len(original.encode(c, add_special_tokens=False).ids) > 1]
+            missing = [
+                c for c in letters if len(original.encode(c, add_special_tokens=False).ids) > 1
+            ]
             for tokens, (way, method) in itertools.product(
                 SMALL_TOKENS, {"continue": extend_bpe, "merge": merge_vocabulary}.items()
             ):
                 found = method(Parts.of(original), words, tokens).parts.vocabulary.tokenizer
-                before, after = (t.encode_batch_fast(english, add_special_tokens=False) for t in (original, found))
-                records.append({
-                    "language": language, "way": way, "tokens": tokens, "characters": words.characters,
-                    "heldout": sum(map(len, heldout)), "letters": len(letters), "missing": len(missing),
-                    "before": symbols_per_token(original, heldout), "after": symbols_per_token(found, heldout),
-                    "english_changed": sum(a.ids != b.ids for a, b in zip(before, after, strict=True)),
-                    "english": len(english), "unreachable": len(unreachable_tokens(found)),
-                })  # fmt: skip
+                before, after = (
+                    t.encode_batch_fast(english, add_special_tokens=False)
+                    for t in (original, found)
+                )
+                records.append(
+                    {
+                        "language": language,
+                        "way": way,
+                        "tokens": tokens,
+                        "characters": words.characters,
+                        "heldout": sum(map(len, heldout)),
+                        "letters": len(letters),
+                        "missing": len(missing),
+                        "before": symbols_per_token(original, heldout),
+                        "after": symbols_per_token(found, heldout),
+                        "english_changed": sum(
+                            a.ids != b.ids for a, b in zip(before, after, strict=True)
+                        ),
+                        "english": len(english),
+                        "unreachable": len(unreachable_tokens(found)),
+                    }
+                )
                 print(records[-1], flush=True)
         path.write_text(json.dumps(records) + "\n")
 
@@ -268,15 +339,26 @@ class Bench:
         """Tokens kept in place: the fewest with English within 1% on held-out documents."""
         path = self.output / "kept.json"
         if not path.exists():
-            original, heldout = self.data.tokenizer("llama-3"), {k: self.data.heldout(k) for k in ("ru", "en")}
+            original, heldout = (
+                self.data.tokenizer("llama-3"),
+                {k: self.data.heldout(k) for k in ("ru", "en")},
+            )
             before = macro(original, heldout["en"])
             found = {}
             for keep in KEPT_IN_PLACE:
                 tokenizer = self._optimized(keep, 128_256, in_place=True, merge=False)()
-                found[keep] = {language: macro(tokenizer, pieces) for language, pieces in heldout.items()}
+                found[keep] = {
+                    language: macro(tokenizer, pieces) for language, pieces in heldout.items()
+                }
                 print(keep, found[keep], f"English before: {before:.4f}", flush=True)
-            good = [keep for keep, value in found.items() if value["en"] >= (1 - MAX_ENGLISH_LOSS) * before]
-            path.write_text(json.dumps({"choice": min(good), "english_before": before, "tried": found}) + "\n")
+            good = [
+                keep
+                for keep, value in found.items()
+                if value["en"] >= (1 - MAX_ENGLISH_LOSS) * before
+            ]
+            path.write_text(
+                json.dumps({"choice": min(good), "english_before": before, "tried": found}) + "\n"
+            )
         return json.loads(path.read_text())["choice"]
 
     def table(self) -> str:
@@ -298,7 +380,9 @@ class Bench:
     def _original(self, name: str) -> Callable[[], Tokenizer]:
         return lambda: self.data.tokenizer(name)
 
-    def _extended(self, name: str, tokens: int, script: str, method: Callable) -> Callable[[], Tokenizer]:
+    def _extended(
+        self, name: str, tokens: int, script: str, method: Callable
+    ) -> Callable[[], Tokenizer]:
         def make() -> Tokenizer:
             tokenizer = self.data.tokenizer(name)
             words = mixed(self.counts(name, script, tokenizer), self.share())
@@ -306,16 +390,22 @@ class Bench:
 
         return make
 
-    def _optimized(self, keep: int, size: int, *, in_place: bool, merge: bool) -> Callable[[], Tokenizer]:
+    def _optimized(
+        self, keep: int, size: int, *, in_place: bool, merge: bool
+    ) -> Callable[[], Tokenizer]:
         def make() -> Tokenizer:
             tokenizer = self.data.tokenizer("llama-3")
             parts = Parts.of(tokenizer)
             uses = np.zeros(len(parts.names), dtype=np.int64)
             for language in ("en", "ru"):
-                uses += token_counts(tokenizer, self.data.training(language, USE_CHARACTERS), len(uses))
+                uses += token_counts(
+                    tokenizer, self.data.training(language, USE_CHARACTERS), len(uses)
+                )
             kept = kept_tokens(parts, uses, keep, np.zeros(len(uses), dtype=bool))
             smaller = pruned(parts, kept, in_place=in_place)
-            words = mixed(self.counts("llama-3", "any" if merge else "cyrillic", tokenizer), self.share())
+            words = mixed(
+                self.counts("llama-3", "any" if merge else "cyrillic", tokenizer), self.share()
+            )
             method = merge_vocabulary if merge else extend_bpe
             return method(smaller, words, size - keep).parts.vocabulary.tokenizer
 

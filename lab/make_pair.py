@@ -44,8 +44,18 @@ TUNING_CHARACTERS = 12_000_000
 # Rounds of tuning: tokens, peak learning rate, share of English, and how often each task comes. Answers of one word are
 # many samples, for they are few tokens; the last round is for what is hardest, the last word of an English sentence.
 SHARES = {"copy_sentence": 6, "copy_paragraph": 3, "first_word": 3, "last_word": 4, "word_after": 4}
-LAST_SHARES = {"copy_sentence": 2, "copy_paragraph": 1, "first_word": 2, "last_word": 8, "word_after": 1}
-ROUNDS = [(12_000_000, 1.5e-3, 0.5, SHARES), (10_000_000, 1.5e-3, 0.5, SHARES), (3_200_000, 1e-3, 0.65, LAST_SHARES)]
+LAST_SHARES = {
+    "copy_sentence": 2,
+    "copy_paragraph": 1,
+    "first_word": 2,
+    "last_word": 8,
+    "word_after": 1,
+}
+ROUNDS = [
+    (12_000_000, 1.5e-3, 0.5, SHARES),
+    (10_000_000, 1.5e-3, 0.5, SHARES),
+    (3_200_000, 1e-3, 0.65, LAST_SHARES),
+]
 CORPUS_CHARACTERS = {"en": 4_000_000, "ru": 34_000_000}  # for the experiments on the pair
 HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.05, 1_000_000
 SEED = 20
@@ -73,9 +83,12 @@ def split_corpus(data: Path, language: str, characters: int) -> Split:
     """The language's text, split by author and source with a fixed hash; no file gives more than a quarter."""
     documents = read_documents([data / "train" / language], group=group)
     return prepare(
-        documents, heldout_share=HELDOUT_SHARE, limit_characters=characters,
-        limit_heldout_characters=HELDOUT_CHARACTERS, source_share=0.25,
-    )  # fmt: skip
+        documents,
+        heldout_share=HELDOUT_SHARE,
+        limit_characters=characters,
+        limit_heldout_characters=HELDOUT_CHARACTERS,
+        source_share=0.25,
+    )
 
 
 def write_corpus(data: Path, folder: Path) -> None:
@@ -85,7 +98,10 @@ def write_corpus(data: Path, folder: Path) -> None:
     for language in LANGUAGES:
         split = split_corpus(data, language, CORPUS_CHARACTERS[language])
         for side, documents in (("train", split.train), ("heldout", split.heldout)):
-            write_records(partial / f"{language}.{side}.jsonl", ({"id": d.id, "text": d.text} for d in documents))
+            write_records(
+                partial / f"{language}.{side}.jsonl",
+                ({"id": d.id, "text": d.text} for d in documents),
+            )
     partial.rename(folder)
 
 
@@ -113,15 +129,21 @@ def train_tokenizer(texts: Iterator[str], output: Path) -> PreTrainedTokenizerFa
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIALS, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIALS, initial_alphabet=alphabet
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        clean_up_tokenization_spaces=False, model_max_length=CONTEXT,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
     fast.save_pretrained(output)
     return fast
 
@@ -159,18 +181,27 @@ def pack(token_lists: Iterable[list[int]], block_size: int) -> Iterator[np.ndarr
         yield np.asarray(buffer, dtype=np.int32)
 
 
-def base_blocks(splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast) -> list[dict[str, torch.Tensor]]:
+def base_blocks(
+    splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast
+) -> list[dict[str, torch.Tensor]]:
     """All training blocks of the base model, languages mixed, in a fixed random order."""
     documents = [d for split in splits.values() for d in split.train]
     random.Random(SEED).shuffle(documents)
-    blocks = [torch.from_numpy(b).long() for b in pack(tokenize_documents(with_repeats(documents), tokenizer), BLOCK)]
+    blocks = [
+        torch.from_numpy(b).long()
+        for b in pack(tokenize_documents(with_repeats(documents), tokenizer), BLOCK)
+    ]
     return [{"input_ids": b, "labels": b} for b in blocks if len(b) == BLOCK]
 
 
-def tuning_items(splits: dict[str, Split], seed: int, english: float, shares: dict[str, int]) -> Iterator[TaskItem]:
+def tuning_items(
+    splits: dict[str, Split], seed: int, english: float, shares: dict[str, int]
+) -> Iterator[TaskItem]:
     """Endless tuning items in both languages."""
     pools = {
-        language: make_tasks(split.train, language, list(PROMPTS[language]), count=40_000, seed=SEED)
+        language: make_tasks(
+            split.train, language, list(PROMPTS[language]), count=40_000, seed=SEED
+        )
         for language, split in splits.items()
     }
     by_task = {(i.language, i.task): [] for pool in pools.values() for i in pool}  # type: ignore[var-annotated]
@@ -196,7 +227,13 @@ def tuning_blocks(
 
     Plain text is longer: 5% of the samples are about 15% of the tokens.
     """
-    plain = [s for split in splits.values() for d in split.train for s in [" ".join(sentences(d.text)[:12])] if s]
+    plain = [
+        s
+        for split in splits.values()
+        for d in split.train
+        for s in [" ".join(sentences(d.text)[:12])]
+        if s
+    ]
     blocks: list[dict[str, torch.Tensor]] = []
     block = _empty_block()
     while len(blocks) * BLOCK < tokens:
@@ -205,7 +242,9 @@ def tuning_blocks(
             labels = list(ids)
         else:
             messages = next(items).record()["messages"]
-            prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+            prompt = tokenizer.apply_chat_template(
+                messages[:1], add_generation_prompt=True, return_dict=False
+            )
             ids = tokenizer.apply_chat_template(messages, return_dict=False)
             labels = [-100] * len(prompt) + ids[len(prompt) :]
         if len(ids) > BLOCK:
@@ -225,23 +264,45 @@ def _empty_block() -> dict[str, list[int]]:
 
 def _filled(block: dict[str, list[int]], pad: int) -> dict[str, torch.Tensor]:
     missing = BLOCK - len(block["input_ids"])
-    fill = {"input_ids": [pad] * missing, "labels": [-100] * missing, "position_ids": list(range(missing))}
+    fill = {
+        "input_ids": [pad] * missing,
+        "labels": [-100] * missing,
+        "position_ids": list(range(missing)),
+    }
     return {name: torch.tensor(block[name] + fill[name]) for name in block}
 
 
 def train(
-    model: LlamaForCausalLM, blocks: list, work: Path, *, learning_rate: float, weight_decay: float, bf16: bool = True
+    model: LlamaForCausalLM,
+    blocks: list,
+    work: Path,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    bf16: bool = True,
 ) -> float:
     """One pass over the blocks with Trainer (float32 weights, bf16 autocast over them); returns wall seconds."""
     model.config.use_cache = False  # a cache would switch off the isolation of packed samples
     arguments = TrainingArguments(
-        output_dir=str(work), use_cpu=not torch.cuda.is_available(), bf16=bf16, seed=SEED,
-        max_steps=math.ceil(len(blocks) / 16), per_device_train_batch_size=16, learning_rate=learning_rate,
-        weight_decay=weight_decay, adam_beta2=0.95,
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.05}, warmup_steps=0.05,
-        max_grad_norm=1.0, logging_steps=20, save_steps=200, save_total_limit=1, report_to=[],
+        output_dir=str(work),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=bf16,
+        seed=SEED,
+        max_steps=math.ceil(len(blocks) / 16),
+        per_device_train_batch_size=16,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        adam_beta2=0.95,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=0.05,
+        max_grad_norm=1.0,
+        logging_steps=20,
+        save_steps=200,
+        save_total_limit=1,
+        report_to=[],
         remove_unused_columns=False,
-    )  # fmt: skip
+    )
     started = time.time()
     trainer = TrainedOnlyTrainer(model=model, args=arguments, train_dataset=blocks)
     chunk_loss(trainer)
@@ -251,7 +312,9 @@ def train(
     return time.time() - started
 
 
-def publish(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, facts: dict) -> None:
+def publish(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, facts: dict
+) -> None:
     """Write the model in bf16 with its tokenizer and the facts of its training."""
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -265,18 +328,34 @@ def publish(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output:
 def make_base(data: Path, output: Path, work: Path) -> None:
     """Tokenizer and base model."""
     set_seed(SEED)
-    splits = {language: split_corpus(data, language, BASE_CHARACTERS[language]) for language in LANGUAGES}
-    sample = [d.text for d in splits["en"].train[::8] + splits["ru"].train[::16]]  # tokenizers are more lopsided
+    splits = {
+        language: split_corpus(data, language, BASE_CHARACTERS[language]) for language in LANGUAGES
+    }
+    sample = [
+        d.text for d in splits["en"].train[::8] + splits["ru"].train[::16]
+    ]  # tokenizers are more lopsided
     tokenizer = train_tokenizer(iter(sample), work / "tokenizer")
     blocks = base_blocks(splits, tokenizer)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
-        num_key_value_heads=3, max_position_embeddings=CONTEXT, tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = LlamaForCausalLM(config)
     seconds = train(model, blocks, work / "base", learning_rate=3e-3, weight_decay=0.1)
-    facts = {"training_tokens": len(blocks) * BLOCK, "seconds": round(seconds), "learning_rate": 3e-3}
+    facts = {
+        "training_tokens": len(blocks) * BLOCK,
+        "seconds": round(seconds),
+        "learning_rate": 3e-3,
+    }
     publish(model, tokenizer, output / "base", facts)
 
 
@@ -286,9 +365,12 @@ def chat_tokenizer(base: Path) -> tuple[PreTrainedTokenizerFast, GenerationConfi
     tokenizer.chat_template = CHAT_TEMPLATE
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     return tokenizer, GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=[end, tokenizer.eos_token_id],
-        pad_token_id=tokenizer.pad_token_id, do_sample=False, max_new_tokens=256,
-    )  # fmt: skip
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[end, tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=256,
+    )
 
 
 def make_instruct(data: Path, output: Path, work: Path) -> None:
@@ -296,16 +378,21 @@ def make_instruct(data: Path, output: Path, work: Path) -> None:
     set_seed(SEED)
     splits = {language: split_corpus(data, language, TUNING_CHARACTERS) for language in LANGUAGES}
     tokenizer, generation = chat_tokenizer(output / "base")
-    source, facts = output / "base", {"training_tokens": 0, "seconds": 0, "learning_rate": ROUNDS[0][1]}
+    source, facts = (
+        output / "base",
+        {"training_tokens": 0, "seconds": 0, "learning_rate": ROUNDS[0][1]},
+    )
     for number, (tokens, rate, english, shares) in enumerate(ROUNDS):
         place = work / f"round-{number}"
         if not place.exists():
             items = tuning_items(splits, SEED + number, english, shares)
-            blocks = tuning_blocks(splits, tokenizer, tokens, items, random.Random(SEED + number + 1))
+            blocks = tuning_blocks(
+                splits, tokenizer, tokens, items, random.Random(SEED + number + 1)
+            )
             model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
             seconds = train(
                 model, blocks, work / f"instruct-{number}", learning_rate=rate, weight_decay=0.0
-            )  # fmt: skip
+            )
             facts["training_tokens"] += len(blocks) * BLOCK
             facts["seconds"] += round(seconds)
             model.generation_config = generation
@@ -316,10 +403,16 @@ def make_instruct(data: Path, output: Path, work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/en and train/ru")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with train/en and train/ru"
+    )
     parser.add_argument("--output", type=Path, default=Path("lab/pair"))
-    parser.add_argument("--work", type=Path, default=Path("runs/lab"), help="for checkpoints of the training")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/lab"), help="for checkpoints of the training"
+    )
     arguments = parser.parse_args()
     if not (arguments.work / "corpus").exists():
         write_corpus(arguments.data, arguments.work / "corpus")

@@ -32,7 +32,11 @@ from lep.tokenizer.load import load_tokenizer
 
 PAIR = Path(__file__).parent / "pair"
 SEED = 40
-MIXED_TOKENS, MIXED_RATE, PLAIN_SHARE = 4_000_000, 1e-3, 0.23  # of the samples: about half of the tokens
+MIXED_TOKENS, MIXED_RATE, PLAIN_SHARE = (
+    4_000_000,
+    1e-3,
+    0.23,
+)  # of the samples: about half of the tokens
 TUNING_TOKENS, TUNING_PLAIN_SHARE = 1_000_000, 0.05  # about 15% of the tokens, as in the lab pair
 RATES = {"weak": 2e-4, "middle": 1e-3, "strong": 4e-3}
 
@@ -41,29 +45,44 @@ def moved(base: Path, instruct: Path) -> dict[str, float]:
     """|instruct - base| over |base|, of each table without its special rows, and of the rest of the model."""
     special = set(load_tokenizer(base).all_special_ids) | {3, 4, 5, 6}
     before, after = (
-        LlamaForCausalLM.from_pretrained(place, dtype=torch.float32).state_dict() for place in (base, instruct)
+        LlamaForCausalLM.from_pretrained(place, dtype=torch.float32).state_dict()
+        for place in (base, instruct)
     )
-    groups: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {"input": [], "output": [], "body": []}
+    groups: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {
+        "input": [],
+        "output": [],
+        "body": [],
+    }
     for name, tensor in before.items():
         kind = {"model.embed_tokens.weight": "input", "lm_head.weight": "output"}.get(name, "body")
-        rows = [i for i in range(len(tensor)) if i not in special] if kind != "body" else slice(None)
+        rows = (
+            [i for i in range(len(tensor)) if i not in special] if kind != "body" else slice(None)
+        )
         groups[kind].append((tensor[rows], after[name][rows]))
     return {
         kind: float(
-            sum((b - a).square().sum() for a, b in pairs) ** 0.5 / sum(a.square().sum() for a, _ in pairs) ** 0.5
+            sum((b - a).square().sum() for a, b in pairs) ** 0.5
+            / sum(a.square().sum() for a, _ in pairs) ** 0.5
         )
         for kind, pairs in groups.items()
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/en and train/ru")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with train/en and train/ru"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/lab/strengths"))
     parser.add_argument("--only", nargs="+", default=["base", *RATES], help="which to make")
     arguments = parser.parse_args()
     output = arguments.output
-    splits = {language: split_corpus(arguments.data, language, TUNING_CHARACTERS) for language in LANGUAGES}
+    splits = {
+        language: split_corpus(arguments.data, language, TUNING_CHARACTERS)
+        for language in LANGUAGES
+    }
     tokenizer, generation = chat_tokenizer(PAIR / "base")
     plain_tokenizer = load_tokenizer(PAIR / "base")
     for name in ["base", *RATES]:
@@ -72,20 +91,35 @@ def main() -> None:
         set_seed(SEED)
         mixed = name == "base"
         rate, tokens = (MIXED_RATE, MIXED_TOKENS) if mixed else (RATES[name], TUNING_TOKENS)
-        model = LlamaForCausalLM.from_pretrained(PAIR / "instruct" if mixed else output / "base", dtype=torch.float32)
+        model = LlamaForCausalLM.from_pretrained(
+            PAIR / "instruct" if mixed else output / "base", dtype=torch.float32
+        )
         items = tuning_items(splits, SEED + mixed, 0.6 if mixed else 0.5, SHARES)
         rng = random.Random(SEED + mixed)
-        blocks = tuning_blocks(splits, tokenizer, tokens, items, rng, PLAIN_SHARE if mixed else TUNING_PLAIN_SHARE)
-        seconds = train(model, blocks, output / "work" / name, learning_rate=rate, weight_decay=0.0, bf16=False)
+        blocks = tuning_blocks(
+            splits, tokenizer, tokens, items, rng, PLAIN_SHARE if mixed else TUNING_PLAIN_SHARE
+        )
+        seconds = train(
+            model, blocks, output / "work" / name, learning_rate=rate, weight_decay=0.0, bf16=False
+        )
         if not mixed:
             model.generation_config = generation
-        facts = {"training_tokens": len(blocks) * BLOCK, "seconds": round(seconds), "learning_rate": rate}
+        facts = {
+            "training_tokens": len(blocks) * BLOCK,
+            "seconds": round(seconds),
+            "learning_rate": rate,
+        }
         publish(model, plain_tokenizer if mixed else tokenizer, output / name, facts)
     for name in RATES:
         if (output / name).exists():
             print(
                 name,
-                json.dumps({kind: round(share, 3) for kind, share in moved(output / "base", output / name).items()}),
+                json.dumps(
+                    {
+                        kind: round(share, 3)
+                        for kind, share in moved(output / "base", output / name).items()
+                    }
+                ),
             )
 
 

@@ -17,7 +17,11 @@ from lep.checkpoint.reader import Checkpoint
 from lep.evaluation.evaluate import Evaluation, evaluate
 from lep.settings import EvaluateSettings
 
-REQUIRED = {"copy_sentence": 0.9, "first_word": 0.95, "last_word": 0.95}  # exact match, in both languages
+REQUIRED = {
+    "copy_sentence": 0.9,
+    "first_word": 0.95,
+    "last_word": 0.95,
+}  # exact match, in both languages
 
 CARD = """\
 ---
@@ -59,7 +63,10 @@ both languages, and plain text; the loss is taken on answers and on plain text o
 def shifts(pair: Path) -> dict[str, float]:
     """Norm of the instruct model's difference from the base over the base's norm."""
     base, instruct = Checkpoint(pair / "base"), Checkpoint(pair / "instruct")
-    groups = {"input embeddings": [base.tables.input], "output embeddings": [base.tables.output or base.tables.input]}
+    groups = {
+        "input embeddings": [base.tables.input],
+        "output embeddings": [base.tables.output or base.tables.input],
+    }
     groups["body"] = [name for name in base.shard_of if name not in base.tables.names]
     found = {}
     for group, names in groups.items():
@@ -83,26 +90,42 @@ def card(pair: Path, name: str, found: Evaluation) -> str:
         rows = "\n".join(f"| {group} | {value:.3f} |" for group, value in shifts(pair).items())
         shift = f"\n## Shift from the base model\n\n| part | norm of the difference over norm |\n|---|---|\n{rows}\n"
     return CARD.format(
-        name=name, scores=scores, shift=shift, vocabulary=len(checkpoint.vocabulary), tokens=facts["training_tokens"],
-        what="The base model of the pair." if name == "base" else "The instruct model, tuned in full from the base.",
-        parameters=sum(checkpoint.tensor(t).numel() for t in checkpoint.shard_of) / 1e6, minutes=facts["seconds"] / 60,
-        rate=facts["learning_rate"], data=BASE_DATA if name == "base" else INSTRUCT_DATA,
-    )  # fmt: skip
+        name=name,
+        scores=scores,
+        shift=shift,
+        vocabulary=len(checkpoint.vocabulary),
+        tokens=facts["training_tokens"],
+        what="The base model of the pair."
+        if name == "base"
+        else "The instruct model, tuned in full from the base.",
+        parameters=sum(checkpoint.tensor(t).numel() for t in checkpoint.shard_of) / 1e6,
+        minutes=facts["seconds"] / 60,
+        rate=facts["learning_rate"],
+        data=BASE_DATA if name == "base" else INSTRUCT_DATA,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, default=Path("runs/lab/corpus"))
     parser.add_argument("--pair", type=Path, default=Path("lab/pair"))
     parser.add_argument("--items", type=int, default=400)
     arguments = parser.parse_args()
-    text: dict[str, list[str | Path]] = {c: [arguments.corpus / f"{c}.heldout.jsonl"] for c in ("en", "ru")}
+    text: dict[str, list[str | Path]] = {
+        c: [arguments.corpus / f"{c}.heldout.jsonl"] for c in ("en", "ru")
+    }
     settings, missed = EvaluateSettings(items=arguments.items, batch_size=100), []
     for name in ("base", "instruct"):
         found = evaluate(arguments.pair / name, text, settings)
-        (arguments.pair / name / "README.md").write_text(card(arguments.pair, name, found), encoding="utf-8")
+        (arguments.pair / name / "README.md").write_text(
+            card(arguments.pair, name, found), encoding="utf-8"
+        )
         for s in found.scores:
-            print(f"{name:9}{s.metric:22}{s.language:4}{s.task or '-':16}{s.value:.3f} ({s.low:.3f}-{s.high:.3f})")
+            print(
+                f"{name:9}{s.metric:22}{s.language:4}{s.task or '-':16}{s.value:.3f} ({s.low:.3f}-{s.high:.3f})"
+            )
             if s.metric == "exact match" and s.task in REQUIRED and s.value < REQUIRED[s.task]:
                 missed.append(f"{s.language} {s.task}: {s.value:.3f} is below {REQUIRED[s.task]}")
     for group, value in shifts(arguments.pair).items():

@@ -35,11 +35,15 @@ def record(name: str, rng: random.Random, number: int) -> dict[str, Any]:
             spans = {"span1_text": rng.choice(NAMES), "span2_text": "собой"}
             return asked({"text": first} | spans, rng.choice(["Да", "Нет"]), id=number)
         case "use":
-            kind, answer = [("text", "слово,слова"), ("matching", "1,3,2"), ("multiple_choice_based_on_text", "2,5")][
-                number % 3
-            ]
+            kind, answer = [
+                ("text", "слово,слова"),
+                ("matching", "1,3,2"),
+                ("multiple_choice_based_on_text", "2,5"),
+            ][number % 3]
             inputs = {"task": f"Задание {number}. {first}", "choices": "1) один 2) два"}
-            return asked(inputs, answer, id=number, id_task=str(number % 27), variant=number // 6, type=kind)
+            return asked(
+                inputs, answer, id=number, id_task=str(number % 27), variant=number // 6, type=kind
+            )
         case "rummlu":
             return asked({"text": first} | options, rng.choice("ABCD"), id=number)
         case "ruopenbookqa" | "ruworldtree":
@@ -48,23 +52,53 @@ def record(name: str, rng: random.Random, number: int) -> dict[str, Any]:
             return {"id": number, "sentence": first, "label": rng.randint(0, 1)}
         case "mmlu_ru":
             choices = list(options.values())
-            return {"subject": ["логика", "право"][number % 2], "question_ru": first, "choices_ru": choices,
-                    "question_en": first, "choices_en": choices, "answer": rng.randint(0, 3)}  # fmt: skip
+            return {
+                "subject": ["логика", "право"][number % 2],
+                "question_ru": first,
+                "choices_ru": choices,
+                "question_en": first,
+                "choices_en": choices,
+                "answer": rng.randint(0, 3),
+            }
         case "daru_treeway_eval":
             sentences = [sentence(rng) for _ in range(6)]
             best = sorted(rng.sample(range(6), 2))
-            return {"src_sents": sentences, "summary_sents": [sentences[i] for i in best], "extractive_summary": best}
+            return {
+                "src_sents": sentences,
+                "summary_sents": [sentences[i] for i in best],
+                "extractive_summary": best,
+            }
         case "rublimp":
-            return {"source_sentence": first, "target_sentence": first[::-1], "phenomenon": "порядок"}
+            return {
+                "source_sentence": first,
+                "target_sentence": first[::-1],
+                "phenomenon": "порядок",
+            }
         case _:
-            return asked({"text": f"{first} {second}" if "para" in name else first}, first, id=number)
+            return asked(
+                {"text": f"{first} {second}" if "para" in name else first}, first, id=number
+            )
 
 
 SPLITS = {"rucola": ("validation", "train"), "mmlu_ru": ("test", "dev")}
 NAMED = [
-    "multiq", "parus", "rcb", "rwsd", "use", "rummlu", "ruopenbookqa", "ruworldtree", "rucola", "mmlu_ru",
-    "daru_treeway_eval", "rublimp", "cp_sent_ru", "cp_para_ru", "cp_sent_en", "cp_para_en",
-]  # fmt: skip
+    "multiq",
+    "parus",
+    "rcb",
+    "rwsd",
+    "use",
+    "rummlu",
+    "ruopenbookqa",
+    "ruworldtree",
+    "rucola",
+    "mmlu_ru",
+    "daru_treeway_eval",
+    "rublimp",
+    "cp_sent_ru",
+    "cp_para_ru",
+    "cp_sent_en",
+    "cp_para_en",
+]
 
 
 def write_data(folder: Path, items: int = ITEMS) -> Path:
@@ -74,6 +108,8 @@ def write_data(folder: Path, items: int = ITEMS) -> Path:
         place = folder / name
         place.mkdir(parents=True)
         for split, count in zip(SPLITS.get(name, ("test", "prompt")), (items, SHOTS), strict=True):
-            lines = [json.dumps(record(name, rng, number), ensure_ascii=False) for number in range(count)]
+            lines = [
+                json.dumps(record(name, rng, number), ensure_ascii=False) for number in range(count)
+            ]
             (place / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -33,8 +33,12 @@ def sample_texts(language: str) -> list[str]:
 def byte_level_tokenizer(texts: list[str], size: int, specials: list[str]) -> Tokenizer:
     """A byte-level BPE tokenizer like Llama 3's in kind."""
     tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    split = pre_tokenizers.Split(
+        Regex(r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"), "isolated"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -54,12 +58,22 @@ def byte_fallback_tokenizer(texts: list[str], size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False)
     trained.train_from_iterator(texts, trainer)
     spec = __import__("json").loads(trained.to_str())
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *spec["model"]["vocab"]]
+    names = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *spec["model"]["vocab"],
+    ]
     vocabulary = {name: i for i, name in enumerate(dict.fromkeys(names))}
     merges = [tuple(merge) for merge in spec["model"]["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
 
@@ -81,17 +95,29 @@ def save_model(
     """Write a random two-layer Llama (or `like` plus noise) with a tokenizer."""
     torch.manual_seed(seed)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = template
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size() + padding_rows, hidden_size=hidden, intermediate_size=2 * hidden,
-        num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        tie_word_embeddings=tied, bos_token_id=fast.bos_token_id, eos_token_id=fast.eos_token_id,
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size() + padding_rows,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+    )
     model = LlamaForCausalLM(config)
     if like is not None:
-        for (_, mine), (_, theirs) in zip(model.named_parameters(), like.named_parameters(), strict=True):
+        for (_, mine), (_, theirs) in zip(
+            model.named_parameters(), like.named_parameters(), strict=True
+        ):
             rows = min(len(mine), len(theirs))
             mine.data[:rows] = theirs.data[:rows] + noise * mine.data[:rows]
     if template:
@@ -106,7 +132,9 @@ def save_model(
 
 def kill_when(command: list[str], ready, tries: int = 1200, **options) -> None:
     """Start a command, and kill it and all that it started with SIGKILL as soon as `ready()`."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
+    )
     for _ in range(tries):
         if ready():
             break
@@ -154,7 +182,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, byte_level: Tokenizer) -> dic
 @pytest.fixture(scope="session")
 def adapted(pair: dict[str, Path]) -> Path:
     """The base model with the extended tokenizer, its tables moved as training would."""
-    from lep.checkpoint.initialise import initialise
+    from lep.transfer.initialise import initialise
 
     place = pair["base"].parent / "initialised"
     initialise(pair["base"], pair["tokenizer"], place)

@@ -34,7 +34,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.close()
                 return
-            self._send(self._chat(body) if self.path.endswith("/chat/completions") else self._completions(body))
+            self._send(
+                self._chat(body)
+                if self.path.endswith("/chat/completions")
+                else self._completions(body)
+            )
 
     def _send(self, answer: dict[str, Any]) -> None:
         raw = json.dumps(answer).encode()
@@ -46,9 +50,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         found = next(
-            answers(self.model, self.tokenizer, [body["messages"]], max_new_tokens=body["max_tokens"], batch_size=1)
+            answers(
+                self.model,
+                self.tokenizer,
+                [body["messages"]],
+                max_new_tokens=body["max_tokens"],
+                batch_size=1,
+            )
         )[0]
-        cuts = [found.text.find(stop) for stop in body.get("stop") or [] if stop and stop in found.text]
+        cuts = [
+            found.text.find(stop) for stop in body.get("stop") or [] if stop and stop in found.text
+        ]
         text = found.text[: min(cuts)] if cuts else found.text
         choice = {
             "index": 0,
@@ -68,31 +80,46 @@ class Handler(BaseHTTPRequestHandler):
             table = self.model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
             whole = [*ids, int(table[-1].argmax())]
             logprobs = [None] + [table[k - 1, whole[k]].item() for k in range(1, len(whole))]
-            top = [None] + [{self.tokenizer.decode([int(row.argmax())]): row.max().item()} for row in table]
+            top = [None] + [
+                {self.tokenizer.decode([int(row.argmax())]): row.max().item()} for row in table
+            ]
             tokens = [self.tokenizer.decode([index]) for index in whole]
             found = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top}
-            choices.append({"index": i, "text": "".join(tokens), "finish_reason": "length", "logprobs": found})
+            choices.append(
+                {"index": i, "text": "".join(tokens), "finish_reason": "length", "logprobs": found}
+            )
         return {"object": "text_completion", "choices": choices}
 
     def _written(self, body: dict[str, Any], ids: list[int]) -> dict[str, Any]:
         prompt = torch.tensor([ids])
-        whole = self.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                                    max_new_tokens=body["max_tokens"], pad_token_id=0)  # fmt: skip
+        whole = self.model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=body["max_tokens"],
+            pad_token_id=0,
+        )
         made = whole[0, len(ids) :].tolist()
         text, count = self.tokenizer.decode(made, skip_special_tokens=True), len(made)
         cuts = [text.find(stop) for stop in body.get("stop") or [] if stop and stop in text]
         if cuts:
             text = text[: min(cuts)]
-            count = 1 + next(k for k in range(count + 1) if len(self.tokenizer.decode(made[:k])) >= len(text))
+            count = 1 + next(
+                k for k in range(count + 1) if len(self.tokenizer.decode(made[:k])) >= len(text)
+            )
         choice = {"index": 0, "text": text, "finish_reason": "stop" if cuts else "length"}
         return {"choices": [choice], "usage": {"completion_tokens": count}}
 
 
 @contextmanager
-def serving(model: Any, tokenizer: Any, *, dies_after: int = 1 << 30, port: int = 0) -> Iterator[str]:
+def serving(
+    model: Any, tokenizer: Any, *, dies_after: int = 1 << 30, port: int = 0
+) -> Iterator[str]:
     """The URL of a server for the model."""
     handler = type(
-        "Serving", (Handler,), {"model": model, "tokenizer": tokenizer, "left": dies_after, "lock": threading.Lock()}
+        "Serving",
+        (Handler,),
+        {"model": model, "tokenizer": tokenizer, "left": dies_after, "lock": threading.Lock()},
     )
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -18,14 +18,14 @@ from tiny_configs import tiny_config
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto as auto
 
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.propagate import initialise_instruct, propagate
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import write_checkpoint
 from lep.errors import LepError
 from lep.settings import PropagateSettings
 from lep.tokenizer.load import copy_tokenizer, load_tokenizer
 from lep.tokenizer.write import extend_tokenizer
+from lep.transfer.initialise import initialise
+from lep.transfer.propagate import initialise_instruct, propagate
 
 NAMES = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 SAMPLED = ["gpt2", "gpt_neox", "gemma3", "phi", "qwen3_moe", "mamba", "gemma3n_text"]
@@ -64,7 +64,9 @@ def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -76,13 +78,17 @@ def load(folder: Path) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     """The model of the class that config.json names, and what its loading complained about."""
     kind = getattr(transformers, Checkpoint(folder).config["architectures"][0])
     model, info = kind.from_pretrained(folder, output_loading_info=True)
-    return model.eval(), {key: set(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    return model.eval(), {
+        key: set(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
 
 
 def outputs(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What goes into the head, and the logits."""
     seen: list[torch.Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0])
+    )
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
     hook.remove()
@@ -110,7 +116,10 @@ def check_architecture(model_type: str, tokenizer: Any, extended: Path, place: P
     names = [*source.tables.names, *source.tables.others]
     torch.manual_seed(2)
     trained = {name: source.tensor(name) for name in names}
-    trained = {name: t + 0.01 * torch.randn(t.shape) if t.is_floating_point() else t for name, t in trained.items()}
+    trained = {
+        name: t + 0.01 * torch.randn(t.shape) if t.is_floating_point() else t
+        for name, t in trained.items()
+    }
     write_checkpoint(source, trained, place / "adapted")
     copy_tokenizer(extended, place / "adapted")
     propagate(base, instruct, place / "adapted", place / "out", PropagateSettings(method="swap"))
@@ -146,7 +155,9 @@ def check_architecture(model_type: str, tokenizer: Any, extended: Path, place: P
 
 
 def make_extended(tokenizer: Any, place: Path) -> Path:
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(place / "t")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(place / "t")
     extend_tokenizer(place / "t", [SAMPLE / "ru"], 30, place / "extended")
     return place / "extended"
 
@@ -157,13 +168,17 @@ def extended(byte_level: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("model_type", SAMPLED)
-def test_typical_architectures(model_type: str, byte_level: Any, extended: Path, tmp_path: Path) -> None:
+def test_typical_architectures(
+    model_type: str, byte_level: Any, extended: Path, tmp_path: Path
+) -> None:
     check_architecture(model_type, byte_level, extended, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", [name for name in NAMES if name not in NOT_BUILT | REFUSED])
-def test_every_architecture(model_type: str, byte_level: Any, extended: Path, tmp_path: Path) -> None:
+def test_every_architecture(
+    model_type: str, byte_level: Any, extended: Path, tmp_path: Path
+) -> None:
     check_architecture(model_type, byte_level, extended, tmp_path)
     shutil.rmtree(tmp_path)
 
@@ -182,7 +197,9 @@ def test_what_is_not_built_still_cannot_be(model_type: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_what_is_refused_is_refused_by_name(model_type: str, byte_level: Any, extended: Path, tmp_path: Path) -> None:
+def test_what_is_refused_is_refused_by_name(
+    model_type: str, byte_level: Any, extended: Path, tmp_path: Path
+) -> None:
     base = save(tiny_model(model_type), byte_level, tmp_path / "base")
     with pytest.raises(LepError, match=REFUSED[model_type]):
         initialise(base, extended, tmp_path / "out")
@@ -197,17 +214,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         target = make_extended(tokenizer, place)
-        for model_type in sys.argv[1:] or [name for name in NAMES if name not in NOT_BUILT | REFUSED]:
+        for model_type in sys.argv[1:] or [
+            name for name in NAMES if name not in NOT_BUILT | REFUSED
+        ]:
             try:
                 check_architecture(model_type, tokenizer, target, place / "work")
                 passed.append(model_type)
             except Exception as error:  # the page is a list of what works: every failure is one
-                print(f"{model_type}: {type(error).__name__}: {str(error)[:400]!r}", file=sys.stderr, flush=True)
+                print(
+                    f"{model_type}: {type(error).__name__}: {str(error)[:400]!r}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             shutil.rmtree(place / "work", ignore_errors=True)
     print(PAGE.format(version=transformers.__version__, passed=len(passed), of=len(NAMES)))
     print("\n".join(f"* `{name}` ({NAMES[name]})" for name in passed))
-    for title, listed in (("Refused, with a sentence that says so", REFUSED), ("Not tested", NOT_BUILT)):
-        print(f"\n## {title}\n\n" + "\n".join(f"* `{name}` ({NAMES[name]}): {why}" for name, why in listed.items()))
+    for title, listed in (
+        ("Refused, with a sentence that says so", REFUSED),
+        ("Not tested", NOT_BUILT),
+    ):
+        print(
+            f"\n## {title}\n\n"
+            + "\n".join(f"* `{name}` ({NAMES[name]}): {why}" for name, why in listed.items())
+        )
 
 
 PAGE = """# Architectures

@@ -18,32 +18,49 @@ from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from transformers import MistralConfig, MistralForCausalLM
 
-from lep.checkpoint.initialise import initialise
+from lep.benchmark.backend import InMemory
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.metrics import metric
+from lep.benchmark.recorded import Recorded, Said
+from lep.benchmark.scoring import continuation_nats
+from lep.benchmark.tasks import FOLDER, groups, resolve, task_names
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError, LepError
 from lep.evaluation import guards, scoring
-from lep.evaluation.backend import InMemory, Recorded, Said
-from lep.evaluation.benchmark import Benchmark
-from lep.evaluation.compare import compare
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.measures import average, figure, measures, task_score
-from lep.evaluation.metrics import metric
-from lep.evaluation.scoring import continuation_nats
+from lep.evaluation.side_by_side import compare
 from lep.evaluation.table import comparison
-from lep.evaluation.tasks import FOLDER, groups, resolve, task_names
-from lep.inference.load import load_model
+from lep.inference.models import load_model
 from lep.settings import BenchmarkSettings, EvaluateSettings
 from lep.tokenizer.chat import chat_ids
+from lep.transfer.initialise import initialise
 
 LAB = Path(__file__).parent.parent / "lab" / "pair"
 CHOICES = [
-    "daru_rummlu", "daru_mmlu_ru", "daru_mmlu_en", "daru_parus", "daru_rcb", "daru_rwsd", "daru_ruopenbookqa",
-    "daru_ruworldtree", "daru_rucola", "daru_sum_extractive", "rublimp", "arithmetic", "python_output",
-]  # fmt: skip
+    "daru_rummlu",
+    "daru_mmlu_ru",
+    "daru_mmlu_en",
+    "daru_parus",
+    "daru_rcb",
+    "daru_rwsd",
+    "daru_ruopenbookqa",
+    "daru_ruworldtree",
+    "daru_rucola",
+    "daru_sum_extractive",
+    "rublimp",
+    "arithmetic",
+    "python_output",
+]
 WRITTEN = [
-    "daru_multiq", "daru_use", "daru_sum_abstractive", "daru_copy_sentence_ru", "daru_copy_paragraph_ru",
-    "daru_copy_sentence_en", "daru_copy_paragraph_en",
-]  # fmt: skip
+    "daru_multiq",
+    "daru_use",
+    "daru_sum_abstractive",
+    "daru_copy_sentence_ru",
+    "daru_copy_paragraph_ru",
+    "daru_copy_sentence_en",
+    "daru_copy_paragraph_en",
+]
 
 
 class Fake(LM):
@@ -120,17 +137,25 @@ def test_the_groups_hold_the_paper_s_seventeen_tasks() -> None:
         "DaruCopy ru",
     ]
     assert len(resolve(["darumeru"])) == 17
-    assert sorted([*resolve(["darumeru"]), "rublimp", "arithmetic", "python_output"]) == sorted([*CHOICES, *WRITTEN])
+    assert sorted([*resolve(["darumeru"]), "rublimp", "arithmetic", "python_output"]) == sorted(
+        [*CHOICES, *WRITTEN]
+    )
     assert set(task_names()) == {*CHOICES, *WRITTEN}
 
 
-def test_an_oracle_scores_all_and_prompts_end_where_the_answer_begins(lab_instruct, data, tmp_path) -> None:
-    records = run(lab_instruct, [*CHOICES, *WRITTEN], Fake(right), tmp_path, data=str(data), limit=ITEMS)
+def test_an_oracle_scores_all_and_prompts_end_where_the_answer_begins(
+    lab_instruct, data, tmp_path
+) -> None:
+    records = run(
+        lab_instruct, [*CHOICES, *WRITTEN], Fake(right), tmp_path, data=str(data), limit=ITEMS
+    )
     scores = {task: figure(m, 10, 0).value for task, m in by_task(records).items()}
     exam = scores.pop("daru_use")
     assert scores == dict.fromkeys(scores, 1.0)
     assert len(scores) == 19
-    assert exam == pytest.approx(6 * (1 + 3 + 1) / 3 / 34)  # of each variant two texts, two matchings, two choices
+    assert exam == pytest.approx(
+        6 * (1 + 3 + 1) / 3 / 34
+    )  # of each variant two texts, two matchings, two choices
     prefixes = {"daru_mmlu_en": "Answer:", "daru_sum_extractive": "Самое важное:"}
     for record in records:
         if record["chat"] and "choices" in record:
@@ -154,7 +179,13 @@ def chance(task: str, docs: list, draws: int) -> np.ndarray:
                     (doc["unit"], len({*drawn} & {*doc["relevant"]}) / len(drawn))
                 )
                 continue
-            width = {"daru_parus": 2, "daru_rcb": 3, "daru_rwsd": 2, "daru_rucola": 2, "rublimp": 2}.get(task, 4)
+            width = {
+                "daru_parus": 2,
+                "daru_rcb": 3,
+                "daru_rwsd": 2,
+                "daru_rucola": 2,
+                "rublimp": 2,
+            }.get(task, 4)
             label = doc.get("label", 0)
             said = int(rng.integers(width))
             name = "both_orders" if task == "daru_parus" else "acc"
@@ -174,7 +205,10 @@ def chance(task: str, docs: list, draws: int) -> np.ndarray:
 def check_chance(checkpoint, names, data, place, limit) -> None:
     benchmark = Benchmark(checkpoint, names, BenchmarkSettings(data=str(data), limit=limit))
     docs = {name: list(task.eval_docs) for name, task in benchmark.tasks.items()}
-    chosen = {name: [docs[name][i] for i in benchmark.chosen(docs[name]) or range(len(docs[name]))] for name in names}
+    chosen = {
+        name: [docs[name][i] for i in benchmark.chosen(docs[name]) or range(len(docs[name]))]
+        for name in names
+    }
     scores = by_task(benchmark.records(lambda *_: Fake(guess), place))
     for name in names:
         low, high = np.percentile(chance(name, chosen[name], 600), [0.5, 99.5])
@@ -187,7 +221,13 @@ def test_random_likelihoods_score_as_chance_does(lab_instruct, data, tmp_path) -
 
 
 def test_base_models_get_five_examples_of_the_prompt_split(data, tmp_path) -> None:
-    records = run(Checkpoint(LAB / "base"), ["daru_parus", "daru_mmlu_ru"], Fake(guess), tmp_path, data=str(data))
+    records = run(
+        Checkpoint(LAB / "base"),
+        ["daru_parus", "daru_mmlu_ru"],
+        Fake(guess),
+        tmp_path,
+        data=str(data),
+    )
     assert {r["shots"] for r in records} == {5}
     assert not any(r["chat"] for r in records)
     prompt = next(r["prompt"] for r in records if r["task"] == "daru_parus")
@@ -195,9 +235,13 @@ def test_base_models_get_five_examples_of_the_prompt_split(data, tmp_path) -> No
     first = json.loads((data / "parus" / "prompt.jsonl").read_text().splitlines()[0])
     assert prompt.startswith(first["inputs"]["premise"])
     asked = prompt.split("Ответ:")[:5]
-    assert len({question.strip().partition(" ")[2] for question in asked}) == 5  # none again with its options turned
+    assert (
+        len({question.strip().partition(" ")[2] for question in asked}) == 5
+    )  # none again with its options turned
     logic = next(r["prompt"] for r in records if r["task"] == "daru_mmlu_ru")
-    assert logic.count("Тема: логика") + logic.count("Тема: право") == 4  # three of its subject and the question
+    assert (
+        logic.count("Тема: логика") + logic.count("Тема: право") == 4
+    )  # three of its subject and the question
     assert "логика" not in logic or "право" not in logic
 
 
@@ -216,20 +260,26 @@ def test_choices_are_scored_at_the_next_token(data) -> None:
 
 GOLD = {  # raw record -> what its right choice says
     "parus": lambda r: r["inputs"][f"choice{r['outputs']}"],
-    "rcb": lambda r: {"1": "следует из текста", "2": "противоречит тексту", "3": "Ни то, ни другое"}[r["outputs"]],
+    "rcb": lambda r: {
+        "1": "следует из текста",
+        "2": "противоречит тексту",
+        "3": "Ни то, ни другое",
+    }[r["outputs"]],
     "rwsd": lambda r: r["outputs"],
     "rummlu": lambda r: r["inputs"][f"option_{r['outputs'].lower()}"],
     "ruopenbookqa": lambda r: r["inputs"][f"option_{r['outputs'].lower()}"],
     "ruworldtree": lambda r: r["inputs"][f"option_{r['outputs'].lower()}"],
     "mmlu_ru": lambda r: r["choices_ru"][r["answer"]],
     "mmlu_en": lambda r: r["choices_en"][r["answer"]],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(GOLD))
 def test_the_right_choice_is_the_one_that_the_record_says(lab_instruct, data, name) -> None:
     """From the raw file to the line of the prompt that the right choice stands for."""
-    task = Benchmark(lab_instruct, [f"daru_{name}"], BenchmarkSettings(data=str(data))).tasks[f"daru_{name}"]
+    task = Benchmark(lab_instruct, [f"daru_{name}"], BenchmarkSettings(data=str(data))).tasks[
+        f"daru_{name}"
+    ]
     place = data / ("mmlu_ru" if "mmlu_" in name else name) / "test.jsonl"
     raw = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
     docs = list(task.eval_docs)
@@ -238,7 +288,9 @@ def test_the_right_choice_is_the_one_that_the_record_says(lab_instruct, data, na
     seen = []
     for doc, record in zip(docs, raw, strict=True):
         choice = task.doc_to_choice(doc)[task.doc_to_target(doc)]
-        (line,) = [line for line in task.doc_to_text(doc).splitlines() if line.startswith(f"{choice}. ")]
+        (line,) = [
+            line for line in task.doc_to_text(doc).splitlines() if line.startswith(f"{choice}. ")
+        ]
         assert GOLD[name](record) in line
         seen.append(choice)
     assert len(set(seen)) == len(task.config.doc_to_choice)
@@ -248,10 +300,14 @@ def test_the_right_choice_is_the_one_that_the_record_says(lab_instruct, data, na
 
 def test_rucola_and_the_relevant_sentences_are_the_record_s(lab_instruct, data) -> None:
     names = ["daru_rucola", "daru_sum_extractive"]
-    rucola, extractive = Benchmark(lab_instruct, names, BenchmarkSettings(data=str(data))).tasks.values()
+    rucola, extractive = Benchmark(
+        lab_instruct, names, BenchmarkSettings(data=str(data))
+    ).tasks.values()
     lines = (data / "rucola" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     for doc, line in zip(rucola.eval_docs, lines, strict=True):
-        assert rucola.doc_to_choice(doc)[rucola.doc_to_target(doc)] == str(json.loads(line)["label"])
+        assert rucola.doc_to_choice(doc)[rucola.doc_to_target(doc)] == str(
+            json.loads(line)["label"]
+        )
         assert "0 — нет, 1 — да" in rucola.doc_to_text(doc)
     lines = (data / "daru_treeway_eval" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     for doc, line in zip(extractive.eval_docs, lines, strict=True):
@@ -275,7 +331,9 @@ def test_conversations_begin_as_their_template_does(pair, monkeypatch) -> None:
         assert ids == first + chat_ids(checkpoint.tokenizer, said, ask=True)
         seen = []
         monkeypatch.setattr(
-            asked, "_loglikelihood_tokens", lambda r, *_, seen=seen, **__: seen.extend(r) or [(0, True)]
+            asked,
+            "_loglikelihood_tokens",
+            lambda r, *_, seen=seen, **__: seen.extend(r) or [(0, True)],
         )
         asked.loglikelihood([Instance("loglikelihood", {}, (text, " Нет"), 0)])
         assert seen[0][1] == ids
@@ -283,7 +341,9 @@ def test_conversations_begin_as_their_template_does(pair, monkeypatch) -> None:
 
 def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp_path) -> None:
     model, checkpoint = load_model(LAB / "instruct")
-    records = run(checkpoint, ["daru_rwsd"], InMemory(model, checkpoint, 8), tmp_path, data=str(data), limit=4)
+    records = run(
+        checkpoint, ["daru_rwsd"], InMemory(model, checkpoint, 8), tmp_path, data=str(data), limit=4
+    )
     for record in records:
         for choice, nats in record["choices"].items():
             context = checkpoint.tokenizer.encode(record["prompt"], add_special_tokens=False)
@@ -291,7 +351,9 @@ def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp
             logits = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
             expected = sum(logits[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
             assert nats == pytest.approx(expected, rel=1e-4)
-            assert whole[0] == checkpoint.tokenizer.bos_token_id != whole[1]  # one beginning, not two
+            assert (
+                whole[0] == checkpoint.tokenizer.bos_token_id != whole[1]
+            )  # one beginning, not two
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
@@ -305,11 +367,15 @@ def test_what_questions_share_is_read_once(pair, batch_size) -> None:
 
     head, other = some(40), some(35)
     contexts = (
-        [head + some(n) for n in (3, 9, 1, 4, 5)] + [other + some(2) for _ in range(4)] + [some(7), some(50), head]
+        [head + some(n) for n in (3, 9, 1, 4, 5)]
+        + [other + some(2) for _ in range(4)]
+        + [some(7), some(50), head]
     )
     requests = [(c, some(n)) for c in contexts for n in (1, 1, 4)]
     plain = HFLM(pretrained=model, tokenizer=checkpoint.tokenizer, batch_size=1, max_length=128)
-    expected = plain._loglikelihood_tokens([(None, *request) for request in requests], disable_tqdm=True)
+    expected = plain._loglikelihood_tokens(
+        [(None, *request) for request in requests], disable_tqdm=True
+    )
     found = sorted(continuation_nats(model, requests, batch_size))
     assert [number for number, *_ in found] == list(range(len(requests)))
     assert [nats for _, nats, _ in found] == pytest.approx([nats for nats, _ in expected], rel=1e-4)
@@ -320,23 +386,35 @@ def test_what_questions_share_is_read_once(pair, batch_size) -> None:
 def test_models_with_other_caches(shared, monkeypatch) -> None:
     """Mistral's keeps a window; one of an unknown kind is not shared, and questions are read whole."""
     config = MistralConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=8, max_position_embeddings=128,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=8,
+        max_position_embeddings=128,
+    )
     torch.manual_seed(0)
     model = MistralForCausalLM(config).eval()
     for parameter in model.parameters():
         parameter.data.mul_(8)
     rng = random.Random(1)
     head = [rng.randrange(64) for _ in range(45)]
-    requests = [(head + [rng.randrange(64) for _ in range(n)], [n, n + 1]) for n in (1, 3, 9, 4, 7, 12)]
+    requests = [
+        (head + [rng.randrange(64) for _ in range(n)], [n, n + 1]) for n in (1, 3, 9, 4, 7, 12)
+    ]
     expected = []
     for context, continuation in requests:
         logits = model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
-        expected.append(sum(logits[len(context) - 1 + i, token].item() for i, token in enumerate(continuation)))
+        expected.append(
+            sum(logits[len(context) - 1 + i, token].item() for i, token in enumerate(continuation))
+        )
     monkeypatch.setattr(scoring, "SHARED", shared)
     widths, real = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda *a, **k: widths.append(k["input_ids"].shape[1]) or real(*a, **k))
+    monkeypatch.setattr(
+        model, "forward", lambda *a, **k: widths.append(k["input_ids"].shape[1]) or real(*a, **k)
+    )
     found = sorted(continuation_nats(model, requests, 3))
     assert [nats for _, nats, _ in found] == pytest.approx(expected, rel=1e-4)
     assert widths[0] == 45  # what all have in common
@@ -344,12 +422,14 @@ def test_models_with_other_caches(shared, monkeypatch) -> None:
     assert len(widths) == 1 + 2  # six in batches of three
     monkeypatch.setattr(scoring, "MOST_CACHE" if shared else "MOST_LOGITS", 1)  # no room for two
     widths.clear()
-    assert [nats for _, nats, _ in sorted(continuation_nats(model, requests, 3))] == pytest.approx(expected, rel=1e-4)
+    assert [nats for _, nats, _ in sorted(continuation_nats(model, requests, 3))] == pytest.approx(
+        expected, rel=1e-4
+    )
     assert len(widths) == 1 + 6
 
 
 def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
-    from lep.evaluation.tasks import functions
+    from lep.benchmark.tasks import functions
 
     doc = {"unit": "1", "text": "Снег идёт весь день.", "tokenizer": str(LAB / "base")}
     tokenizer = Checkpoint(LAB / "base").tokenizer
@@ -361,10 +441,19 @@ def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
     assert functions.copy_length(doc, [Said("  ", 3)])["length_ratio"][1] == 0
 
 
-@pytest.mark.parametrize(("template", "says"), [
-    ("{% for m in messages %}{{ raise_exception('') if m.role == 'assistant' else m.content }}{% endfor %}", "cannot"),
-    ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "cannot|changes how an answer begins"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (
+            "{% for m in messages %}{{ raise_exception('') if m.role == 'assistant' else m.content }}{% endfor %}",
+            "cannot",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+            "cannot|changes how an answer begins",
+        ),
+    ],
+)
 def test_templates_that_cannot_begin_an_answer_are_refused(data, template, says) -> None:
     checkpoint = Checkpoint(LAB / "instruct")
     checkpoint.tokenizer.chat_template = template
@@ -377,7 +466,14 @@ def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
     model, checkpoint = load_model(LAB / "instruct")
     names = ["daru_rucola", "daru_copy_sentence_ru"]
     one, many = (
-        run(checkpoint, names, InMemory(model, checkpoint, size), tmp_path / str(size), data=str(data), limit=8)
+        run(
+            checkpoint,
+            names,
+            InMemory(model, checkpoint, size),
+            tmp_path / str(size),
+            data=str(data),
+            limit=8,
+        )
         for size in (1, 8)
     )
     assert [r["scores"] for r in one] == [r["scores"] for r in many]
@@ -387,21 +483,32 @@ def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
 def test_tokens_of_an_answer_are_counted_as_written(lab_instruct, data, tmp_path) -> None:
     model, checkpoint = load_model(LAB / "instruct")
     records = run(
-        checkpoint, ["daru_copy_sentence_en"], InMemory(model, checkpoint, 3), tmp_path, data=str(data), limit=6
+        checkpoint,
+        ["daru_copy_sentence_en"],
+        InMemory(model, checkpoint, 3),
+        tmp_path,
+        data=str(data),
+        limit=6,
     )
     for record in records:
         ids = checkpoint.tokenizer.encode(record["output"], add_special_tokens=False)
         assert 0.8 <= record["tokens"] / len(ids) <= 1.25  # greedy writing need not be the shortest
 
 
-def test_items_longer_than_the_context_are_counted_and_left_out(lab_instruct, data, tmp_path) -> None:
+def test_items_longer_than_the_context_are_counted_and_left_out(
+    lab_instruct, data, tmp_path
+) -> None:
     shutil.copytree(data, tmp_path / "data")
     place = tmp_path / "data" / "rwsd" / "test.jsonl"
     lines = place.read_text(encoding="utf-8").splitlines()
     long = json.loads(lines[0])
     long["inputs"]["text"] = "слово " * 2000
-    place.write_text("\n".join([json.dumps(long, ensure_ascii=False), *lines[1:]]) + "\n", encoding="utf-8")
-    records = run(lab_instruct, ["daru_rwsd"], Fake(right), tmp_path / "a", data=str(tmp_path / "data"))
+    place.write_text(
+        "\n".join([json.dumps(long, ensure_ascii=False), *lines[1:]]) + "\n", encoding="utf-8"
+    )
+    records = run(
+        lab_instruct, ["daru_rwsd"], Fake(right), tmp_path / "a", data=str(tmp_path / "data")
+    )
     assert [r.get("too_long", False) for r in records] == [True] + [False] * (ITEMS - 1)
     (found,) = measures(records)
     assert (len(found.values), found.left_out) == (ITEMS - 1, 1)
@@ -417,11 +524,15 @@ def test_a_limit_takes_whole_units_the_same_for_every_model(lab_instruct, data) 
     taken = [docs[i]["unit"] for i in benchmark.chosen(docs)]
     assert len(taken) == 8
     assert all(taken.count(unit) == 2 for unit in taken)
-    other = Benchmark(Checkpoint(LAB / "base"), ["daru_parus"], BenchmarkSettings(data=str(data), limit=7))
+    other = Benchmark(
+        Checkpoint(LAB / "base"), ["daru_parus"], BenchmarkSettings(data=str(data), limit=7)
+    )
     assert other.chosen(docs) == benchmark.chosen(docs) is not None
 
 
-def test_answers_are_kept_as_they_come_and_not_asked_for_again(lab_instruct, data, tmp_path) -> None:
+def test_answers_are_kept_as_they_come_and_not_asked_for_again(
+    lab_instruct, data, tmp_path
+) -> None:
     def tired(request):
         asked.append(request.args)
         if len(asked) > 30:
@@ -446,7 +557,11 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(lab_instruct, dat
     before = len(asked)
     again: list = []
     records = run(
-        lab_instruct, ["daru_rcb"], Slow(lambda r: again.append(r.args) or guess(r)), tmp_path / "a", data=str(data)
+        lab_instruct,
+        ["daru_rcb"],
+        Slow(lambda r: again.append(r.args) or guess(r)),
+        tmp_path / "a",
+        data=str(data),
     )
     assert len(again) == ITEMS * 3 - (before - 1)
     assert records == run(lab_instruct, ["daru_rcb"], Fake(guess), tmp_path / "b", data=str(data))
@@ -467,13 +582,17 @@ def test_differences_are_paired_over_common_units() -> None:
     rng = random.Random(0)
     base = [float(rng.random() < 0.5) for _ in range(400)]
     first = [scored("daru_rwsd", str(i), value) for i, value in enumerate(base)]
-    second = [scored("daru_rwsd", str(i), value if i % 20 else 1 - value) for i, value in enumerate(base)]
+    second = [
+        scored("daru_rwsd", str(i), value if i % 20 else 1 - value) for i, value in enumerate(base)
+    ]
     rows = {row.title: row for row in comparison({"a": first, "b": second}, 400, 0)}
     row = rows["daru_rwsd"]
     alone = row.figures["b"].high - row.figures["b"].low
     paired = row.differences["b"].high - row.differences["b"].low
     assert paired < 0.6 * alone  # 95% of the answers are the same
-    assert row.differences["b"].value == pytest.approx(row.figures["b"].value - row.figures["a"].value)
+    assert row.differences["b"].value == pytest.approx(
+        row.figures["b"].value - row.figures["a"].value
+    )
     one, two = measures(first)[0], measures(second[:100])[0]
     assert figure(two, 50, 0, one).count == 100
 
@@ -484,7 +603,9 @@ def test_the_average_over_tasks_counts_each_task_the_same() -> None:
     figures = [figure(m, 300, 0) for m in measures(found)]
     mean = average(figures).estimate()
     assert mean.value == 0.75
-    assert mean.high - mean.low == pytest.approx((figures[1].estimate().high - figures[1].estimate().low) / 2)
+    assert mean.high - mean.low == pytest.approx(
+        (figures[1].estimate().high - figures[1].estimate().low) / 2
+    )
 
 
 def test_evaluate_runs_the_benchmark_of_a_recipe(pair, data) -> None:
@@ -496,9 +617,12 @@ def test_evaluate_runs_the_benchmark_of_a_recipe(pair, data) -> None:
     assert all({"prompt", "choices", "scores"} <= r.keys() for r in found.records)
 
 
-def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(data, tmp_path, monkeypatch) -> None:
+def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(
+    data, tmp_path, monkeypatch
+) -> None:
     settings = EvaluateSettings(
-        bootstrap=50, benchmark={"tasks": ["daru_rwsd", "daru_rcb", "arithmetic"], "data": str(data), "limit": 6}
+        bootstrap=50,
+        benchmark={"tasks": ["daru_rwsd", "daru_rcb", "arithmetic"], "data": str(data), "limit": 6},
     )
     models = [str(LAB / "instruct"), str(LAB / "base")]
     asked: list = []
@@ -516,14 +640,24 @@ def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(data, t
     table = compare(models, {}, tmp_path / "out", settings)
     assert len(asked) == 7  # three tasks of two models, one of them twice
     lines = {line.split(" | ")[0].strip(): line for line in table.splitlines()}
-    assert {"Micro-Avg (2 of 17 tasks)", "DaruMERA (2 of 8)", "daru_rwsd", "arithmetic"} <= lines.keys()
+    assert {
+        "Micro-Avg (2 of 17 tasks)",
+        "DaruMERA (2 of 8)",
+        "daru_rwsd",
+        "arithmetic",
+    } <= lines.keys()
     assert lines["daru_rcb"].count("[") == 3
     assert table == compare(models, {}, tmp_path / "whole", settings)
-    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    ]
     assert len(records) == 2 * 18
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "comparison.json", "records.jsonl", "scores.json", "table.txt"
-    ]  # fmt: skip
+        "comparison.json",
+        "records.jsonl",
+        "scores.json",
+        "table.txt",
+    ]
 
 
 def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypatch) -> None:
@@ -533,11 +667,17 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
     def some_ended(model, tokenizer, *arguments, **options):
         new = len(tokenizer) - 1  # of the adapted vocabulary
         for batch in real(model, tokenizer, *arguments, **options):
-            yield [replace(a, finished=a.index != 1, text="" if a.index == 2 else "да", ids=[5, new]) for a in batch]
+            yield [
+                replace(a, finished=a.index != 1, text="" if a.index == 2 else "да", ids=[5, new])
+                for a in batch
+            ]
 
     monkeypatch.setattr(guards, "answers", some_ended)
     prompts = tmp_path / "prompts.jsonl"
-    asked = [{"messages": [{"role": "user", "content": text}]} for text in ("Где дом?", "c d", "e f", "Снег идёт.")]
+    asked = [
+        {"messages": [{"role": "user", "content": text}]}
+        for text in ("Где дом?", "c d", "e f", "Снег идёт.")
+    ]
     prompts.write_text("\n".join(json.dumps(each) for each in asked) + "\n")
     settings = EvaluateSettings(bootstrap=20, tasks=[], prompts=str(prompts), answer_tokens=8)
     models = [str(pair["instruct"]), str(pair["instruct"]), str(tmp_path / "adapted")]
@@ -547,7 +687,11 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
     assert first == second
     assert first["new tokens"]["value"] == 0
     assert third["new tokens"]["value"] == 0.5
-    assert first["original answers bits per byte"]["count"] == third["original answers bits per byte"]["count"] == 2
+    assert (
+        first["original answers bits per byte"]["count"]
+        == third["original answers bits per byte"]["count"]
+        == 2
+    )
     assert first["ends its turn"]["value"] == 0.75
     with pytest.raises(LepError, match="name the original instruct model's folder first"):
         compare([str(pair["base"]), str(pair["instruct"])], {}, tmp_path / "other", settings)
@@ -558,16 +702,22 @@ def test_incomplete_units_are_compared_on_what_both_models_saw() -> None:
         found = {"kind": "benchmark", "task": task, "language": "ru", "id": item, "unit": unit}
         return found | (more or {"scores": {name: (unit, value)}})
 
-    exam = [record("daru_use", "v", str(i), "grade", 1) for i in range(4)] + [record("daru_use", "w", "9", "grade", 1)]
+    exam = [record("daru_use", "v", str(i), "grade", 1) for i in range(4)] + [
+        record("daru_use", "w", "9", "grade", 1)
+    ]
     shorter = [record("daru_use", "v", "0", "grade", 1, too_long=True), *exam[1:]]
     rows = {row.title: row for row in comparison({"a": shorter, "b": exam}, 20, 0)}
     assert rows["daru_use"].figures["b"].value == pytest.approx((4 / 34 + 1 / 34) / 2)
     assert rows["daru_use"].differences["b"].value == 0
-    assert figure(measures(exam[-1:])[0], 10, 0).value == pytest.approx(1 / 34)  # one task of a variant is no whole one
+    assert figure(measures(exam[-1:])[0], 10, 0).value == pytest.approx(
+        1 / 34
+    )  # one task of a variant is no whole one
     pairs = [
-        record("daru_parus", "1", "1/0", "both_orders", 1.0), record("daru_parus", "1", "1/1", "", 0, too_long=True),
-        record("daru_parus", "2", "2/0", "both_orders", 1.0), record("daru_parus", "2", "2/1", "both_orders", 0.0),
-    ]  # fmt: skip
+        record("daru_parus", "1", "1/0", "both_orders", 1.0),
+        record("daru_parus", "1", "1/1", "", 0, too_long=True),
+        record("daru_parus", "2", "2/0", "both_orders", 1.0),
+        record("daru_parus", "2", "2/1", "both_orders", 0.0),
+    ]
     (found,) = measures(pairs)
     assert figure(found, 10, 0).value == 0  # half of the first pair says nothing
     assert figure(found, 10, 0).count == 1
@@ -575,24 +725,42 @@ def test_incomplete_units_are_compared_on_what_both_models_saw() -> None:
 
 def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"Это {i} предложение о снеге и о зиме." * 4 for i in range(4)), encoding="utf-8")
-    settings = EvaluateSettings(bootstrap=20, tasks=[], speed=2, window_characters=150, characters=600)
+    text.write_text(
+        "\n\n".join(f"Это {i} предложение о снеге и о зиме." * 4 for i in range(4)),
+        encoding="utf-8",
+    )
+    settings = EvaluateSettings(
+        bootstrap=20, tasks=[], speed=2, window_characters=150, characters=600
+    )
     table = compare([str(pair["instruct"])], {"ru": [text]}, tmp_path / "out", settings)
     assert all(
-        name in table for name in ("prefill ru", "generation ru", "time to first token ru", "context ru", "KV cache ru")
+        name in table
+        for name in (
+            "prefill ru",
+            "generation ru",
+            "time to first token ru",
+            "context ru",
+            "KV cache ru",
+        )
     )
-    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    ]
     speed = [r for r in records if r["kind"] == "speed"]
     config = json.loads((pair["instruct"] / "config.json").read_text())
-    heads, size = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
+    heads, size = (
+        config["num_key_value_heads"],
+        config["hidden_size"] // config["num_attention_heads"],
+    )
     for record in speed:
         values = 2 * config["num_hidden_layers"] * heads * size * (record["tokens"] + 1)
         assert record["cache_bytes"] == values * 4  # float32
 
 
-@pytest.mark.parametrize(("names", "says"), [
-    (["daru_rucolla"], "the nearest are daru_rucola"), (["qwertyuiop"], "there are"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [(["daru_rucolla"], "the nearest are daru_rucola"), (["qwertyuiop"], "there are")],
+)
 def test_unknown_tasks_are_refused_with_the_nearest(names, says) -> None:
     with pytest.raises(LepError, match=says):
         resolve(names)
@@ -606,17 +774,22 @@ def test_what_data_lack_is_said(lab_instruct, data, tmp_path) -> None:
     lines = (place / "test.jsonl").read_text(encoding="utf-8").splitlines()
     broken = json.loads(lines[1])
     del broken["inputs"]["hypothesis"]
-    (place / "test.jsonl").write_text("\n".join([lines[0], json.dumps(broken)]) + "\n", encoding="utf-8")
+    (place / "test.jsonl").write_text(
+        "\n".join([lines[0], json.dumps(broken)]) + "\n", encoding="utf-8"
+    )
     with pytest.raises(
-        CorpusError, match="record 2 of rcb/test has no field 'hypothesis'; it has inputs, outputs, meta"
+        CorpusError,
+        match="record 2 of rcb/test has no field 'hypothesis'; it has inputs, outputs, meta",
     ):
         Benchmark(lab_instruct, ["daru_rcb"], BenchmarkSettings(data=str(tmp_path)))
-    with pytest.raises(CorpusError, match=r"cannot be read from the hub .* give --data FOLDER with rcb/test\.jsonl"):
+    with pytest.raises(
+        CorpusError, match=r"cannot be read from the hub .* give --data FOLDER with rcb/test\.jsonl"
+    ):
         Benchmark(lab_instruct, ["daru_rcb"], BenchmarkSettings())
 
 
 def test_data_sets_with_scripts_are_taken_as_the_hub_converted_them(monkeypatch) -> None:
-    from lep.evaluation.tasks import functions
+    from lep.benchmark.tasks import functions
 
     asked = []
 
@@ -658,12 +831,30 @@ def test_recorded_answers_know_their_tokens(tmp_path) -> None:
 def test_the_tasks_serve_plain_lm_eval(data, tmp_path) -> None:
     """As `docs/evaluation.md` tells a user of lm-evaluation-harness."""
     subprocess.run(
-        [str(Path(sys.executable).with_name("lm_eval")), "run", "--model", "hf",
-         "--model_args", f"pretrained={LAB / 'instruct'},dtype=float32",
-         "--tasks", "daru_mera", "--include_path", str(FOLDER), "--metadata", json.dumps({"data": str(data)}),
-         "--limit", "4", "--apply_chat_template", "--output_path", str(tmp_path), "--device", "cpu"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            str(Path(sys.executable).with_name("lm_eval")),
+            "run",
+            "--model",
+            "hf",
+            "--model_args",
+            f"pretrained={LAB / 'instruct'},dtype=float32",
+            "--tasks",
+            "daru_mera",
+            "--include_path",
+            str(FOLDER),
+            "--metadata",
+            json.dumps({"data": str(data)}),
+            "--limit",
+            "4",
+            "--apply_chat_template",
+            "--output_path",
+            str(tmp_path),
+            "--device",
+            "cpu",
+        ],
+        check=True,
+        capture_output=True,
+    )
     found = json.loads(next(tmp_path.rglob("results*.json")).read_text())["results"]
     assert {"daru_rucola", "daru_use", "daru_parus"} <= found.keys()
     assert 0 <= found["daru_rucola"]["acc,none"] <= 1

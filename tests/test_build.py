@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from lep.cli.corpora import weights_of
 from lep.corpus.boilerplate import Boilerplate
-from lep.corpus.build import Spill, build_corpus
+from lep.corpus.build import Spill
 from lep.corpus.clean import FILTERS, fault, plain
 from lep.corpus.cluster import run_stages
 from lep.corpus.duplicates import Duplicates, Signatures
 from lep.corpus.read import Document, read_documents, read_hub, write_records
 from lep.errors import CheckpointError, CorpusError, LepError
 from lep.settings import BuildSettings, ClusterSettings
+from lep.transfer.corpus import build_corpus
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"
 NEAR = BuildSettings().near
@@ -36,7 +37,7 @@ def written(folder: Path) -> list[dict]:
     return [
         {"id": d.id.partition("/")[2], "text": d.text}
         for d in read_documents(sorted(folder.glob("part-*.jsonl.zst")))
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,8 @@ def test_each_filter_has_a_document_that_it_drops() -> None:
         "other language": sample_texts("en")[0],
         "foreign scripts": good + " " + "ελληνικά κείμενα " * 8,
         "few letters": "12.50 | 33.10 | 9.99 шт |\n" * 20,
-        "repeated lines": good + ("\nПодпишитесь на нашу рассылку, чтобы узнавать обо всём первыми." * 40),
+        "repeated lines": good
+        + ("\nПодпишитесь на нашу рассылку, чтобы узнавать обо всём первыми." * 40),
         "broken lines": "\n".join(WORDS[:80]),
     }
     assert set(dropped) == set(FILTERS)
@@ -113,15 +115,19 @@ def test_duplicates_are_found_across_batches() -> None:
     memory = Duplicates("minhash", NEAR)
     assert memory.verdicts([article(1), article(2)]) == [None, None]
     assert memory.verdicts([article(3), article(1), article(2) + " Конец."]) == [
-        None, "exact duplicate", "near duplicate",
-    ]  # fmt: skip
+        None,
+        "exact duplicate",
+        "near duplicate",
+    ]
 
 
 def test_signatures_are_found_again_after_many_others_and_are_small() -> None:
     rng = random.Random(2)
     sets = [[f"{seed}/{i}" for i in range(60)] for seed in range(3_000)]
     near = [[*kept[:57], "a", "b", "c"] for kept in rng.sample(sets, 200)]  # 57 of 63 in common
-    other = [[*kept[:20], *(f"{i}/{i}" for i in range(40))] for kept in rng.sample(sets, 200)]  # 20 of 100
+    other = [
+        [*kept[:20], *(f"{i}/{i}" for i in range(40))] for kept in rng.sample(sets, 200)
+    ]  # 20 of 100
     memory = Signatures(NEAR)
     fresh = [memory.add(sets[start : start + 70]) for start in range(0, len(sets), 70)]
     assert sum(map(sum, fresh)) == len(sets)
@@ -136,9 +142,18 @@ def test_signatures_are_found_again_after_many_others_and_are_small() -> None:
 def raw_corpus(folder: Path) -> Path:
     folder.mkdir()
     for name, seeds in (("wiki", range(40)), ("news", range(100, 140))):
-        write_records(folder / f"{name}.jsonl", [{"id": str(s), "text": f"<p>{article(s)}</p>"} for s in seeds])
-    write_records(folder / "bad.jsonl", [{"id": "a", "text": "мало"}, {"id": "b", "text": sample_texts("en")[0]},
-                                         {"id": "c", "text": article(3)}])  # fmt: skip
+        write_records(
+            folder / f"{name}.jsonl",
+            [{"id": str(s), "text": f"<p>{article(s)}</p>"} for s in seeds],
+        )
+    write_records(
+        folder / "bad.jsonl",
+        [
+            {"id": "a", "text": "мало"},
+            {"id": "b", "text": sample_texts("en")[0]},
+            {"id": "c", "text": article(3)},
+        ],
+    )
     return folder
 
 
@@ -147,12 +162,17 @@ def test_a_corpus_is_built_and_every_document_accounted_for(tmp_path) -> None:
     settings = BuildSettings(language="ru", weights={"wiki": 2, "news": 0.5})
     sheet = build_corpus([raw], tmp_path / "one", settings)
     outcomes = {
-        source: {name: cell["documents"] for name, cell in found.items()} for source, found in sheet["sources"].items()
+        source: {name: cell["documents"] for name, cell in found.items()}
+        for source, found in sheet["sources"].items()
     }
-    assert outcomes == {  # files are read in the order of their names: the copy in `bad` comes first
-        "bad": {"short": 1, "other language": 1, "kept": 1}, "news": {"kept": 40},
-        "wiki": {"kept": 39, "exact duplicate": 1},
-    }  # fmt: skip
+    assert (
+        outcomes
+        == {  # files are read in the order of their names: the copy in `bad` comes first
+            "bad": {"short": 1, "other language": 1, "kept": 1},
+            "news": {"kept": 40},
+            "wiki": {"kept": 39, "exact duplicate": 1},
+        }
+    )
     assert sheet["dropped"]["short"] == [{"id": "bad/a", "text": "мало"}]
     documents = written(tmp_path / "one")
     assert len(documents) == sheet["written"]["documents"]
@@ -195,8 +215,16 @@ def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
     english = tmp_path / "english.jsonl"
     write_records(english, [{"text": text} for text in sample_texts("en")])
     for arguments, words in {
-        (str(english), "--language", "ru"): f"nothing is left of {len(sample_texts('en'))} documents: other language",
-        (str(raw), "--weights", "blogs=2"): "--weights names 'blogs', and the sources are bad, news, wiki",
+        (
+            str(english),
+            "--language",
+            "ru",
+        ): f"nothing is left of {len(sample_texts('en'))} documents: other language",
+        (
+            str(raw),
+            "--weights",
+            "blogs=2",
+        ): "--weights names 'blogs', and the sources are bad, news, wiki",
         (str(raw), "--weights", "wiki"): "--weights has 'wiki': write NAME=W",
         (str(raw), "--weights", "wiki=-1"): "--weights",
         (str(raw), "--dedup", "fuzzy"): "--dedup is 'fuzzy'",
@@ -225,8 +253,8 @@ def test_weights_and_long_documents(tmp_path) -> None:
 
 def test_every_new_token_gets_its_contexts_and_no_more_text_is_kept(adapted, tmp_path) -> None:
     """Counted again by hand: no new token is short that has enough in the corpus, and each document was needed."""
-    from lep.checkpoint.mappings import saved_mappings
     from lep.checkpoint.reader import Checkpoint
+    from lep.transfer.mappings import saved_mappings
 
     model, contexts = adapted.parent / "initialised", 20
     found = build_corpus([SAMPLE], tmp_path / "all", BuildSettings(dedup="none"))
@@ -236,7 +264,11 @@ def test_every_new_token_gets_its_contexts_and_no_more_text_is_kept(adapted, tmp
     new = saved_mappings(checkpoint)["input"].new_rows().tolist()
 
     def uses(text: str) -> Counter:
-        return Counter(i for i in checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"] if i in set(new))
+        return Counter(
+            i
+            for i in checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if i in set(new)
+        )
 
     everything = sum((uses(r["text"]) for r in written(tmp_path / "all")), Counter())
     kept = Counter()
@@ -257,9 +289,12 @@ def test_a_corpus_chosen_for_another_vocabulary_is_refused(pair, adapted, tmp_pa
     settings = BuildSettings(dedup="none", cover=str(adapted.parent / "initialised"), contexts=1)
     build_corpus([SAMPLE], tmp_path / "corpus", settings)
     with pytest.raises(
-        CorpusError, match=r"covers the new tokens of vocabulary \w{12}, and .* has \w{12}: make it again"
+        CorpusError,
+        match=r"covers the new tokens of vocabulary \w{12}, and .* has \w{12}: make it again",
     ):
-        pretrain(pair["base"], [tmp_path / "corpus"], tmp_path / "out", PretrainSettings(tokens=100))
+        pretrain(
+            pair["base"], [tmp_path / "corpus"], tmp_path / "out", PretrainSettings(tokens=100)
+        )
     with pytest.raises(CheckpointError, match="does not say which of its tokens are new"):
         build_corpus([SAMPLE], tmp_path / "out", BuildSettings(cover=str(pair["base"])))
     assert not (tmp_path / "out").exists()
@@ -288,11 +323,15 @@ def test_lines_that_are_in_many_documents_are_taken_out(tmp_path) -> None:
     write_records(tmp_path / "news.jsonl", [{"text": text} for text in texts])
     for least, lines in ((7, 7), (8, 0), (0, 0)):
         out = tmp_path / f"out-{least}"
-        found = build_corpus([tmp_path / "news.jsonl"], out, BuildSettings(boilerplate=least, dedup="none"))
+        found = build_corpus(
+            [tmp_path / "news.jsonl"], out, BuildSettings(boilerplate=least, dedup="none")
+        )
         assert found["boilerplate"]["lines"] == lines
         assert found["boilerplate"]["samples"] == [notice] * bool(lines)
         result = sorted(record["text"] for record in written(out))
-        assert result == sorted(text.replace(f"{notice}\n", "") if lines else text for text in texts)
+        assert result == sorted(
+            text.replace(f"{notice}\n", "") if lines else text for text in texts
+        )
 
 
 def test_nothing_is_taken_out_when_the_counters_are_full(monkeypatch) -> None:
@@ -307,7 +346,10 @@ def test_nothing_is_taken_out_when_the_counters_are_full(monkeypatch) -> None:
     assert many.record()["too_many_lines_to_tell"]
 
 
-@given(st.lists(st.lists(st.sampled_from([line * 7 for line in "абвгд"]), max_size=6), max_size=12), st.integers(1, 5))
+@given(
+    st.lists(st.lists(st.sampled_from([line * 7 for line in "абвгд"]), max_size=6), max_size=12),
+    st.integers(1, 5),
+)
 def test_lines_are_counted_once_a_document(documents, least) -> None:
     counter = Boilerplate(least)
     for lines in documents:
@@ -329,16 +371,39 @@ def test_tasks_keep_what_one_machine_keeps(here, tmp_path, monkeypatch) -> None:
     for part in range(3):
         texts = documents[30 * part : 30 * part + 30] + near[part::3] + ["коротко", "<b>" * 40, ""]
         write_records(tmp_path / "raw" / f"wiki{part}.jsonl", [{"text": text} for text in texts])
-    said = here("corpus", tmp_path / "raw", "--language", "ru", "--executor", "local", "--tasks", 3, "--output",
-                tmp_path / "clean")  # fmt: skip
+    said = here(
+        "corpus",
+        tmp_path / "raw",
+        "--language",
+        "ru",
+        "--executor",
+        "local",
+        "--tasks",
+        3,
+        "--output",
+        tmp_path / "clean",
+    )
     assert "Mix and shuffle the result" in said
     assert all(d.group == d.id.partition("/")[2] for d in read_documents([tmp_path / "clean"]))
-    here("corpus", tmp_path / "clean", "--dedup", "exact", "--weights", "wiki*=2", "--output", tmp_path / "out")
-    once = [record["text"] for record in written(tmp_path / "out") if not record["id"].endswith("+1")]
+    here(
+        "corpus",
+        tmp_path / "clean",
+        "--dedup",
+        "exact",
+        "--weights",
+        "wiki*=2",
+        "--output",
+        tmp_path / "out",
+    )
+    once = [
+        record["text"] for record in written(tmp_path / "out") if not record["id"].endswith("+1")
+    ]
     assert len(written(tmp_path / "out")) == 2 * len(once)
     assert len(once) == 90
     families = {text.split()[0] + text.split()[5] for text in map(plain, documents)}
-    assert {text.split()[0] + text.split()[5] for text in once} == families  # one of each, whichever it is
+    assert {
+        text.split()[0] + text.split()[5] for text in once
+    } == families  # one of each, whichever it is
     (tmp_path / "broken.jsonl").write_text("{\n")
     refused = {
         ("raw", "no", "slurm"): "needs --partition",
@@ -348,7 +413,15 @@ def test_tasks_keep_what_one_machine_keeps(here, tmp_path, monkeypatch) -> None:
         ("broken.jsonl", "broken", "local", "--tasks", "1"): "broken.jsonl, line 1: not JSON",
     }
     for (source, output, *options), words in refused.items():
-        said = here("corpus", tmp_path / source, "--output", tmp_path / output, "--executor", *options, code=2)
+        said = here(
+            "corpus",
+            tmp_path / source,
+            "--output",
+            tmp_path / output,
+            "--executor",
+            *options,
+            code=2,
+        )
         assert words in said
 
 
@@ -360,9 +433,19 @@ def test_slurm_is_given_one_job_after_another(tmp_path, monkeypatch) -> None:
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     raw = raw_corpus(tmp_path / "raw")
-    run_stages([str(raw)], tmp_path / "out", ClusterSettings(executor="slurm", partition="cpu", tasks=4))
+    run_stages(
+        [str(raw)], tmp_path / "out", ClusterSettings(executor="slurm", partition="cpu", tasks=4)
+    )
     jobs = [line for line in calls.read_text().splitlines() if "--export" in line]
     assert ["--dependency=afterok" in job for job in jobs] == [False, True, True, True, True]
-    scripts = [place.read_text() for place in sorted((tmp_path / "out.work").rglob("launch_script.slurm"))]
-    assert [re.search(r"--array=0-(\d+)", script)[1] for script in scripts] == ["3", "3", "19", "0", "3"]
+    scripts = [
+        place.read_text() for place in sorted((tmp_path / "out.work").rglob("launch_script.slurm"))
+    ]
+    assert [re.search(r"--array=0-(\d+)", script)[1] for script in scripts] == [
+        "3",
+        "3",
+        "19",
+        "0",
+        "3",
+    ]
     assert all("--partition=cpu" in script for script in scripts)

@@ -21,16 +21,19 @@ from lep.settings import AnswerSettings, CalibrateSettings
 from lep.training.frozen import digest
 
 
-@pytest.mark.parametrize(("question", "text", "finished", "reason"), [
-    ("Где река?", "Река за лесом.", True, None),
-    ("Где река?", "  ", True, "empty"),
-    ("Где река?", "Река за", False, "cut off"),
-    ("Где река?", "The river is behind the wood.", True, "wrong language"),
-    ("Where is it?", "Река за лесом.", True, "wrong language"),
-    ("Сколько?", "12", True, None),
-    ("Расскажи.", "я не знаю где " * 6, True, "repeating"),
-    ("Повтори: да да да да да да да да да да", "да да да да да да да да да да", True, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("question", "text", "finished", "reason"),
+    [
+        ("Где река?", "Река за лесом.", True, None),
+        ("Где река?", "  ", True, "empty"),
+        ("Где река?", "Река за", False, "cut off"),
+        ("Где река?", "The river is behind the wood.", True, "wrong language"),
+        ("Where is it?", "Река за лесом.", True, "wrong language"),
+        ("Сколько?", "12", True, None),
+        ("Расскажи.", "я не знаю где " * 6, True, "repeating"),
+        ("Повтори: да да да да да да да да да да", "да да да да да да да да да да", True, None),
+    ],
+)
 def test_rules(question, text, finished, reason) -> None:
     assert reason_to_drop(question, Answer(0, text, [1, 2, 3, 4, 5], finished)) == reason
 
@@ -46,7 +49,10 @@ WORDS = ["Где дом?", "Где река?", "Where is it?"]
 
 @pytest.fixture
 def prompts(tmp_path) -> Path:
-    write_records(tmp_path / "prompts.jsonl", [{"messages": [{"role": "user", "content": word}]} for word in WORDS])
+    write_records(
+        tmp_path / "prompts.jsonl",
+        [{"messages": [{"role": "user", "content": word}]} for word in WORDS],
+    )
     return tmp_path / "prompts.jsonl"
 
 
@@ -63,14 +69,22 @@ def read(place: Path) -> list[dict]:
 def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None:
     verdicts = iter(["repeating", None, None])
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: next(verdicts))
-    counts = write_answers(pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=8))
+    counts = write_answers(
+        pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=8)
+    )
     assert counts == {"repeating": 1, "kept": 2}
-    assert [r["dropped"] for r in read(tmp_path / "out" / "answers.jsonl")] == ["repeating", None, None]
+    assert [r["dropped"] for r in read(tmp_path / "out" / "answers.jsonl")] == [
+        "repeating",
+        None,
+        None,
+    ]
     assert [r["messages"][0]["content"] for r in read(tmp_path / "out" / "kept.jsonl")] == WORDS[1:]
     assert not list(tmp_path.glob("*.answers.jsonl"))
 
 
-def test_answers_of_a_killed_run_are_used_again(pair, prompts, tmp_path, monkeypatch, all_pass) -> None:
+def test_answers_of_a_killed_run_are_used_again(
+    pair, prompts, tmp_path, monkeypatch, all_pass
+) -> None:
     settings = AnswerSettings(max_new_tokens=8, generation_batch=1, samples=2)
     original, asked = module.answers, []
 
@@ -93,10 +107,14 @@ def test_answers_of_a_killed_run_are_used_again(pair, prompts, tmp_path, monkeyp
     asked, stop = [], 0
     write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
     assert len(asked) == 2
-    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == (
+        tmp_path / "whole" / "answers.jsonl"
+    ).read_bytes()
 
 
-def test_sampled_answers_differ_and_the_best_is_kept(pair, prompts, tmp_path, monkeypatch, all_pass) -> None:
+def test_sampled_answers_differ_and_the_best_is_kept(
+    pair, prompts, tmp_path, monkeypatch, all_pass
+) -> None:
     class Longest:
         """Grades by length, so that another than the first is best."""
 
@@ -109,7 +127,10 @@ def test_sampled_answers_differ_and_the_best_is_kept(pair, prompts, tmp_path, mo
     settings = AnswerSettings(max_new_tokens=8, samples=4, judge="longest", least_grade=1)
     write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
     records = read(tmp_path / "out" / "answers.jsonl")
-    kept = {r["messages"][0]["content"]: r["messages"][-1]["content"] for r in read(tmp_path / "out" / "kept.jsonl")}
+    kept = {
+        r["messages"][0]["content"]: r["messages"][-1]["content"]
+        for r in read(tmp_path / "out" / "kept.jsonl")
+    }
     assert [r["sample"] for r in records] == [0, 1, 2, 3] * 3
     for word in WORDS:
         tried = [r for r in records if r["messages"][0]["content"] == word]
@@ -122,7 +143,9 @@ def test_sampled_answers_differ_and_the_best_is_kept(pair, prompts, tmp_path, mo
 
 def test_nothing_passes(pair, prompts, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
-    with pytest.raises(CorpusError, match=r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"):
+    with pytest.raises(
+        CorpusError, match=r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"
+    ):
         write_answers(pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=4))
     assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
 
@@ -176,8 +199,14 @@ def test_a_served_judge_sees_question_and_answer(judge) -> None:
 
 
 def test_nonsense_is_asked_for_once_more(judge) -> None:
-    judge.reply = lambda number: (200, "well" if number <= 2 else "5" if number == 4 else "hm" if number == 3 else "1")
-    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [None, 5]  # asked 1, 2, then again 3, 4
+    judge.reply = lambda number: (
+        200,
+        "well" if number <= 2 else "5" if number == 4 else "hm" if number == 3 else "1",
+    )
+    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [
+        None,
+        5,
+    ]  # asked 1, 2, then again 3, 4
     assert judge.asked[3]["messages"][-2]["content"] == "well"
     assert "digit" in judge.asked[3]["messages"][-1]["content"]
 
@@ -187,40 +216,59 @@ def test_a_busy_judge_is_asked_again(judge) -> None:
     assert list(make_judge(judge.source).grades(ANSWERED[:1], "cache")) == [3]
 
 
-def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(pair, tmp_path, all_pass, judge) -> None:
+def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(
+    pair, tmp_path, all_pass, judge
+) -> None:
     words = [f"Где дом номер {i}?" for i in range(40)]
-    write_records(tmp_path / "many.jsonl", [{"messages": [{"role": "user", "content": word}]} for word in words])
+    write_records(
+        tmp_path / "many.jsonl",
+        [{"messages": [{"role": "user", "content": word}]} for word in words],
+    )
     settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
     judge.reply = lambda number: (200, "4" if number <= 16 else "who knows")
-    with pytest.raises(LepError, match=r"gives no grades: .* it said 'who knows'; answers and grades so far are kept"):
+    with pytest.raises(
+        LepError,
+        match=r"gives no grades: .* it said 'who knows'; answers and grades so far are kept",
+    ):
         write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
     before = len(judge.asked)
     judge.reply = lambda number: (200, "2" if number == before + 1 else "5")
     counts = write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
-    assert len(judge.asked) - before == 40 - 16 - (MOST_UNGRADED - 1)  # what was judged is not asked for again
+    assert len(judge.asked) - before == 40 - 16 - (
+        MOST_UNGRADED - 1
+    )  # what was judged is not asked for again
     assert counts == {"kept": 30, "not graded": 9, "grade below 4": 1}
 
 
 def test_an_unreachable_judge_is_named(pair, prompts, tmp_path, all_pass, monkeypatch) -> None:
     monkeypatch.setattr("lep.calibration.judge.TRIES", 2)
     settings = AnswerSettings(max_new_tokens=4, judge="judge@http://127.0.0.1:9/v1")
-    with pytest.raises(LepError, match=r"the judge judge does not answer after 2 tries .*: give the same command"):
+    with pytest.raises(
+        LepError, match=r"the judge judge does not answer after 2 tries .*: give the same command"
+    ):
         write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
     assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
 
 
 def test_a_judge_that_refuses_is_quoted_and_a_long_answer_has_no_grade(judge) -> None:
     judge.reply = lambda number: (401, "no key")
-    with pytest.raises(LepError, match=r"the judge judge refuses \(401 .*no key.*: mend its name, URL or key"):
+    with pytest.raises(
+        LepError, match=r"the judge judge refuses \(401 .*no key.*: mend its name, URL or key"
+    ):
         list(make_judge(judge.source).grades(ANSWERED[:1], "cache"))
     judge.reply = lambda number: (400, "context length") if number in (2, 4) else (200, "5")
     assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [None, 5]
 
 
-def test_another_judge_grades_the_same_answers(pair, tmp_path, all_pass, judge, monkeypatch) -> None:
+def test_another_judge_grades_the_same_answers(
+    pair, tmp_path, all_pass, judge, monkeypatch
+) -> None:
     words = [f"Где дом номер {i}?" for i in range(MOST_UNGRADED + 2)]
-    write_records(tmp_path / "many.jsonl", [{"messages": [{"role": "user", "content": word}]} for word in words])
+    write_records(
+        tmp_path / "many.jsonl",
+        [{"messages": [{"role": "user", "content": word}]} for word in words],
+    )
     judge.reply = lambda number: (200, "who knows")
     settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
     with pytest.raises(LepError, match="gives no grades"):
@@ -229,17 +277,22 @@ def test_another_judge_grades_the_same_answers(pair, tmp_path, all_pass, judge, 
     other = settings.model_copy(update={"judge": judge.source.replace("judge@", "better@")})
     judge.reply = lambda number: (200, "2")
     with pytest.raises(
-        CorpusError, match=r"none of 12 prompts .*'grade below 4': 12.*the answers are in .*out.answers"
+        CorpusError,
+        match=r"none of 12 prompts .*'grade below 4': 12.*the answers are in .*out.answers",
     ):
         write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", other)
     before = len(judge.asked)
     lower = other.model_copy(update={"least_grade": 2})
-    assert write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", lower) == {"kept": 12}
+    assert write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", lower) == {
+        "kept": 12
+    }
     assert len(judge.asked) == before  # nor for grades
     assert not list(tmp_path.glob("*.answers.jsonl"))
 
 
-def test_answers_that_are_there_are_judged_and_not_asked_for(pair, prompts, tmp_path, all_pass, monkeypatch) -> None:
+def test_answers_that_are_there_are_judged_and_not_asked_for(
+    pair, prompts, tmp_path, all_pass, monkeypatch
+) -> None:
     settings = AnswerSettings(max_new_tokens=8, samples=2)
     write_answers(pair["instruct"], prompts, tmp_path / "at once", settings)
     write_unjudged(pair["instruct"], prompts, tmp_path / "unjudged", settings)
@@ -255,7 +308,10 @@ def test_answers_that_are_there_are_judged_and_not_asked_for(pair, prompts, tmp_
 
 def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:
     """A random model gives no grades, and needs a chat template to be asked."""
-    for model, message in (("instruct", r"\{'not graded': 3\}"), ("base", "has no chat template, so it cannot judge")):
+    for model, message in (
+        ("instruct", r"\{'not graded': 3\}"),
+        ("base", "has no chat template, so it cannot judge"),
+    ):
         settings = AnswerSettings(max_new_tokens=4, judge=str(pair[model]))
         with pytest.raises(LepError, match=message):
             write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
@@ -271,20 +327,30 @@ def test_calibration_as_published(pair, answered, tmp_path) -> None:
     settings = CalibrateSettings(batch_size=2, learning_rate=1e-2)
     record = calibrate(pair["instruct"], answered, tmp_path / "out", settings)
     assert record["answers"] == {"kept": 3}
-    assert (tmp_path / "out" / "lep" / "answers.jsonl").read_bytes() == (answered / "answers.jsonl").read_bytes()
-    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out"))
+    assert (tmp_path / "out" / "lep" / "answers.jsonl").read_bytes() == (
+        answered / "answers.jsonl"
+    ).read_bytes()
+    before, after = (
+        load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out")
+    )
     middle = [name for name in before if ".layers.1." in name]  # of three
     assert middle
-    assert digest((name, before[name]) for name in middle) == digest((name, after[name]) for name in middle)
-    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight",
-                 "model.layers.2.mlp.up_proj.weight"):  # fmt: skip
+    assert digest((name, before[name]) for name in middle) == digest(
+        (name, after[name]) for name in middle
+    )
+    for name in (
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.2.mlp.up_proj.weight",
+    ):
         assert not torch.equal(before[name], after[name]), name
 
 
 def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> None:
-    from lep.checkpoint.propagate import propagate
     from lep.checkpoint.reader import Checkpoint
     from lep.training.rows import new_rows
+    from lep.transfer.propagate import propagate
 
     propagate(pair["base"], pair["instruct"], adapted, tmp_path / "propagated")
     settings = CalibrateSettings(batch_size=2, learning_rate=1e-2, train="new_rows")
@@ -296,13 +362,17 @@ def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> Non
         moved = (before[name] != after[name]).any(1).nonzero().flatten()
         assert len(moved)
         assert set(moved.tolist()) <= set(rows[kind].tolist())
-    assert all(torch.equal(before[name], after[name]) for name in before.keys() - set(names.values()))
+    assert all(
+        torch.equal(before[name], after[name]) for name in before.keys() - set(names.values())
+    )
     again = new_rows(Checkpoint(tmp_path / "out"))  # what is new is still known
     assert all(torch.equal(again[kind], rows[kind]) for kind in rows)
 
 
 def test_faults(pair, answered, tmp_path) -> None:
-    with pytest.raises(CorpusError, match=r"holds no kept.jsonl: give a folder that lep answer wrote"):
+    with pytest.raises(
+        CorpusError, match=r"holds no kept.jsonl: give a folder that lep answer wrote"
+    ):
         calibrate(pair["instruct"], tmp_path, tmp_path / "out", CalibrateSettings())
     with pytest.raises(LepError, match="does not say which of its rows are new"):
         calibrate(pair["instruct"], answered, tmp_path / "out", CalibrateSettings(train="new_rows"))

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SAMPLE, SPECIALS, TEMPLATE, byte_fallback_tokenizer, byte_level_tokenizer, save_model
+from conftest import (
+    SAMPLE,
+    SPECIALS,
+    TEMPLATE,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+    save_model,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.checkpoint.adapter import save_factors
-from lep.checkpoint.family import Family, soft_capped
 from lep.checkpoint.ids import remap_ids
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.inspect import inspect_checkpoint
-from lep.checkpoint.mappings import MAPPING_FILES, adapted_mappings
-from lep.checkpoint.pack import make_pack
-from lep.checkpoint.propagate import propagate, use_weights
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, OutputError
-from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS
 from lep.publish import publishing
 from lep.settings import InitSettings, PropagateSettings
@@ -29,16 +29,36 @@ from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Token
 from lep.tokenizer.write import optimize_tokenizer, train_tokenizer
+from lep.transfer.family import Family, soft_capped
+from lep.transfer.initialise import initialise
+from lep.transfer.inspect import inspect_checkpoint
+from lep.transfer.language_pack import make_pack
+from lep.transfer.mappings import MAPPING_FILES, adapted_mappings, read_mapping
+from lep.transfer.propagate import propagate, use_weights
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: t for shard in sorted(folder.glob("*.safetensors")) for name, t in load_file(shard).items()}
+    return {
+        name: t
+        for shard in sorted(folder.glob("*.safetensors"))
+        for name, t in load_file(shard).items()
+    }
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"tied": True}, {"padding_rows": 7}, {"dtype": torch.bfloat16}, {"shard_size": "60KB"}, {"template": TEMPLATE},
-])  # fmt: skip
-def test_initialising_with_the_same_tokenizer_changes_nothing(options, tmp_path, byte_level) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied": True},
+        {"padding_rows": 7},
+        {"dtype": torch.bfloat16},
+        {"shard_size": "60KB"},
+        {"template": TEMPLATE},
+    ],
+)
+def test_initialising_with_the_same_tokenizer_changes_nothing(
+    options, tmp_path, byte_level
+) -> None:
     save_model(tmp_path / "model", byte_level, **options)
     initialise(tmp_path / "model", tmp_path / "model", tmp_path / "same")
     before, after = tensors(tmp_path / "model"), tensors(tmp_path / "same")
@@ -47,7 +67,9 @@ def test_initialising_with_the_same_tokenizer_changes_nothing(options, tmp_path,
         assert torch.equal(before[name], after[name]), name
         assert before[name].dtype == after[name].dtype
     for name in ("config.json", "generation_config.json"):
-        before, after = (json.loads((tmp_path / place / name).read_text()) for place in ("model", "same"))
+        before, after = (
+            json.loads((tmp_path / place / name).read_text()) for place in ("model", "same")
+        )
         assert before == after
     ids = torch.tensor([[1, 40, 80, 120]])
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / place) for place in ("model", "same")]
@@ -84,14 +106,20 @@ def test_new_rows_are_the_means_of_their_pieces(pair, tmp_path) -> None:
     extended, old = load_tokenizer(pair["tokenizer"]), load_tokenizer(pair["base"])
     for index in (500, 550, 599):
         text = extended.backend_tokenizer.decode([index])
-        pieces = [p.id for p in old.backend_tokenizer.model.tokenize(extended.convert_ids_to_tokens(index))]
+        pieces = [
+            p.id
+            for p in old.backend_tokenizer.model.tokenize(extended.convert_ids_to_tokens(index))
+        ]
         assert old.backend_tokenizer.decode(pieces) == text
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             torch.testing.assert_close(after[name][index], before[name][pieces].mean(0))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.vocab_size == 600
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")("Привет")["input_ids"] == extended("Привет")["input_ids"]
-    assert VocabularyMapping.load(tmp_path / "out" / MAPPING_FILES["input"]).target_size == 600
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out")("Привет")["input_ids"]
+        == extended("Привет")["input_ids"]
+    )
+    assert read_mapping(tmp_path / "out" / MAPPING_FILES["input"]).target_size == 600
 
 
 def test_body_shards_are_linked_not_copied(tmp_path, byte_level) -> None:
@@ -104,8 +132,12 @@ def test_body_shards_are_linked_not_copied(tmp_path, byte_level) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(method, pair, adapted, tmp_path) -> None:
-    reports = propagate(pair["base"], pair["base"], adapted, tmp_path / "out", PropagateSettings(method=method))
+def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(
+    method, pair, adapted, tmp_path
+) -> None:
+    reports = propagate(
+        pair["base"], pair["base"], adapted, tmp_path / "out", PropagateSettings(method=method)
+    )
     expected, got = tensors(adapted), tensors(tmp_path / "out")
     base = tensors(pair["base"])
     specials = [Checkpoint(pair["base"]).vocabulary.added_ids()[name] for name in SPECIALS]
@@ -114,14 +146,20 @@ def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(method, 
         if method in ("swap", "overlap", "conversion", "ridge"):
             assert torch.equal(got[name][ordinary], expected[name][ordinary])
         if method != "new-rows":  # its kept rows are those of the instruct model
-            torch.testing.assert_close(got[name][ordinary], expected[name][ordinary], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(
+                got[name][ordinary], expected[name][ordinary], rtol=1e-6, atol=1e-7
+            )
         assert torch.equal(got[name][specials], base[name][specials])
     assert all(report.identity == 0 for report in reports.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_body_specials_template_and_generation_are_the_instruct_models(method, pair, adapted, tmp_path) -> None:
-    reports = propagate(pair["base"], pair["instruct"], adapted, tmp_path / "out", PropagateSettings(method=method))
+def test_body_specials_template_and_generation_are_the_instruct_models(
+    method, pair, adapted, tmp_path
+) -> None:
+    reports = propagate(
+        pair["base"], pair["instruct"], adapted, tmp_path / "out", PropagateSettings(method=method)
+    )
     instruct, got = tensors(pair["instruct"]), tensors(tmp_path / "out")
     for name in instruct:
         if "embed_tokens" not in name and "lm_head" not in name:
@@ -135,23 +173,39 @@ def test_body_specials_template_and_generation_are_the_instruct_models(method, p
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == json.loads((pair["instruct"] / "generation_config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Да"}], add_generation_prompt=True,
-                                          return_tensors="pt", return_dict=True)  # fmt: skip
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Да"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
     assert model.generate(**asked, max_new_tokens=3).shape[1] == asked["input_ids"].shape[1] + 3
 
 
 def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> None:
     base = save_model(tmp_path / "base", byte_level, tied=True)
-    save_model(tmp_path / "instruct", byte_level, seed=1, tied=True, like=base, noise=0.2, template=TEMPLATE)
+    save_model(
+        tmp_path / "instruct",
+        byte_level,
+        seed=1,
+        tied=True,
+        like=base,
+        noise=0.2,
+        template=TEMPLATE,
+    )
     initialise(tmp_path / "base", pair["tokenizer"], tmp_path / "adapted")
-    reports = propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out")
+    reports = propagate(
+        tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out"
+    )
     assert set(reports) == {"input"}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert len(model.get_input_embeddings().weight) == 600
 
 
-def test_tokens_that_only_the_instruct_model_has_are_carried_along(tmp_path, byte_level, english, russian) -> None:
+def test_tokens_that_only_the_instruct_model_has_are_carried_along(
+    tmp_path, byte_level, english, russian
+) -> None:
     """As OpenChat-3.5, which has two tokens more than Mistral-7B, at ids where the extension puts new ones."""
     plain = byte_level_tokenizer(english + russian[:4], 500, ["<s>", "</s>"])
     base = save_model(tmp_path / "base", plain)
@@ -159,8 +213,12 @@ def test_tokens_that_only_the_instruct_model_has_are_carried_along(tmp_path, byt
     save_model(tmp_path / "instruct", plain, seed=1, like=base, noise=0.2, template=TEMPLATE)
     from lep.tokenizer.write import extend_tokenizer
 
-    extend_tokenizer(tmp_path / "base", [Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"], 50,
-                     tmp_path / "tokenizer")  # fmt: skip
+    extend_tokenizer(
+        tmp_path / "base",
+        [Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"],
+        50,
+        tmp_path / "tokenizer",
+    )
     initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "adapted")
     propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -174,12 +232,22 @@ def test_tokens_that_only_the_instruct_model_has_are_carried_along(tmp_path, byt
 
 
 def test_remapping_touches_token_ids_only() -> None:
-    settings = {"eos_token_id": [9, 3], "num_attention_heads": 9, "tie": True, "bos_token_id": 1,
-                "text_config": {"pad_token_id": 9, "num_hidden_layers": 9}, "suppress_tokens": [9]}  # fmt: skip
+    settings = {
+        "eos_token_id": [9, 3],
+        "num_attention_heads": 9,
+        "tie": True,
+        "bos_token_id": 1,
+        "text_config": {"pad_token_id": 9, "num_hidden_layers": 9},
+        "suppress_tokens": [9],
+    }
     assert remap_ids(settings, {9: 60, 1: 1}) == {
-        "eos_token_id": [60, 3], "num_attention_heads": 9, "tie": True, "bos_token_id": 1,
-        "text_config": {"pad_token_id": 60, "num_hidden_layers": 9}, "suppress_tokens": [60],
-    }  # fmt: skip
+        "eos_token_id": [60, 3],
+        "num_attention_heads": 9,
+        "tie": True,
+        "bos_token_id": 1,
+        "text_config": {"pad_token_id": 60, "num_hidden_layers": 9},
+        "suppress_tokens": [60],
+    }
 
 
 def test_rows_and_settings_follow_tokens_that_move(pair, adapted, tmp_path) -> None:
@@ -187,7 +255,9 @@ def test_rows_and_settings_follow_tokens_that_move(pair, adapted, tmp_path) -> N
     for source in (pair["base"], adapted):  # an untrained and a trained checkpoint
         size = len(Checkpoint(source).vocabulary)
         place = tmp_path / source.name
-        optimize_tokenizer(source, [ru, en], size - 80, size - 50, place / "tokenizer", script="cyrillic")
+        optimize_tokenizer(
+            source, [ru, en], size - 80, size - 50, place / "tokenizer", script="cyrillic"
+        )
         initialise(source, place / "tokenizer", place / "model")
         before, after = tensors(source), tensors(place / "model")
         id_map = IdMap.load(place / "tokenizer" / "id_map.json")
@@ -200,7 +270,9 @@ def test_rows_and_settings_follow_tokens_that_move(pair, adapted, tmp_path) -> N
 
 
 def test_settings_follow_tokens_that_move(pair, tmp_path) -> None:
-    optimize_tokenizer(pair["base"], [SAMPLE / "ru", SAMPLE / "en"], 440, 480, tmp_path / "t", script="cyrillic")
+    optimize_tokenizer(
+        pair["base"], [SAMPLE / "ru", SAMPLE / "en"], 440, 480, tmp_path / "t", script="cyrillic"
+    )
     id_map = IdMap.load(tmp_path / "t" / "id_map.json")
     (old, new), lost = max(id_map.moved.items()), id_map.dropped[0]
     folder = tmp_path / "model"
@@ -208,14 +280,18 @@ def test_settings_follow_tokens_that_move(pair, tmp_path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for eos, outcome in (([1, old], [1, new]), (lost, None)):
         (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": eos}))
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos, "suppress_tokens": [old]}))
+        (folder / "generation_config.json").write_text(
+            json.dumps({"eos_token_id": eos, "suppress_tokens": [old]})
+        )
         if outcome is None:
             for place in ("config.json", "generation_config.json"):
                 said = f"eos_token_id in .*{place} is {lost}, a token that the new tokenizer"
                 with pytest.raises(CheckpointError, match=said):
                     initialise(folder, tmp_path / "t", tmp_path / "no")
                 assert not (tmp_path / "no").exists()
-                (folder / "config.json").write_text(json.dumps(config))  # next, in the other file alone
+                (folder / "config.json").write_text(
+                    json.dumps(config)
+                )  # next, in the other file alone
         else:
             initialise(folder, tmp_path / "t", tmp_path / "out")
             for file in ("config.json", "generation_config.json"):
@@ -227,7 +303,11 @@ def test_propagation_into_a_new_vocabulary(algorithm, pair, tmp_path) -> None:
     train_tokenizer(pair["base"], [SAMPLE / "ru", SAMPLE / "en"], algorithm, 460, tmp_path / "t")
     initialise(pair["base"], tmp_path / "t", tmp_path / "adapted")
     propagate(
-        pair["base"], pair["instruct"], tmp_path / "adapted", tmp_path / "out", PropagateSettings(method="overlap")
+        pair["base"],
+        pair["instruct"],
+        tmp_path / "adapted",
+        tmp_path / "out",
+        PropagateSettings(method="overlap"),
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "Привет"}], return_dict=False)
@@ -236,11 +316,15 @@ def test_propagation_into_a_new_vocabulary(algorithm, pair, tmp_path) -> None:
 
 
 def test_settings_of_the_instruct_model_follow_ordinary_tokens_that_move(pair, tmp_path) -> None:
-    optimize_tokenizer(pair["base"], [SAMPLE / "ru", SAMPLE / "en"], 440, 480, tmp_path / "t", script="cyrillic")
+    optimize_tokenizer(
+        pair["base"], [SAMPLE / "ru", SAMPLE / "en"], 440, 480, tmp_path / "t", script="cyrillic"
+    )
     old, new = max(IdMap.load(tmp_path / "t" / "id_map.json").moved.items())
     shutil.copytree(pair["instruct"], tmp_path / "instruct")
     generation = tmp_path / "instruct" / "generation_config.json"
-    generation.write_text(json.dumps(json.loads(generation.read_text()) | {"bad_words_ids": [[old], [1, old]]}))
+    generation.write_text(
+        json.dumps(json.loads(generation.read_text()) | {"bad_words_ids": [[old], [1, old]]})
+    )
     initialise(pair["base"], tmp_path / "t", tmp_path / "adapted")
     propagate(pair["base"], tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -248,10 +332,13 @@ def test_settings_of_the_instruct_model_follow_ordinary_tokens_that_move(pair, t
 
 
 @pytest.mark.parametrize("method", ["conversion", "exact", "new-rows", "task-arithmetic"])
-@pytest.mark.parametrize("before", [
-    "reserved", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("unused", "ordinary")),
-])  # fmt: skip
-def test_a_token_that_the_instruct_model_names_keeps_its_place(before, method, tmp_path, english, russian) -> None:
+@pytest.mark.parametrize(
+    "before",
+    ["reserved", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("unused", "ordinary"))],
+)
+def test_a_token_that_the_instruct_model_names_keeps_its_place(
+    before, method, tmp_path, english, russian
+) -> None:
     """A second row of its end of turn, under no name, would be what greedy decoding takes: it would never end."""
     names = {"reserved": ["<|reserved|>"], "unused": ["<|reserved|>"], "ordinary": []}[before]
     plain = byte_level_tokenizer(english + russian[:4], 400, ["<s>", "</s>", *names])
@@ -263,25 +350,49 @@ def test_a_token_that_the_instruct_model_names_keeps_its_place(before, method, t
         spec["model"]["vocab"]["<|end|>"] = 400
     base = save_model(tmp_path / "base", Tokenizer.from_str(json.dumps(spec)), padding_rows=1)
     place = 400 if before == "ordinary" else 2
-    spec["model"]["vocab"] = {n: i for n, i in spec["model"]["vocab"].items() if i != place} | {"<|end|>": place}
-    entry = {"id": place, "content": "<|end|>", "special": True, "single_word": False, "lstrip": False,
-             "rstrip": False, "normalized": False}  # fmt: skip
+    spec["model"]["vocab"] = {n: i for n, i in spec["model"]["vocab"].items() if i != place} | {
+        "<|end|>": place
+    }
+    entry = {
+        "id": place,
+        "content": "<|end|>",
+        "special": True,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+    }
     spec["added_tokens"] = [e for e in spec["added_tokens"] if e["id"] != place] + [entry]
-    save_model(tmp_path / "instruct", Tokenizer.from_str(json.dumps(spec)), seed=1, like=base, noise=0.2,
-               template=TEMPLATE, padding_rows=1)  # fmt: skip
+    save_model(
+        tmp_path / "instruct",
+        Tokenizer.from_str(json.dumps(spec)),
+        seed=1,
+        like=base,
+        noise=0.2,
+        template=TEMPLATE,
+        padding_rows=1,
+    )
     from lep.tokenizer.write import extend_tokenizer
 
     extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 30, tmp_path / "tokenizer")
     initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "adapted")
-    propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out",
-              PropagateSettings(method=method))  # fmt: skip
+    propagate(
+        tmp_path / "base",
+        tmp_path / "instruct",
+        tmp_path / "adapted",
+        tmp_path / "out",
+        PropagateSettings(method=method),
+    )
     result, chat = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "instruct")
     own, table = chat.tensor("lm_head.weight")[place], result.tensor("lm_head.weight")
     place = 429 if before == "unused" else place  # a new token took the hole
     assert result.vocabulary.added_ids()["<|end|>"] == place
     assert "<|reserved|>" not in result.tokenizer.get_vocab()
     assert (table == own).all(1).nonzero().flatten().tolist() == [place]
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"][0] == place
+    assert (
+        json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"][0]
+        == place
+    )
     assert result.tokenizer("Привет<|end|>")["input_ids"][-1] == place
 
 
@@ -290,22 +401,39 @@ def test_fitted_rows_are_those_of_plain_least_squares(options, tmp_path, byte_le
     """From end to end, with the intercept of the output table: `conversion` by float64 `lstsq` over all rows."""
     weighted, tied = options.get("weights", False), options.get("tied", False)
     base = save_model(tmp_path / "base", byte_level, tied=tied, hidden=16)
-    save_model(tmp_path / "instruct", byte_level, seed=1, tied=tied, hidden=16, like=base, noise=0.2, template=TEMPLATE)
+    save_model(
+        tmp_path / "instruct",
+        byte_level,
+        seed=1,
+        tied=tied,
+        hidden=16,
+        like=base,
+        noise=0.2,
+        template=TEMPLATE,
+    )
     initialise(tmp_path / "base", pair["tokenizer"], tmp_path / "start")
     trained = load_file(tmp_path / "start" / "model.safetensors")
     torch.manual_seed(3)
     trained = {n: t + 0.1 * torch.randn_like(t) if len(t) == 600 else t for n, t in trained.items()}
     save_file(trained, tmp_path / "start" / "model.safetensors", metadata={"format": "pt"})
     settings = PropagateSettings(frequency_text=[str(SAMPLE / "ru")] if weighted else [])
-    propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "start", tmp_path / "out", settings)
+    propagate(
+        tmp_path / "base", tmp_path / "instruct", tmp_path / "start", tmp_path / "out", settings
+    )
     family = Family.open(tmp_path / "base", tmp_path / "instruct", tmp_path / "start")
-    weights = use_weights(family, settings.frequency_text) if weighted else torch.ones(600, dtype=torch.float64)
+    weights = (
+        use_weights(family, settings.frequency_text)
+        if weighted
+        else torch.ones(600, dtype=torch.float64)
+    )
     specials = list(family.ids.values())
     for kind, name in family.base.tables.by_kind().items():
         rows = family.case(kind).problem.fit_rows.clone()
         assert not rows[specials].any()
         mapping, root = family.mappings[kind], weights.sqrt()[rows][:, None]
-        source, target = (mapping(model.tensor(name).double())[rows] for model in (family.base, family.instruct))
+        source, target = (
+            mapping(model.tensor(name).double())[rows] for model in (family.base, family.instruct)
+        )
         ones = torch.ones(len(source), 1, dtype=torch.float64)
         centred = kind == "output"
         known = torch.cat([source, ones], 1) if centred else source
@@ -337,27 +465,40 @@ def test_a_saved_mapping_is_used_where_a_token_became_its_byte(tmp_path, english
     spec = json.loads(base.to_str())
     spec["model"]["vocab"]["\n"] = len(spec["model"]["vocab"])
     (tmp_path / "tokenizer").mkdir()
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token="<s>",
-                            eos_token="</s>").save_pretrained(tmp_path / "tokenizer")  # fmt: skip
-    initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "start", InitSettings(method="last"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(tmp_path / "tokenizer")
+    initialise(
+        tmp_path / "base", tmp_path / "tokenizer", tmp_path / "start", InitSettings(method="last")
+    )
     source, adapted = Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "start")
     newline = adapted.vocabulary.ids[Token(b"\n")]
     mapping = adapted_mappings(source, adapted)["input"]
-    assert mapping.equal(VocabularyMapping.load(tmp_path / "start" / MAPPING_FILES["input"]))
+    assert mapping.equal(read_mapping(tmp_path / "start" / MAPPING_FILES["input"]))
     assert mapping.copies[newline]
     (tmp_path / "start" / MAPPING_FILES["output"]).unlink(missing_ok=True)
     stored = load_file(tmp_path / "start" / MAPPING_FILES["input"])
-    for damage in ({"indices": stored["indices"] + 10_000}, {"copies": stored["copies"][:-1]}, {"weights": None}):
-        save_file({n: t for n, t in (stored | damage).items() if t is not None},
-                  tmp_path / "start" / MAPPING_FILES["input"])  # fmt: skip
-        with pytest.raises(CheckpointError, match=r"mapping.safetensors is damaged \(.+\): delete it"):
+    for damage in (
+        {"indices": stored["indices"] + 10_000},
+        {"copies": stored["copies"][:-1]},
+        {"weights": None},
+    ):
+        save_file(
+            {n: t for n, t in (stored | damage).items() if t is not None},
+            tmp_path / "start" / MAPPING_FILES["input"],
+        )
+        with pytest.raises(
+            CheckpointError, match=r"mapping.safetensors is damaged \(.+\): delete it"
+        ):
             adapted_mappings(source, adapted)
 
 
 # Bad input: one clear sentence, nothing written.
 
 
-def test_embeddings_that_were_trained_with_another_body_are_refused(pair, adapted, tmp_path) -> None:
+def test_embeddings_that_were_trained_with_another_body_are_refused(
+    pair, adapted, tmp_path
+) -> None:
     shutil.copytree(adapted, tmp_path / "other")
     stored = load_file(adapted / "model.safetensors")
     stored["model.layers.1.mlp.up_proj.weight"] += 1e-3
@@ -381,7 +522,10 @@ def test_an_adapter_beside_the_weights_is_not_lost(pair, adapted, tmp_path) -> N
         with pytest.raises(CheckpointError, match="has an adapter beside its weights"):
             verb(tmp_path / "out")
     initialise(pair["base"], pair["tokenizer"], tmp_path / "trained")
-    save_factors({"model.layers.0.mlp.up_proj.weight": (torch.ones(64, 1), torch.ones(1, 32))}, tmp_path / "trained")
+    save_factors(
+        {"model.layers.0.mlp.up_proj.weight": (torch.ones(64, 1), torch.ones(1, 32))},
+        tmp_path / "trained",
+    )
     initialise(tmp_path / "trained", pair["tokenizer"], tmp_path / "again")
     assert (tmp_path / "again" / "lep" / "adapter.safetensors").exists()
 
@@ -424,7 +568,10 @@ def test_outputs_in_odd_places(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "real" / "made").exists()
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis").touch()
-    with pytest.raises(OutputError, match=r"mine\.partial is in the way"), publishing(tmp_path / "mine"):
+    with (
+        pytest.raises(OutputError, match=r"mine\.partial is in the way"),
+        publishing(tmp_path / "mine"),
+    ):
         pass
     assert (tmp_path / "mine.partial" / "thesis").exists()
     with (
@@ -466,7 +613,8 @@ def test_hidden_sizes_differ(tmp_path, pair, adapted, byte_level) -> None:
 def test_the_same_id_for_different_tokens(tmp_path, pair, adapted, russian) -> None:
     save_model(tmp_path / "other", byte_level_tokenizer(russian, 500, SPECIALS))
     with pytest.raises(
-        CheckpointError, match=r"id \d+ is b'.*' in .* and b'.*' in .*: the instruct model was not tuned"
+        CheckpointError,
+        match=r"id \d+ is b'.*' in .* and b'.*' in .*: the instruct model was not tuned",
     ):
         propagate(pair["base"], tmp_path / "other", adapted, tmp_path / "out")
 
@@ -480,7 +628,9 @@ def test_tied_and_untied_do_not_mix(tmp_path, pair, adapted, byte_level) -> None
 def test_a_tied_model_with_another_head_is_refused(tmp_path, pair) -> None:
     shutil.copytree(pair["base"], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(config | {"tie_word_embeddings": True})
+    )
     with pytest.raises(CheckpointError, match=r"ties its embeddings, but lm_head\.weight differs"):
         Checkpoint(tmp_path / "model").check()
 

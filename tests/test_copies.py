@@ -23,9 +23,16 @@ def test_half_are_sentences_and_half_paragraphs() -> None:
 def test_tasks_that_share_words_with_the_evaluation_are_left_out(tmp_path) -> None:
     found = answers(copy_records({"ru": TEXT}, 40, seed=0))
     longest = max(found, key=len)
-    inside = " ".join(longest.split()[3:-3]).upper()  # neither its beginning nor its end, in capitals
-    write_records(tmp_path / "evaluated.jsonl", [{"id": "a", "text": f"Сначала другое. {inside}, потом третье."}])
-    left = answers(copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": [tmp_path / "evaluated.jsonl"]}))
+    inside = " ".join(
+        longest.split()[3:-3]
+    ).upper()  # neither its beginning nor its end, in capitals
+    write_records(
+        tmp_path / "evaluated.jsonl",
+        [{"id": "a", "text": f"Сначала другое. {inside}, потом третье."}],
+    )
+    left = answers(
+        copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": [tmp_path / "evaluated.jsonl"]})
+    )
     assert longest not in left
     assert 0 < len(found) - len(left) <= 4  # and sentences inside it
     seen = evaluated_runs([tmp_path / "evaluated.jsonl"])
@@ -34,7 +41,8 @@ def test_tasks_that_share_words_with_the_evaluation_are_left_out(tmp_path) -> No
 
 def test_a_short_sentence_overlaps_as_a_whole(tmp_path) -> None:
     write_records(
-        tmp_path / "e.jsonl", [{"id": "a", "text": "Он пришёл домой поздно. Она давно спала, и в доме было тихо."}]
+        tmp_path / "e.jsonl",
+        [{"id": "a", "text": "Он пришёл домой поздно. Она давно спала, и в доме было тихо."}],
     )
     seen = evaluated_runs([tmp_path / "e.jsonl"])
     assert not seen.isdisjoint(runs_of("Он пришёл домой поздно."))
@@ -43,7 +51,8 @@ def test_a_short_sentence_overlaps_as_a_whole(tmp_path) -> None:
 
 def test_the_same_text_is_refused() -> None:
     with pytest.raises(
-        CorpusError, match=r"40 of 40 tasks \(ru\) are made of text that is evaluated on \(the first: '.+"
+        CorpusError,
+        match=r"40 of 40 tasks \(ru\) are made of text that is evaluated on \(the first: '.+",
     ):
         copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": TEXT})
 

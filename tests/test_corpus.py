@@ -24,7 +24,9 @@ def document(text: str, name: str = "d", source: str = "s") -> Document:
 
 
 def test_every_format_reads_the_same(tmp_path) -> None:
-    lines = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(["один", "two"])).encode()
+    lines = "".join(
+        json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(["один", "two"])
+    ).encode()
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(lines))
     (tmp_path / "c.txt").write_text("три", encoding="utf-8")
@@ -33,16 +35,19 @@ def test_every_format_reads_the_same(tmp_path) -> None:
     assert next(iter(read_documents([tmp_path / "b.jsonl.zst"]))).id == "b/0"
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.jsonl", b'{"text": "a"}\n{"tex', r"a.jsonl, line 2: not JSON"),
-    ("a.jsonl", b'{"body": "a"}\n', r"a.jsonl, line 1: no field 'text' \(fields: body\)"),
-    ("a.jsonl", b"[1]\n", r"line 1: a list where an object was expected"),
-    ("a.txt", "день".encode("cp1251"), r"a.txt is not UTF-8"),
-    ("a.jsonl", "день".encode("cp1251"), r"a.jsonl is not UTF-8"),
-    ("a.jsonl.zst", b"nonsense", r"is not a readable zst file"),
-    ("a.txt", b"  \n ", r"the corpus holds no text at all"),
-    ("a.doc", b"text", r"a.doc is none of .txt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"tex', r"a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"body": "a"}\n', r"a.jsonl, line 1: no field 'text' \(fields: body\)"),
+        ("a.jsonl", b"[1]\n", r"line 1: a list where an object was expected"),
+        ("a.txt", "день".encode("cp1251"), r"a.txt is not UTF-8"),
+        ("a.jsonl", "день".encode("cp1251"), r"a.jsonl is not UTF-8"),
+        ("a.jsonl.zst", b"nonsense", r"is not a readable zst file"),
+        ("a.txt", b"  \n ", r"the corpus holds no text at all"),
+        ("a.doc", b"text", r"a.doc is none of .txt"),
+    ],
+)
 def test_bad_corpora_are_named(name, content, message, tmp_path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=message):
@@ -86,9 +91,14 @@ def test_sampling_respects_limits() -> None:
         prepare(documents[:1], heldout_share=1e-6)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40)), min_size=4, max_size=60), st.floats(0.2, 1))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40)), min_size=4, max_size=60),
+    st.floats(0.2, 1),
+)
 def test_what_a_limit_leaves_out_is_not_remembered(shapes, share) -> None:
-    documents = [Document(f"{s}/{i}", "ж" * size, str(s), f"{i}") for i, (s, size) in enumerate(shapes)]
+    documents = [
+        Document(f"{s}/{i}", "ж" * size, str(s), f"{i}") for i, (s, size) in enumerate(shapes)
+    ]
     kept = _Bounded(100)
     for document in documents:
         kept.add(document)
@@ -107,7 +117,10 @@ def test_documents_are_drawn_by_chance_that_is_always_the_same() -> None:
     assert len(found) == 21
     assert found == drawn(reversed(documents), 201, "en") != documents[:21]
     assert found == drawn(documents, 500, "en")[:21]  # more adds to the same
-    with pytest.raises(CorpusError, match="asks for 1,001 characters of 'en', and its training text has 1,000: lower"):
+    with pytest.raises(
+        CorpusError,
+        match="asks for 1,001 characters of 'en', and its training text has 1,000: lower",
+    ):
         drawn(documents, 1001, "en")
 
 
@@ -122,7 +135,10 @@ def test_scripts() -> None:
 
 def test_sentences_and_paragraphs() -> None:
     text = "Первое предложение.  Второе!\nещё строка? «Третье…» Конец\n\nНовый абзац."
-    assert paragraphs(text) == ["Первое предложение. Второе! ещё строка? «Третье…» Конец", "Новый абзац."]
+    assert paragraphs(text) == [
+        "Первое предложение. Второе! ещё строка? «Третье…» Конец",
+        "Новый абзац.",
+    ]
     assert sentences(text)[:2] == ["Первое предложение.", "Второе! ещё строка?"]
 
 

@@ -22,13 +22,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 MOVING = (aten._to_copy, aten.to, aten.copy_, aten._has_compatible_shallow_copy_type)
-INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)  # places may be on the CPU
+INDEXING = (
+    aten.index,
+    aten.index_put,
+    aten.index_put_,
+    aten._index_put_impl_,
+)  # places may be on the CPU
 NARROWED = ("linear", "matmul", "mm", "bmm", "addmm")  # by autocast
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="torch has no Python devices"
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="torch has no Python devices",
 )
 def test_nothing_mixes_devices() -> None:
     found = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300)
@@ -43,9 +49,13 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> "Elsewhere":
         made = Tensor._make_wrapper_subclass(
-            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=torch.device("pretend", 0),
-        )  # fmt: skip
+        )
         made.held = held
         return made
 
@@ -74,12 +84,18 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     """Do on the CPU what was asked for there or elsewhere. Raises `RuntimeError` for tensors of both."""
     leaves = tree_leaves((args, kwargs))
     ours = [leaf for leaf in leaves if isinstance(leaf, Elsewhere)]
-    theirs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Elsewhere) and leaf.dim()]
+    theirs = [
+        leaf
+        for leaf in leaves
+        if isinstance(leaf, Tensor) and not isinstance(leaf, Elsewhere) and leaf.dim()
+    ]
     packet = func.overloadpacket
     places = tree_leaves(args[1]) if packet in INDEXING and isinstance(args[0], Elsewhere) else []
     mixed = [tensor for tensor in theirs if not any(tensor is place for place in places)]
     if ours and mixed and packet not in MOVING:
-        raise RuntimeError(f"{func} of tensors on two devices: {[tuple(tensor.shape) for tensor in mixed]} on the CPU")
+        raise RuntimeError(
+            f"{func} of tensors on two devices: {[tuple(tensor.shape) for tensor in mixed]} on the CPU"
+        )
     devices = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
     there = devices[0].type == "pretend" if devices else bool(ours)
     if packet is aten.copy_:
@@ -95,19 +111,29 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
     def dressed(leaf: Any) -> Any:
         return known[id(leaf)] if id(leaf) in known else Elsewhere(leaf)
 
-    return tree_map(lambda leaf: dressed(leaf) if there and isinstance(leaf, Tensor) else leaf, found)
+    return tree_map(
+        lambda leaf: dressed(leaf) if there and isinstance(leaf, Tensor) else leaf, found
+    )
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     assert not enable_gqa
     scores = query @ key.transpose(-1, -2) * (scale or 1 / math.sqrt(query.shape[-1]))
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)  # padding sees nothing
+        scores = scores.masked_fill(
+            ~attn_mask, torch.finfo(scores.dtype).min
+        )  # padding sees nothing
     return scores.float().softmax(-1).to(value.dtype) @ value
 
 
@@ -136,7 +162,9 @@ def pretend() -> torch.device:
     for name in NARROWED:
         LIBRARIES[1].impl(name, narrowing(getattr(aten, name).default), "AutocastPrivateUse1")
     torch._C._set_only_lift_cpu_tensors(True)  # else `torch.tensor` moves past the mode
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # else `Module.to` swaps insides
+    torch.__future__.set_overwrite_module_params_on_conversion(
+        True
+    )  # else `Module.to` swaps insides
     return torch.device("pretend", 0)
 
 
@@ -144,7 +172,7 @@ def inferred(source: Path, device: torch.device) -> list[Any]:
     """What a model says and thinks likely."""
     from conftest import sample_texts
 
-    from lep.evaluation.scoring import continuation_nats
+    from lep.benchmark.scoring import continuation_nats
     from lep.inference import load
     from lep.inference.generate import Sampling, answers
     from lep.inference.likelihood import text_nats
@@ -163,7 +191,12 @@ def inferred(source: Path, device: torch.device) -> list[Any]:
     for drawn in (None, Sampling(0.8, 0.9, 1)):
         list(answers(model, tokenizer, prompts, max_new_tokens=5, batch_size=2, sampling=drawn))
     return [
-        [nats for _, nats in text_nats(model, tokenizer, [text[:900] for text in sample_texts("ru")[:5]], 2)],
+        [
+            nats
+            for _, nats in text_nats(
+                model, tokenizer, [text[:900] for text in sample_texts("ru")[:5]], 2
+            )
+        ],
         [nats for _, nats, _ in continuation_nats(model, asked, 4)],
         next_byte_nats(model, classes, [([1, 2, 3, 4, 5], [2, 3])])[0].tolist(),
         [float(isolates(model)), float(len(frozen_digest(model.requires_grad_(False))))],
@@ -185,9 +218,14 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto").requires_grad_(False)
     if train == "new_rows":
         rows = new_rows(checkpoint)
-        tables: dict[str, Any] = {kind: table.whole for kind, table in split_tables(model, rows).items()}
+        tables: dict[str, Any] = {
+            kind: table.whole for kind, table in split_tables(model, rows).items()
+        }
     else:
-        rows = {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in checkpoint.tables.by_kind().items()}
+        rows = {
+            kind: torch.arange(checkpoint.shape(name)[0])
+            for kind, name in checkpoint.tables.by_kind().items()
+        }
         tables = whole_tables(model, rows)
     model.to(device).train()
 
@@ -196,10 +234,15 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
 
     given: Any = SimpleNamespace(model=model, accelerator=SimpleNamespace(autocast=autocast))
     assert chunk_loss(given)
-    samples = [{"input_ids": list(range(490, 510)), "lengths": [8, 12]}, {"input_ids": [9, 500], "lengths": [2]}]
+    samples = [
+        {"input_ids": list(range(490, 510)), "lengths": [8, 12]},
+        {"input_ids": [9, 500], "lengths": [2]},
+    ]
     batch = {name: tensor.to(device) for name, tensor in collate(samples).items()}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": parameters, "decay_of_touched_rows": 0.1}], lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "decay_of_touched_rows": 0.1}], lr=1e-2, weight_decay=0.0
+    )
     optimizer.register_step_pre_hook(decay_touched_rows)
     losses = []
     for _ in range(4):
@@ -215,7 +258,9 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
     with autocast():
         look = HeldoutText({"ru": [str(SAMPLE / "ru")]}, 2_000, checkpoint).look(model)
     stored_tables(checkpoint, rows, {kind: table() for kind, table in tables.items()})
-    saver: Any = SimpleNamespace(model=model, args=SimpleNamespace(output_dir=str(folder / train), should_save=True))
+    saver: Any = SimpleNamespace(
+        model=model, args=SimpleNamespace(output_dir=str(folder / train), should_save=True)
+    )
     TrainedOnlyTrainer.save_model(saver)
     TrainedOnlyTrainer._load_from_checkpoint(saver, str(folder / train))
     return [losses, [look["ru"], look["ru copied"]]]
@@ -224,8 +269,8 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
 def main(folder: Path) -> None:
     from conftest import SAMPLE, SPECIALS, TEMPLATE, byte_level_tokenizer, sample_texts, save_model
 
-    from lep.checkpoint.initialise import initialise
     from lep.tokenizer.write import extend_tokenizer
+    from lep.transfer.initialise import initialise
 
     tokenizer = byte_level_tokenizer(sample_texts("en")[:3] + sample_texts("ru")[:2], 450, SPECIALS)
     save_model(folder / "model", tokenizer, template=TEMPLATE, dtype=torch.bfloat16)
@@ -244,10 +289,15 @@ def main(folder: Path) -> None:
             elsewhere + torch.ones(2)
         for each, known in zip(runs, expected, strict=True):
             for here, there in zip(known, each(device), strict=True):
-                torch.testing.assert_close(torch.tensor(there), torch.tensor(here), rtol=2e-2, atol=2e-2)
+                torch.testing.assert_close(
+                    torch.tensor(there), torch.tensor(here), rtol=2e-2, atol=2e-2
+                )
 
 
 if __name__ == "__main__":
-    LIBRARIES = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")  # as long as they live
+    LIBRARIES = (
+        torch.library.Library("_", "IMPL"),
+        torch.library.Library("aten", "IMPL"),
+    )  # as long as they live
     with TemporaryDirectory() as temporary:
         main(Path(temporary))

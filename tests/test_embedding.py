@@ -6,16 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lep.checkpoint.family import Family
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.mappings import MAPPING_FILES, adapted_mappings, build_mapping, unused_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.embedding import METHODS, calibrated, undertrained
-from lep.embedding.rows import row_norms
+from lep.embedding.norms import row_norms
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
+from lep.transfer.family import Family
+from lep.transfer.initialise import initialise
+from lep.transfer.mappings import MAPPING_FILES, adapted_mappings, build_mapping, unused_rows
 
 LENGTHS = [1, 2, 3, 0]  # bytes of four source tokens; the last one is special
 
@@ -48,18 +48,24 @@ def test_known_rows_are_copied_whatever_the_method(method: str, pair, tmp_path) 
         assert torch.equal(before[name], after[name][:500])
     assert (result.copied, result.mixed) == (500, 100)
     mappings = adapted_mappings(Checkpoint(pair["base"]), Checkpoint(tmp_path / "out"))
-    torch.testing.assert_close(mappings["output"](before["lm_head.weight"]), after["lm_head.weight"])
+    torch.testing.assert_close(
+        mappings["output"](before["lm_head.weight"]), after["lm_head.weight"]
+    )
     assert (mappings["output"].offsets.diff()[500:] == 1).all()
     assert not mappings["output"].copies[500:].any()  # one source row, and yet another token
     assert (tmp_path / "out" / MAPPING_FILES["output"]).exists()
 
 
 def test_new_rows_are_as_long_as_those_of_their_script(pair, tmp_path) -> None:
-    initialise(pair["base"], pair["tokenizer"], tmp_path / "out", InitSettings(calibrate_norms=True))
+    initialise(
+        pair["base"], pair["tokenizer"], tmp_path / "out", InitSettings(calibrate_norms=True)
+    )
     base = Checkpoint(pair["base"])
     tokens = base.vocabulary.tokens
     cyrillic = [
-        i for i, t in enumerate(tokens) if t and any("а" <= c <= "я" for c in t.content.decode(errors="ignore").lower())
+        i
+        for i, t in enumerate(tokens)
+        if t and any("а" <= c <= "я" for c in t.content.decode(errors="ignore").lower())
     ]
     stored = load_file(tmp_path / "out" / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -84,7 +90,9 @@ def test_rows_that_training_never_reached() -> None:
     assert undertrained(table, unused).nonzero().flatten().tolist()[-2:] == [40, 50]
     table[:6] = torch.randn(6, 16)  # spread out, they say nothing
     assert undertrained(table, unused).nonzero().flatten().tolist() == [50]
-    assert undertrained(table, torch.zeros(100, dtype=torch.bool)).nonzero().flatten().tolist() == [50]
+    assert undertrained(table, torch.zeros(100, dtype=torch.bool)).nonzero().flatten().tolist() == [
+        50
+    ]
     torch.testing.assert_close(row_norms(table), table.norm(dim=1))
 
 
@@ -95,17 +103,24 @@ def test_untrained_rows_stay_out_of_fits(pair, adapted, tmp_path) -> None:
     base = Checkpoint(tmp_path / "base")
     unused = unused_rows(base, 500)
     bytes_never_used = unused.nonzero().flatten().tolist()
-    assert all(base.vocabulary.tokens[i].content[0] in {0xC0, 0xC1, *range(0xF5, 256)} for i in bytes_never_used)
+    assert all(
+        base.vocabulary.tokens[i].content[0] in {0xC0, 0xC1, *range(0xF5, 256)}
+        for i in bytes_never_used
+    )
     stored = load_file(tmp_path / "base" / "model.safetensors")
     victim = 300
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        stored[name][[*bytes_never_used, victim]] = 5 + 1e-3 * torch.randn(len(bytes_never_used) + 1, 32)
+        stored[name][[*bytes_never_used, victim]] = 5 + 1e-3 * torch.randn(
+            len(bytes_never_used) + 1, 32
+        )
         stored[name][victim] = stored[name][bytes_never_used].mean(0)
     save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     family = Family.open(tmp_path / "base", pair["instruct"], adapted)
     mapping = family.mappings["input"]
     rows = family.fit_rows(mapping, family.base.tables.input)
-    made_of_it = [t for t in range(600) if victim in mapping.select(torch.tensor([t])).indices.tolist()]
+    made_of_it = [
+        t for t in range(600) if victim in mapping.select(torch.tensor([t])).indices.tolist()
+    ]
     assert victim in made_of_it
     assert not rows[made_of_it].any()
     assert not rows[bytes_never_used].any()
@@ -113,11 +128,16 @@ def test_untrained_rows_stay_out_of_fits(pair, adapted, tmp_path) -> None:
 
 
 def test_methods_fill_new_rows_from_the_pieces_of_their_tokens(pair) -> None:
-    source, target = Checkpoint(pair["base"]).vocabulary, Vocabulary.of(load_tokenizer(pair["tokenizer"]))
+    source, target = (
+        Checkpoint(pair["base"]).vocabulary,
+        Vocabulary.of(load_tokenizer(pair["tokenizer"])),
+    )
     pieces = source.pieces(target)
     for method in ("mean", "length-weighted", "first", "last"):
         mapping = build_mapping(source, target, 500, method)
         for row in mapping.new_rows().tolist():
             found = mapping.select(torch.tensor([row])).indices.tolist()
-            assert found == {"first": pieces[row][:1], "last": pieces[row][-1:]}.get(method, pieces[row])
+            assert found == {"first": pieces[row][:1], "last": pieces[row][-1:]}.get(
+                method, pieces[row]
+            )
     assert build_mapping(source, source, 500, "random").equal(build_mapping(source, source, 500))

@@ -10,17 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lep.benchmark.metrics import common_subsequence, copied
 from lep.corpus.read import read_documents
 from lep.errors import TokenizerError
-from lep.evaluation.compare import compare, short_names
 from lep.evaluation.evaluate import evaluate, summarise
-from lep.evaluation.metrics import common_subsequence, copied, estimate
+from lep.evaluation.side_by_side import compare, short_names
 from lep.evaluation.spoken import answer_nats
 from lep.evaluation.table import text_table
 from lep.inference.generate import answers
 from lep.inference.likelihood import sequence_nats
-from lep.inference.load import load_model
+from lep.inference.models import load_model
 from lep.settings import EvaluateSettings
+from lep.statistics import estimate
 from lep.tokenizer.chat import chat_ids
 
 TEXT = Path(__file__).parent.parent / "lab" / "text" / "train"
@@ -31,7 +32,9 @@ def slow_subsequence(a: str, b: str) -> int:
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, x in enumerate(a):
         for j, y in enumerate(b):
-            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = (
+                table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+            )
     return table[-1][-1]
 
 
@@ -65,10 +68,19 @@ def test_windows_of_a_document_are_drawn_together() -> None:
     """Windows of one author are alike: an interval over windows would be that of many more texts than there are."""
     generator = torch.Generator().manual_seed(0)
     records = [
-        {"kind": "text", "language": "ru", "id": f"{d}#{w}", "group": f"{d}", "nats": level, "tokens": 1,
-         "characters": 1, "bytes": 1.0}
-        for d, level in enumerate(torch.rand(30, generator=generator).tolist()) for w in range(10)
-    ]  # fmt: skip
+        {
+            "kind": "text",
+            "language": "ru",
+            "id": f"{d}#{w}",
+            "group": f"{d}",
+            "nats": level,
+            "tokens": 1,
+            "characters": 1,
+            "bytes": 1.0,
+        }
+        for d, level in enumerate(torch.rand(30, generator=generator).tolist())
+        for w in range(10)
+    ]
     wide, narrow = (
         next(s for s in summarise(group, SETTINGS) if s.metric == "bits per byte")
         for group in (records, [{k: v for k, v in r.items() if k != "group"} for r in records])
@@ -82,11 +94,18 @@ def test_windows_of_a_document_are_drawn_together() -> None:
 
 def test_what_follows_the_end_of_a_turn_is_no_part_of_an_answer(pair, monkeypatch) -> None:
     model, checkpoint = load_model(pair["instruct"])
-    conversations = [[{"role": "user", "content": "Дом?"}, {"role": "assistant", "content": "Река"}]]
+    conversations = [
+        [{"role": "user", "content": "Дом?"}, {"role": "assistant", "content": "Река"}]
+    ]
     plain = answer_nats(model, checkpoint, conversations, 2, "")[0]
     template = checkpoint.tokenizer.chat_template
-    monkeypatch.setattr(checkpoint.tokenizer, "chat_template", template.replace("<|end|>'", "<|end|>\n'"))
-    assert chat_ids(checkpoint.tokenizer, conversations[0])[-1] != checkpoint.vocabulary.added_ids()["<|end|>"]
+    monkeypatch.setattr(
+        checkpoint.tokenizer, "chat_template", template.replace("<|end|>'", "<|end|>\n'")
+    )
+    assert (
+        chat_ids(checkpoint.tokenizer, conversations[0])[-1]
+        != checkpoint.vocabulary.added_ids()["<|end|>"]
+    )
     ids = chat_ids(checkpoint.tokenizer, conversations[0])[:-1]
     start = len(chat_ids(checkpoint.tokenizer, conversations[0][:1], ask=True))
     assert answer_nats(model, checkpoint, conversations, 2, "")[0] == pytest.approx(
@@ -101,7 +120,12 @@ def test_what_follows_the_end_of_a_turn_is_no_part_of_an_answer(pair, monkeypatc
 
 def test_a_base_model_with_a_template_is_not_asked_through_it(pair) -> None:
     kinds = [
-        {record["kind"] for record in evaluate(pair["instruct"], {"ru": [TEXT / "ru"]}, SETTINGS, base=base).records}
+        {
+            record["kind"]
+            for record in evaluate(
+                pair["instruct"], {"ru": [TEXT / "ru"]}, SETTINGS, base=base
+            ).records
+        }
         for base in (False, True)
     ]
     assert kinds == [{"text", "task"}, {"text"}]
@@ -123,7 +147,9 @@ def test_a_comparison_begins_again_when_its_text_changed(pair, tmp_path, monkeyp
             compare(models, text, tmp_path / "out", settings)
     (tmp_path / "a.txt").write_text("Река стала.\n" * 20, encoding="utf-8")
     compare(models, text, tmp_path / "out", settings)
-    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    ]
     assert {r["bytes"] for r in records} == {len(("Река стала.\n" * 20).encode())}
 
 
@@ -133,20 +159,33 @@ def test_windows_stay_within_memory(pair) -> None:
     gpu = SimpleNamespace(device=torch.device("cuda"))
     segments = [(i, [0] * 2_000, 1) for i in range(40)]
     batches = likelihood._batches(segments, 32, 128_256, gpu)
-    assert all(len(batch) * 2_000 * 128_256 <= likelihood.MOST_LOGITS for batch in batches if len(batch) > 1)
+    assert all(
+        len(batch) * 2_000 * 128_256 <= likelihood.MOST_LOGITS
+        for batch in batches
+        if len(batch) > 1
+    )
     assert sum(map(len, batches)) == 40
-    assert len(likelihood._batches(segments, 32, 1_000, gpu)) == 2  # a small vocabulary is bounded by the batch alone
+    assert (
+        len(likelihood._batches(segments, 32, 1_000, gpu)) == 2
+    )  # a small vocabulary is bounded by the batch alone
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_likelihood_equals_one_token_at_a_time(pair, batch_size) -> None:
     model, _ = load_model(pair["base"])
     torch.manual_seed(3)
-    sequences = [(torch.randint(0, 500, (n,)).tolist(), scored) for n, scored in ((5, 1), (40, 10), (17, 0), (3, 2))]
+    sequences = [
+        (torch.randint(0, 500, (n,)).tolist(), scored)
+        for n, scored in ((5, 1), (40, 10), (17, 0), (3, 2))
+    ]
     expected = []
     for ids, scored in sequences:
         logits = model(torch.tensor([ids])).logits.double()[0]
-        expected.append(-sum(logits[i - 1].log_softmax(0)[ids[i]].item() for i in range(max(scored, 1), len(ids))))
+        expected.append(
+            -sum(
+                logits[i - 1].log_softmax(0)[ids[i]].item() for i in range(max(scored, 1), len(ids))
+            )
+        )
     assert sequence_nats(model, sequences, batch_size) == pytest.approx(expected, rel=1e-5)
 
 
@@ -168,13 +207,19 @@ def test_greedy_answers_do_not_depend_on_the_batch(pair) -> None:
     model, checkpoint = load_model(pair["instruct"])
     prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 9, 4)]
     one, three = (
-        {a.index: a for batch in answers(model, checkpoint.tokenizer, prompts, max_new_tokens=6, batch_size=size)
-         for a in batch}
+        {
+            a.index: a
+            for batch in answers(
+                model, checkpoint.tokenizer, prompts, max_new_tokens=6, batch_size=size
+            )
+            for a in batch
+        }
         for size in (1, 3)
-    )  # fmt: skip
+    )
     assert one == three
-    ids = checkpoint.tokenizer.apply_chat_template(prompts[1], add_generation_prompt=True, return_tensors="pt",
-                                                   return_dict=True)["input_ids"]  # fmt: skip
+    ids = checkpoint.tokenizer.apply_chat_template(
+        prompts[1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
     for _ in range(6):
         ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
     assert one[1].text == checkpoint.tokenizer.decode(ids[0, -6:], skip_special_tokens=True).strip()
@@ -183,7 +228,15 @@ def test_greedy_answers_do_not_depend_on_the_batch(pair) -> None:
 def test_base_models_cannot_be_asked(pair) -> None:
     model, checkpoint = load_model(pair["base"])
     with pytest.raises(TokenizerError, match="has no chat template"):
-        next(answers(model, checkpoint.tokenizer, [[{"role": "user", "content": "a"}]], max_new_tokens=2, batch_size=1))
+        next(
+            answers(
+                model,
+                checkpoint.tokenizer,
+                [[{"role": "user", "content": "a"}]],
+                max_new_tokens=2,
+                batch_size=1,
+            )
+        )
 
 
 def test_evaluate_records_and_scores(pair) -> None:
@@ -202,9 +255,15 @@ def test_evaluate_records_and_scores(pair) -> None:
     assert scores["exact match", "ru", "copy_sentence"].count == 2
 
 
-@pytest.mark.parametrize(("given", "exact", "whole"), [
-    ("Снег пошёл ночью.", 1.0, 1.0), ("Снег пошёл ночью", 0.0, 0.0), ("Снег пошёл ночью. Так.", 0.0, 1.0), ("", 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "exact", "whole"),
+    [
+        ("Снег пошёл ночью.", 1.0, 1.0),
+        ("Снег пошёл ночью", 0.0, 0.0),
+        ("Снег пошёл ночью. Так.", 0.0, 1.0),
+        ("", 0, 0),
+    ],
+)
 def test_answers_are_scored_against_the_right_one(given, exact, whole) -> None:
     from lep.corpus.tasks import TaskItem
     from lep.evaluation.evaluate import _task_record
@@ -215,7 +274,9 @@ def test_answers_are_scored_against_the_right_one(given, exact, whole) -> None:
     assert (record["exact"], record["copied"]) == (exact, whole)
     scores = {s.metric: s for s in summarise([record] * 3, SETTINGS) if s.task}
     assert scores["exact match"].value == exact
-    assert scores["answer bits per byte"].value == pytest.approx(7 / math.log(2) / len("Снег пошёл ночью.".encode()))
+    assert scores["answer bits per byte"].value == pytest.approx(
+        7 / math.log(2) / len("Снег пошёл ночью.".encode())
+    )
 
 
 def test_text_windows_are_the_same_for_every_tokenizer(pair, adapted) -> None:
@@ -227,12 +288,19 @@ def test_text_windows_are_the_same_for_every_tokenizer(pair, adapted) -> None:
 
 
 def test_compare_writes_table_and_records(pair, tmp_path) -> None:
-    table = compare([str(pair["base"]), str(pair["instruct"])], {"ru": [TEXT / "ru"]}, tmp_path / "out", SETTINGS)
+    table = compare(
+        [str(pair["base"]), str(pair["instruct"])],
+        {"ru": [TEXT / "ru"]},
+        tmp_path / "out",
+        SETTINGS,
+    )
     assert table.splitlines()[2].startswith("base ")
     assert table.splitlines()[2].rstrip().endswith("-")  # a base model cannot be asked
     assert (tmp_path / "out" / "table.txt").read_text() == table + "\n"
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert all({"value", "low", "high", "count", "unit"} <= score.keys() for score in scores["instruct"])
+    assert all(
+        {"value", "low", "high", "count", "unit"} <= score.keys() for score in scores["instruct"]
+    )
 
 
 def test_names_in_the_table() -> None:

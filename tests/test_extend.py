@@ -26,7 +26,10 @@ def extend(tokenizer: Tokenizer, texts: list[str], new_tokens: int) -> Extension
 
 @pytest.fixture(scope="module")
 def extended(pair) -> tuple[Tokenizer, Tokenizer]:
-    return (load_tokenizer(pair["base"]).backend_tokenizer, load_tokenizer(pair["tokenizer"]).backend_tokenizer)
+    return (
+        load_tokenizer(pair["base"]).backend_tokenizer,
+        load_tokenizer(pair["tokenizer"]).backend_tokenizer,
+    )
 
 
 def test_size_is_exact_and_known_ids_stay(extended) -> None:
@@ -42,7 +45,9 @@ def test_every_new_token_is_reachable_and_saves_tokens(extended, pair, russian) 
     for token in record["tokens"]:
         assert len(after.model.tokenize(after.pre_tokenizer.pre_tokenize_str(token)[0][0])) == 1
     old, new = load_tokenizer(pair["base"]), load_tokenizer(pair["tokenizer"])
-    before, after = (sum(len(tokenizer(text)["input_ids"]) for text in russian) for tokenizer in (old, new))
+    before, after = (
+        sum(len(tokenizer(text)["input_ids"]) for text in russian) for tokenizer in (old, new)
+    )
     assert before > 1.15 * after
 
 
@@ -96,7 +101,12 @@ def slow_bpe(words, contents, new_tokens):
     return merges
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 5)), max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 5)),
+        max_size=8,
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_equals_the_slow_definition(words) -> None:
     contents = [b"a", b"b", b"c", b"d"]
@@ -108,15 +118,21 @@ def test_equals_the_slow_definition(words) -> None:
 
 def test_script_filter() -> None:
     letter = "ქ".encode()
-    georgian = ScriptFilter("Georgian", needed_prefixes({"ქ": [letter[:1], letter[1:2], letter[2:]]}))
+    georgian = ScriptFilter(
+        "Georgian", needed_prefixes({"ქ": [letter[:1], letter[1:2], letter[2:]]})
+    )
     assert georgian("ქარ".encode())
     assert georgian(letter[:2])
     assert georgian(b" " + letter[:2])  # known merges may join the space to the first byte
     assert not georgian(letter + letter[:2])  # whole letters are never followed by a piece of one
     assert not georgian(letter[:1])  # every byte is a token anyway
     assert not georgian(b"the")
-    assert not ScriptFilter("Georgian")(letter[:2])  # not needed where the letter is spelled in two pieces
-    assert georgian.excluded([letter[:2]]) == ["\u10fb"]  # a mark of script Common that starts with the same bytes
+    assert not ScriptFilter("Georgian")(
+        letter[:2]
+    )  # not needed where the letter is spelled in two pieces
+    assert georgian.excluded([letter[:2]]) == [
+        "\u10fb"
+    ]  # a mark of script Common that starts with the same bytes
     assert ScriptFilter("Latin")(b"the")
     assert not ScriptFilter("Latin")(b", ")
     assert ScriptFilter(None)(b"\xff")
@@ -133,7 +149,10 @@ def test_other_kinds_are_refused() -> None:
         (wordpiece, "the tokenizer is a WordPiece model"),
         (Tokenizer(models.Unigram([("a", 0.0)])), "the tokenizer is a Unigram model"),
         (Tokenizer(models.BPE({"a": 0}, [])), "neither byte-level nor has byte fallback"),
-        (Tokenizer(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")), "marks word ends or continuations"),
+        (
+            Tokenizer(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")),
+            "marks word ends or continuations",
+        ),
     ]:
         with pytest.raises(TokenizerError, match=message):
             Parts.of(tokenizer)
@@ -146,7 +165,10 @@ def test_scripts_by_name(byte_level) -> None:
         count_texts(byte_level, ["Русский текст"], "cyrillik")
     with pytest.raises(CorpusError, match="no letters of a known script"):
         count_texts(byte_level, ["1234"], "auto")
-    late = [*["text in English " * 1_000] * 100, "и вот русский"]  # far behind what is looked at to tell the script
+    late = [
+        *["text in English " * 1_000] * 100,
+        "и вот русский",
+    ]  # far behind what is looked at to tell the script
     assert set(count_texts(byte_level, late, "cyrillic").counts) == {"и", " вот", " русский"}
     assert set(count_texts(byte_level, ["Да, yes"], "any").counts) == {"Да", ",", " yes"}
     assert set(count_texts(byte_level, ["Дада, yes"]).counts) == {"Дада"}
@@ -154,7 +176,9 @@ def test_scripts_by_name(byte_level) -> None:
 
 def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
     texts = ["ქართული ენა ქართულად ქართულია " * 3]
-    by_bytes, by_letters = (extend(tokenizer, texts, 12) for tokenizer in (byte_level, byte_fallback))
+    by_bytes, by_letters = (
+        extend(tokenizer, texts, 12) for tokenizer in (byte_level, byte_fallback)
+    )
     assert "\u10fb" in by_bytes.excluded
     assert by_letters.excluded == []  # letters are symbols: no other text can change
     assert next(iter(by_letters.new)).decode() == "ა"  # the most frequent letter first
@@ -162,7 +186,9 @@ def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
         after = extension.parts.vocabulary.tokenizer
         assert after.get_vocab_size() == tokenizer.get_vocab_size() + 12
         assert len(after.encode(texts[0]).ids) < 0.4 * len(tokenizer.encode(texts[0]).ids)
-        assert after.decode(after.encode(texts[0]).ids) == tokenizer.decode(tokenizer.encode(texts[0]).ids)
+        assert after.decode(after.encode(texts[0]).ids) == tokenizer.decode(
+            tokenizer.encode(texts[0]).ids
+        )
         for text in ("中文 हिन्दी Ελληνικά Русский English 🙂", "฿ ჻"):
             if not set(text) & set(extension.excluded):
                 assert after.encode(text).ids == tokenizer.encode(text).ids
@@ -184,7 +210,9 @@ def test_both_methods_on_both_families(method, kind, request, russian, english) 
     assert now < 0.9 * before
     if method == "continue":
         for content, i in extension.new.items():
-            assert [piece.id for piece in after.model.tokenize(extension.parts.name(content))] == [i]
+            assert [piece.id for piece in after.model.tokenize(extension.parts.name(content))] == [
+                i
+            ]
         for text in english:
             assert after.encode(text).ids == tokenizer.encode(text).ids
 
@@ -193,7 +221,9 @@ def test_a_merge_to_a_known_token_sets_off_the_known_merges() -> None:
     # "abc" is known as a+bc and goes on to "abcd"; the new merge ab+c reaches it by another way.
     contents = [b"a", b"b", b"c", b"d", b"bc", b"abc", b"abcd", b"ab"]
     known = [Merge(1, 2, 4), Merge(0, 4, 5), Merge(5, 3, 6)]
-    merges, grown = continue_bpe([([7, 2, 3], 5), ([7, 2], 9), ([6, 3], 2)], list(contents), known, 1, ANY)
+    merges, grown = continue_bpe(
+        [([7, 2, 3], 5), ([7, 2], 9), ([6, 3], 2)], list(contents), known, 1, ANY
+    )
     # ab+c (14 times) first: it gives abc, at once abc+d, so that the next new token is abcd+d and not abc+d.
     assert merges == [Merge(7, 2, 5), Merge(6, 3, 8)]
     assert grown[8] == b"abcdd"

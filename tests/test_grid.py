@@ -36,7 +36,9 @@ grid:
 @pytest.fixture(scope="module")
 def recipe(pair, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("grid") / "grid.yaml"
-    text = RECIPE.format(pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train", data="none")
+    text = RECIPE.format(
+        pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train", data="none"
+    )
     text = re.sub(r",\n +benchmark: .*?\}\}", "}", text)
     path.write_text(re.sub(r"tune: .*\n", "", text) + GRID)
     return path
@@ -45,11 +47,17 @@ def recipe(pair, tmp_path_factory) -> Path:
 def test_combinations(recipe) -> None:
     cells = load_grid(recipe).cells
     assert [(c.labels["vocabulary"], c.labels["rate"]) for c in cells if c.seed == 0] == [
-        ("Extended", "low"), ("Extended", "high"), ("BPE", "low"),
-    ]  # fmt: skip
+        ("Extended", "low"),
+        ("Extended", "high"),
+        ("BPE", "low"),
+    ]
     assert [c.seed for c in cells] == [0] * 3 + [1] * 3
     bpe, high = cells[2].recipe, cells[4].recipe
-    assert (bpe.tokenizer.method, bpe.tokenizer.vocab_size, bpe.tokenizer.new_tokens) == ("bpe", 500, None)
+    assert (bpe.tokenizer.method, bpe.tokenizer.vocab_size, bpe.tokenizer.new_tokens) == (
+        "bpe",
+        500,
+        None,
+    )
     assert bpe.pretrain.learning_rate == 1e-3
     assert high.pretrain.learning_rate == 4e-3
     assert high.pretrain.seed == high.calibrate.seed == 1
@@ -65,16 +73,25 @@ def test_common_stages_are_one(recipe, tmp_path) -> None:
     assert of("answers") == ["answers"]
     assert of("tokenizer") == ["tokenizer.BPE.low", "tokenizer.Extended"]
     assert of("pretrain") == [
-        "pretrain.BPE.low.seed-0", "pretrain.BPE.low.seed-1", "pretrain.Extended.high.seed-0",
-        "pretrain.Extended.high.seed-1", "pretrain.Extended.low.seed-0", "pretrain.Extended.low.seed-1",
-    ]  # fmt: skip
+        "pretrain.BPE.low.seed-0",
+        "pretrain.BPE.low.seed-1",
+        "pretrain.Extended.high.seed-0",
+        "pretrain.Extended.high.seed-1",
+        "pretrain.Extended.low.seed-0",
+        "pretrain.Extended.low.seed-1",
+    ]
     assert len(of("direct")) == 4
-    assert of("calibrate-conversion") == [n.replace("pretrain", "calibrate-conversion") for n in of("pretrain")[2:]]
+    assert of("calibrate-conversion") == [
+        n.replace("pretrain", "calibrate-conversion") for n in of("pretrain")[2:]
+    ]
 
 
 def test_another_judge_leaves_the_answers(recipe, tmp_path) -> None:
     def stages(*overrides: str) -> dict[str, str]:
-        planned = plan(load_grid(recipe, ["grid.axes={}", "grid.cells=[]", "grid.seeds=[0]", *overrides]), tmp_path)
+        planned = plan(
+            load_grid(recipe, ["grid.axes={}", "grid.cells=[]", "grid.seeds=[0]", *overrides]),
+            tmp_path,
+        )
         return {planned.places.name(stage): stage.fingerprint for stage in planned.stages}
 
     rules, judged, short = (
@@ -101,17 +118,40 @@ def test_what_is_made_keeps_its_name_when_a_grid_grows(recipe, tmp_path) -> None
     assert "pretrain.Extended.low.seed-1" in names
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("learning_rate: 4e-3}}", "learning_rat: 4e-3}}", r"unknown key 'pretrain.learning_rat'; did you mean"),
-    ("  seeds:", "  seed:", r"unknown key 'grid.seed'; did you mean 'seeds'"),
-    ("{vocabulary: Extended}\n", "{vocabulary: Extendet}\n", r"no axis 'vocabulary' has a value 'Extendet' "
-     r"\(known: Extended, BPE\)"),
-    ("      low: {}", "      lo/w: {}", r"'lo/w' shall name folders"),
-    ("vocab_size: 500", "vocab_size: 500, keep: 4", r"tokenizer: the method bpe has no keep: give vocab_size"),
-    ("new_tokens: null, ", "", r"tokenizer: the method bpe has no new_tokens"),
-    ("after: swap", "after: direct", r"calibrate comes after 'direct', which the recipe does not make"),
-    ("low: {}", "low: {tune: {seed: 3}}", r"tune.seed is set, but the seeds of a grid are grid.seeds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "learning_rate: 4e-3}}",
+            "learning_rat: 4e-3}}",
+            r"unknown key 'pretrain.learning_rat'; did you mean",
+        ),
+        ("  seeds:", "  seed:", r"unknown key 'grid.seed'; did you mean 'seeds'"),
+        (
+            "{vocabulary: Extended}\n",
+            "{vocabulary: Extendet}\n",
+            r"no axis 'vocabulary' has a value 'Extendet' "
+            r"\(known: Extended, BPE\)",
+        ),
+        ("      low: {}", "      lo/w: {}", r"'lo/w' shall name folders"),
+        (
+            "vocab_size: 500",
+            "vocab_size: 500, keep: 4",
+            r"tokenizer: the method bpe has no keep: give vocab_size",
+        ),
+        ("new_tokens: null, ", "", r"tokenizer: the method bpe has no new_tokens"),
+        (
+            "after: swap",
+            "after: direct",
+            r"calibrate comes after 'direct', which the recipe does not make",
+        ),
+        (
+            "low: {}",
+            "low: {tune: {seed: 3}}",
+            r"tune.seed is set, but the seeds of a grid are grid.seeds",
+        ),
+    ],
+)
 def test_faults_are_located(recipe, old, new, message, tmp_path) -> None:
     assert old in recipe.read_text()
     text = recipe.read_text()
@@ -123,14 +163,19 @@ def test_faults_are_located(recipe, old, new, message, tmp_path) -> None:
 
 
 def _cells(**values: list[float]) -> dict[str, Cell]:
-    return {name: Cell({f"{name}/{seed}": v for seed, v in enumerate(each)}) for name, each in values.items()}
+    return {
+        name: Cell({f"{name}/{seed}": v for seed, v in enumerate(each)})
+        for name, each in values.items()
+    }
 
 
 def test_differences_are_paired_by_seed() -> None:
     cells = _cells(a=[0.1, 0.5, 0.9], b=[0.21, 0.59, 1.0], one=[0.4], step=[0.2, 0.6, 1.0])
     apart = cells["b"] - cells["a"]
     assert (round(apart.mean, 9), apart.sign) == (0.1, 1)  # though their own intervals overlap
-    assert (cells["step"] - cells["a"]).sign == 0  # one item of ten, three times: no spread to tell it from none
+    assert (
+        cells["step"] - cells["a"]
+    ).sign == 0  # one item of ten, three times: no spread to tell it from none
     assert str(cells["step"] - cells["a"]) == "0.100 ± 0.000"
     assert (cells["a"] - cells["b"]).sign == -1
     assert (cells["a"] - cells["one"]).mean == pytest.approx(0.1)
@@ -143,9 +188,16 @@ def test_the_page_says_what_calibration_raised_and_what_not() -> None:
     before, better, same = ([0.1, 0.2, 0.3], [0.5, 0.61, 0.7], [0.0, 0.2, 0.4])
     models = {
         name: {"copy ru": Cell({f"{name}{i}": v for i, v in enumerate(values)})}
-        for name, values in {"swap": before, "exact": before, "swap + tuning": better, "exact + tuning": same}.items()
+        for name, values in {
+            "swap": before,
+            "exact": before,
+            "swap + tuning": better,
+            "exact + tuning": same,
+        }.items()
     }
-    assert Block({}, [0, 1, 2], models).verdicts() == ["tuning, copy ru: raised: swap; no sure change: exact"]
+    assert Block({}, [0, 1, 2], models).verdicts() == [
+        "tuning, copy ru: raised: swap; no sure change: exact"
+    ]
 
 
 def _run_quietly(recipe: Path, folder: Path, said: Path) -> None:
@@ -161,7 +213,8 @@ def test_two_processes_share_a_grid(recipe, tmp_path) -> None:
     """Each stage is made by one of them, and a stage that is deleted comes back the same."""
     context = multiprocessing.get_context("spawn")
     pair = [
-        context.Process(target=_run_quietly, args=(recipe, tmp_path / "run", tmp_path / f"{i}.txt")) for i in range(2)
+        context.Process(target=_run_quietly, args=(recipe, tmp_path / "run", tmp_path / f"{i}.txt"))
+        for i in range(2)
     ]
     for process in pair:
         process.start()
@@ -204,12 +257,17 @@ def _slow_stage(name: str, log: Path, seconds: float) -> Stage:
 
 
 def _run_stages(folder: Path, log: Path) -> None:
-    Runner(Places(folder), lambda _: None).run_all([_slow_stage(f"s{i}", log, 0.3) for i in range(6)])
+    Runner(Places(folder), lambda _: None).run_all(
+        [_slow_stage(f"s{i}", log, 0.3) for i in range(6)]
+    )
 
 
 def test_a_stage_is_made_by_one_process(tmp_path) -> None:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run_stages, args=(tmp_path / "run", tmp_path / "log")) for _ in range(3)]
+    processes = [
+        context.Process(target=_run_stages, args=(tmp_path / "run", tmp_path / "log"))
+        for _ in range(3)
+    ]
     started = time.time()
     for process in processes:
         process.start()

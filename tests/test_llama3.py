@@ -10,11 +10,11 @@ import zstandard
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.propagate import propagate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import read_documents
 from lep.tokenizer.write import extend_tokenizer
+from lep.transfer.initialise import initialise
+from lep.transfer.propagate import propagate
 
 DATA = os.environ.get("LEP_DATA", "")
 NEW_TOKENS = 4000
@@ -36,9 +36,15 @@ def llama3(tmp_path_factory) -> Path:
         place = folder / name
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=128_256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, bos_token_id=128_000, eos_token_id=[128_001, 128_009],
-        )  # fmt: skip
+            vocab_size=128_256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            bos_token_id=128_000,
+            eos_token_id=[128_001, 128_009],
+        )
         model = LlamaForCausalLM(config)
         if seed:
             torch.manual_seed(seed)
@@ -46,7 +52,9 @@ def llama3(tmp_path_factory) -> Path:
                 parameter.data += 0.02 * torch.randn_like(parameter) * parameter.std()
         model.to(torch.bfloat16).save_pretrained(place)
         (place / "tokenizer.json").write_bytes(
-            zstandard.ZstdDecompressor().stream_reader((source / "tokenizer.json.zst").open("rb")).read()
+            zstandard.ZstdDecompressor()
+            .stream_reader((source / "tokenizer.json.zst").open("rb"))
+            .read()
         )
         (place / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
     return folder
@@ -71,7 +79,9 @@ def test_extend_init_propagate_reload(llama3, tmp_path) -> None:
     english = [
         d.text[:3000]
         for d, _ in zip(
-            read_documents([Path(DATA, "train", "en", "tech_rustbook.jsonl.zst")]), range(100), strict=False
+            read_documents([Path(DATA, "train", "en", "tech_rustbook.jsonl.zst")]),
+            range(100),
+            strict=False,
         )
     ]
     for text in [*russian, *english]:

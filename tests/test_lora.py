@@ -8,11 +8,11 @@ from conftest import save_model
 from safetensors.torch import load_file
 
 from lep.checkpoint.adapter import saved_factors
-from lep.checkpoint.pack import make_pack
-from lep.checkpoint.propagate import propagate
 from lep.errors import CheckpointError
 from lep.settings import PretrainSettings, PropagateSettings
 from lep.training.pretrain import pretrain
+from lep.transfer.language_pack import make_pack
+from lep.transfer.propagate import propagate
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"
 SETTINGS = PretrainSettings(
@@ -35,7 +35,9 @@ def trained(adapted, tmp_path_factory) -> Path:
 
 
 def test_tables_and_projections_move_and_nothing_else(adapted, trained) -> None:
-    before, after = (load_file(f / "model.safetensors") for f in (adapted.parent / "initialised", trained))
+    before, after = (
+        load_file(f / "model.safetensors") for f in (adapted.parent / "initialised", trained)
+    )
     factors = saved_factors(trained)
     assert len(factors) == 3 * 7  # layers, projections of each
     for name, tensor in before.items():
@@ -58,7 +60,9 @@ def test_what_is_written_is_what_trained(adapted, trained, tmp_path) -> None:
     from lep.training.watch import HeldoutText
 
     text = {"ru": [str(SAMPLE)]}
-    settings = SETTINGS.model_copy(update={"eval_text": text, "eval_characters": 2_000, "precision": "float32"})
+    settings = SETTINGS.model_copy(
+        update={"eval_text": text, "eval_characters": 2_000, "precision": "float32"}
+    )
     record = pretrain(adapted.parent / "initialised", [SAMPLE], tmp_path / "out", settings)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     seen = HeldoutText(text, 2_000, Checkpoint(tmp_path / "out")).look(model)["ru"]
@@ -67,9 +71,15 @@ def test_what_is_written_is_what_trained(adapted, trained, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("method", ["swap", "new-rows"])
-def test_the_instruct_model_gets_what_was_added_to_the_body(pair, trained, tmp_path, method) -> None:
-    propagate(pair["base"], pair["instruct"], trained, tmp_path / "out", PropagateSettings(method=method))
-    chat, result = (load_file(f / "model.safetensors") for f in (pair["instruct"], tmp_path / "out"))
+def test_the_instruct_model_gets_what_was_added_to_the_body(
+    pair, trained, tmp_path, method
+) -> None:
+    propagate(
+        pair["base"], pair["instruct"], trained, tmp_path / "out", PropagateSettings(method=method)
+    )
+    chat, result = (
+        load_file(f / "model.safetensors") for f in (pair["instruct"], tmp_path / "out")
+    )
     factors = saved_factors(trained)
     for name, tensor in chat.items():
         if name in factors:
@@ -80,7 +90,9 @@ def test_the_instruct_model_gets_what_was_added_to_the_body(pair, trained, tmp_p
 
 
 def test_a_pack_cannot_hold_an_adapter(pair, trained, tmp_path) -> None:
-    with pytest.raises(CheckpointError, match=r"trained with an adapter on its body .* propagate it instead"):
+    with pytest.raises(
+        CheckpointError, match=r"trained with an adapter on its body .* propagate it instead"
+    ):
         make_pack(pair["base"], trained, tmp_path / "pack.lep")
     assert not list(tmp_path.iterdir())
 
@@ -90,7 +102,9 @@ def test_a_model_of_another_shape_is_refused(pair, byte_level, trained, tmp_path
     from lep.checkpoint.reader import Checkpoint
 
     save_model(tmp_path / "other", byte_level, hidden=16)
-    with pytest.raises(CheckpointError, match=r"an adapter was trained for \S+ of shape .*has it as"):
+    with pytest.raises(
+        CheckpointError, match=r"an adapter was trained for \S+ of shape .*has it as"
+    ):
         added(Checkpoint(tmp_path / "other"), saved_factors(trained))
 
 
@@ -98,11 +112,15 @@ def test_a_model_of_another_shape_is_refused(pair, byte_level, trained, tmp_path
 def test_what_was_added_before_is_kept(trained, tmp_path) -> None:
     """Trained again, with adapters or without: the instruct model still gets all that was added to the body."""
     before = saved_factors(trained)
-    pretrain(trained, [SAMPLE], tmp_path / "rows", SETTINGS.model_copy(update={"train": "embeddings"}))
+    pretrain(
+        trained, [SAMPLE], tmp_path / "rows", SETTINGS.model_copy(update={"train": "embeddings"})
+    )
     for name, (left, right) in saved_factors(tmp_path / "rows").items():
         assert torch.equal(left @ right, before[name][0] @ before[name][1])
     pretrain(trained, [SAMPLE], tmp_path / "more", SETTINGS)
-    start, end = (load_file(f / "model.safetensors") for f in (trained.parent / "start", tmp_path / "more"))
+    start, end = (
+        load_file(f / "model.safetensors") for f in (trained.parent / "start", tmp_path / "more")
+    )
     for name, (left, right) in saved_factors(tmp_path / "more").items():
         assert left.shape[1] == 2 * SETTINGS.lora_rank
         torch.testing.assert_close(start[name] + left @ right, end[name], rtol=1e-5, atol=1e-6)
@@ -115,7 +133,11 @@ def test_an_architecture_without_projections_is_refused(tmp_path) -> None:
     from lep.checkpoint.reader import Checkpoint
     from lep.training.lora import add_adapter
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    )
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no linear projections in its layers .*GPT2LMHeadModel"):
+    with pytest.raises(
+        CheckpointError, match=r"no linear projections in its layers .*GPT2LMHeadModel"
+    ):
         add_adapter(model, Checkpoint(tmp_path), 4, 8)

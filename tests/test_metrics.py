@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lep.evaluation.metrics import (
+from lep.benchmark.metrics import (
     METRICS,
     Metric,
     exam_points,
@@ -42,7 +42,9 @@ def slow_matthews(pairs: list[tuple[int, int]]) -> float:
     def covariance(a: int, b: int) -> float:
         return sum(
             sum((pair[a] == k) * (pair[b] == k) for pair in pairs) / len(pairs)
-            - sum(pair[a] == k for pair in pairs) * sum(pair[b] == k for pair in pairs) / len(pairs) ** 2
+            - sum(pair[a] == k for pair in pairs)
+            * sum(pair[b] == k for pair in pairs)
+            / len(pairs) ** 2
             for k in labels
         )
 
@@ -76,23 +78,26 @@ def test_matthews_by_hand() -> None:
     assert matthews(np.array([(1, 1), (0, 1)])) == 0  # always the same answer says nothing
 
 
-@pytest.mark.parametrize(("kind", "number", "answer", "given_", "points"), [
-    ("text", "4", "восполнить,дополнить", "Восполнить.", 1),
-    ("text", "4", "восполнить,дополнить", "2) дополнить", 1),
-    ("text", "4", "восполнить", "пополнить", 0),
-    ("matching", "8", "9,7,4,5,2", "9,7,4,5,2", 5),
-    ("matching", "8", "9,7,4,5,2", "9, 7, 5, 4, 2", 3),
-    ("matching", "26", "9,7,4,5", "9,7,4", 0),  # not a list of four
-    ("multiple_choice_based_on_text", "1", "2,5", "5, 2", 1),
-    ("multiple_choice_based_on_text", "1", "2,5", "2", 0),
-    ("multiple_choice_based_on_text", "1", "2,5", "2,5,1", 0),
-    ("multiple_choice_independent_options", "16", "3,5", "5,3", 2),
-    ("multiple_choice_independent_options", "16", "3,5", "3,4", 1),
-    ("multiple_choice_independent_options", "16", "3,5", "3", 1),
-    ("multiple_choice_independent_options", "16", "3,5", "3,5,1", 1),
-    ("multiple_choice_independent_options", "16", "3,5", "1,2,4", 0),
-    ("multiple_choice_independent_options", "16", "3,5", "", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "number", "answer", "given_", "points"),
+    [
+        ("text", "4", "восполнить,дополнить", "Восполнить.", 1),
+        ("text", "4", "восполнить,дополнить", "2) дополнить", 1),
+        ("text", "4", "восполнить", "пополнить", 0),
+        ("matching", "8", "9,7,4,5,2", "9,7,4,5,2", 5),
+        ("matching", "8", "9,7,4,5,2", "9, 7, 5, 4, 2", 3),
+        ("matching", "26", "9,7,4,5", "9,7,4", 0),  # not a list of four
+        ("multiple_choice_based_on_text", "1", "2,5", "5, 2", 1),
+        ("multiple_choice_based_on_text", "1", "2,5", "2", 0),
+        ("multiple_choice_based_on_text", "1", "2,5", "2,5,1", 0),
+        ("multiple_choice_independent_options", "16", "3,5", "5,3", 2),
+        ("multiple_choice_independent_options", "16", "3,5", "3,4", 1),
+        ("multiple_choice_independent_options", "16", "3,5", "3", 1),
+        ("multiple_choice_independent_options", "16", "3,5", "3,5,1", 1),
+        ("multiple_choice_independent_options", "16", "3,5", "1,2,4", 0),
+        ("multiple_choice_independent_options", "16", "3,5", "", 0),
+    ],
+)
 def test_exam_points(kind, number, answer, given_, points) -> None:
     assert exam_points(kind, number, answer, given_) == points
 
@@ -103,7 +108,16 @@ def test_an_exam_is_graded_by_its_variants() -> None:
 
 
 def test_a_pair_counts_only_in_both_orders() -> None:
-    items = [("1", 1.0), ("1", 1.0), ("2", 1.0), ("2", 0.0), ("3", 0.0), ("3", 0.0), ("4", 0.0), ("4", 1.0)]
+    items = [
+        ("1", 1.0),
+        ("1", 1.0),
+        ("2", 1.0),
+        ("2", 0.0),
+        ("3", 0.0),
+        ("3", 0.0),
+        ("4", 0.0),
+        ("4", 1.0),
+    ]
     assert METRICS["both_orders"](items) == 0.25
     assert Metric()(items) == pytest.approx(0.5)  # what single items would say: the first of each
 
@@ -127,7 +141,9 @@ def test_rouge_recall_of_lemmas() -> None:
     words = ["год", "рука", "год", "день", "рука", "год"]
     other = ["рука", "год", "год", "день"]
     for n in (1, 2):
-        assert rouge_recall(" ".join(words), " ".join(other), n) == pytest.approx(slow_rouge(words, other, n))
+        assert rouge_recall(" ".join(words), " ".join(other), n) == pytest.approx(
+            slow_rouge(words, other, n)
+        )
 
 
 def test_token_f1() -> None:
@@ -145,7 +161,9 @@ def test_r_precision() -> None:
 def test_copies_are_measured_in_tokens_as_written() -> None:
     assert length_ratio(3, 4) == length_ratio(4, 3) == 0.75
     assert length_ratio(0, 4) == 0
-    assert token_ratio(6, "abc", len) == pytest.approx(4 / 6)  # the original with a space before it is nearer
+    assert token_ratio(6, "abc", len) == pytest.approx(
+        4 / 6
+    )  # the original with a space before it is nearer
     assert token_ratio(3, "abc", len) == 1
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import read_documents, write_records
-from lep.pipeline.plan import make_plan
+from lep.pipeline.forecast import make_plan
 from lep.pipeline.recipe import load_recipe
 from lep.pipeline.run import run
 
@@ -31,7 +31,9 @@ CHARACTERS = 1_000_000
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (DATA / "tokenizers").is_dir(), reason="LEP_DATA does not name a folder with tokenizers"),
+    pytest.mark.skipif(
+        not (DATA / "tokenizers").is_dir(), reason="LEP_DATA does not name a folder with tokenizers"
+    ),
 ]
 
 
@@ -41,8 +43,15 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
     tokenizer, kind, added, rows, language = MODELS[request.param]
     source = DATA / "tokenizers" / tokenizer
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 2, "tie_word_embeddings": False, "max_position_embeddings": 4_096}  # fmt: skip
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 4_096,
+    }
     config = AutoConfig.for_model(kind, vocab_size=rows, **shape)
     for name in ("base", "instruct"):
         place = tmp_path / name
@@ -54,8 +63,16 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
         if name == "instruct":
             settings["chat_template"] = TEMPLATE
             config.vocab_size = rows + len(added)
-            special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-            spec["added_tokens"] += [{"id": rows + i, "content": each} | special for i, each in enumerate(added)]
+            special = {
+                "special": True,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
+            spec["added_tokens"] += [
+                {"id": rows + i, "content": each} | special for i, each in enumerate(added)
+            ]
         (place / "tokenizer.json").write_text(json.dumps(spec))
         (place / "tokenizer_config.json").write_text(json.dumps(settings))
         model = AutoModelForCausalLM.from_config(config)
@@ -69,15 +86,29 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
     changes = [
         *(f"{name}={tmp_path / name}" for name in ("base", "instruct")),
         *(f"text.{code}={tmp_path / 'text'}/{code}.jsonl" for code in (language, "en")),
-        "corpus.heldout_share=0.1", "tokenizer.new_tokens=500",
-        "pretrain.epochs=null", "pretrain.tokens=8_000", "pretrain.batch_tokens=2048", "pretrain.block_size=256",
-        "calibrate.prompts=null", "calibrate.prompt_tasks=2", "calibrate.copy_tasks=8", "calibrate.max_new_tokens=8",
-        "calibrate.batch_size=8", "evaluate.items=2", "evaluate.characters=2_000", "select.prompts=8",
-        "select.characters=2_000", "select.max_new_tokens=8", "select.copies=0",
-    ]  # fmt: skip
+        "corpus.heldout_share=0.1",
+        "tokenizer.new_tokens=500",
+        "pretrain.epochs=null",
+        "pretrain.tokens=8_000",
+        "pretrain.batch_tokens=2048",
+        "pretrain.block_size=256",
+        "calibrate.prompts=null",
+        "calibrate.prompt_tasks=2",
+        "calibrate.copy_tasks=8",
+        "calibrate.max_new_tokens=8",
+        "calibrate.batch_size=8",
+        "evaluate.items=2",
+        "evaluate.characters=2_000",
+        "select.prompts=8",
+        "select.characters=2_000",
+        "select.max_new_tokens=8",
+        "select.copies=0",
+    ]
     if "tune" in (RECIPES / f"{request.param}.yaml").read_text():
         changes += ["tune.data=null", "tune.data_tasks=2", "tune.copy_tasks=8", "tune.batch_size=8"]
-    if request.param == "qwen-kk":  # answers of a random model do not end, so that `auto` would have none to go by
+    if (
+        request.param == "qwen-kk"
+    ):  # answers of a random model do not end, so that `auto` would have none to go by
         changes += ["propagate=[conversion, exact]", "calibrate.after=[exact, direct]"]
     return request.param, changes
 
@@ -95,7 +126,9 @@ def _text(code: str):
         text = document.text[:20_000]
         lines = text.split("\n")
         if max(map(len, lines)) < 200:
-            text = "\n\n".join(" ".join(lines[start : start + 5]) for start in range(0, len(lines), 5))
+            text = "\n\n".join(
+                " ".join(lines[start : start + 5]) for start in range(0, len(lines), 5)
+            )
         yield {"id": document.id, "text": text}
         seen += len(text)
         if seen > CHARACTERS:

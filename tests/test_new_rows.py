@@ -7,10 +7,14 @@ import torch
 from conftest import SAMPLE, TEMPLATE, save_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM, PhiConfig, PhiForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.mappings import saved_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.settings import PretrainSettings
@@ -18,17 +22,33 @@ from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
 from lep.training.pretrain import pretrain
 from lep.training.rows import new_rows, split_tables
 from lep.training.trainer import head_is_plain, head_loss
+from lep.transfer.initialise import initialise
+from lep.transfer.mappings import saved_mappings
 
 SETTINGS = PretrainSettings(
-    tokens=6_000, learning_rate=5e-3, block_size=64, batch_tokens=256, weight_decay=0.1, checkpoints=5, train="new_rows"
+    tokens=6_000,
+    learning_rate=5e-3,
+    block_size=64,
+    batch_tokens=256,
+    weight_decay=0.1,
+    checkpoints=5,
+    train="new_rows",
 )
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 96}
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 96,
+}
 
 
 def initialised(folder: Path, tokenizer, *, in_place: bool = False, **model) -> Path:
     save_model(folder / "model", tokenizer, **model)
     if in_place:
-        optimize_tokenizer(folder / "model", [SAMPLE / "ru"], 450, 500, folder / "tokenizer", in_place=True)
+        optimize_tokenizer(
+            folder / "model", [SAMPLE / "ru"], 450, 500, folder / "tokenizer", in_place=True
+        )
     else:
         extend_tokenizer(folder / "model", [SAMPLE / "ru"], 60, folder / "tokenizer")
     initialise(folder / "model", folder / "tokenizer", folder / "initialised")
@@ -64,7 +84,7 @@ def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> Non
 
 def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, tmp_path) -> None:
     """Its own tokens come after the new ones; they are no new rows, and stay."""
-    from lep.checkpoint.propagate import initialise_instruct
+    from lep.transfer.propagate import initialise_instruct
 
     longer = Tokenizer.from_str(byte_level.to_str())
     longer.add_special_tokens(["<|own|>", "<|other|>"])
@@ -76,13 +96,17 @@ def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, 
     assert {kind: len(found) for kind, found in rows.items()} == {"input": 100, "output": 100}
     assert start.shape(start.tables.input)[0] == 502 + 100
     pretrain(tmp_path / "start", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
-    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("start", "out"))
+    before, after = (
+        load_file(tmp_path / place / "model.safetensors") for place in ("start", "out")
+    )
     moved = (before[start.tables.input] != after[start.tables.input]).any(1).nonzero().flatten()
     assert set(moved.tolist()) <= set(rows["input"].tolist())
     assert len(moved)
 
 
-def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(byte_level, tmp_path) -> None:
+def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(
+    byte_level, tmp_path
+) -> None:
     """Direct training of new rows: hidden states of text without new tokens stay bit-equal."""
     source = initialised(tmp_path, byte_level, template=TEMPLATE)
     pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
@@ -95,7 +119,9 @@ def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(byte_le
         states.append(found.hidden_states[-1])
         kept.append(found.logits[..., :500])
     assert torch.equal(*states)
-    torch.testing.assert_close(*kept, rtol=1e-5, atol=1e-6)  # as exact as products of another shape are
+    torch.testing.assert_close(
+        *kept, rtol=1e-5, atol=1e-6
+    )  # as exact as products of another shape are
 
 
 @pytest.mark.parametrize("rows", [[90, 91, 92, 93, 94, 95], [3, 50, 7]], ids=["last", "scattered"])
@@ -130,7 +156,9 @@ def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None
     for name, found in split.items():
         torch.testing.assert_close(found.new.grad, slopes[name][order], rtol=1e-4, atol=1e-6)
     assert torch.equal(split["input"].whole(), table)
-    assert [name for name, p in model.named_parameters() if p.requires_grad and "new" not in name] == []
+    assert [
+        name for name, p in model.named_parameters() if p.requires_grad and "new" not in name
+    ] == []
 
 
 def test_what_is_no_plain_lookup_is_refused() -> None:

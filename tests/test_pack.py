@@ -10,14 +10,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.inspect import compare_checkpoints, comparison_text, inspect_checkpoint, inspection_text
-from lep.checkpoint.pack import LanguagePack, apply_pack, make_pack
-from lep.checkpoint.propagate import propagate
 from lep.checkpoint.reader import Checkpoint
 from lep.cli import app
 from lep.errors import CheckpointError, OutputError, TokenizerError
 from lep.settings import PropagateSettings
+from lep.transfer.initialise import initialise
+from lep.transfer.inspect import (
+    compare_checkpoints,
+    comparison_text,
+    inspect_checkpoint,
+    inspection_text,
+)
+from lep.transfer.language_pack import LanguagePack, apply_pack, make_pack
+from lep.transfer.propagate import propagate
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,10 @@ def trained(pair, tmp_path_factory):
 
 def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> None:
     pack = make_pack(pair["base"], trained, tmp_path / "ru.lep")
-    assert {kind: len(rows) for kind, (rows, _) in pack.learned.items()} == {"input": 300, "output": 300}
+    assert {kind: len(rows) for kind, (rows, _) in pack.learned.items()} == {
+        "input": 300,
+        "output": 300,
+    }
     for number, seed in enumerate((1, 2)):  # two models tuned from the base in different ways
         chat = tmp_path / f"chat{number}"
         shutil.copytree(pair["instruct"], chat)
@@ -45,15 +53,28 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
             stored[name] = tensor + 0.005 * seed * torch.randn_like(tensor)
         save_file(stored, chat / "model.safetensors", metadata={"format": "pt"})
         apply_pack(tmp_path / "ru.lep", chat, tmp_path / f"out{number}")
-        propagate(pair["base"], chat, trained, tmp_path / f"same{number}", PropagateSettings(method="task-arithmetic"))
-        ours, theirs = (load_file(tmp_path / f"{n}{number}" / "model.safetensors") for n in ("out", "same"))
+        propagate(
+            pair["base"],
+            chat,
+            trained,
+            tmp_path / f"same{number}",
+            PropagateSettings(method="task-arithmetic"),
+        )
+        ours, theirs = (
+            load_file(tmp_path / f"{n}{number}" / "model.safetensors") for n in ("out", "same")
+        )
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
-        untouched = [i for i in range(1, 500, 2) if i not in Checkpoint(chat).vocabulary.added_ids().values()]
+        untouched = [
+            i for i in range(1, 500, 2) if i not in Checkpoint(chat).vocabulary.added_ids().values()
+        ]
         assert torch.equal(ours["lm_head.weight"][untouched], stored["lm_head.weight"][untouched])
         names = ("tokenizer.json", "config.json", "generation_config.json")
-        assert all((tmp_path / f"out{number}" / f).read_bytes() == (tmp_path / f"same{number}" / f).read_bytes()
-                   for f in names)  # fmt: skip
+        assert all(
+            (tmp_path / f"out{number}" / f).read_bytes()
+            == (tmp_path / f"same{number}" / f).read_bytes()
+            for f in names
+        )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out0")
     assert tokenizer.chat_template == TEMPLATE
     AutoModelForCausalLM.from_pretrained(tmp_path / "out0")
@@ -62,7 +83,9 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
 def test_new_rows_alone(pair, trained, tmp_path) -> None:
     make_pack(pair["base"], trained, tmp_path / "ru.lep", new_only=True)
     apply_pack(tmp_path / "ru.lep", pair["instruct"], tmp_path / "out")
-    ours, chat = (load_file(place / "model.safetensors") for place in (tmp_path / "out", pair["instruct"]))
+    ours, chat = (
+        load_file(place / "model.safetensors") for place in (tmp_path / "out", pair["instruct"])
+    )
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert torch.equal(ours[name][:500], chat[name][:500])
     assert (tmp_path / "ru.lep").stat().st_size < 200_000
@@ -80,7 +103,9 @@ def test_packs_are_the_same_each_time(pair, trained, tmp_path) -> None:
 def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) -> None:
     make_pack(pair["base"], trained, tmp_path / "ru.lep")
     save_model(tmp_path / "stranger", byte_level, seed=99, template=TEMPLATE)
-    with pytest.raises(CheckpointError, match=r"mean cosine of -?0\.\d\d, and kin have 0.5 or more; --force"):
+    with pytest.raises(
+        CheckpointError, match=r"mean cosine of -?0\.\d\d, and kin have 0.5 or more; --force"
+    ):
         apply_pack(tmp_path / "ru.lep", tmp_path / "stranger", tmp_path / "out")
     apply_pack(tmp_path / "ru.lep", tmp_path / "stranger", tmp_path / "forced", force=True)
     save_model(tmp_path / "wide", byte_level, hidden=64)
@@ -100,8 +125,9 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
     with pytest.raises(OutputError, match="exists already"):
         make_pack(pair["base"], trained, tmp_path / "ru.lep")
     for one, other, message in [
-        (tmp_path / "tied", trained, "ties its embeddings"), (pair["base"], tmp_path / "wide", "hidden sizes differ"),
-    ]:  # fmt: skip
+        (tmp_path / "tied", trained, "ties its embeddings"),
+        (pair["base"], tmp_path / "wide", "hidden sizes differ"),
+    ]:
         with pytest.raises(CheckpointError, match=message):
             make_pack(one, other, tmp_path / "out" / "no.lep")
     assert not list(tmp_path.glob("out*"))
@@ -110,7 +136,9 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
 def test_a_pack_writes_nothing_but_the_model(pair, trained, tmp_path) -> None:
     make_pack(pair["base"], trained, tmp_path / "deep" / "er" / "ru.lep")
     tensors = load_file(tmp_path / "deep" / "er" / "ru.lep")
-    spoilt = tensors | {f"tokenizer/{tmp_path}/escaped": tensors["tokenizer/tokenizer.json"].clone()}
+    spoilt = tensors | {
+        f"tokenizer/{tmp_path}/escaped": tensors["tokenizer/tokenizer.json"].clone()
+    }
     save_file(spoilt, tmp_path / "spoilt.lep")
     apply_pack(tmp_path / "spoilt.lep", pair["instruct"], tmp_path / "out")
     assert not (tmp_path / "escaped").exists()
@@ -142,18 +170,29 @@ def test_verify_says_what_changed(pair, trained, tmp_path) -> None:
     found = compare_checkpoints(pair["base"], trained)
     assert found["counts"]["resized"] == 2
     assert (found["tokens"]["kept"], found["tokens"]["new"]) == (500, 100)
-    assert {kind: rows["same"] for kind, rows in found["rows"].items()} == {"input": 250, "output": 250}
+    assert {kind: rows["same"] for kind, rows in found["rows"].items()} == {
+        "input": 250,
+        "output": 250,
+    }
     assert found["config"]["vocab_size"] == [500, 600]
     stored = load_file(pair["base"] / "model.safetensors")
     shutil.copytree(pair["base"], tmp_path / "odd")
     stored["model.norm.weight"][0] += 1
     del stored["model.layers.1.mlp.down_proj.weight"]
-    save_file(stored | {"extra": torch.zeros(3)}, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        stored | {"extra": torch.zeros(3)},
+        tmp_path / "odd" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     found = compare_checkpoints(pair["base"], tmp_path / "odd")
-    states = {name: entry["state"] for name, entry in found["tensors"].items() if entry["state"] != "same"}
+    states = {
+        name: entry["state"] for name, entry in found["tensors"].items() if entry["state"] != "same"
+    }
     assert states == {
-        "model.norm.weight": "changed", "extra": "only after", "model.layers.1.mlp.down_proj.weight": "only before",
-    }  # fmt: skip
+        "model.norm.weight": "changed",
+        "extra": "only after",
+        "model.layers.1.mlp.down_proj.weight": "only before",
+    }
     assert "changed: model.norm.weight" in comparison_text(found)
 
 
@@ -163,12 +202,20 @@ def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
     table = stored["model.embed_tokens.weight"]
     table[50], table[60], table[70, 3] = 0, table[61], torch.nan
     vocabulary = Checkpoint(tmp_path / "model").vocabulary
-    never = [vocabulary.tokens.index(t) for t in vocabulary.tokens if t and t.content in (b"\xc0", b"\xc1", b"\xf5")]
+    never = [
+        vocabulary.tokens.index(t)
+        for t in vocabulary.tokens
+        if t and t.content in (b"\xc0", b"\xc1", b"\xf5")
+    ]
     centre = torch.randn(32)
     for row in never:
         table[row] = centre + 1e-3 * torch.randn(32)
     table[80] = centre  # a token that occurs nowhere stays beside the bytes that cannot occur
-    others = [i for i, t in enumerate(vocabulary.tokens) if t and t.content[:1] >= b"\xf6" and len(t.content) == 1]
+    others = [
+        i
+        for i, t in enumerate(vocabulary.tokens)
+        if t and t.content[:1] >= b"\xf6" and len(t.content) == 1
+    ]
     table[others] = centre + 1e-3 * torch.randn(len(others), 32)
     save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     found = inspect_checkpoint(tmp_path / "model")

@@ -40,7 +40,9 @@ evaluate:
 def recipe(pair, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     data = write_data(path.parent / "data", items=3)
-    path.write_text(RECIPE.format(pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train", data=data))
+    path.write_text(
+        RECIPE.format(pair=pair["base"].parent, text=ROOT / "lab" / "text" / "train", data=data)
+    )
     return path
 
 
@@ -60,12 +62,19 @@ def results(folder: Path) -> dict[str, bytes]:
         "answers.jsonl",
         "mapping.safetensors",
     )
-    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.name in names and ".work" not in p.parts}
+    found = {
+        p.relative_to(folder): p
+        for p in folder.rglob("*")
+        if p.name in names and ".work" not in p.parts
+    }
     return {str(place): path.read_bytes() for place, path in found.items()}
 
 
 def test_faults_of_benchmark_tasks_show_before_anything_runs(recipe, tmp_path) -> None:
-    for override, says in {"tasks=[daru_rwst]": "daru_rwsd", f"data={tmp_path}": "rwsd has no test"}.items():
+    for override, says in {
+        "tasks=[daru_rwst]": "daru_rwsd",
+        f"data={tmp_path}": "rwsd has no test",
+    }.items():
         with pytest.raises(LepError, match=says):
             run(load_recipe(recipe, [f"evaluate.benchmark.{override}"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -84,8 +93,15 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     assert "daru_rwsd" in benchmark
     lines = scores.splitlines()[2:]
     rows = [line.split("  ")[0] for line in lines]
-    assert rows == ["original instruct", "mean initialisation", "swap", "overlap", "conversion",
-                    "conversion + self-calibration", "conversion + tuning"]  # fmt: skip
+    assert rows == [
+        "original instruct",
+        "mean initialisation",
+        "swap",
+        "overlap",
+        "conversion",
+        "conversion + self-calibration",
+        "conversion + tuning",
+    ]
     assert not any(cell == "-" for line in lines for cell in line.split())
     before = results(tmp_path / "run")
     assert sum(name.endswith("model.safetensors") for name in before) == 8
@@ -109,22 +125,34 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
 @pytest.mark.slow
 def test_auto_is_a_method_like_the_others(recipe, tmp_path) -> None:
     changes = ["calibrate=null", "propagate=[swap, auto]", "tune.after=auto"]
-    few = ["prompts=24", "characters=4000", "candidates=[swap, exact, new-rows]", "max_new_tokens=64"]
+    few = [
+        "prompts=24",
+        "characters=4000",
+        "candidates=[swap, exact, new-rows]",
+        "max_new_tokens=64",
+    ]
     run(load_recipe(recipe, changes + [f"select.{setting}" for setting in few]), tmp_path / "run")
     described = json.loads((tmp_path / "run" / "run.json").read_text())["instruct_models"]
     assert {"swap", "auto", "auto + tuning"} <= set(described)
-    chosen = json.loads((tmp_path / "run" / "propagate-auto" / "lep" / "selection.json").read_text())
+    chosen = json.loads(
+        (tmp_path / "run" / "propagate-auto" / "lep" / "selection.json").read_text()
+    )
     assert chosen["chosen"].split(",")[0] in ("swap", "exact", "new-rows")
 
 
 def test_old_text_is_read_again(recipe, tmp_path) -> None:
     """Every stage that trains on plain text reads it, and what comes before does not depend on it."""
     changes = ["direct=true", "pretrain.tokens=500"]
-    before = {stage.name: stage for stage in plan(load_recipe(recipe, changes), tmp_path / "run").stages}
+    before = {
+        stage.name: stage for stage in plan(load_recipe(recipe, changes), tmp_path / "run").stages
+    }
     planned = plan(load_recipe(recipe, [*changes, "pretrain.replay={en: 0.5}"]), tmp_path / "run")
     stages = {stage.name: stage for stage in planned.stages}
     assert set(stages) - set(before) == {"replay"}
-    assert [name for name in stages if stages["replay"] in stages[name].upstream] == ["pretrain", "direct"]
+    assert [name for name in stages if stages["replay"] in stages[name].upstream] == [
+        "pretrain",
+        "direct",
+    ]
     same = ("corpus", "tokenizer", "init-base")
     assert all(before[name].fingerprint == stages[name].fingerprint for name in same)
     Runner(planned.places, print).run_all([stages[name] for name in (*same, "replay", "pretrain")])
@@ -135,29 +163,47 @@ def test_old_text_is_read_again(recipe, tmp_path) -> None:
     )
     assert 0.5 <= sum(map(len, old)) / sum(map(len, new)) < 0.6
     record = json.loads((tmp_path / "run" / "pretrain" / "lep" / "pretrain.json").read_text())
-    assert record["corpus_tokens"] == pytest.approx(sum(map(len, tokenizer(new + old)["input_ids"])), rel=0.05)
+    assert record["corpus_tokens"] == pytest.approx(
+        sum(map(len, tokenizer(new + old)["input_ids"])), rel=0.05
+    )
 
 
 def test_new_rows_are_calibrated_beside_the_published_way(recipe, tmp_path) -> None:
-    planned = plan(load_recipe(recipe, ["direct=true", "calibrate.new_rows=direct"]), tmp_path / "run")
+    planned = plan(
+        load_recipe(recipe, ["direct=true", "calibrate.new_rows=direct"]), tmp_path / "run"
+    )
     models = {name: stage.name for name, stage in planned.cells[0][1].instruct_models.items()}
     assert models["conversion + self-calibration"] == "evaluate-calibrate-conversion"
     assert models["direct + self-calibration of new rows"] == "evaluate-calibrate-direct-new-rows"
     stages = {stage.name: stage for stage in planned.stages}
-    published, own = (stages[f"calibrate-{name}"].settings for name in ("conversion", "direct-new-rows"))
+    published, own = (
+        stages[f"calibrate-{name}"].settings for name in ("conversion", "direct-new-rows")
+    )
     assert own == published | {"train": "new_rows"}
-    with pytest.raises(LepError, match="calibrate comes after 'direct', which the recipe does not make"):
+    with pytest.raises(
+        LepError, match="calibrate comes after 'direct', which the recipe does not make"
+    ):
         load_recipe(recipe, ["calibrate.new_rows=direct"])
 
 
 def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None:
-    for override in ("base=/no/such/model", "text.ru=/no/such/text", "calibrate.prompts=/no/such.jsonl"):
+    for override in (
+        "base=/no/such/model",
+        "text.ru=/no/such/text",
+        "calibrate.prompts=/no/such.jsonl",
+    ):
         with pytest.raises(LepError, match="/no/such"):
             run(load_recipe(recipe, [override]), tmp_path / "run", print)
-    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n{"messages": "hi"}\n')
+    (tmp_path / "bad.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "hi"}]}\n{"messages": "hi"}\n'
+    )
     for override in ("calibrate.prompts", "tune.data"):
         with pytest.raises(LepError, match=r"bad.jsonl, line 2: 'messages' must be a list"):
-            run(load_recipe(recipe, [f"{override}={tmp_path / 'bad.jsonl'}"]), tmp_path / "run", print)
+            run(
+                load_recipe(recipe, [f"{override}={tmp_path / 'bad.jsonl'}"]),
+                tmp_path / "run",
+                print,
+            )
     assert not (tmp_path / "run").exists()
 
 
@@ -175,17 +221,33 @@ run(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))
 def whole_run(recipe, tmp_path_factory) -> Path:
     """A run that nobody killed."""
     place = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run([sys.executable, "-c", KILLED_RUN, str(recipe), str(place)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(recipe), str(place)], check=True, capture_output=True
+    )
     return place
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, whole_run, tmp_path) -> None:
+def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
+    recipe, whole_run, tmp_path
+) -> None:
     command = [sys.executable, "-c", KILLED_RUN, str(recipe), str(tmp_path / "killed")]
     kills = 0
-    for seconds in (0.05, 0.6, 0.2, 1.2, 0.4, 0.9):  # after the run began to work: at ever other points of it
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                   start_new_session=True)  # fmt: skip
+    for seconds in (
+        0.05,
+        0.6,
+        0.2,
+        1.2,
+        0.4,
+        0.9,
+    ):  # after the run began to work: at ever other points of it
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
         assert process.stdout is not None
         if any(line.rstrip().endswith("...") for line in process.stdout):
             time.sleep(seconds)
@@ -197,20 +259,42 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(recipe, who
     assert results(tmp_path / "killed") == results(whole_run)
 
 
-TRAINING_STAGES = ("pretrain", "calibrate-conversion", "tune-conversion")  # killed after they have saved a state
+TRAINING_STAGES = (
+    "pretrain",
+    "calibrate-conversion",
+    "tune-conversion",
+)  # killed after they have saved a state
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [
-    "corpus", "tokenizer", "init-base", "init-instruct", "pretrain", "propagate-conversion", "prompts", "unjudged",
-    "answers", "calibrate-conversion", "tune-conversion", "evaluate-calibrate-conversion",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "corpus",
+        "tokenizer",
+        "init-base",
+        "init-instruct",
+        "pretrain",
+        "propagate-conversion",
+        "prompts",
+        "unjudged",
+        "answers",
+        "calibrate-conversion",
+        "tune-conversion",
+        "evaluate-calibrate-conversion",
+    ],
+)
 def test_a_kill_inside_each_stage(stage, recipe, whole_run, tmp_path_factory) -> None:
     """Killed while a stage works; then the same command again."""
     command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
     place = tmp_path_factory.mktemp("killed") / "run"
-    process = subprocess.Popen([*command, str(place)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [*command, str(place)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if f"] {stage} ..." in line:

@@ -8,14 +8,21 @@ from conftest import SAMPLE
 from transformers import AutoModelForCausalLM
 
 from lep.errors import LepError
-from lep.pipeline.plan import Savings, Shape, make_plan
+from lep.pipeline.forecast import Savings, Shape, make_plan
 from lep.pipeline.recipe import load_recipe
 
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4_096,
-    "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "hidden_size": 4_096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
 
 
 @pytest.fixture
@@ -41,7 +48,9 @@ def test_four_hours_of_an_h100_are_some_180_million_tokens(recipe) -> None:
     assert plan.hours == pytest.approx(4, rel=1e-6)
     assert make_plan(recipe(plain), "h100").hours == pytest.approx(4, rel=0.05)
     assert make_plan(recipe(plain), "a100").hours == pytest.approx(4 * 989 / 312, rel=0.05)
-    again = make_plan(recipe(), "h100", hours=4)  # what is made again in the backward pass costs a forward pass
+    again = make_plan(
+        recipe(), "h100", hours=4
+    )  # what is made again in the backward pass costs a forward pass
     assert again.tokens == pytest.approx(operations / (4 * parameters + 2 * body), rel=0.05)
 
 
@@ -56,11 +65,18 @@ def test_the_memory_of_tuning_is_planned_too(recipe, tmp_path) -> None:
     calibrated = [f"calibrate={{prompts: {tmp_path / 'prompts.jsonl'}}}", "propagate=[swap]"]
     said = str(make_plan(recipe(*calibrated, "calibrate.after=swap"), "h100"))
     assert (
-        "calibrate does not fit: lower calibrate.micro_batch_size (16), set calibrate.activation_checkpointing" in said
+        "calibrate does not fit: lower calibrate.micro_batch_size (16), set calibrate.activation_checkpointing"
+        in said
     )
     assert "pretrain does not fit" not in said
-    small = ["calibrate.micro_batch_size=2", "calibrate.activation_checkpointing=true", "calibrate.max_length=2048"]
-    assert "does not fit" not in str(make_plan(recipe(*calibrated, "calibrate.after=swap", *small), "h100"))
+    small = [
+        "calibrate.micro_batch_size=2",
+        "calibrate.activation_checkpointing=true",
+        "calibrate.max_length=2048",
+    ]
+    assert "does not fit" not in str(
+        make_plan(recipe(*calibrated, "calibrate.after=swap", *small), "h100")
+    )
 
 
 def test_what_is_held_out_is_not_trained_on(recipe) -> None:
@@ -73,7 +89,9 @@ def test_what_is_held_out_is_not_trained_on(recipe) -> None:
 
 def test_old_text_is_planned_too(recipe) -> None:
     once = ["pretrain.tokens=null", "pretrain.epochs=1", f"text.en={SAMPLE / 'en'}"]
-    alone, both = (make_plan(recipe(*once, *more), "h100").tokens for more in ([], ["pretrain.replay={en: 1}"]))
+    alone, both = (
+        make_plan(recipe(*once, *more), "h100").tokens for more in ([], ["pretrain.replay={en: 1}"])
+    )
     assert 1.3 * alone < both < 2 * alone  # as many characters, in fewer tokens each
 
 
@@ -81,17 +99,23 @@ def test_parameters_are_those_of_the_model(recipe, pair) -> None:
     shape = Shape.of(pair["base"])
     model = AutoModelForCausalLM.from_pretrained(pair["base"])
     assert shape.body + 2 * shape.rows * shape.hidden == sum(p.numel() for p in model.parameters())
-    assert make_plan(recipe(), "h100").shape == Shape(6_979_588_096, 128_256, 4_096, 2, 32, 14_336, 65_536, True)
+    assert make_plan(recipe(), "h100").shape == Shape(
+        6_979_588_096, 128_256, 4_096, 2, 32, 14_336, 65_536, True
+    )
 
 
 def test_memory_counts_what_trains_four_times(recipe) -> None:
-    whole, new = (make_plan(recipe(f"pretrain.train={what}"), "h100").memory for what in ("embeddings", "new_rows"))
+    whole, new = (
+        make_plan(recipe(f"pretrain.train={what}"), "h100").memory
+        for what in ("embeddings", "new_rows")
+    )
     trained = "rows that train, their gradients and moments"
     assert whole[trained] == 16 * 2 * (128_256 + 100) * 4_096
     assert new[trained] == 16 * 2 * 100 * 4_096
     assert new["weights that stay"] - whole["weights that stay"] == 2 * 2 * (128_256 + 100) * 4_096
-    assert "pretrain does not fit: lower pretrain.micro_batch_tokens (8,192), train new_rows, add fewer tokens" in str(
-        make_plan(recipe(), "rtx4090")
+    assert (
+        "pretrain does not fit: lower pretrain.micro_batch_tokens (8,192), train new_rows, add fewer tokens"
+        in str(make_plan(recipe(), "rtx4090"))
     )
 
 

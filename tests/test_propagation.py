@@ -12,7 +12,9 @@ from lep.linear_map import LinearMapFitter
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS, Problem, propagated_table
 
-ROWS = [[i] for i in range(60)] + [[3 + i, 3 + (7 * i + 1) % 57, 3 + (3 * i) % 57] for i in range(20)]
+ROWS = [[i] for i in range(60)] + [
+    [3 + i, 3 + (7 * i + 1) % 57, 3 + (3 * i) % 57] for i in range(20)
+]
 MAPPING = VocabularyMapping.from_rows(ROWS, source_size=60)
 FIT = torch.ones(80, dtype=torch.bool)
 FIT[:3] = False  # three special tokens
@@ -68,7 +70,9 @@ def kept(method: str, *, trained: bool = False) -> bool:
 def shift(method: str) -> bool:
     base, adapted = tables()
     instruct, added = base + 0.3 * torch.randn_like(base), torch.randn(8, dtype=torch.float64)
-    before, after = (result(method, base, chat, adapted, centred=True) for chat in (instruct, instruct + added))
+    before, after = (
+        result(method, base, chat, adapted, centred=True) for chat in (instruct, instruct + added)
+    )
     return close(after, before + added)
 
 
@@ -83,17 +87,29 @@ def special(method: str) -> bool:
 
 
 LAWS: dict[str, Callable[[str], bool]] = {
-    "same": same, "rotation": lambda method: rotated(method, slice(3, 80)),
-    "new rotation": lambda method: rotated(method, NEW), "kept": kept,
-    "always kept": lambda method: kept(method, trained=True), "shift": shift, "special": special,
-}  # fmt: skip
+    "same": same,
+    "rotation": lambda method: rotated(method, slice(3, 80)),
+    "new rotation": lambda method: rotated(method, NEW),
+    "kept": kept,
+    "always kept": lambda method: kept(method, trained=True),
+    "shift": shift,
+    "special": special,
+}
 
 
 def claims() -> dict[tuple[str, str], str]:
     """The table of laws in the documentation: (method, law) -> yes or no."""
     lines = (ROOT / "docs" / "propagation.md").read_text().split("## Laws")[1].splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    return {(row[0], law): cell for row in rows[1:] for law, cell in zip(rows[0][1:], row[1:], strict=True)}
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ")
+    ]
+    return {
+        (row[0], law): cell
+        for row in rows[1:]
+        for law, cell in zip(rows[0][1:], row[1:], strict=True)
+    }
 
 
 def test_the_documentation_names_every_method_and_law() -> None:
@@ -160,8 +176,13 @@ def test_the_penalty_is_the_best_on_heldout_rows() -> None:
         fitter = LinearMapFitter(16).update(source, target)
         _, report = fitter.fit_ridge()
         assert report.penalty == chosen
-        assert report.heldout <= min(fitter.fit(p)[1].heldout for p in (0.0, 1e-3, 1e-1, 1.0, inf)) + 1e-12
-    _, report = LinearMapFitter(16).update(source, source + 0.2 * (source @ turn) + 0.2 * noise).fit_ridge()
+        assert (
+            report.heldout
+            <= min(fitter.fit(p)[1].heldout for p in (0.0, 1e-3, 1e-1, 1.0, inf)) + 1e-12
+        )
+    _, report = (
+        LinearMapFitter(16).update(source, source + 0.2 * (source @ turn) + 0.2 * noise).fit_ridge()
+    )
     assert 0 < report.penalty < inf
     # against the closed form
     gram, penalty = source.T @ source, 0.1
@@ -201,10 +222,15 @@ def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         source -= source.mean(1, keepdim=True)
     elif case == "rank 400 rounded to bf16":
         source = source[:, :400] @ torch.randn(400, hidden, dtype=torch.float64) / 20
-    true = torch.eye(hidden, dtype=torch.float64) + 0.01 / hidden**0.5 * torch.randn(hidden, hidden).double()
+    true = (
+        torch.eye(hidden, dtype=torch.float64)
+        + 0.01 / hidden**0.5 * torch.randn(hidden, hidden).double()
+    )
     source = source.bfloat16()
     target = (source.double() @ true).bfloat16()
-    unseen = torch.randn(1_000, hidden, dtype=torch.float64)  # adapted rows reach directions that no row spans
+    unseen = torch.randn(
+        1_000, hidden, dtype=torch.float64
+    )  # adapted rows reach directions that no row spans
     return source, target, unseen, unseen @ true
 
 
@@ -240,7 +266,9 @@ def test_heldout_residuals_see_no_mixture_of_rows_that_were_fitted(method: str) 
     instruct = base + 0.3 * torch.randn_like(base)
     pieces = torch.randint(300, (900, 2)).tolist()
     mapping = VocabularyMapping.from_rows([[i] for i in range(300)] + pieces, 300)
-    found = METHODS[method](Problem(base, instruct, mapping, torch.ones(1200, dtype=torch.bool), penalty=0.0)).report
+    found = METHODS[method](
+        Problem(base, instruct, mapping, torch.ones(1200, dtype=torch.bool), penalty=0.0)
+    ).report
     assert found.heldout > 1.02 * found.identity
     assert found.fitted < found.identity
 
@@ -249,7 +277,9 @@ def test_tokens_of_the_instruct_model_are_appended() -> None:
     base, adapted = tables()
     instruct = torch.cat([base, torch.full((2, 8), 9.0, dtype=torch.float64)])
     problem = Problem(base, instruct[:60], MAPPING, FIT)
-    table = propagated_table(problem, METHODS["swap"](problem), adapted, instruct, {0: 0, 80: 60, 81: 61})
+    table = propagated_table(
+        problem, METHODS["swap"](problem), adapted, instruct, {0: 0, 80: 60, 81: 61}
+    )
     assert table.shape == (82, 8)
     assert torch.equal(table[80:], instruct[60:])
     assert torch.equal(table[1:80], adapted[1:])

@@ -20,25 +20,43 @@ from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer, train_tokenizer
 
 DATA = Path(os.environ.get("LEP_DATA", "/nonexistent"))
-NAMES = ["llama-3", "mistral-7b-v0.1", "mistral-nemo-tekken", "qwen2", "gemma-4", "llama-2", "gpt-2"]
+NAMES = [
+    "llama-3",
+    "mistral-7b-v0.1",
+    "mistral-nemo-tekken",
+    "qwen2",
+    "gemma-4",
+    "llama-2",
+    "gpt-2",
+]
 NEW_TOKENS, RANDOM_TEXTS, TEXTS = 1_000, 6_000, 300
-ONE_OF_EACH_KIND = ["llama-3", "mistral-7b-v0.1"]  # what does not depend on the rest of a tokenizer: two are enough
+ONE_OF_EACH_KIND = [
+    "llama-3",
+    "mistral-7b-v0.1",
+]  # what does not depend on the rest of a tokenizer: two are enough
 OTHER_SCRIPTS = [*ONE_OF_EACH_KIND, "gpt-2"]  # GPT-2 knows fewest letters
 CYRILLIC = ScriptFilter("Cyrillic")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (DATA / "tokenizers").is_dir(), reason="LEP_DATA does not name a folder with tokenizers"),
+    pytest.mark.skipif(
+        not (DATA / "tokenizers").is_dir(), reason="LEP_DATA does not name a folder with tokenizers"
+    ),
 ]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def original(request, tmp_path_factory) -> Path:
     """A tokenizer folder as its makers would publish it."""
-    source, folder = DATA / "tokenizers" / request.param, tmp_path_factory.mktemp("tokenizers") / request.param
+    source, folder = (
+        DATA / "tokenizers" / request.param,
+        tmp_path_factory.mktemp("tokenizers") / request.param,
+    )
     folder.mkdir()
     with (source / "tokenizer.json.zst").open("rb") as raw:
-        (folder / "tokenizer.json").write_bytes(zstandard.ZstdDecompressor().stream_reader(raw).read())
+        (folder / "tokenizer.json").write_bytes(
+            zstandard.ZstdDecompressor().stream_reader(raw).read()
+        )
     settings = json.loads((source / "tokenizer_config.json").read_text())
     settings |= {"model_max_length": 8192, "chat_template": "{{ messages[0]['content'] }}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -47,7 +65,10 @@ def original(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def russian() -> list[Path]:
-    return [DATA / "train" / "ru" / name for name in ("tech_rustbook.jsonl.zst", "news_factrueval.jsonl.zst")]
+    return [
+        DATA / "train" / "ru" / name
+        for name in ("tech_rustbook.jsonl.zst", "news_factrueval.jsonl.zst")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +79,13 @@ def changed(original, russian, tmp_path_factory) -> dict[str, Path]:
     english = DATA / "train" / "en" / "tech_rustbook.jsonl.zst"
     extend_tokenizer(original, russian, NEW_TOKENS, out["extended"])
     optimize_tokenizer(
-        original, [*russian, english], size - NEW_TOKENS, size, out["in_place"], script="cyrillic", in_place=True
+        original,
+        [*russian, english],
+        size - NEW_TOKENS,
+        size,
+        out["in_place"],
+        script="cyrillic",
+        in_place=True,
     )
     for algorithm in ("bpe", "unigram") if original.name in ONE_OF_EACH_KIND else ("bpe",):
         train_tokenizer(original, [russian[1], english], algorithm, 5_000, out[algorithm])
@@ -87,11 +114,45 @@ def random_texts(count: int) -> list[str]:
     """Any code points, and what tokenizers stumble over: code, emoji, mixed scripts, white space, bare marks."""
     rng = random.Random(0)
     pieces = [
-        "def f(x):\n\treturn x", "\r\n", "\n\n\n", "  ", " " * 9, "\t", "🙂", "👩\u200d👩\u200d👧", "🇺🇦", "é",
-        "e\u0301", "\u0301", "ё", "Привет", " мир", "ქართული", "한국어", "中文", "हिन्दी", "العربية", "12345",
-        "0.5e-3", "--", "'s", "\u00a0", "\u200b", "\u2581", "\ufeff", "<s>", "</s>", "<unk>", "<0x41>",
-        "<|endoftext|>", "\x00", "\U0001f1e6", "ﬁ", "ǅ", "჻",
-    ]  # fmt: skip
+        "def f(x):\n\treturn x",
+        "\r\n",
+        "\n\n\n",
+        "  ",
+        " " * 9,
+        "\t",
+        "🙂",
+        "👩\u200d👩\u200d👧",
+        "🇺🇦",
+        "é",
+        "e\u0301",
+        "\u0301",
+        "ё",
+        "Привет",
+        " мир",
+        "ქართული",
+        "한국어",
+        "中文",
+        "हिन्दी",
+        "العربية",
+        "12345",
+        "0.5e-3",
+        "--",
+        "'s",
+        "\u00a0",
+        "\u200b",
+        "\u2581",
+        "\ufeff",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x41>",
+        "<|endoftext|>",
+        "\x00",
+        "\U0001f1e6",
+        "ﬁ",
+        "ǅ",
+        "჻",
+    ]
 
     def character() -> str:
         top = rng.choice([0x80, 0x250, 0x600, 0x3000, 0xD800, 0x20000, 0x110000])
@@ -99,7 +160,10 @@ def random_texts(count: int) -> list[str]:
         return chr(code) if not 0xD800 <= code < 0xE000 else " "
 
     return [
-        "".join(rng.choice(pieces) if rng.random() < 0.5 else character() for _ in range(rng.randrange(1, 16)))
+        "".join(
+            rng.choice(pieces) if rng.random() < 0.5 else character()
+            for _ in range(rng.randrange(1, 16))
+        )
         for _ in range(count)
     ]
 
@@ -117,8 +181,12 @@ def test_published_vectors_still_come_out(original, changed) -> None:
     if not (source / "vectors.inp").exists():
         pytest.skip("no vectors for this tokenizer")
     texts = (source / "vectors.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-    expected = [[int(i) for i in line.split()] for line in (source / "vectors.out").read_text().splitlines()]
-    before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"]))
+    expected = [
+        [int(i) for i in line.split()] for line in (source / "vectors.out").read_text().splitlines()
+    ]
+    before, after = (
+        load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"])
+    )
     first_new = len(Vocabulary.of(before))
     assert len(texts) >= len(expected) > 40
     for text, ids in zip(texts, expected, strict=False):
@@ -129,21 +197,34 @@ def test_published_vectors_still_come_out(original, changed) -> None:
 
 
 def test_text_without_the_script_is_as_before(original, changed) -> None:
-    before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"]))
+    before, after = (
+        load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"])
+    )
     excluded = json.loads((changed["extended"] / "changes.json").read_text())["excluded"]
     assert excluded == []  # for Cyrillic nothing is shared
     texts = english_and_code(5.2)
-    different = sum(a != b for a, b in zip(encoded(before, texts), encoded(after, texts), strict=True))
+    different = sum(
+        a != b for a, b in zip(encoded(before, texts), encoded(after, texts), strict=True)
+    )
     assert different == 0
 
 
 def test_ids_where_no_new_token_applies(original, changed, russian) -> None:
-    before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"]))
-    merges, known = ([tuple(merge) for merge in json.loads(t.to_str())["model"]["merges"]] for t in (after, before))
+    before, after = (
+        load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"])
+    )
+    merges, known = (
+        [tuple(merge) for merge in json.loads(t.to_str())["model"]["merges"]]
+        for t in (after, before)
+    )
     # what a new merge makes: a new token, or a known one that the known merges did not reach in this context
     made = {after.token_to_id("".join(merge)) for merge in set(merges) - set(known)}
-    lines = [line for text in stream_texts(russian) for line in text.splitlines() if 20 < len(line) < 400][: 10 * TEXTS]
-    plain = [line for line in lines if made.isdisjoint(after.encode(line, add_special_tokens=False).ids)][:TEXTS]
+    lines = [
+        line for text in stream_texts(russian) for line in text.splitlines() if 20 < len(line) < 400
+    ][: 10 * TEXTS]
+    plain = [
+        line for line in lines if made.isdisjoint(after.encode(line, add_special_tokens=False).ids)
+    ][:TEXTS]
     plain += english_and_code(0.5)[: TEXTS - len(plain)]
     assert len(plain) >= 100
     assert encoded(before, plain) == encoded(after, plain)
@@ -154,22 +235,32 @@ def test_sizes_reach_and_loaders(original, changed, kind) -> None:
     if kind not in changed:
         pytest.skip("replaced for one tokenizer of each kind")
     before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed[kind]))
-    size = {"extended": len(Vocabulary.of(before)) + NEW_TOKENS, "in_place": len(Vocabulary.of(before))}.get(
-        kind, 5_000
-    )
+    size = {
+        "extended": len(Vocabulary.of(before)) + NEW_TOKENS,
+        "in_place": len(Vocabulary.of(before)),
+    }.get(kind, 5_000)
     assert sorted(after.get_vocab(with_added_tokens=True).values()) == list(range(size))
     if kind in ("extended", "in_place"):
         vocabulary = Vocabulary.of(after)
         known = set(Vocabulary.of(before).ids)
         lost = [vocabulary.tokens[i] for i in unreachable_tokens(after)]
         assert not [token for token in lost if token not in known]  # every new token is reached
-    old, new = ({e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (before, after))
-    assert {name: e | {"id": 0} for name, e in old.items()} == {name: e | {"id": 0} for name, e in new.items()}
-    loaded = [cls.from_pretrained(changed[kind]) for cls in (AutoTokenizer, PreTrainedTokenizerFast)]
+    old, new = (
+        {e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (before, after)
+    )
+    assert {name: e | {"id": 0} for name, e in old.items()} == {
+        name: e | {"id": 0} for name, e in new.items()
+    }
+    loaded = [
+        cls.from_pretrained(changed[kind]) for cls in (AutoTokenizer, PreTrainedTokenizerFast)
+    ]
     for text in random_texts(200):
         ids = after.encode(text).ids
         assert all(tokenizer(text)["input_ids"] == ids for tokenizer in loaded)
-    assert all(t.model_max_length == 8192 and t.chat_template == "{{ messages[0]['content'] }}" for t in loaded)
+    assert all(
+        t.model_max_length == 8192 and t.chat_template == "{{ messages[0]['content'] }}"
+        for t in loaded
+    )
 
 
 @pytest.mark.parametrize("kind", ["extended", "in_place", "bpe", "unigram"])
@@ -178,13 +269,21 @@ def test_round_trips(original, changed, kind) -> None:
         pytest.skip("replaced for one tokenizer of each kind")
     before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed[kind]))
     texts = random_texts(RANDOM_TEXTS)
-    held = [text for text, back in zip(texts, given_back(before, texts), strict=True) if text == back]
+    held = [
+        text for text, back in zip(texts, given_back(before, texts), strict=True) if text == back
+    ]
     assert len(held) > RANDOM_TEXTS / 10
-    lost = [(text, back) for text, back in zip(held, given_back(after, held), strict=True) if text != back]
+    lost = [
+        (text, back)
+        for text, back in zip(held, given_back(after, held), strict=True)
+        if text != back
+    ]
     assert lost == []
 
 
-@pytest.mark.parametrize(("language", "script"), [("ka", "georgian"), ("kk", "cyrillic"), ("hi", "devanagari")])
+@pytest.mark.parametrize(
+    ("language", "script"), [("ka", "georgian"), ("kk", "cyrillic"), ("hi", "devanagari")]
+)
 def test_other_scripts(original, language, script, tmp_path) -> None:
     if original.name not in OTHER_SCRIPTS:
         pytest.skip("extended for other scripts on some tokenizers")
@@ -192,9 +291,13 @@ def test_other_scripts(original, language, script, tmp_path) -> None:
     record = extend_tokenizer(original, corpus, 400, tmp_path / "out", script=script)
     sample = record["corpus_sample"]
     assert sample["tokens_after"] < sample["tokens_before"]
-    before, after = (load_tokenizer(place).backend_tokenizer for place in (original, tmp_path / "out"))
+    before, after = (
+        load_tokenizer(place).backend_tokenizer for place in (original, tmp_path / "out")
+    )
     accept, excluded = ScriptFilter(script.capitalize()), set(record["excluded"])
-    unassigned = regex.compile(r"\p{Cn}")  # what no Unicode version has named may lie among the script's code points
+    unassigned = regex.compile(
+        r"\p{Cn}"
+    )  # what no Unicode version has named may lie among the script's code points
     texts = [
         t
         for t in random_texts(5_000)

@@ -48,9 +48,15 @@ def test_octal_looking_numbers_are_decimal(tmp_path) -> None:
 
 
 def test_overrides(tmp_path) -> None:
-    recipe = load_recipe(write(tmp_path), ["pretrain.tokens=500", "tune.learning_rate=3e-4", "propagate=[swap]"])
+    recipe = load_recipe(
+        write(tmp_path), ["pretrain.tokens=500", "tune.learning_rate=3e-4", "propagate=[swap]"]
+    )
     assert load_recipe(write(tmp_path), ["tune=null"]).tune is None
-    assert (recipe.pretrain.tokens, recipe.tune.learning_rate, recipe.propagate) == (500, 3e-4, ["swap"])
+    assert (recipe.pretrain.tokens, recipe.tune.learning_rate, recipe.propagate) == (
+        500,
+        3e-4,
+        ["swap"],
+    )
 
 
 def test_environment(tmp_path, monkeypatch) -> None:
@@ -59,26 +65,62 @@ def test_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LEP_TEST_DATA", "/data")
     assert load_recipe(write(tmp_path, text)).text["ru"] == ["/data/x"]
     monkeypatch.delenv("LEP_TEST_DATA")
-    with pytest.raises(RecipeError, match="line 6: the environment variable LEP_TEST_DATA is not set"):
+    with pytest.raises(
+        RecipeError, match="line 6: the environment variable LEP_TEST_DATA is not set"
+    ):
         load_recipe(write(tmp_path, text.replace(":-text", "")))
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("  tokens:", "  tokns:", r"recipe.yaml, line 10: unknown key 'pretrain.tokns'; did you mean 'tokens'\?"),
-    ("tokenizer:", "tokeniser:", r"recipe.yaml, line 8: unknown key 'tokeniser'; did you mean 'tokenizer'\?"),
-    ("name: test", "xyzzy: test", r"unknown key 'xyzzy'; the keys are name, title"),
-    ("base: models/base\n", "", r"recipe.yaml, line 1: the key 'base' is missing"),
-    ("10_000_000", "many", r"recipe.yaml, line 10: pretrain.tokens is 'many': input should be a valid integer"),
-    ("10_000_000", "-5", r"recipe.yaml, line 10: pretrain.tokens is '-5': input should be greater than 0"),
-    ("language: ru", "language: fr", r"line 4: language is 'fr', and text has only ru, no"),
-    ("10_000_000", "10_000_000\n  replay: {ru: 1}", r"line 11: replay has 'ru', and the old languages of text are no"),
-    ("10_000_000", "10_000_000\n  replay: {no: 0}", r"line 11: pretrain.replay.no is '0': input should be greater"),
-    ("after: swap", "after: jump", r"line 13: tune.after is 'jump': input should be 'swap', 'overlap', 'conversion'"),
-    ("name: test", "name: test\nevaluate:\n  tasks: [last_word, sing]",
-     r"line 3: evaluate.tasks.1 is 'sing': input should be 'copy_sentence', .* or 'word_after'"),
-    ("name: test", "name: test\nname: again", r"line 2: the key 'name' is there twice"),
-    ("name: test", "name: [", r"is not valid YAML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "  tokens:",
+            "  tokns:",
+            r"recipe.yaml, line 10: unknown key 'pretrain.tokns'; did you mean 'tokens'\?",
+        ),
+        (
+            "tokenizer:",
+            "tokeniser:",
+            r"recipe.yaml, line 8: unknown key 'tokeniser'; did you mean 'tokenizer'\?",
+        ),
+        ("name: test", "xyzzy: test", r"unknown key 'xyzzy'; the keys are name, title"),
+        ("base: models/base\n", "", r"recipe.yaml, line 1: the key 'base' is missing"),
+        (
+            "10_000_000",
+            "many",
+            r"recipe.yaml, line 10: pretrain.tokens is 'many': input should be a valid integer",
+        ),
+        (
+            "10_000_000",
+            "-5",
+            r"recipe.yaml, line 10: pretrain.tokens is '-5': input should be greater than 0",
+        ),
+        ("language: ru", "language: fr", r"line 4: language is 'fr', and text has only ru, no"),
+        (
+            "10_000_000",
+            "10_000_000\n  replay: {ru: 1}",
+            r"line 11: replay has 'ru', and the old languages of text are no",
+        ),
+        (
+            "10_000_000",
+            "10_000_000\n  replay: {no: 0}",
+            r"line 11: pretrain.replay.no is '0': input should be greater",
+        ),
+        (
+            "after: swap",
+            "after: jump",
+            r"line 13: tune.after is 'jump': input should be 'swap', 'overlap', 'conversion'",
+        ),
+        (
+            "name: test",
+            "name: test\nevaluate:\n  tasks: [last_word, sing]",
+            r"line 3: evaluate.tasks.1 is 'sing': input should be 'copy_sentence', .* or 'word_after'",
+        ),
+        ("name: test", "name: test\nname: again", r"line 2: the key 'name' is there twice"),
+        ("name: test", "name: [", r"is not valid YAML"),
+    ],
+)
 def test_faults_are_located(old, new, message, tmp_path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, RECIPE.replace(old, new)))
@@ -88,7 +130,8 @@ def test_faults_are_located(old, new, message, tmp_path) -> None:
 def test_wrong_overrides(tmp_path) -> None:
     path = write(tmp_path)
     with pytest.raises(
-        RecipeError, match=r"command line, pretrain.tkens=5: unknown key 'pretrain.tkens'; did you mean"
+        RecipeError,
+        match=r"command line, pretrain.tkens=5: unknown key 'pretrain.tkens'; did you mean",
     ):
         load_recipe(path, ["pretrain.tkens=5"])
     with pytest.raises(RecipeError, match="'tokens' is not of the form key=value"):
@@ -100,7 +143,9 @@ def test_wrong_overrides(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.name
+    "recipe",
+    sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")),
+    ids=lambda p: p.name,
 )
 def test_the_repositorys_recipes_are_valid(recipe, monkeypatch) -> None:
     monkeypatch.setenv("LEP_DATA", "/data")
@@ -127,10 +172,16 @@ def test_the_last_word_on_how_much_is_trained_counts(tmp_path) -> None:
         load_recipe(path, ["pretrain.tokens=500", "pretrain.epochs=2"])
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("propagate=[swap", "cannot be read: close its brackets"),
-    ("evaluate.speed=8", r"evaluate.speed compares models: give --speed to lep evaluate after the run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("propagate=[swap", "cannot be read: close its brackets"),
+        (
+            "evaluate.speed=8",
+            r"evaluate.speed compares models: give --speed to lep evaluate after the run",
+        ),
+    ],
+)
 def test_overrides_that_cannot_be_followed(override, message, tmp_path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(SHORT)

@@ -9,10 +9,17 @@ def score(low: float, high: float) -> dict[str, float]:
     return {"value": (low + high) / 2, "low": low, "high": high}
 
 
-@pytest.mark.parametrize(("column", "low", "high", "says"), [
-    ("copy ru", 0.6, 0.7, "better"), ("copy ru", 0.1, 0.3, "worse"), ("copy ru", 0.5, 0.7, ""),
-    ("copy ru", 0.4, 0.5, ""), ("answer bits/byte ru", 0.6, 0.7, "worse"), ("bits/byte ru", 0.1, 0.3, "better"),
-    ("symbols/token ru", 2, 3, "better"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "low", "high", "says"),
+    [
+        ("copy ru", 0.6, 0.7, "better"),
+        ("copy ru", 0.1, 0.3, "worse"),
+        ("copy ru", 0.5, 0.7, ""),
+        ("copy ru", 0.4, 0.5, ""),
+        ("answer bits/byte ru", 0.6, 0.7, "worse"),
+        ("bits/byte ru", 0.1, 0.3, "better"),
+        ("symbols/token ru", 2, 3, "better"),
+    ],
+)
 def test_sure_differences_from_the_first_model_are_marked(column, low, high, says) -> None:
     assert mark(column, score(low, high), score(0.4, 0.5)) == says

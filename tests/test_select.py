@@ -11,25 +11,30 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from lep.checkpoint.family import Family
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.plan import plan_propagation
 from lep.checkpoint.reader import Checkpoint
 from lep.cli import app
 from lep.errors import CorpusError, LepError
 from lep.evaluation import select as module
-from lep.evaluation.probe import Spoken, half_of
-from lep.evaluation.select import BodyTooLarge, label, propagate_auto, weight_report
 from lep.inference.next_byte import CONTROL, byte_offsets, divergence, first_bytes, next_byte_nats
 from lep.propagation import METHODS
+from lep.selection.auto import BodyTooLarge, label, propagate_auto, weight_report
+from lep.selection.probe import Spoken, half_of
 from lep.settings import PropagateSettings, SelectSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.write import extend_tokenizer
+from lep.transfer.dry_run import plan_propagation
+from lep.transfer.family import Family
+from lep.transfer.initialise import initialise
 
 PAIR = ROOT / "lab" / "pair"
 FEW = SelectSettings(
-    characters=3_000, prompts=16, copies=2, max_new_tokens=48, bootstrap=200, candidates=["swap", "new-rows"],
-)  # fmt: skip
+    characters=3_000,
+    prompts=16,
+    copies=2,
+    max_new_tokens=48,
+    bootstrap=200,
+    candidates=["swap", "new-rows"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +46,41 @@ def family(tmp_path_factory):
     stored = load_file(place / "adapted" / "model.safetensors")
     torch.manual_seed(0)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        stored[name][:4096] += (0.3 * torch.randn(4096, stored[name].shape[1])).to(stored[name].dtype)
+        stored[name][:4096] += (0.3 * torch.randn(4096, stored[name].shape[1])).to(
+            stored[name].dtype
+        )
     save_file(stored, place / "adapted" / "model.safetensors", metadata={"format": "pt"})
     prompts = [
         {"messages": [{"role": "user", "content": f"{ask}{text}"}]}
         for ask, texts in (
-            ("Repeat this sentence: ", ["The old man went home.", "She has read the book.", "It was a cold day."]),
-            ("Повтори это предложение: ", ["Он пошёл домой.", "Она читала книгу.", "Это был холодный день."]),
+            (
+                "Repeat this sentence: ",
+                ["The old man went home.", "She has read the book.", "It was a cold day."],
+            ),
+            (
+                "Повтори это предложение: ",
+                ["Он пошёл домой.", "Она читала книгу.", "Это был холодный день."],
+            ),
         )
         for i in range(4)
         for text in (f"{t[:-1]}{' again' * i if ask[0] == 'R' else ' опять' * i}." for t in texts)
     ]
-    (place / "prompts.jsonl").write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in prompts))
+    (place / "prompts.jsonl").write_text(
+        "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in prompts)
+    )
     return place
 
 
 def run(family, output, select=FEW):
     text = {"ru": [SAMPLE / "ru"], "en": [SAMPLE / "en"]}
     return propagate_auto(
-        PAIR / "base", PAIR / "instruct", family / "adapted", output, text, family / "prompts.jsonl", select=select
+        PAIR / "base",
+        PAIR / "instruct",
+        family / "adapted",
+        output,
+        text,
+        family / "prompts.jsonl",
+        select=select,
     )
 
 
@@ -73,12 +94,21 @@ def test_the_harmless_candidate_is_chosen(family, tmp_path) -> None:
     assert found.measures["report"]["original", "original"]["next-byte KL bits"].value == 0
     record = json.loads((tmp_path / "out" / "lep" / "selection.json").read_text())
     assert record["chosen"] == "new-rows"
-    lines = [json.loads(line) for line in (tmp_path / "out" / "lep" / "selection.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "lep" / "selection.jsonl").read_text().splitlines()
+    ]
     assert {line["half"] for line in lines} == {"choose", "report"}
     # the figures of the page come from the records
-    answers = [x for x in lines if x["candidate"] == "swap" and x["half"] == "report" and x["kind"] == "answer"]
+    answers = [
+        x
+        for x in lines
+        if x["candidate"] == "swap" and x["half"] == "report" and x["kind"] == "answer"
+    ]
     nats = sum(x["nats"] + x["divergence_nats"] for x in answers) / sum(x["bytes"] for x in answers)
-    assert record["measures"]["report"]["swap"]["score"]["value"] == pytest.approx(nats / math.log(2))
+    assert record["measures"]["report"]["swap"]["score"]["value"] == pytest.approx(
+        nats / math.log(2)
+    )
     assert not list(tmp_path.glob("*.candidate*"))
     # kept rows are the instruct model's own
     ours, chat = (load_file(p / "model.safetensors") for p in (tmp_path / "out", PAIR / "instruct"))
@@ -93,9 +123,12 @@ def test_templates_that_change_an_answer_are_left_out(family) -> None:
     assert Spoken.of(Checkpoint(place), messages) is not None
     for file in ("chat_template.jinja", "tokenizer_config.json"):
         if (place / file).exists() and "content" in (text := (place / file).read_text()):
-            changed = text.replace("m['content']", "('<|system|>' if m['role'] == 'assistant' else '') + m['content']")
+            changed = text.replace(
+                "m['content']", "('<|system|>' if m['role'] == 'assistant' else '') + m['content']"
+            )
             changed = changed.replace(
-                "message['content']", "('<|system|>' if message['role'] == 'assistant' else '') + message['content']"
+                "message['content']",
+                "('<|system|>' if message['role'] == 'assistant' else '') + message['content']",
             )
             (place / file).write_text(changed)
     assert Spoken.of(Checkpoint(place), messages) is None
@@ -125,12 +158,16 @@ def test_next_bytes_of_a_vocabulary(pair) -> None:
         torch.testing.assert_close(found[row].exp(), slow, rtol=1e-4, atol=1e-7)
     assert divergence(found, found).abs().max() == 0
     assert divergence(found[:1], found[1:]).item() == pytest.approx(
-        torch.nn.functional.kl_div(found[1:], found[:1], log_target=True, reduction="sum").item(), rel=1e-5
+        torch.nn.functional.kl_div(found[1:], found[:1], log_target=True, reduction="sum").item(),
+        rel=1e-5,
     )
 
 
 def test_answers_under_two_vocabularies_meet_at_common_borders(family) -> None:
-    messages = [{"role": "user", "content": "Кто?"}, {"role": "assistant", "content": "Это был холодный день."}]
+    messages = [
+        {"role": "user", "content": "Кто?"},
+        {"role": "assistant", "content": "Это был холодный день."},
+    ]
     shutil.copytree(PAIR / "instruct", family / "chat", dirs_exist_ok=True)
     before = Spoken.of(Checkpoint(family / "chat"), messages)
     shutil.copyfile(family / "tokenizer" / "tokenizer.json", family / "chat" / "tokenizer.json")
@@ -138,7 +175,10 @@ def test_answers_under_two_vocabularies_meet_at_common_borders(family) -> None:
     after = Spoken.of(checkpoint, messages)
     for spoken in (before, after):
         # the template puts a space before the answer
-        assert (min(spoken.places), max(spoken.places)) == (0, len(messages[1]["content"].encode()) + 1)
+        assert (min(spoken.places), max(spoken.places)) == (
+            0,
+            len(messages[1]["content"].encode()) + 1,
+        )
         assert checkpoint.vocabulary.tokens[spoken.ids[spoken.stop]].added
     assert len(after.ids) <= len(before.ids)
     assert len(before.places.keys() & after.places.keys()) > 3
@@ -146,10 +186,14 @@ def test_answers_under_two_vocabularies_meet_at_common_borders(family) -> None:
 
 def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
     nothing = FEW.model_copy(update={"max_new_tokens": 1})
-    with pytest.raises(CorpusError, match="none of 16 prompts got an answer that ends within 1 tokens"):
+    with pytest.raises(
+        CorpusError, match="none of 16 prompts got an answer that ends within 1 tokens"
+    ):
         run(family, tmp_path / "out", nothing)
     monkeypatch.setattr(module, "free_memory", lambda: 1.0)
-    with pytest.raises(BodyTooLarge, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"):
+    with pytest.raises(
+        BodyTooLarge, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"
+    ):
         run(family, tmp_path / "out")
     report = weight_report(PAIR / "base", PAIR / "instruct", family / "adapted").splitlines()
     assert len(report) == 9
@@ -175,10 +219,15 @@ def test_the_plan_is_made_of_headers(pair, adapted, tmp_path) -> None:
     size = (pair["instruct"] / "model.safetensors").stat().st_size
     assert (plan.copied_bytes, plan.linked_bytes) == (size - 2 * 500 * 32 * 4, 0)
     assert plan.written_bytes == plan.copied_bytes + 2 * 600 * 32 * 4
-    assert plan.fit_operations > plan_propagation(family, PropagateSettings(method="swap")).fit_operations
+    assert (
+        plan.fit_operations
+        > plan_propagation(family, PropagateSettings(method="swap")).fit_operations
+    )
     assert "write 0.00 GB" in str(plan)
     assert label(("exact", "ridge")) == "exact, output ridge"
-    operations = {m: plan_propagation(family, PropagateSettings(method=m)).solve_operations for m in METHODS}
+    operations = {
+        m: plan_propagation(family, PropagateSettings(method=m)).solve_operations for m in METHODS
+    }
     assert operations["new-rows"] == operations["swap"] == operations["task-arithmetic"] == 0
     assert operations["ridge"] > operations["conversion"] == operations["procrustes"] > 0
     fixed = plan_propagation(family, PropagateSettings(method="ridge", ridge=0.1))

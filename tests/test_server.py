@@ -16,8 +16,8 @@ from openai_server import serving
 
 from lep.errors import LepError
 from lep.evaluation import backend
-from lep.evaluation.compare import compare
-from lep.inference.load import load_model
+from lep.evaluation.side_by_side import compare
+from lep.inference.models import load_model
 from lep.settings import EvaluateSettings
 
 LAB = Path(__file__).parent.parent / "lab" / "pair"
@@ -37,7 +37,9 @@ def instruct():
 
 def settings(data: Path, tasks: list[str], limit: int = 6) -> EvaluateSettings:
     benchmark = {"tasks": tasks, "data": str(data), "limit": limit}
-    return EvaluateSettings(tasks=[], bootstrap=20, characters=1500, window_characters=300, benchmark=benchmark)
+    return EvaluateSettings(
+        tasks=[], bootstrap=20, characters=1500, window_characters=300, benchmark=benchmark
+    )
 
 
 def records(output: Path) -> dict[str, list[dict]]:
@@ -55,7 +57,12 @@ def test_a_server_gives_the_scores_of_the_model_in_memory(instruct, data, tmp_pa
     local = str(LAB / "instruct")
     tasks = ["daru_rwsd", "daru_rucola", "rublimp", "arithmetic", *GENERATED]
     with serving(model, checkpoint.tokenizer) as url:
-        compare([local, f"{local}@{url}"], {"ru": [TEXT]}, tmp_path / "out", settings(data, tasks, limit))
+        compare(
+            [local, f"{local}@{url}"],
+            {"ru": [TEXT]},
+            tmp_path / "out",
+            settings(data, tasks, limit),
+        )
     here, there = records(tmp_path / "out").values()
     here = [r for r in here if r["kind"] != "task"]
     assert len(here) == len(there) > 8 * limit
@@ -65,7 +72,9 @@ def test_a_server_gives_the_scores_of_the_model_in_memory(instruct, data, tmp_pa
             assert served["tokens"] == mine["tokens"]
         elif "choices" in mine:
             assert list(served["choices"]) == list(mine["choices"])
-            assert list(served["choices"].values()) == pytest.approx(list(mine["choices"].values()), rel=1e-4, abs=1e-4)
+            assert list(served["choices"].values()) == pytest.approx(
+                list(mine["choices"].values()), rel=1e-4, abs=1e-4
+            )
             assert served["scores"] == mine["scores"]
         else:
             assert served["output"].strip() == mine["output"].strip()
@@ -79,7 +88,10 @@ def test_a_base_model_behind_a_server(data, tmp_path) -> None:
     local = str(LAB / "base")
     with serving(model, checkpoint.tokenizer) as url:
         compare(
-            [local, f"{local}@{url}"], {}, tmp_path / "out", settings(data, ["daru_rcb", "daru_copy_sentence_ru"], 2)
+            [local, f"{local}@{url}"],
+            {},
+            tmp_path / "out",
+            settings(data, ["daru_rcb", "daru_copy_sentence_ru"], 2),
         )
     here, there = records(tmp_path / "out").values()
     assert [r["scores"] for r in here] == [r["scores"] for r in there]
@@ -139,7 +151,10 @@ def test_transformers_serve_gives_the_same_answers(data, tmp_path) -> None:
         local,
     ]
     server = subprocess.Popen(
-        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         url = f"http://127.0.0.1:{port}/v1"
@@ -149,7 +164,9 @@ def test_transformers_serve_gives_the_same_answers(data, tmp_path) -> None:
                 break
             except requests.RequestException:
                 time.sleep(1)
-        compare([local, f"{local}@{url}"], {}, tmp_path / "out", settings(data, GENERATED, limit=20))
+        compare(
+            [local, f"{local}@{url}"], {}, tmp_path / "out", settings(data, GENERATED, limit=20)
+        )
     finally:
         server.terminate()
         server.wait()

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,52 +11,87 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "lep"
 FLOORS = [
     {"errors"},
-    {"settings", "mapping", "linear_map", "publish", "hub"},
+    {"settings", "result", "publish", "hub", "mapping", "statistics"},
+    {"sums"},
+    {"linear_map"},
     {"embedding", "propagation"},
-    {"corpus", "tokenizer", "checkpoint"},
-    {"inference", "training"},
-    {"calibration", "evaluation"},
-    {"pipeline", "report"},
+    {"corpus"},
+    {"tokenizer"},
+    {"checkpoint"},
+    {"transfer"},
+    {"inference"},
+    {"training", "benchmark"},
+    {"evaluation"},
+    {"calibration", "selection", "report"},
+    {"pipeline"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py")
+TENSORS_ONLY = ("mapping", "sums", "linear_map", "embedding", "propagation")
+TENSOR_MODULES = {
+    "torch",
+    "math",
+    "itertools",
+    "functools",
+    "collections",
+    "dataclasses",
+    "copy",
+    "random",
+    "typing",
+}
+
+
+def package(path: Path) -> str:
+    """The package of lep that a file belongs to, or the name of a module beside them."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:
-    """Packages of lep that a file imports, anywhere in it."""
-    modules: set[str] = set()
+    """Full names of everything that a file imports, at any depth: `a.b` and, for `from a import b`, `a` and `a.b`."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules.add(node.module)
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-    return {module.split(".")[1] for module in modules if module.startswith("lep.")}
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def packages(names: set[str]) -> set[str]:
+    """The packages of lep among imported names; `from lep import __version__` is none."""
+    return {parts[1] for name in names if (parts := name.split("."))[0] == "lep" and parts[1:]} - {
+        "__version__"
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
-def test_imports_go_down_only(path: Path) -> None:
-    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    for other in imported(path) - {own}:
-        assert LEVEL[other] <= LEVEL[own], f"{own} imports {other}, which is above it"
+def test_imports_go_strictly_down(path: Path) -> None:
+    for other in packages(imported(path)) - {package(path)}:
+        assert LEVEL[other] < LEVEL[package(path)], f"{path} imports {other}, which is not below"
 
 
 def test_every_package_has_a_floor() -> None:
-    assert {p.relative_to(SOURCE).parts[0].removesuffix(".py") for p in FILES} == set(LEVEL)
+    assert {package(path) for path in FILES} == set(LEVEL)
 
 
-def test_mathematics_knows_tensors_only() -> None:
-    for path in FILES:
-        if path.relative_to(SOURCE).parts[0].removesuffix(".py") in {
-            "mapping",
-            "linear_map",
-            "embedding",
-            "propagation",
-        }:
-            names = {n.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import)
-                     for n in node.names}  # fmt: skip
-            assert names <= {"torch", "math", "itertools"}, path
+def test_no_two_files_import_each_other() -> None:
+    """Within a package too: files are visited only after all that they import."""
+    modules = {".".join(("lep", *p.relative_to(SOURCE).with_suffix("").parts)): p for p in FILES}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    graph = {name: (imported(path) & set(modules)) - {name} for name, path in modules.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("name", TENSORS_ONLY)
+def test_mathematics_knows_tensors_only(name: str) -> None:
+    for path in (path for path in FILES if package(path) == name):
+        names = imported(path)
+        outside = {name.partition(".")[0] for name in names} - TENSOR_MODULES - {"lep"}
+        assert not outside, f"{path} imports {outside}"
+        assert packages(names) <= set(TENSORS_ONLY), f"{path} imports {packages(names)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))

@@ -38,10 +38,17 @@ def byte_level() -> Tokenizer:
     return byte_level_tokenizer(sample_texts("en") + sample_texts("ru")[:4], 500, SPECIALS)
 
 
-@pytest.mark.parametrize(("text", "script"), [
-    ("ភាសាខ្មែរ គឺជាភាសាផ្លូវការ Unicode", "Khmer"), ("አማርኛ የኢትዮጵያ ቋንቋ Unicode", "Ethiopic"),
-    ("ಕನ್ನಡ ಭಾಷೆ HTML", "Kannada"), ("カタカナ テキスト OK", "Katakana"), ("𐌰𐌱𐌲𐌳 ok", None), ("123 !", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("ភាសាខ្មែរ គឺជាភាសាផ្លូវការ Unicode", "Khmer"),
+        ("አማርኛ የኢትዮጵያ ቋንቋ Unicode", "Ethiopic"),
+        ("ಕನ್ನಡ ಭಾಷೆ HTML", "Kannada"),
+        ("カタカナ テキスト OK", "Katakana"),
+        ("𐌰𐌱𐌲𐌳 ok", None),
+        ("123 !", None),
+    ],
+)
 def test_one_foreign_word_does_not_decide_the_script(text, script) -> None:
     assert dominant_script(text) == script
 
@@ -72,7 +79,9 @@ def test_clauses_are_sampled_and_not_forgotten(byte_level, monkeypatch) -> None:
     assert 600 < len(few.counts) <= 1000
     assert few.counts.items() <= whole.counts.items()
     shards = [count_texts(byte_level, part, "han") for part in (texts[:1700], texts[1700:])]
-    assert counting.merge_counts(shards).counts == few.counts  # the same words, wherever they were counted
+    assert (
+        counting.merge_counts(shards).counts == few.counts
+    )  # the same words, wherever they were counted
 
 
 def test_words_that_are_seen_again_stay(monkeypatch) -> None:
@@ -90,7 +99,10 @@ def test_a_new_vocabulary_from_counts_is_that_from_text(make, tmp_path) -> None:
     count_corpus(base, [SAMPLE], tmp_path / "all.counts.zst", fresh=True)
     for corpus, name in (([tmp_path / "all.counts.zst"], "counted"), ([SAMPLE], "read")):
         train_tokenizer(base, corpus, "bpe", 600, tmp_path / name)
-    assert len({(tmp_path / name / "tokenizer.json").read_bytes() for name in ("counted", "read")}) == 1
+    assert (
+        len({(tmp_path / name / "tokenizer.json").read_bytes() for name in ("counted", "read")})
+        == 1
+    )
     count_corpus(base, [RU], tmp_path / "ru.counts.zst")
     with pytest.raises(CorpusError, match="--fresh"):
         train_tokenizer(base, [tmp_path / "ru.counts.zst"], "bpe", 600, tmp_path / "no")
@@ -109,16 +121,27 @@ def test_words_added_by_hand_are_not_learned_again(make) -> None:
     arguments = (SPECIALS,) if make is byte_level_tokenizer else ()
     tokenizer = make(sample_texts("en") + sample_texts("ru")[:2], 500, *arguments)
     tokenizer.add_tokens(["ост", "про", "ени"])
-    found = extend_bpe(Parts.of(tokenizer), count_texts(tokenizer, sample_texts("ru"), "cyrillic"), 60)
+    found = extend_bpe(
+        Parts.of(tokenizer), count_texts(tokenizer, sample_texts("ru"), "cyrillic"), 60
+    )
     assert len(found.new) == 60
-    assert not [content for content in found.new if any(word in content.decode() for word in ("ост", "про", "ени"))]
+    assert not [
+        content
+        for content in found.new
+        if any(word in content.decode() for word in ("ост", "про", "ени"))
+    ]
 
 
 def test_unused_ids_are_filled(byte_level, tmp_path) -> None:
     spec = json.loads(byte_level.to_str())
-    spread = {name: i if i < 480 else i + 10 for name, i in spec["model"]["vocab"].items()}  # ten ids unused
+    spread = {
+        name: i if i < 480 else i + 10 for name, i in spec["model"]["vocab"].items()
+    }  # ten ids unused
     base = saved(byte_level, tmp_path / "base", vocab=spread)
-    with pytest.raises(TokenizerError, match=r"10 ids .* unused, .* 6 would still be unused, ask for at least 10 new"):
+    with pytest.raises(
+        TokenizerError,
+        match=r"10 ids .* unused, .* 6 would still be unused, ask for at least 10 new",
+    ):
         extend_tokenizer(base, [RU], 4, tmp_path / "few")
     assert extend_tokenizer(base, [RU], 15, tmp_path / "many")["new"] == 15
 
@@ -127,10 +150,15 @@ def test_characters_that_a_normaliser_makes_into_the_script_are_named(byte_level
     tokenizer = byte_fallback_tokenizer(sample_texts("en"), 500)
     first = tokenizer.normalizer
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *([first] if first else [])])
-    found = extend_bpe(Parts.of(tokenizer), count_texts(tokenizer, ["μια μέρα στο νησί " * 20], "greek"), 8)
+    found = extend_bpe(
+        Parts.of(tokenizer), count_texts(tokenizer, ["μια μέρα στο νησί " * 20], "greek"), 8
+    )
     assert "\u00b5" in found.excluded  # the micro sign becomes a Greek letter
     assert "m" not in found.excluded
-    assert extend_bpe(Parts.of(byte_level), count_texts(byte_level, sample_texts("ru")), 8).excluded == []
+    assert (
+        extend_bpe(Parts.of(byte_level), count_texts(byte_level, sample_texts("ru")), 8).excluded
+        == []
+    )
 
 
 def test_a_letter_whose_first_byte_is_joined_to_the_space_before_it_is_reached() -> None:
@@ -171,7 +199,11 @@ def test_words_are_shown_as_they_stand_in_a_sentence(tmp_path) -> None:
     record = compare_tokenizers([base, tmp_path / "more"], {"ru": [RU]})
     (shown,) = record["differences"].values()
     assert shown
-    assert not [one for one in shown if one["after"][0] == " " and tokenizer.encode("a").tokens[0].startswith("\u2581")]
+    assert not [
+        one
+        for one in shown
+        if one["after"][0] == " " and tokenizer.encode("a").tokens[0].startswith("\u2581")
+    ]
 
 
 def test_a_page_without_a_folder_is_refused_at_once(byte_level, tmp_path, monkeypatch) -> None:
@@ -179,18 +211,30 @@ def test_a_page_without_a_folder_is_refused_at_once(byte_level, tmp_path, monkey
     base = saved(byte_level, tmp_path / "base")
     with pytest.raises(OutputError, match="there is no folder"):
         app(
-            ["tokenizer", "compare", str(base), "--text", f"ru={RU}", "--html", str(tmp_path / "no" / "x.html")],
+            [
+                "tokenizer",
+                "compare",
+                str(base),
+                "--text",
+                f"ru={RU}",
+                "--html",
+                str(tmp_path / "no" / "x.html"),
+            ],
             standalone_mode=False,
         )
 
 
 def test_chance_is_left_out_of_tokenisation(byte_level, tmp_path) -> None:
     base = saved(byte_level, tmp_path / "base", dropout=0.9)
-    assert load_tokenizer(base)("tokenization")["input_ids"] == byte_level.encode("tokenization").ids
+    assert (
+        load_tokenizer(base)("tokenization")["input_ids"] == byte_level.encode("tokenization").ids
+    )
 
 
 def test_names_like_bytes_are_no_bytes() -> None:
-    tokenizer = Tokenizer(models.BPE(vocab={"<0xZZ>": 0, "<0x41>": 1, "a": 2}, merges=[], byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={"<0xZZ>": 0, "<0x41>": 1, "a": 2}, merges=[], byte_fallback=True)
+    )
     tokens = Vocabulary.of(tokenizer).tokens
     assert [token.is_byte for token in tokens] == [False, True, False]
 

@@ -16,26 +16,41 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from lep.checkpoint.mappings import build_mapping
 from lep.corpus.read import read_documents, stream_texts
 from lep.errors import CorpusError, LepError, OutputError, TokenizerError
 from lep.tokenizer import count as counting
 from lep.tokenizer.compare import compare_tokenizers, comparison_table, unreachable_tokens
-from lep.tokenizer.count import WordCutter, count_texts, count_words, merge_counts, read_counts, write_counts
+from lep.tokenizer.count import (
+    WordCutter,
+    count_texts,
+    count_words,
+    merge_counts,
+    read_counts,
+    write_counts,
+)
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.prune import kept_tokens, last_merges, pruned, token_counts
 from lep.tokenizer.train import replacement, replacement_cutter
 from lep.tokenizer.vocabulary import Vocabulary
-from lep.tokenizer.write import count_corpus, extend_tokenizer, optimize_tokenizer, prune_tokenizer, train_tokenizer
+from lep.tokenizer.write import (
+    count_corpus,
+    extend_tokenizer,
+    optimize_tokenizer,
+    prune_tokenizer,
+    train_tokenizer,
+)
+from lep.transfer.mappings import build_mapping
 
 RU, EN = SAMPLE / "ru", SAMPLE / "en"
 KINDS = ["byte_level", "byte_fallback"]
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def prune(tokenizer: Tokenizer, texts: list[str], keep: int, protected: list[str] = (), **options) -> Parts:
+def prune(
+    tokenizer: Tokenizer, texts: list[str], keep: int, protected: list[str] = (), **options
+) -> Parts:
     parts = Parts.of(tokenizer)
     counts, wanted = (token_counts(tokenizer, t, len(parts.names)) for t in (texts, protected))
     return pruned(parts, kept_tokens(parts, counts, keep, wanted > 0), **options)
@@ -63,7 +78,9 @@ def test_no_merge_path_is_broken_by_pruning(kind, request, russian, english) -> 
 @pytest.mark.parametrize("kind", KINDS)
 def test_protected_texts_stay_as_they_were(kind, request, russian, english) -> None:
     tokenizer = request.getfixturevalue(kind)
-    after = prune(tokenizer, russian, tokenizer.get_vocab_size() - 40, english[:2]).vocabulary.tokenizer
+    after = prune(
+        tokenizer, russian, tokenizer.get_vocab_size() - 40, english[:2]
+    ).vocabulary.tokenizer
     for text in english[:2]:
         assert after.encode(text).tokens == tokenizer.encode(text).tokens
 
@@ -80,7 +97,9 @@ def test_the_least_used_goes_first(byte_level, russian) -> None:
 
 def test_uses_go_to_the_pieces() -> None:
     vocabulary = {name: i for i, name in enumerate(["a", "b", "c", "d", "ab", "abc", "cd"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("ab", "c"), ("c", "d")], byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, [("a", "b"), ("ab", "c"), ("c", "d")], byte_fallback=True)
+    )
     parts = Parts.of(tokenizer)
     uses = np.array([0, 0, 0, 0, 2, 2, 3])
     nothing = np.zeros(7, dtype=bool)
@@ -104,7 +123,8 @@ def test_last_merges_against_the_tokenizer_itself(byte_fallback) -> None:
 
 def test_too_small_to_hold_what_must_stay(byte_level, english) -> None:
     with pytest.raises(
-        TokenizerError, match=r"260 tokens shall stay, but \d+ must: .* what protected texts use \(\d+\)"
+        TokenizerError,
+        match=r"260 tokens shall stay, but \d+ must: .* what protected texts use \(\d+\)",
     ):
         prune(byte_level, english, 260, english)
     with pytest.raises(TokenizerError, match="9,999 tokens shall stay, but there are only"):
@@ -124,25 +144,37 @@ def test_in_place_keeps_every_other_id(pair, tmp_path) -> None:
         pair["base"], [RU, EN], size - 60, size, tmp_path / "out", script="cyrillic", in_place=True
     )
     after = load_tokenizer(tmp_path / "out").backend_tokenizer
-    assert (record["kept"], record["moved"], record["new"], record["dropped"]) == (size - 60, 0, 60, 60)
+    assert (record["kept"], record["moved"], record["new"], record["dropped"]) == (
+        size - 60,
+        0,
+        60,
+        60,
+    )
     assert after.get_vocab_size() == size
     same = before.get_vocab().items() & after.get_vocab().items()
     assert len(same) == size - 60
     assert json.loads(after.to_str())["added_tokens"] == json.loads(before.to_str())["added_tokens"]
     assert unreachable_tokens(after) == []
-    with pytest.raises(TokenizerError, match=f"in place the size stays {size}, but --vocab-size is 700"):
+    with pytest.raises(
+        TokenizerError, match=f"in place the size stays {size}, but --vocab-size is 700"
+    ):
         optimize_tokenizer(pair["base"], [RU], 400, 700, tmp_path / "no", in_place=True)
     assert not (tmp_path / "no").exists()
 
 
 def test_optimize_is_exact_and_moves_special_tokens(pair, tmp_path) -> None:
-    record = optimize_tokenizer(pair["instruct"], [RU, EN], 440, 480, tmp_path / "out", script="cyrillic")
+    record = optimize_tokenizer(
+        pair["instruct"], [RU, EN], 440, 480, tmp_path / "out", script="cyrillic"
+    )
     before, after = load_tokenizer(pair["instruct"]), load_tokenizer(tmp_path / "out")
     assert (record["size"], record["new"]) == (480, 40)
     assert after.chat_template == before.chat_template
     assert after.backend_tokenizer.get_vocab_size() == 480
     chat = [{"role": "user", "content": "Привет, hello"}]
-    shown = [t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for t in (before, after)]
+    shown = [
+        t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for t in (before, after)
+    ]
     assert shown[0] == shown[1]
     assert after.decode(after(shown[1], add_special_tokens=False)["input_ids"]) == shown[1]
     assert after("x")["input_ids"][0] == after.bos_token_id
@@ -153,20 +185,28 @@ def test_optimize_is_exact_and_moves_special_tokens(pair, tmp_path) -> None:
 def test_post_processor_gets_the_new_ids(english) -> None:
     tokenizer = byte_level_tokenizer(english, 400, ["<s>", "</s>"])
     spec = json.loads(tokenizer.to_str())
-    names = {name: (i + 50) % 400 for name, i in spec["model"]["vocab"].items()}  # specials at 50 and 51
+    names = {
+        name: (i + 50) % 400 for name, i in spec["model"]["vocab"].items()
+    }  # specials at 50 and 51
     spec["model"]["vocab"] = dict(sorted(names.items(), key=lambda item: item[1]))
     for entry in spec["added_tokens"]:
         entry["id"] = names[entry["content"]]
     moved = Tokenizer.from_str(json.dumps(spec))
     for processor in (
-        processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 50), ("</s>", 51)]),
+        processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 50), ("</s>", 51)]
+        ),
         processors.RobertaProcessing(("</s>", 51), ("<s>", 50)),
-        processors.Sequence([processors.ByteLevel(), processors.BertProcessing(("</s>", 51), ("<s>", 50))]),
+        processors.Sequence(
+            [processors.ByteLevel(), processors.BertProcessing(("</s>", 51), ("<s>", 50))]
+        ),
     ):
         moved.post_processor = processor
         after = prune(moved, english, 370).vocabulary.tokenizer
         ids = after.encode("the").ids
-        assert (ids[0], ids[-1]) == (after.token_to_id("<s>"), after.token_to_id("</s>")) != (50, 51)
+        assert (
+            (ids[0], ids[-1]) == (after.token_to_id("<s>"), after.token_to_id("</s>")) != (50, 51)
+        )
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
@@ -176,17 +216,29 @@ def test_replacement_is_exact_and_lossless(algorithm, kind, request, russian, en
     words = count_texts(replacement_cutter(base), russian + english, "any")
     after = replacement(base, words, 600, algorithm=algorithm)
     assert sorted(after.get_vocab().values()) == list(range(600))
-    old, new = ({e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (base, after))
-    assert {name: e | {"id": 0} for name, e in old.items()} == {name: e | {"id": 0} for name, e in new.items()}
+    old, new = (
+        {e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (base, after)
+    )
+    assert {name: e | {"id": 0} for name, e in old.items()} == {
+        name: e | {"id": 0} for name, e in new.items()
+    }
     for text in [*russian[:3], *english[:3], "\t\n\r\n  a\u2581b \u0301 ё 🙂 ჻\x00", "   "]:
-        assert after.decode(after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
+        assert (
+            after.decode(
+                after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False
+            )
+            == text
+        )
     if algorithm == "bpe":
         assert unreachable_tokens(after) == []
     with pytest.raises(
-        LepError, match=r"shall have 250 tokens, but the alphabet of 256 bytes and \d added tokens need"
+        LepError,
+        match=r"shall have 250 tokens, but the alphabet of 256 bytes and \d added tokens need",
     ):
         replacement(base, words, 250, algorithm=algorithm)
-    with pytest.raises(LepError, match="unknown algorithm 'wordpiece': the algorithms are bpe, unigram"):
+    with pytest.raises(
+        LepError, match="unknown algorithm 'wordpiece': the algorithms are bpe, unigram"
+    ):
         replacement(base, words, 600, algorithm="wordpiece")
 
 
@@ -196,23 +248,37 @@ def test_round_trips(request, pair_of_changed, text: str) -> None:
     for before, after in pair_of_changed:
         ids = before.encode(text, add_special_tokens=False).ids
         if before.decode(ids, skip_special_tokens=False) == text:
-            got = after.decode(after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+            got = after.decode(
+                after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False
+            )
             assert got == text
 
 
 @pytest.fixture(scope="module")
-def pair_of_changed(byte_level, byte_fallback, russian, english) -> list[tuple[Tokenizer, Tokenizer]]:
+def pair_of_changed(
+    byte_level, byte_fallback, russian, english
+) -> list[tuple[Tokenizer, Tokenizer]]:
     changed = []
     for tokenizer in (byte_level, byte_fallback):
-        changed.append((tokenizer, prune(tokenizer, russian, tokenizer.get_vocab_size() - 50).vocabulary.tokenizer))
+        changed.append(
+            (
+                tokenizer,
+                prune(tokenizer, russian, tokenizer.get_vocab_size() - 50).vocabulary.tokenizer,
+            )
+        )
         words = count_texts(replacement_cutter(tokenizer), russian + english, "any")
-        changed += [(tokenizer, replacement(tokenizer, words, 500, algorithm=name)) for name in ("bpe", "unigram")]
+        changed += [
+            (tokenizer, replacement(tokenizer, words, 500, algorithm=name))
+            for name in ("bpe", "unigram")
+        ]
     return changed
 
 
 def test_id_map_agrees_with_the_embedding_mapping(pair, tmp_path) -> None:
     optimize_tokenizer(pair["base"], [RU, EN], 440, 480, tmp_path / "out", script="cyrillic")
-    source, target = (Vocabulary.of(load_tokenizer(place)) for place in (pair["base"], tmp_path / "out"))
+    source, target = (
+        Vocabulary.of(load_tokenizer(place)) for place in (pair["base"], tmp_path / "out")
+    )
     id_map = IdMap.between(source, target)
     assert id_map == IdMap.load(tmp_path / "out" / "id_map.json")
     rows, sources = build_mapping(source, target, len(source)).kept()
@@ -228,13 +294,19 @@ def test_files_of_all_kinds(tmp_path) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
-    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines[:14]) + zstandard.compress(lines[14:]))
+    (tmp_path / "c.jsonl.zst").write_bytes(
+        zstandard.compress(lines[:14]) + zstandard.compress(lines[14:])
+    )
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "d.parquet")
     (tmp_path / "e.txt").write_text("раз\nдва")
     (tmp_path / "f.txt.gz").write_bytes(gzip.compress("раз\nдва".encode()))
     assert list(stream_texts([tmp_path])) == ["раз", "два"] * 4 + ["раз\nдва"] * 2
     assert [d.text for d in read_documents([tmp_path])] == list(stream_texts([tmp_path]))
-    for name, content in (("g.jsonl.gz", b"no"), ("h.parquet", b"no"), ("i.txt.gz", gzip.compress(b"long text")[:-9])):
+    for name, content in (
+        ("g.jsonl.gz", b"no"),
+        ("h.parquet", b"no"),
+        ("i.txt.gz", gzip.compress(b"long text")[:-9]),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CorpusError, match="is not a readable"):
             list(stream_texts([tmp_path / name]))
@@ -287,7 +359,9 @@ def test_shards_add_up(byte_level, russian, tmp_path, monkeypatch) -> None:
 
 
 def test_counts_of_another_tokenizer(byte_level, byte_fallback, russian, tmp_path) -> None:
-    write_counts(tmp_path / "a.counts.zst", count_texts(byte_level, russian), WordCutter.of(byte_level))
+    write_counts(
+        tmp_path / "a.counts.zst", count_texts(byte_level, russian), WordCutter.of(byte_level)
+    )
     with pytest.raises(CorpusError, match="counted for a tokenizer that cuts words differently"):
         read_counts(tmp_path / "a.counts.zst", WordCutter.of(byte_fallback))
     (tmp_path / "b.counts.zst").write_bytes(zstandard.compress(b"what?\n"))
@@ -314,7 +388,9 @@ def test_extend_from_counts(pair, tmp_path) -> None:
         count_corpus(pair["base"], [RU], tmp_path / "ru.counts.zst")
     extend_tokenizer(pair["base"], [tmp_path / "ru.counts.zst"], 50, tmp_path / "a")
     extend_tokenizer(pair["base"], [RU], 50, tmp_path / "b")
-    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (
+        tmp_path / "b" / "tokenizer.json"
+    ).read_bytes()
     with pytest.raises(LepError, match="unknown method 'glue': the methods are continue, merge"):
         extend_tokenizer(pair["base"], [RU], 50, tmp_path / "no", method="glue")
     with pytest.raises(OutputError, match="exists already"):
@@ -335,7 +411,9 @@ def test_compare(pair, tmp_path) -> None:
         base, extended, unigram = (text["costs"][name] for name in ("base", "extended", "unigram"))
         assert all(cost["round_trip"] == 1 for cost in (base, extended, unigram))
         assert base["tokens"] * base["symbols_per_token"] == pytest.approx(text["characters"])
-        assert base["bytes_per_token"] / base["symbols_per_token"] == pytest.approx(text["bytes"] / text["characters"])
+        assert base["bytes_per_token"] / base["symbols_per_token"] == pytest.approx(
+            text["bytes"] / text["characters"]
+        )
         assert base["new_share"] == base["new_used"] == 0
         assert (extended["tokens"] < base["tokens"]) == (text["name"] == "ru")
         assert (extended["new_share"] > 0) == (text["name"] == "ru")
@@ -347,14 +425,21 @@ def test_compare(pair, tmp_path) -> None:
     assert values == sorted(values)
     tokens = {n: sum(t["costs"][n]["tokens"] for t in russian) for n in ("base", "extended")}
     characters = sum(t["characters"] for t in russian)
-    assert (values[0], values[-1]) == pytest.approx((characters / tokens["base"], characters / tokens["extended"]))
+    assert (values[0], values[-1]) == pytest.approx(
+        (characters / tokens["base"], characters / tokens["extended"])
+    )
     middle = curve[6][0]
     extend_tokenizer(pair["base"], [RU], middle, tmp_path / "half")
     half = load_tokenizer(tmp_path / "half").backend_tokenizer
-    direct = characters / sum(len(half.encode(t, add_special_tokens=False).ids) for t in stream_texts([RU]))
+    direct = characters / sum(
+        len(half.encode(t, add_special_tokens=False).ids) for t in stream_texts([RU])
+    )
     assert curve[6][1] == pytest.approx(direct, rel=1e-3)
     assert found["differences"]["extended"][0]["word"].strip()
-    assert all(difference["before"] != difference["after"] for difference in found["differences"]["extended"])
+    assert all(
+        difference["before"] != difference["after"]
+        for difference in found["differences"]["extended"]
+    )
     table = comparison_table(found)
     assert f"{record['size']:,} tokens" in table
     with pytest.raises(LepError, match="give at least one tokenizer"):
@@ -364,9 +449,13 @@ def test_compare(pair, tmp_path) -> None:
 def test_unreachable_tokens_are_found(byte_level) -> None:
     spec = json.loads(byte_level.to_str())
     spec["model"]["vocab"]["zzzz"] = len(spec["model"]["vocab"])
-    assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [spec["model"]["vocab"]["zzzz"]]
+    assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [
+        spec["model"]["vocab"]["zzzz"]
+    ]
     spec["model"]["ignore_merges"] = True  # reached as a whole word only: it does not count
-    assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [spec["model"]["vocab"]["zzzz"]]
+    assert unreachable_tokens(Tokenizer.from_str(json.dumps(spec))) == [
+        spec["model"]["vocab"]["zzzz"]
+    ]
 
 
 def test_lengths_in_a_tokenizer_file_cut_nothing(pair, tmp_path) -> None:
@@ -378,7 +467,9 @@ def test_lengths_in_a_tokenizer_file_cut_nothing(pair, tmp_path) -> None:
     raw.enable_padding(length=16)
     raw.save(str(place))
     text = next(iter((SAMPLE / "ru").glob("*.txt"))).read_text(encoding="utf-8")
-    found, whole = (load_tokenizer(folder).backend_tokenizer for folder in (tmp_path / "base", pair["base"]))
+    found, whole = (
+        load_tokenizer(folder).backend_tokenizer for folder in (tmp_path / "base", pair["base"])
+    )
     assert found.encode(text).ids == whole.encode(text).ids
     extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 20, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
@@ -388,6 +479,8 @@ def test_lengths_in_a_tokenizer_file_cut_nothing(pair, tmp_path) -> None:
 def test_pieces_of_the_report_are_text_in_any_family(russian, english, tmp_path) -> None:
     from lep.report.data import pieces
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_fallback_tokenizer(english + russian[:4], 600))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_fallback_tokenizer(english + russian[:4], 600)
+    )
     shown = [piece for _, piece in pieces(tokenizer, "Снег идёт, it was cold.")]
     assert "".join(shown) == "Снег идёт, it was cold."

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.blocks import packed, token_pieces
 from lep.corpus.copies import copy_records
-from lep.corpus.pack import packed, token_pieces
 from lep.corpus.read import Document, read_documents, write_records
 from lep.errors import CorpusError, LepError, OutputError, TrainingError
-from lep.inference.load import load_model
+from lep.inference.models import load_model
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.training import trainer as trainer_module
@@ -32,18 +32,32 @@ from lep.training.data import collate, isolates, schedule
 from lep.training.loss import linear_cross_entropy
 from lep.training.pretrain import pretrain
 from lep.training.samples import in_order
-from lep.training.trainer import TablesTrainer, decay_touched_rows, logging_steps, look_steps, uses_bf16
+from lep.training.trainer import (
+    TablesTrainer,
+    decay_touched_rows,
+    logging_steps,
+    look_steps,
+    uses_bf16,
+)
 from lep.training.tune import CALIBRATION, train_adapter, tune
 from lep.training.watch import HeldoutText, StopWhenDiverging
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
 SETTINGS = PretrainSettings(
-    tokens=6000, learning_rate=5e-3, block_size=64, batch_tokens=256, weight_decay=0.1, checkpoints=5
+    tokens=6000,
+    learning_rate=5e-3,
+    block_size=64,
+    batch_tokens=256,
+    weight_decay=0.1,
+    checkpoints=5,
 )
 TABLES = {"model.embed_tokens.weight", "lm_head.weight"}
 
 
-@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=16), max_size=60), st.integers(16, 40))
+@given(
+    st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=16), max_size=60),
+    st.integers(16, 40),
+)
 def test_packing_loses_no_token_and_cuts_no_piece(pieces, block) -> None:
     blocks = list(packed(pieces, block))
     assert sorted(piece for inside in blocks for piece in inside) == sorted(pieces)
@@ -65,10 +79,15 @@ def test_pieces_begin_where_lines_begin_and_hold_all_text(pair, block) -> None:
     assert max(map(len, pieces)) <= block
     ends = [i for i, ids in enumerate(pieces) if ids[-1] == tokenizer.eos_token_id]
     assert len(ends) == len(documents)
-    for document, first, last in zip(documents, [0, *(end + 1 for end in ends)], ends, strict=False):
+    for document, first, last in zip(
+        documents, [0, *(end + 1 for end in ends)], ends, strict=False
+    ):
         parts = pieces[first : last + 1]
         assert parts[0][0] == tokenizer.bos_token_id
-        assert tokenizer.decode([i for ids in parts for i in ids], skip_special_tokens=True) == document.text
+        assert (
+            tokenizer.decode([i for ids in parts for i in ids], skip_special_tokens=True)
+            == document.text
+        )
         begun = tokenizer.decode(parts[0], skip_special_tokens=True)
         for ids in parts[1:]:
             if ids[0] == tokenizer.bos_token_id:
@@ -79,7 +98,7 @@ def test_pieces_begin_where_lines_begin_and_hold_all_text(pair, block) -> None:
 def test_a_very_long_document_is_given_to_the_tokenizer_in_parts(pair, monkeypatch) -> None:
     """With lines and without: the same text, one end, and no part longer than the limit."""
     tokenizer, seen = load_tokenizer(pair["tokenizer"]), []
-    monkeypatch.setattr("lep.corpus.pack.LONGEST", 1_000)
+    monkeypatch.setattr("lep.corpus.blocks.LONGEST", 1_000)
 
     def watched(texts, **options):
         seen.extend(map(len, texts))
@@ -87,12 +106,17 @@ def test_a_very_long_document_is_given_to_the_tokenizer_in_parts(pair, monkeypat
 
     for text in ("река\n" * 900, "река" * 900, "река\n" * 200 + "лес" * 1_000):
         watching = SimpleNamespace(
-            eos_token_id=tokenizer.eos_token_id, num_special_tokens_to_add=tokenizer.num_special_tokens_to_add
+            eos_token_id=tokenizer.eos_token_id,
+            num_special_tokens_to_add=tokenizer.num_special_tokens_to_add,
         )
         watching = type("Watching", (), {"__call__": staticmethod(watched), **vars(watching)})()
         pieces = list(token_pieces([Document("d", text, "s", "g")], watching, 64))
-        assert tokenizer.decode([i for ids in pieces for i in ids], skip_special_tokens=True) == text
-        assert [ids[-1] == tokenizer.eos_token_id for ids in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert (
+            tokenizer.decode([i for ids in pieces for i in ids], skip_special_tokens=True) == text
+        )
+        assert [ids[-1] == tokenizer.eos_token_id for ids in pieces] == [False] * (
+            len(pieces) - 1
+        ) + [True]
     assert max(seen) <= 1_000
 
 
@@ -106,13 +130,20 @@ def test_documents_in_a_block_do_not_see_each_other(pair) -> None:
     states = []
     for before in (first, other):
         batch = collate(
-            [{"input_ids": before + second, "lengths": [4, 3]}, {"input_ids": list(range(9)), "lengths": [9]}]
+            [
+                {"input_ids": before + second, "lengths": [4, 3]},
+                {"input_ids": list(range(9)), "lengths": [9]},
+            ]
         )
         assert batch["labels"][0].tolist() == [-100, *before[1:], -100, *second[1:], -100, -100]
-        found = model.get_decoder()(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        found = model.get_decoder()(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        )
         states.append(found.last_hidden_state[0, 4:7])
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
-    alone = model.get_decoder()(input_ids=torch.tensor([second]), use_cache=False).last_hidden_state[0]
+    alone = model.get_decoder()(
+        input_ids=torch.tensor([second]), use_cache=False
+    ).last_hidden_state[0]
     torch.testing.assert_close(states[0], alone)
 
 
@@ -140,7 +171,9 @@ def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> No
     settings = PretrainSettings(epochs=epochs, learning_rate=1e-3, block_size=64, batch_tokens=1024)
     record = pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", settings)
     blocks = record["blocks"]
-    assert len(seen) == pytest.approx(epochs * blocks, abs=32)  # up to a whole step, and what is read ahead
+    assert len(seen) == pytest.approx(
+        epochs * blocks, abs=32
+    )  # up to a whole step, and what is read ahead
     assert len(set(seen)) == (blocks if epochs >= 1 else len(seen))
     assert record["tokens"] == pytest.approx(epochs * record["corpus_tokens"], rel=0.02)
 
@@ -148,7 +181,9 @@ def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> No
 @pytest.mark.parametrize(("blocks", "epochs"), [(48, 3), (48, 1.5), (100, 2)])
 def test_passes_over_a_corpus_are_whole(blocks, epochs) -> None:
     """The last step of a pass is short where steps do not divide the corpus."""
-    settings = PretrainSettings(tokens=round(epochs * blocks * 64), batch_tokens=44 * 64, micro_batch_tokens=64)
+    settings = PretrainSettings(
+        tokens=round(epochs * blocks * 64), batch_tokens=44 * 64, micro_batch_tokens=64
+    )
     sequences, _, steps = schedule(settings, 64, blocks)
     per_pass = math.ceil(blocks / sequences)
     whole, rest = divmod(steps, per_pass)
@@ -158,7 +193,12 @@ def test_passes_over_a_corpus_are_whole(blocks, epochs) -> None:
 
 def test_one_step_of_tuning_learns(pair, tmp_path) -> None:
     """The first step of a warm-up has the rate zero."""
-    record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", TuneSettings(learning_rate=1e-2))
+    record = tune(
+        pair["instruct"],
+        conversations(tmp_path),
+        tmp_path / "out",
+        TuneSettings(learning_rate=1e-2),
+    )
     assert record["steps"] == 1
     assert record["losses"][0]["learning_rate"] == 1e-2
     assert "lm_head.weight" in record["changed_tensors"]
@@ -180,7 +220,9 @@ def test_tuning_follows_the_names_of_the_file(tmp_path, pair) -> None:
 
 
 def test_half_a_character_is_mended(tmp_path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d вот \\ud83d\\ude00", "id": "\\uD800"}\n', encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "\\ud83d вот \\ud83d\\ude00", "id": "\\uD800"}\n', encoding="utf-8"
+    )
     (found,) = read_documents([tmp_path / "a.jsonl"])
     assert found.text == "\ufffd вот 😀"
     found.id.encode()
@@ -189,8 +231,12 @@ def test_half_a_character_is_mended(tmp_path) -> None:
 def test_schedule_spends_the_budget() -> None:
     settings = PretrainSettings(tokens=1_000_000, batch_tokens=65_536, micro_batch_tokens=8192)
     assert schedule(settings, 512, 10**6) == (128, 8, 16)
-    assert schedule(settings, 512, 100)[0] < 100 + 8  # no more than the corpus has, up to whole micro-batches
-    assert schedule(PretrainSettings(tokens=10_000_000_000), 1024, 10**8)[0] == 256  # the paper's batch
+    assert (
+        schedule(settings, 512, 100)[0] < 100 + 8
+    )  # no more than the corpus has, up to whole micro-batches
+    assert (
+        schedule(PretrainSettings(tokens=10_000_000_000), 1024, 10**8)[0] == 256
+    )  # the paper's batch
 
 
 def test_arithmetic_follows_the_hardware(monkeypatch) -> None:
@@ -207,7 +253,9 @@ def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
     save_model(tmp_path / "model", byte_level, dtype=dtype)
     settings = SETTINGS.model_copy(update={"precision": precision})
     record = pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", settings)
-    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("model", "out"))
+    before, after = (
+        load_file(tmp_path / place / "model.safetensors") for place in ("model", "out")
+    )
     assert {t.dtype for t in after.values()} == {dtype}
     assert {name for name in before if not torch.equal(before[name], after[name])} == TABLES
     assert record["frozen_tensors"] == len(before) - 2
@@ -231,7 +279,9 @@ def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
     hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
     targets = labels[:, 1:].flatten()
     learned = targets != -100
-    loss = head_loss(model.get_output_embeddings(), hidden[learned], targets[learned]) / learned.sum()
+    loss = (
+        head_loss(model.get_output_embeddings(), hidden[learned], targets[learned]) / learned.sum()
+    )
     loss.backward()
     torch.testing.assert_close(loss, expected)
     for name, p in model.named_parameters():
@@ -251,7 +301,9 @@ def test_the_loss_of_any_logits_is_that_of_float64(kind: torch.dtype) -> None:
     assert expected.max() > 104  # e^-104 is zero in float32
     wanted = torch.autograd.grad(expected.sum(), (hidden, table))
     loss = linear_cross_entropy(hidden, labels, [frozen, table], bias.to(kind))
-    torch.testing.assert_close(loss.double(), expected.sum(), rtol=2e-3 if kind == torch.bfloat16 else 1e-5, atol=0)
+    torch.testing.assert_close(
+        loss.double(), expected.sum(), rtol=2e-3 if kind == torch.bfloat16 else 1e-5, atol=0
+    )
     for ours, theirs in zip(torch.autograd.grad(loss, (hidden, table)), wanted, strict=True):
         assert (ours - theirs).norm() <= (2e-2 if kind == torch.bfloat16 else 1e-5) * theirs.norm()
 
@@ -288,13 +340,21 @@ def test_a_frozen_tensor_that_moves_is_named(pair) -> None:
 def test_a_tied_model_trains_one_table(byte_level, tmp_path) -> None:
     save_model(tmp_path / "model", byte_level, tied=True, template=TEMPLATE)
     pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
-    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("model", "out"))
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {"model.embed_tokens.weight"}
+    before, after = (
+        load_file(tmp_path / place / "model.safetensors") for place in ("model", "out")
+    )
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "model.embed_tokens.weight"
+    }
     settings = CalibrateSettings(learning_rate=1e-2, batch_size=8, copy_tasks=0)
     from lep.corpus.read import read_messages
 
     train_adapter(
-        tmp_path / "out", read_messages(conversations(tmp_path)), tmp_path / "calibrated", settings, CALIBRATION
+        tmp_path / "out",
+        read_messages(conversations(tmp_path)),
+        tmp_path / "calibrated",
+        settings,
+        CALIBRATION,
     )
     assert load_file(tmp_path / "calibrated" / "model.safetensors").keys() == before.keys()
 
@@ -318,14 +378,36 @@ LEP = [sys.executable, "-m", "lep"]
 @pytest.mark.parametrize("train", ["embeddings", "new_rows"])
 def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_path) -> None:
     model = adapted.parent / "initialised"
-    command = [*LEP, "pretrain", "--model", str(model), "--train", train, "--corpus", str(SAMPLE / "ru"),
-               "--tokens", "40000", "--learning-rate", "5e-3", "--block-size", "64", "--batch-tokens", "256",
-               "--output", str(tmp_path / "killed")]  # fmt: skip
-    kill_when(command, lambda: list(tmp_path.glob("killed.partial/work/trainer/checkpoint-*/trainer_state.json")))
+    command = [
+        *LEP,
+        "pretrain",
+        "--model",
+        str(model),
+        "--train",
+        train,
+        "--corpus",
+        str(SAMPLE / "ru"),
+        "--tokens",
+        "40000",
+        "--learning-rate",
+        "5e-3",
+        "--block-size",
+        "64",
+        "--batch-tokens",
+        "256",
+        "--output",
+        str(tmp_path / "killed"),
+    ]
+    kill_when(
+        command,
+        lambda: list(tmp_path.glob("killed.partial/work/trainer/checkpoint-*/trainer_state.json")),
+    )
     assert not (tmp_path / "killed").exists()
     subprocess.run(command, check=True, capture_output=True)
     killed = json.loads((tmp_path / "killed" / "lep" / "pretrain.json").read_text())
-    settings = PretrainSettings(tokens=40_000, learning_rate=5e-3, block_size=64, batch_tokens=256, train=train)
+    settings = PretrainSettings(
+        tokens=40_000, learning_rate=5e-3, block_size=64, batch_tokens=256, train=train
+    )
     whole = pretrain(model, [SAMPLE / "ru"], tmp_path / "whole", settings)
     assert killed["losses"] == whole["losses"]
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (
@@ -360,7 +442,9 @@ def test_decay_by_rows_is_that_of_adamw() -> None:
     start, slopes = torch.randn(5, 3), torch.randn(5, 3)
     slopes[2] = 0
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    by_row = torch.optim.AdamW([{"params": [ours], "weight_decay": 0.0, "decay_of_touched_rows": 0.3}], lr=0.1)
+    by_row = torch.optim.AdamW(
+        [{"params": [ours], "weight_decay": 0.0, "decay_of_touched_rows": 0.3}], lr=0.1
+    )
     by_row.register_step_pre_hook(decay_touched_rows)
     stock = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.3)
     for _ in range(3):
@@ -378,11 +462,16 @@ def test_activation_checkpointing_changes_memory_not_results(adapted, tmp_path) 
     plain = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", settings)
     settings = settings.model_copy(update={"activation_checkpointing": True})
     saving = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "saving", settings)
-    assert [e["loss"] for e in saving["losses"]] == pytest.approx([e["loss"] for e in plain["losses"]], rel=1e-4)
+    assert [e["loss"] for e in saving["losses"]] == pytest.approx(
+        [e["loss"] for e in plain["losses"]], rel=1e-4
+    )
 
 
 def watched(**changes) -> PretrainSettings:
-    text = {"eval_text": {"ru": [str(SAMPLE / "ru")], "en": [str(SAMPLE / "en")]}, "eval_characters": 3_000}
+    text = {
+        "eval_text": {"ru": [str(SAMPLE / "ru")], "en": [str(SAMPLE / "en")]},
+        "eval_characters": 3_000,
+    }
     return SETTINGS.model_copy(update=text | changes)
 
 
@@ -396,12 +485,18 @@ def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> N
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    heldout = HeldoutText(settings.eval_text, settings.eval_characters, Checkpoint(tmp_path / "out"))
+    heldout = HeldoutText(
+        settings.eval_text, settings.eval_characters, Checkpoint(tmp_path / "out")
+    )
     found = heldout.look(model)
-    assert {name: found[name] for name in ("ru", "en")} == pytest.approx(best["bits_per_byte"], rel=1e-4)
+    assert {name: found[name] for name in ("ru", "en")} == pytest.approx(
+        best["bits_per_byte"], rel=1e-4
+    )
     copied = {name: found[f"{name} copied"] for name in ("ru", "en")}
     assert copied == pytest.approx(best["copied_bits_per_byte"], rel=1e-4)
-    stopped = pretrain(adapted, [SAMPLE / "en"], tmp_path / "early", settings.model_copy(update={"patience": 1}))
+    stopped = pretrain(
+        adapted, [SAMPLE / "en"], tmp_path / "early", settings.model_copy(update={"patience": 1})
+    )
     assert len(stopped["looks"]) < len(looks)
     assert stopped["best_step"] == record["best_step"]
 
@@ -433,8 +528,12 @@ def test_what_looks_needs_something_to_look_at(adapted, tmp_path, name) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path) -> None:
-    settings = watched(learning_rate=0.4, precision="float32")  # far too high: one of the lower ones must win
-    record = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "swept", settings.model_copy(update={"sweep": True}))
+    settings = watched(
+        learning_rate=0.4, precision="float32"
+    )  # far too high: one of the lower ones must win
+    record = pretrain(
+        adapted, [SAMPLE / "ru"], tmp_path / "swept", settings.model_copy(update={"sweep": True})
+    )
     seen, best = record["sweep"]["bits_per_byte"], record["sweep"]["best"]
     assert list(seen) == ["0.04", "0.1", "0.2", "0.4"]
     scores = [bits for bits in seen.values() if bits is not None]  # none where it diverged
@@ -443,12 +542,20 @@ def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path)
     assert best < 0.4
     assert record["settings"]["learning_rate"] == best
     plain = settings.model_copy(update={"learning_rate": best})
-    assert pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain)["losses"] == record["losses"]
+    assert (
+        pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain)["losses"] == record["losses"]
+    )
 
 
-def test_a_full_disk_ends_the_training_and_keeps_the_last_state(adapted, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_ends_the_training_and_keeps_the_last_state(
+    adapted, tmp_path, monkeypatch
+) -> None:
     """No file may grow beyond 50 kB from the second state on, as if the disk were full."""
-    save, limits, saved = TablesTrainer._save_optimizer_and_scheduler, resource.getrlimit(resource.RLIMIT_FSIZE), []
+    save, limits, saved = (
+        TablesTrainer._save_optimizer_and_scheduler,
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        [],
+    )
 
     def save_on_a_full_disk(trainer, folder) -> None:
         saved.append(folder)
@@ -459,7 +566,9 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_state(adapted, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(TablesTrainer, "_save_optimizer_and_scheduler", save_on_a_full_disk)
         try:
-            with pytest.raises(OutputError, match=r"checkpoint-8 could not be saved .* goes on from .*checkpoint-4"):
+            with pytest.raises(
+                OutputError, match=r"checkpoint-8 could not be saved .* goes on from .*checkpoint-4"
+            ):
                 pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -473,7 +582,9 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_state(adapted, tmp_pat
 
 def test_a_loss_that_runs_away_ends_the_training(adapted, tmp_path) -> None:
     settings = SETTINGS.model_copy(update={"learning_rate": 300.0, "tokens": 20_000})
-    with pytest.raises(TrainingError, match=r"by step \d+ of 79: the learning rate 300 is too high") as caught:
+    with pytest.raises(
+        TrainingError, match=r"by step \d+ of 79: the learning rate 300 is too high"
+    ) as caught:
         pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
     kept = str(caught.value).rpartition("the last state before is ")[2]
@@ -485,12 +596,19 @@ def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
     arguments = SimpleNamespace(output_dir=tmp_path, max_steps=9, learning_rate=1.0)
     (tmp_path / "checkpoint-3").mkdir()
     for step, loss in enumerate([5.0, 4.0, 6.5, 6.6], start=1):
-        control.should_save = True  # as the trainer's own callback asks for, before the step's loss is known
+        control.should_save = (
+            True  # as the trainer's own callback asks for, before the step's loss is known
+        )
         watch.on_step_end(arguments, None, control)
-        watch.on_log(arguments, SimpleNamespace(global_step=step, log_history=[]), control, {"loss": loss})
+        watch.on_log(
+            arguments, SimpleNamespace(global_step=step, log_history=[]), control, {"loss": loss}
+        )
         assert control.should_save == (loss < 6)
     state = SimpleNamespace(global_step=5, log_history=[{"loss": 5.0}])
-    with pytest.raises(TrainingError, match=r"from 5.00 to 7.00 .* by step 5 of 9: .*the last state before is .*-3$"):
+    with pytest.raises(
+        TrainingError,
+        match=r"from 5.00 to 7.00 .* by step 5 of 9: .*the last state before is .*-3$",
+    ):
         watch.on_log(arguments, state, control, {"loss": 7.0})
     with pytest.raises(TrainingError, match="to nan nats a token"):
         StopWhenDiverging().on_log(arguments, state, control, {"loss": float("nan")})
@@ -524,8 +642,12 @@ def test_states_are_saved_at_steps_whose_loss_is_seen(steps) -> None:
 def test_accumulation_changes_the_loss_by_rounding_only(train, adapted, tmp_path) -> None:
     losses = []
     for micro in (64, 128, 256):
-        settings = SETTINGS.model_copy(update={"precision": "float32", "micro_batch_tokens": micro, "train": train})
-        record = pretrain(adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / str(micro), settings)
+        settings = SETTINGS.model_copy(
+            update={"precision": "float32", "micro_batch_tokens": micro, "train": train}
+        )
+        record = pretrain(
+            adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / str(micro), settings
+        )
         losses.append([entry["loss"] for entry in record["losses"]])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
@@ -533,11 +655,18 @@ def test_accumulation_changes_the_loss_by_rounding_only(train, adapted, tmp_path
 
 def conversations(folder: Path, count: int = 40) -> Path:
     words = ["дом", "река", "лес", "house", "river", "wood"]
-    write_records(folder / "data.jsonl", [
-        {"messages": [{"role": "user", "content": f"{words[i % 6]} {i}"},
-                      {"role": "assistant", "content": words[(i + 1) % 6]}]}
-        for i in range(count)
-    ])  # fmt: skip
+    write_records(
+        folder / "data.jsonl",
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": f"{words[i % 6]} {i}"},
+                    {"role": "assistant", "content": words[(i + 1) % 6]},
+                ]
+            }
+            for i in range(count)
+        ],
+    )
     return folder / "data.jsonl"
 
 
@@ -545,7 +674,9 @@ def test_tuning_changes_projections_and_head(pair, tmp_path) -> None:
     settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, copy_tasks=4)
     copies = copy_records({"ru": [SAMPLE / "ru"]}, 4, seed=0)
     record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, copies)
-    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out"))
+    before, after = (
+        load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out")
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == set(record["changed_tensors"])
     assert {n for n in before if n.endswith("_proj.weight")} | {"lm_head.weight"} == changed
@@ -565,8 +696,13 @@ def test_samples_of_a_batch_are_of_like_length_and_none_is_lost() -> None:
     padded = sum(max(batch) * len(batch) for batch in widths) / sum(map(sum, widths))
     shuffled = random.Random(0).sample([len(s["input_ids"]) for s in samples], 200)
     assert padded < 1.06
-    assert sum(4 * max(shuffled[i : i + 4]) for i in range(0, 200, 4)) / sum(shuffled) > 1.4  # as it would be else
-    steps = [max(map(max, widths[i : i + 4])) - min(map(min, widths[i : i + 4])) for i in range(0, 100, 4)]
+    assert (
+        sum(4 * max(shuffled[i : i + 4]) for i in range(0, 200, 4)) / sum(shuffled) > 1.4
+    )  # as it would be else
+    steps = [
+        max(map(max, widths[i : i + 4])) - min(map(min, widths[i : i + 4]))
+        for i in range(0, 100, 4)
+    ]
     assert sum(steps) / len(steps) > 30  # a step has short and long ones
     assert in_order(samples, settings) == ordered
     assert in_order(samples, settings.model_copy(update={"seed": 4})) != ordered
@@ -576,11 +712,22 @@ def test_calibration_leaves_the_middle_layers_alone(pair, tmp_path) -> None:
     settings = CalibrateSettings(learning_rate=1e-2, batch_size=8)
     from lep.corpus.read import read_messages
 
-    train_adapter(pair["instruct"], read_messages(conversations(tmp_path)), tmp_path / "out", settings, CALIBRATION)
-    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out"))
+    train_adapter(
+        pair["instruct"],
+        read_messages(conversations(tmp_path)),
+        tmp_path / "out",
+        settings,
+        CALIBRATION,
+    )
+    before, after = (
+        load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out")
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed > TABLES
-    assert {name.split(".")[2] for name in changed if ".layers." in name} == {"0", "2"}  # of three layers
+    assert {name.split(".")[2] for name in changed if ".layers." in name} == {
+        "0",
+        "2",
+    }  # of three layers
 
 
 @pytest.mark.slow
@@ -589,8 +736,13 @@ def test_an_adapter_that_is_left_beside_gives_what_the_merged_model_gives(pair, 
 
     for merge in (True, False):
         settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, precision="float32")
-        tune(pair["instruct"], conversations(tmp_path), tmp_path / str(merge), settings, merge=merge)
-    merged, plain = (AutoModelForCausalLM.from_pretrained(tmp_path / str(merge)).float() for merge in (True, False))
+        tune(
+            pair["instruct"], conversations(tmp_path), tmp_path / str(merge), settings, merge=merge
+        )
+    merged, plain = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / str(merge)).float()
+        for merge in (True, False)
+    )
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
         expected, without = merged(ids).logits, plain(ids).logits
@@ -598,11 +750,18 @@ def test_an_adapter_that_is_left_beside_gives_what_the_merged_model_gives(pair, 
         loaded = load_model(tmp_path / "False")[0](ids).logits  # as lep evaluate sees it
     for logits in (found, loaded):
         assert (logits - expected).abs().max() <= 1e-3 * expected.abs().max()
-    assert (without - expected).abs().max() > 10 * (found - expected).abs().max()  # the adapter does something
-    before, after = (load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "False"))
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {"lm_head.weight"}
+    assert (without - expected).abs().max() > 10 * (
+        found - expected
+    ).abs().max()  # the adapter does something
+    before, after = (
+        load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "False")
+    )
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "lm_head.weight"
+    }
     assert not any(
-        "lm_head" in name for name in load_file(tmp_path / "False" / "adapter" / "adapter_model.safetensors")
+        "lm_head" in name
+        for name in load_file(tmp_path / "False" / "adapter" / "adapter_model.safetensors")
     )
 
 

@@ -11,7 +11,12 @@ def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
     """Id of each single byte: the byte-fallback token where there is one."""
     found = {}
     for index, token in enumerate(vocabulary.tokens):
-        if token and not token.added and len(token.content) == 1 and (vocabulary.byte_level or token.is_byte):
+        if (
+            token
+            and not token.added
+            and len(token.content) == 1
+            and (vocabulary.byte_level or token.is_byte)
+        ):
             found[token.content[0]] = index
     return found
 
@@ -24,7 +29,9 @@ def test_byte_alphabet_is_the_tokenizers_librarys() -> None:
     assert encoded == "".join(BYTE_TO_CHARACTER[byte] for byte in "Ж \n".encode())
 
 
-def test_every_byte_maps_to_the_same_byte_between_families(byte_level: Tokenizer, byte_fallback: Tokenizer) -> None:
+def test_every_byte_maps_to_the_same_byte_between_families(
+    byte_level: Tokenizer, byte_fallback: Tokenizer
+) -> None:
     first, second = Vocabulary.of(byte_level), Vocabulary.of(byte_fallback)
     assert (first.byte_level, second.byte_level) == (True, False)
     for source, target in ((first, second), (second, first), (first, first), (second, second)):
@@ -36,7 +43,9 @@ def test_every_byte_maps_to_the_same_byte_between_families(byte_level: Tokenizer
 
 
 @pytest.mark.parametrize("pairing", ["level-fallback", "fallback-level"])
-def test_pieces_spell_the_bytes_of_the_token(pairing: str, byte_level: Tokenizer, byte_fallback: Tokenizer) -> None:
+def test_pieces_spell_the_bytes_of_the_token(
+    pairing: str, byte_level: Tokenizer, byte_fallback: Tokenizer
+) -> None:
     source, target = Vocabulary.of(byte_level), Vocabulary.of(byte_fallback)
     if pairing == "fallback-level":
         source, target = target, source
@@ -45,7 +54,9 @@ def test_pieces_spell_the_bytes_of_the_token(pairing: str, byte_level: Tokenizer
         assert spelled == token.content  # type: ignore[union-attr]
 
 
-def test_the_same_vocabulary_maps_to_itself(byte_level: Tokenizer, byte_fallback: Tokenizer) -> None:
+def test_the_same_vocabulary_maps_to_itself(
+    byte_level: Tokenizer, byte_fallback: Tokenizer
+) -> None:
     for tokenizer in (byte_level, byte_fallback):
         vocabulary = Vocabulary.of(tokenizer)
         assert vocabulary.pieces(vocabulary) == [[index] for index in range(len(vocabulary))]

@@ -17,9 +17,9 @@ _PLACES = {
     "calibrate": "lep.calibration.calibrate",
     "evaluate": "lep.evaluation.evaluate",
     "extend_tokenizer": "lep.tokenizer.write",
-    "initialise": "lep.checkpoint.initialise",
+    "initialise": "lep.transfer.initialise",
     "pretrain": "lep.training.pretrain",
-    "propagate": "lep.checkpoint.propagate",
+    "propagate": "lep.transfer.propagate",
     "tune": "lep.training.tune",
 }
 

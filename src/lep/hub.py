@@ -21,14 +21,22 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith((".", "/")):
-        raise CheckpointError(f"there is no folder {source}: check the path, or give a hub id such as owner/name")
+        raise CheckpointError(
+            f"there is no folder {source}: check the path, or give a hub id such as owner/name"
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=ALLOWED_FILES[0 if weights else 1 :]))
-    except Exception as error:  # the hub client raises many kinds; each one means that the model cannot be had
+        return Path(
+            snapshot_download(str(source), allow_patterns=ALLOWED_FILES[0 if weights else 1 :])
+        )
+    except (
+        Exception
+    ) as error:  # the hub client raises many kinds; each one means that the model cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"there is no folder {source}, and the hub does not give it: {reason}") from error
+        raise CheckpointError(
+            f"there is no folder {source}, and the hub does not give it: {reason}"
+        ) from error
 
 
 def short_names(models: list[str]) -> list[str]:

@@ -1,11 +1,9 @@
 """`VocabularyMapping` (M): which source rows make up each target row, and with which weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -74,7 +72,9 @@ class VocabularyMapping:
         Sums run in float32 or better. A row that copies one source row is copied bit for bit.
         """
         if len(table) != self.source_size:
-            raise ValueError(f"the table has {len(table)} rows, the mapping expects {self.source_size}")
+            raise ValueError(
+                f"the table has {len(table)} rows, the mapping expects {self.source_size}"
+            )
         target, source = self.kept()
         copied = table[source].to(dtype or table.dtype)  # a sum would turn -0 into 0
         if len(target) == self.target_size:
@@ -89,16 +89,22 @@ class VocabularyMapping:
             entries = slice(int(mixed.offsets[start]), int(mixed.offsets[stop]))
             rows = table[mixed.indices[entries]].to(wide)
             result[target[start:stop]] = embedding_bag(
-                torch.arange(len(rows)), rows, mixed.offsets[start : stop + 1] - mixed.offsets[start], mode="sum",
-                include_last_offset=True, per_sample_weights=mixed.weights[entries].to(wide),
-            ).to(result.dtype)  # fmt: skip
+                torch.arange(len(rows)),
+                rows,
+                mixed.offsets[start : stop + 1] - mixed.offsets[start],
+                mode="sum",
+                include_last_offset=True,
+                per_sample_weights=mixed.weights[entries].to(wide),
+            ).to(result.dtype)
         return result
 
     def _spans(self, limit: int) -> Iterator[tuple[int, int]]:
         """Ranges of target rows with at most `limit` entries (or one row)."""
         start = 0
         while start < self.target_size:
-            full = int(torch.searchsorted(self.offsets, self.offsets[start] + limit, right=True)) - 1
+            full = (
+                int(torch.searchsorted(self.offsets, self.offsets[start] + limit, right=True)) - 1
+            )
             stop = min(max(full, start + 1), self.target_size)
             yield start, stop
             start = stop
@@ -107,9 +113,13 @@ class VocabularyMapping:
         """The mapping of some target rows only, (n,) int64, in their order."""
         lengths = self.offsets.diff()[rows]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        entries = torch.arange(int(offsets[-1])) - (offsets[:-1] - self.offsets[rows]).repeat_interleave(lengths)
+        entries = torch.arange(int(offsets[-1])) - (
+            offsets[:-1] - self.offsets[rows]
+        ).repeat_interleave(lengths)
         copies = self.copies[rows]
-        return VocabularyMapping(self.indices[entries], offsets, self.weights[entries], copies, self.source_size)
+        return VocabularyMapping(
+            self.indices[entries], offsets, self.weights[entries], copies, self.source_size
+        )
 
     def chunks(self, hidden: int) -> Iterator["VocabularyMapping"]:
         """In pieces of target rows that, with rows of this size, are small enough to be widened."""
@@ -132,26 +142,36 @@ class VocabularyMapping:
 
     def halves(self) -> Tensor:
         """0 or 1 where all source rows of a target row have even or odd numbers, else 2: (target rows,) int64."""
-        odd = torch.cat([torch.zeros(1, dtype=torch.int64), (self.indices % 2).cumsum(0)])[self.offsets].diff()
+        odd = torch.cat([torch.zeros(1, dtype=torch.int64), (self.indices % 2).cumsum(0)])[
+            self.offsets
+        ].diff()
         return torch.where(odd == 0, 0, torch.where(odd == self.offsets.diff(), 1, 2))
 
     def source_weights(self, rows: Tensor, weights: Tensor) -> Tensor:
         """How much each source row counts, (V_source,) float64, when target rows (n,) count `weights` (n,): M'w."""
         part = self.select(rows)
         entries = part.weights * weights.double().repeat_interleave(part.offsets.diff())
-        return torch.zeros(self.source_size, dtype=torch.float64).index_add_(0, part.indices, entries)
+        return torch.zeros(self.source_size, dtype=torch.float64).index_add_(
+            0, part.indices, entries
+        )
 
     def check(self) -> "VocabularyMapping":
         """Raise `ValueError` for what is no mapping, such as rows that lie beyond the tables; else return it."""
-        types = [(self.indices, torch.int64), (self.offsets, torch.int64), (self.weights, torch.float64),
-                 (self.copies, torch.bool)]  # fmt: skip
+        types = [
+            (self.indices, torch.int64),
+            (self.offsets, torch.int64),
+            (self.weights, torch.float64),
+            (self.copies, torch.bool),
+        ]
         if any(part.dim() != 1 or part.dtype != dtype for part, dtype in types):
             raise ValueError("a part of the mapping has another type or shape")
         if len(self.offsets) != len(self.copies) + 1 or len(self.indices) != len(self.weights):
             raise ValueError("the parts of the mapping differ in length")
         ends = (int(self.offsets[0]), int(self.offsets[-1]))
         if ends != (0, len(self.indices)) or (self.offsets.diff() < 0).any():
-            raise ValueError(f"the rows of the mapping do not end at its {len(self.indices):,} entries")
+            raise ValueError(
+                f"the rows of the mapping do not end at its {len(self.indices):,} entries"
+            )
         if (self.offsets.diff()[self.copies] != 1).any():
             raise ValueError("a copy in the mapping has not one source row")
         if ((self.indices < 0) | (self.indices >= self.source_size)).any():
@@ -172,15 +192,13 @@ class VocabularyMapping:
         place = torch.full((self.target_size,), len(self.weights))
         return self.indices[place.scatter_reduce(0, row[best], best.nonzero().flatten(), "amin")]
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors (a few MB). The same mapping always gives the same bytes."""
-        tensors = {name: getattr(self, name) for name in MAPPING_PARTS}
-        # A tensor, not metadata: safetensors writes several metadata entries in an order that changes.
-        save_file(tensors | {"source_size": torch.tensor([self.source_size])}, path)
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts by name, as `from_tensors` takes them and as files hold them."""
+        parts = {name: getattr(self, name) for name in MAPPING_PARTS}
+        return parts | {"source_size": torch.tensor([self.source_size])}
 
     @classmethod
-    def load(cls, path: Path) -> "VocabularyMapping":
-        """Read what `save` wrote. Raises `ValueError`, `KeyError` or `SafetensorError` for what it did not write."""
-        tensors = load_file(path)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "VocabularyMapping":
+        """The mapping with these parts. Raises `KeyError` or `ValueError` unless they are one."""
         parts = {name: tensors[name] for name in MAPPING_PARTS}
         return cls(**parts, source_size=int(tensors["source_size"])).check()

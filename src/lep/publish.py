@@ -30,7 +30,9 @@ def check_output(output: Path) -> None:
 def check_folder(place: Path) -> None:
     """Raise `OutputError` where there is no folder to write a file in."""
     if not place.parent.is_dir():
-        raise OutputError(f"there is no folder {place.parent} to write {place.name} in: make it first")
+        raise OutputError(
+            f"there is no folder {place.parent} to write {place.name} in: make it first"
+        )
 
 
 def check_space(output: Path, needed_bytes: int) -> None:
@@ -66,13 +68,17 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
     partial = partial_folder(output)
     key = partial / KEY_FILE
     if partial.exists() and any(partial.iterdir()) and not key.exists():
-        raise OutputError(f"{partial} is in the way, and no unfinished run made it: move it or choose another output")
+        raise OutputError(
+            f"{partial} is in the way, and no unfinished run made it: move it or choose another output"
+        )
     partial.mkdir(parents=True, exist_ok=True)
     with key.open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"another process is writing {output}: wait for it or choose another output") from error
+            raise OutputError(
+                f"another process is writing {output}: wait for it or choose another output"
+            ) from error
         except OSError:  # a file system without locks
             pass
         lock.seek(0)

@@ -13,7 +13,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError
 from lep.inference.generate import Answer, Sampling, answers
-from lep.inference.load import load_model
+from lep.inference.models import load_model
 from lep.publish import check_output, fingerprint, publishing
 from lep.settings import AnswerSettings
 
@@ -32,7 +32,9 @@ class Graded:
     dropped: str | None
 
 
-def write_unjudged(original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings) -> None:
+def write_unjudged(
+    original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings
+) -> None:
     """Let `original` answer prompts, and write what `write_answers` judges to the folder `output`.
 
     Raises `CorpusError` for prompts in another format.
@@ -47,7 +49,11 @@ def write_unjudged(original: str | Path, prompts: str | Path, output: Path, sett
 
 
 def write_answers(
-    original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings, unjudged: Path | None = None
+    original: str | Path,
+    prompts: str | Path,
+    output: Path,
+    settings: AnswerSettings,
+    unjudged: Path | None = None,
 ) -> dict[str, int]:
     """Let `original` answer prompts, grade the answers, and write them to the folder `output`.
 
@@ -73,12 +79,21 @@ def write_answers(
     for index, conversation in enumerate(conversations):
         tried = graded[index :: len(conversations)]  # one sample after the other
         usable = [found for found in tried if found.dropped is None]
-        chosen = max(usable, key=lambda found: found.grade or 0) if usable else None  # the first of equals
+        chosen = (
+            max(usable, key=lambda found: found.grade or 0) if usable else None
+        )  # the first of equals
         became["kept" if chosen else tried[0].dropped or ""] += 1
         for found in tried:
             reason = found.dropped or (None if found is chosen else "a better answer was kept")
             messages = [*conversation, {"role": "assistant", "content": found.answer.text}]
-            records.append({"messages": messages, "sample": found.sample, "grade": found.grade, "dropped": reason})
+            records.append(
+                {
+                    "messages": messages,
+                    "sample": found.sample,
+                    "grade": found.grade,
+                    "dropped": reason,
+                }
+            )
             kept += [{"messages": messages}] if found is chosen else []
     if not kept:
         raise CorpusError(
@@ -104,16 +119,24 @@ def _unfinished(output: Path) -> Path:
 class _Cache:
     """What an unfinished run has got: answers by (sample, prompt), and grades by the same."""
 
-    def __init__(self, place: Path, original: str | Path, conversations: list[Any], settings: AnswerSettings) -> None:
+    def __init__(
+        self, place: Path, original: str | Path, conversations: list[Any], settings: AnswerSettings
+    ) -> None:
         self.place = place
         made = settings.model_dump(exclude=JUDGING | {"samples"})  # more of them leave these valid
         key = fingerprint([Checkpoint(original).stamp(), conversations, made])
         entries = _whole_lines(place)
         if not entries or entries[0].get("key") != key:
             entries = [{"key": key}]
-        self.answers = {(e["sample"], e["answer"]["index"]): Answer(**e["answer"]) for e in entries if "answer" in e}
+        self.answers = {
+            (e["sample"], e["answer"]["index"]): Answer(**e["answer"])
+            for e in entries
+            if "answer" in e
+        }
         self.grades = {
-            (e["sample"], e["index"]): e["grade"] for e in entries if "grade" in e and e["judge"] == settings.judge
+            (e["sample"], e["index"]): e["grade"]
+            for e in entries
+            if "grade" in e and e["judge"] == settings.judge
         }
         place.parent.mkdir(parents=True, exist_ok=True)
         write_records(place, entries)
@@ -126,7 +149,9 @@ class _Cache:
 def _whole_lines(place: Path) -> list[dict[str, Any]]:
     if not place.exists():
         return []
-    whole = place.read_text(encoding="utf-8").rpartition("\n")[0]  # a killed run may have left half a line
+    whole = place.read_text(encoding="utf-8").rpartition("\n")[
+        0
+    ]  # a killed run may have left half a line
     return [json.loads(line) for line in whole.split("\n") if line]
 
 
@@ -134,38 +159,64 @@ def _answered(
     original: str | Path, conversations: list[Any], cache: _Cache, settings: AnswerSettings
 ) -> list[tuple[int, Answer]]:
     """(sample, answer) for every prompt and sample."""
-    wanted = [(sample, index) for sample in range(settings.samples) for index in range(len(conversations))]
+    wanted = [
+        (sample, index) for sample in range(settings.samples) for index in range(len(conversations))
+    ]
     if any(key not in cache.answers for key in wanted):
         model, checkpoint = load_model(original)
         for sample in range(settings.samples):
             seed = settings.sample_seed + sample
             sampling = Sampling(settings.temperature, settings.top_p, seed) if sample else None
             for batch in answers(
-                model, checkpoint.tokenizer, conversations, max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.generation_batch, sampling=sampling,
+                model,
+                checkpoint.tokenizer,
+                conversations,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.generation_batch,
+                sampling=sampling,
                 done={index for one, index in cache.answers if one == sample},
-            ):  # fmt: skip
+            ):
                 cache.answers |= {(sample, answer.index): answer for answer in batch}
                 cache.keep([{"sample": sample, "answer": asdict(answer)} for answer in batch])
     return [(sample, cache.answers[sample, index]) for sample, index in wanted]
 
 
 def _graded(
-    conversations: list[Any], answered: list[tuple[int, Answer]], cache: _Cache, settings: AnswerSettings
+    conversations: list[Any],
+    answered: list[tuple[int, Answer]],
+    cache: _Cache,
+    settings: AnswerSettings,
 ) -> list[Graded]:
-    reasons = [reason_to_drop(conversations[answer.index][-1]["content"], answer) for _, answer in answered]
+    reasons = [
+        reason_to_drop(conversations[answer.index][-1]["content"], answer) for _, answer in answered
+    ]
     grades: dict[tuple[int, int], int | None] = {}
     if settings.judge is not None:
         asked = [pair for pair, reason in zip(answered, reasons, strict=True) if reason is None]
-        todo = [(sample, answer) for sample, answer in asked if (sample, answer.index) not in cache.grades]
+        todo = [
+            (sample, answer)
+            for sample, answer in asked
+            if (sample, answer.index) not in cache.grades
+        ]
         if todo:
             judged = make_judge(settings.judge).grades(
                 [(conversations[answer.index], answer.text) for _, answer in todo], str(cache.place)
             )
             for (sample, answer), grade in zip(todo, judged, strict=True):
                 cache.grades[sample, answer.index] = grade
-                cache.keep([{"sample": sample, "index": answer.index, "grade": grade, "judge": settings.judge}])
-        grades = {(sample, answer.index): cache.grades[sample, answer.index] for sample, answer in asked}
+                cache.keep(
+                    [
+                        {
+                            "sample": sample,
+                            "index": answer.index,
+                            "grade": grade,
+                            "judge": settings.judge,
+                        }
+                    ]
+                )
+        grades = {
+            (sample, answer.index): cache.grades[sample, answer.index] for sample, answer in asked
+        }
     found = []
     for (sample, answer), reason in zip(answered, reasons, strict=True):
         grade = grades.get((sample, answer.index))

@@ -32,7 +32,9 @@ def calibrate(
     if not (answers / KEPT).exists():
         raise CorpusError(f"{answers} holds no {KEPT}: give a folder that lep answer wrote")
     if not Checkpoint(model).check().tokenizer.chat_template:
-        raise CheckpointError(f"{model} has no chat template, so it cannot be calibrated: give an instruct model")
+        raise CheckpointError(
+            f"{model} has no chat template, so it cannot be calibrated: give an instruct model"
+        )
     kept, copies = read_messages(answers / KEPT), copies or []
     counts = {"answers": json.loads((answers / COUNTS).read_text()), "copy_tasks": len(copies)}
     every = [record for _, record in read_records(answers / ANSWERS)]

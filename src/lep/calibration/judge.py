@@ -13,7 +13,7 @@ from urllib3.util import Retry
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, LepError
 from lep.inference.generate import answers
-from lep.inference.load import load_model
+from lep.inference.models import load_model
 
 PROMPT = """\
 Grade the last answer of this conversation from 1 to 5, by its language and by whether it answers what was asked.
@@ -33,7 +33,9 @@ CONCURRENT, SECONDS, TRIES = 8, 120, 4
 MOST_UNGRADED = 10  # one after the other
 BAD_REQUEST = 400
 _THOUGHT = regex.compile(r"<think>.*?(</think>|$)", regex.DOTALL)
-_SCALE = regex.compile(r"(?<!\d)1\s*(?:-|–|to|\.\.\.?|до)\s*5(?!\d)|/\s*5(?!\d)|\bout of\s*5(?!\d)", regex.IGNORECASE)
+_SCALE = regex.compile(
+    r"(?<!\d)1\s*(?:-|–|to|\.\.\.?|до)\s*5(?!\d)|/\s*5(?!\d)|\bout of\s*5(?!\d)", regex.IGNORECASE
+)
 _GRADE = regex.compile(r"(?<![\d.,])[1-5](?![\d]|[.,]\d)")
 
 Conversation = list[dict[str, Any]]
@@ -69,7 +71,9 @@ class Judge:
     def _kept(kept_in: str) -> str:
         return f"answers and grades so far are kept in {kept_in}"
 
-    def grades(self, answered: Sequence[tuple[Conversation, str]], kept_in: str) -> Iterator[int | None]:
+    def grades(
+        self, answered: Sequence[tuple[Conversation, str]], kept_in: str
+    ) -> Iterator[int | None]:
         """The grade of each (conversation, answer), in order; None where two replies held none.
 
         Raises `LepError` when ten answers in a row get no grade; `kept_in` is where the user finds those that were
@@ -82,8 +86,13 @@ class Judge:
                 replies = self.model.replies(asked)
                 found = [read_grade(reply) for reply in replies]
                 again = [i for i, grade in enumerate(found) if grade is None]
-                reminded = [[*asked[i], _said(replies[i]), {"role": "user", "content": REMINDER}] for i in again]
-                for i, reply in zip(again, self.model.replies(reminded) if again else [], strict=True):
+                reminded = [
+                    [*asked[i], _said(replies[i]), {"role": "user", "content": REMINDER}]
+                    for i in again
+                ]
+                for i, reply in zip(
+                    again, self.model.replies(reminded) if again else [], strict=True
+                ):
                     replies[i], found[i] = reply, read_grade(reply)
             except requests.HTTPError as error:
                 said = error.response.text[:200] if error.response is not None else ""
@@ -107,7 +116,9 @@ class Judge:
 
 
 def _request(conversation: Conversation, answer: str) -> Conversation:
-    lines = [f"{message['role']}: {message['content']}" for message in [*conversation, _said(answer)]]
+    lines = [
+        f"{message['role']}: {message['content']}" for message in [*conversation, _said(answer)]
+    ]
     return [{"role": "user", "content": PROMPT.format(conversation="\n\n".join(lines))}]
 
 
@@ -127,18 +138,24 @@ class LocalModel:
     def __init__(self, source: str) -> None:
         self.name = source
         if not Checkpoint(source).check().tokenizer.chat_template:
-            raise CheckpointError(f"{source} has no chat template, so it cannot judge: give an instruct model")
+            raise CheckpointError(
+                f"{source} has no chat template, so it cannot judge: give an instruct model"
+            )
         self.model, self.checkpoint = load_model(source)
 
     def replies(self, conversations: Sequence[Conversation]) -> list[str]:
         found = {
             answer.index: answer.text
             for batch in answers(
-                self.model, self.checkpoint.tokenizer, conversations, max_new_tokens=REPLY_TOKENS, batch_size=BATCH,
+                self.model,
+                self.checkpoint.tokenizer,
+                conversations,
+                max_new_tokens=REPLY_TOKENS,
+                batch_size=BATCH,
                 label="grades",
             )
             for answer in batch
-        }  # fmt: skip
+        }
         return [found[i] for i in range(len(conversations))]
 
 
@@ -149,8 +166,11 @@ class ServedModel:
         self.name, self.url = name, url.rstrip("/")
         self.session = requests.Session()
         retry = Retry(
-            total=TRIES - 1, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None,
-        )  # fmt: skip
+            total=TRIES - 1,
+            backoff_factor=0.5,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods=None,
+        )
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=CONCURRENT))
         if key := os.environ.get("OPENAI_API_KEY"):
@@ -162,9 +182,16 @@ class ServedModel:
 
     def _reply(self, conversation: Conversation) -> str:
         # room for models that think before they reply
-        asked: Any = {"model": self.name, "messages": conversation, "temperature": 0, "max_tokens": 64 * REPLY_TOKENS}
+        asked: Any = {
+            "model": self.name,
+            "messages": conversation,
+            "temperature": 0,
+            "max_tokens": 64 * REPLY_TOKENS,
+        }
         answer = self.session.post(f"{self.url}/chat/completions", json=asked, timeout=SECONDS)
-        if answer.status_code == BAD_REQUEST:  # longer than its context, most of all: this answer gets no grade
+        if (
+            answer.status_code == BAD_REQUEST
+        ):  # longer than its context, most of all: this answer gets no grade
             return answer.text
         answer.raise_for_status()
         try:

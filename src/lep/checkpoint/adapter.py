@@ -13,11 +13,15 @@ from lep.checkpoint.stream import DTYPES, Rows
 from lep.errors import CheckpointError
 
 ADAPTER = Path("lep") / "adapter.safetensors"
-UNMERGED = "adapter"  # in a model's folder: its body's adapter in peft's format, where it is not merged
+UNMERGED = (
+    "adapter"  # in a model's folder: its body's adapter in peft's format, where it is not merged
+)
 
 BODY_SAMPLE = 4_096  # elements of each tensor, by which a body that was trained is known
 
-Factors = dict[str, tuple[Tensor, Tensor]]  # {name of a weight: (out, rank) and (rank, in)}, the scale is in the first
+Factors = dict[
+    str, tuple[Tensor, Tensor]
+]  # {name of a weight: (out, rank) and (rank, in)}, the scale is in the first
 
 
 def save_factors(factors: Factors, folder: Path) -> None:
@@ -36,7 +40,9 @@ def saved_factors(folder: Path) -> Factors:
         names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
         return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
     except (SafetensorError, KeyError, OSError) as error:
-        raise CheckpointError(f"{folder / ADAPTER} is damaged ({error}): train the model again") from error
+        raise CheckpointError(
+            f"{folder / ADAPTER} is damaged ({error}): train the model again"
+        ) from error
 
 
 def check_merged(model: Checkpoint) -> Checkpoint:
@@ -60,7 +66,9 @@ def check_body(base: Checkpoint, adapted: Checkpoint) -> None:
     for name in sorted((set(base.entries) & set(adapted.entries)) - changed):
         files = [model.folder / model.shard_of[name] for model in (base, adapted)]
         if not files[0].samefile(files[1]):
-            ours, theirs = (model.tensor(name).reshape(-1)[:BODY_SAMPLE] for model in (base, adapted))
+            ours, theirs = (
+                model.tensor(name).reshape(-1)[:BODY_SAMPLE] for model in (base, adapted)
+            )
             if not torch.equal(ours.to(theirs.dtype), theirs):
                 raise CheckpointError(
                     f"{name} in {adapted.folder} is not that of {base.folder}: embeddings trained with another body do "

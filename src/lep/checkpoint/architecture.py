@@ -23,11 +23,15 @@ class Architecture:
     """A model without weights, and where the vocabulary is in it."""
 
     model: Any  # transformers' PreTrainedModel on the meta device
-    tensors: Mapping[str, Tensor]  # parameters and stored buffers; a tied one under each of its names
+    tensors: Mapping[
+        str, Tensor
+    ]  # parameters and stored buffers; a tied one under each of its names
     axes: Mapping[str, int]  # of each tensor that has one, the axis that is the vocabulary
     rows: int  # the vocabulary's size, as config.json says
     size_settings: tuple[tuple[str, ...], ...]  # places in config.json that say it
-    other_sizes: Mapping[str, str]  # tables of tokens with a size of their own, and the setting that says it
+    other_sizes: Mapping[
+        str, str
+    ]  # tables of tokens with a size of their own, and the setting that says it
 
     @classmethod
     def probe(cls, folder: Path, config: dict[str, Any]) -> "Architecture":
@@ -65,7 +69,9 @@ class Architecture:
             for name in _changed_axes(tensors, _build(kind, _resized(loaded, path, [key])))
         }
         axes = _changed_axes(tensors, _build(kind, _resized(loaded, path, keys)))
-        return cls(model, tensors, axes, size, _size_settings(config, path, text, keys), other_sizes)
+        return cls(
+            model, tensors, axes, size, _size_settings(config, path, text, keys), other_sizes
+        )
 
     def names_of(self, tensor: Tensor) -> list[str]:
         """All names of one tensor; there are several when it is tied."""
@@ -86,7 +92,9 @@ class Architecture:
         converters = [step for step in steps if isinstance(step, WeightConverter)]
         names: dict[str, list[str]] = {}
         for place in sorted(stored, key=dot_natural_key):
-            name, _ = rename_source_key(place, renamings, converters, self.model.base_model_prefix, self.tensors)
+            name, _ = rename_source_key(
+                place, renamings, converters, self.model.base_model_prefix, self.tensors
+            )
             if name not in self.tensors and place in self.tensors:
                 name = place
             names.setdefault(name, []).append(place)
@@ -103,8 +111,11 @@ def _model_class(loaded: Any, config: dict[str, Any]) -> Any:
     """The class that wrote the checkpoint where it is a generating one, else the causal one of its model type."""
     from transformers.models.auto import modeling_auto as auto
 
-    kinds = (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-             auto.MODEL_FOR_MULTIMODAL_LM_MAPPING)  # fmt: skip
+    kinds = (
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    )
     known = [kind[type(loaded)] for kind in kinds if type(loaded) in kind]
     if not known:
         raise ValueError(f"transformers has no generating model for {type(loaded).__name__}")
@@ -125,7 +136,11 @@ def _changed_axes(before: Mapping[str, Tensor], model: Any) -> dict[str, int]:
     after = model.state_dict()
     axes: dict[str, int] = {}
     for name, tensor in before.items():
-        changed = [i for i, size in enumerate(tensor.shape) if name in after and after[name].shape[i] != size]
+        changed = [
+            i
+            for i, size in enumerate(tensor.shape)
+            if name in after and after[name].shape[i] != size
+        ]
         axes |= {name: changed[-1]} if changed else {}
     return axes
 
@@ -144,9 +159,17 @@ def _size_keys(text: Any) -> tuple[int, list[str], list[str]]:
     size = getattr(text, main, None)
     if not isinstance(size, int):
         raise ValueError(f"the configuration of '{text.model_type}' has no vocab_size")
-    sizes = {key: value for key, value in vars(text).items() if "vocab" in key.lower() and isinstance(value, int)}
+    sizes = {
+        key: value
+        for key, value in vars(text).items()
+        if "vocab" in key.lower() and isinstance(value, int)
+    }
     alike = [key for key, value in sizes.items() if value == size and key != main]
-    odd = [key for key, value in sizes.items() if key.startswith("vocab_size") and value not in (0, size)]
+    odd = [
+        key
+        for key, value in sizes.items()
+        if key.startswith("vocab_size") and value not in (0, size)
+    ]
     return size, [main, *alike], odd
 
 
@@ -174,12 +197,20 @@ def _size_settings(
     the top (as in early Qwen2-VL), or there as well.
     """
     places: list[tuple[str, ...]] = []
-    cut_off = ["unpadded_vocab_size"] if getattr(text, "unpadded_vocab_size", None) else []  # of the logits
+    cut_off = (
+        ["unpadded_vocab_size"] if getattr(text, "unpadded_vocab_size", None) else []
+    )  # of the logits
     for key in keys + cut_off:
-        spelt = [name for name, meaning in type(text).attribute_map.items() if meaning == key] + [key]
+        spelt = [name for name, meaning in type(text).attribute_map.items() if meaning == key] + [
+            key
+        ]
         levels = [path[:depth] for depth in range(len(path) + 1)]
-        found = [(*level, name) for level in levels for name in spelt
-                 if _at(config, level).get(name) == getattr(text, key)]  # fmt: skip
+        found = [
+            (*level, name)
+            for level in levels
+            for name in spelt
+            if _at(config, level).get(name) == getattr(text, key)
+        ]
         places += found
         nested = any(place[:-1] == path for place in found)
         if not nested and (not found or _at(config, path)):

@@ -18,7 +18,11 @@ def remap_ids(settings: dict[str, Any], moved: dict[int, int]) -> dict[str, Any]
     def remap(value: Any) -> Any:
         if isinstance(value, list):
             return [remap(entry) for entry in value]
-        return moved.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return (
+            moved.get(value, value)
+            if isinstance(value, int) and not isinstance(value, bool)
+            else value
+        )
 
     changed = dict(settings)
     for name, value in settings.items():

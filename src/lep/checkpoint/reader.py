@@ -60,8 +60,10 @@ class Checkpoint:
         tables = find_tables(self.folder, self.config, self.entries)
         for name in tables.aliases:
             if not torch.equal(self.tensor(name), self.tensor(tables.input)):
-                raise CheckpointError(f"{self.folder} ties its embeddings, but {name} differs from {tables.input}: set "
-                                      "tie_word_embeddings to false, or remove the second table")  # fmt: skip
+                raise CheckpointError(
+                    f"{self.folder} ties its embeddings, but {name} differs from {tables.input}: set "
+                    "tie_word_embeddings to false, or remove the second table"
+                )
         return tables
 
     def check(self) -> "Checkpoint":
@@ -77,8 +79,16 @@ class Checkpoint:
 
     def stamp(self) -> list[Any]:
         """What tells this checkpoint from another or a changed one, without reading its weights."""
-        files = [file for pattern in STAMPED for file in sorted(self.folder.glob(pattern)) if file.is_file()]
-        stamps = [[str(file.relative_to(self.folder)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        files = [
+            file
+            for pattern in STAMPED
+            for file in sorted(self.folder.glob(pattern))
+            if file.is_file()
+        ]
+        stamps = [
+            [str(file.relative_to(self.folder)), file.stat().st_size, file.stat().st_mtime_ns]
+            for file in files
+        ]
         return [str(self.folder.resolve()), stamps]
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -88,14 +98,20 @@ class Checkpoint:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{path} is not valid JSON ({error}): copy the file again") from error
+            raise CheckpointError(
+                f"{path} is not valid JSON ({error}): copy the file again"
+            ) from error
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object: copy the file again")
+            raise CheckpointError(
+                f"{path} holds a {type(content).__name__}, not an object: copy the file again"
+            )
         return content
 
     def _headers(self) -> tuple[dict[str, str], dict[str, Entry]]:
         """The shard of each tensor, and where in it the tensor is."""
-        shards: Mapping[str, set[str] | None] = self._index() if (self.folder / INDEX).exists() else {SINGLE: None}
+        shards: Mapping[str, set[str] | None] = (
+            self._index() if (self.folder / INDEX).exists() else {SINGLE: None}
+        )
         if not (self.folder / next(iter(shards), SINGLE)).exists():
             self._refuse_without_weights()
         shard_of: dict[str, str] = {}
@@ -103,8 +119,10 @@ class Checkpoint:
         for shard, names in shards.items():
             found = read_header(self.folder / shard)[0]
             if missing := sorted((names or set()) - set(found)):
-                raise CheckpointError(f"{self.folder / INDEX} says that {missing[0]} is in {shard}, which lacks it: "
-                                      "download both again")  # fmt: skip
+                raise CheckpointError(
+                    f"{self.folder / INDEX} says that {missing[0]} is in {shard}, which lacks it: "
+                    "download both again"
+                )
             kept = found if names is None else names
             shard_of |= dict.fromkeys(kept, shard)
             entries |= {name: found[name] for name in kept}
@@ -114,28 +132,40 @@ class Checkpoint:
         """The tensors of each shard, as the index says."""
         weight_map = self._json(INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{self.folder / INDEX} names no tensors (weight_map): download it again")
+            raise CheckpointError(
+                f"{self.folder / INDEX} names no tensors (weight_map): download it again"
+            )
         shards: dict[str, set[str]] = {}
         for name, shard in weight_map.items():
             if not isinstance(shard, str) or Path(shard).name != shard or shard == "..":
-                raise CheckpointError(f"{self.folder / INDEX} names {shard}, a path outside its folder")
+                raise CheckpointError(
+                    f"{self.folder / INDEX} names {shard}, a path outside its folder"
+                )
             shards.setdefault(shard, set()).add(name)
         for shard in sorted(shards):
             if not (self.folder / shard).exists():
-                raise CheckpointError(f"{self.folder} lacks the shard {shard} that its index names: download again")
+                raise CheckpointError(
+                    f"{self.folder} lacks the shard {shard} that its index names: download again"
+                )
         return dict(sorted(shards.items()))
 
     def _refuse_without_weights(self) -> None:
-        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        pickles = sorted(
+            p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")
+        )
         if pickles:
             raise CheckpointError(
                 f"{self.folder} has pickled weights only ({pickles[0]}), which can run code when loaded: convert them "
                 "with save_pretrained in a safe place"
             )
-        raise CheckpointError(f"{self.folder} has no weights: neither {SINGLE} nor {INDEX} is there")
+        raise CheckpointError(
+            f"{self.folder} has no weights: neither {SINGLE} nor {INDEX} is there"
+        )
 
     def _open(self, shard: str) -> Any:
         try:
             return safe_open(self.folder / shard, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.folder / shard} cannot be read ({error}): download it again") from error
+            raise CheckpointError(
+                f"{self.folder / shard} cannot be read ({error}): download it again"
+            ) from error

@@ -18,10 +18,19 @@ from lep.errors import CheckpointError
 CHUNK_BYTES = 1 << 23
 LARGEST_HEADER_BYTES = 100_000_000  # the limit of the format
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -54,7 +63,9 @@ class Rows:
 
 def sha256(tensor: Tensor) -> str:
     """Of a tensor's bytes."""
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(
+        tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    ).hexdigest()
 
 
 def finite(chunks: Iterable[Tensor], label: str) -> Iterator[Tensor]:
@@ -87,12 +98,21 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         metadata = spec.pop("__metadata__", {})
         begin = 8 + length
         entries = {
-            name: Entry(e["dtype"], tuple(e["shape"]), begin + e["data_offsets"][0], begin + e["data_offsets"][1])
+            name: Entry(
+                e["dtype"],
+                tuple(e["shape"]),
+                begin + e["data_offsets"][0],
+                begin + e["data_offsets"][1],
+            )
             for name, e in sorted(spec.items(), key=lambda item: item[1]["data_offsets"])
         }
         _check_ranges(entries, begin, size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = str(error) if isinstance(error, OSError | ValueError) else f"its header is damaged: {error!r}"
+        reason = (
+            str(error)
+            if isinstance(error, OSError | ValueError)
+            else f"its header is damaged: {error!r}"
+        )
         raise CheckpointError(f"{path} cannot be read ({reason}): download it again") from error
     return entries, metadata
 
@@ -101,7 +121,9 @@ def _check_ranges(entries: dict[str, Entry], begin: int, size: int) -> None:
     place = begin
     for name, entry in entries.items():
         known = entry.dtype in DTYPES
-        if entry.start != place or (known and entry.nbytes != prod(entry.shape) * DTYPES[entry.dtype].itemsize):
+        if entry.start != place or (
+            known and entry.nbytes != prod(entry.shape) * DTYPES[entry.dtype].itemsize
+        ):
             raise ValueError(f"the bytes of {name} do not agree with its shape {list(entry.shape)}")
         place = entry.stop
     if place != size:
@@ -117,10 +139,14 @@ def rewrite(source: Path, replaced: Mapping[str, Tensor | Rows], target: Path) -
     entries, metadata = read_header(source)
     plan: dict[str, tuple[str, tuple[int, ...], int]] = {
         name: (NAMES[replaced[name].dtype], tuple(replaced[name].shape), replaced[name].nbytes)
-        if name in replaced else (entry.dtype, entry.shape, entry.nbytes)
+        if name in replaced
+        else (entry.dtype, entry.shape, entry.nbytes)
         for name, entry in entries.items()
-    }  # fmt: skip
-    order = sorted(plan, key=lambda name: (-DTYPES[plan[name][0]].itemsize if plan[name][0] in DTYPES else 0, name))
+    }
+    order = sorted(
+        plan,
+        key=lambda name: (-DTYPES[plan[name][0]].itemsize if plan[name][0] in DTYPES else 0, name),
+    )
     spec: dict[str, Any] = {"__metadata__": {"format": "pt"} | metadata}
     place = 0
     for name in order:
@@ -147,7 +173,9 @@ def _write_tensor(name: str, tensor: Tensor | Rows, file: IO[bytes]) -> None:
         for part in _parts(chunk.detach().cpu()):
             written += file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     if written != tensor.nbytes:
-        raise ValueError(f"the chunks of {name} have {written:,} bytes, {tensor.nbytes:,} were promised")
+        raise ValueError(
+            f"the chunks of {name} have {written:,} bytes, {tensor.nbytes:,} were promised"
+        )
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
@@ -164,11 +192,16 @@ def _copy_range(source: IO[bytes], entry: Entry, target: IO[bytes]) -> None:
     place, stop = entry.start, entry.stop
     try:
         while place < stop:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), stop - place, offset_src=place)
+            copied = os.copy_file_range(
+                source.fileno(), target.fileno(), stop - place, offset_src=place
+            )
             if not copied:
                 break
             place += copied
-    except (OSError, AttributeError):  # another disk, another system, an old kernel: plain reads go on from here
+    except (
+        OSError,
+        AttributeError,
+    ):  # another disk, another system, an old kernel: plain reads go on from here
         pass
     target.seek(0, os.SEEK_END)
     source.seek(place)

@@ -12,7 +12,12 @@ from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.stream import DTYPES, Entry
 from lep.errors import CheckpointError
 
-MIXABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types that rows can be mixed in
+MIXABLE = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+)  # types that rows can be mixed in
 # Integers whose rows a new token takes from its main piece: the experts of each token (hash routing of DeepSeek V4).
 COPIED = (".tid2eid",)
 HASHED = ".ngram_embedding."  # rows found by a hash of token ids and of the vocabulary's size (Qwen4-Exp)
@@ -39,11 +44,19 @@ class Tables:
 
     def by_kind(self) -> dict[str, str]:
         """`input` and, in an untied model, `output`, with the names of their tensors."""
-        return {"input": self.input} if self.output is None else {"input": self.input, "output": self.output}
+        return (
+            {"input": self.input}
+            if self.output is None
+            else {"input": self.input, "output": self.output}
+        )
 
     def kind_of(self, name: str) -> str:
         """The table that one of the others goes with: a head's bias with the output table, the rest with the input."""
-        return "output" if self.output and name.startswith(self.output.removesuffix(".weight") + ".") else "input"
+        return (
+            "output"
+            if self.output and name.startswith(self.output.removesuffix(".weight") + ".")
+            else "input"
+        )
 
 
 def find_tables(folder: Path, config: dict[str, Any], entries: Mapping[str, Entry]) -> Tables:
@@ -62,7 +75,9 @@ def find_tables(folder: Path, config: dict[str, Any], entries: Mapping[str, Entr
 class Search:
     """One checkpoint and its architecture, with the names that the tensors of either have in the other."""
 
-    def __init__(self, folder: Path, architecture: Architecture, entries: Mapping[str, Entry]) -> None:
+    def __init__(
+        self, folder: Path, architecture: Architecture, entries: Mapping[str, Entry]
+    ) -> None:
         self.folder, self.architecture, self.entries = folder, architecture, entries
         self.stored = architecture.stored_names(entries)
 
@@ -78,9 +93,13 @@ class Search:
         inputs = self._places(first)
         outputs = [] if tied else self._places(last)
         if len(outputs) > 1:
-            raise CheckpointError(f"{self.folder} has its output embeddings twice, as {outputs[0]} and {outputs[1]}")
+            raise CheckpointError(
+                f"{self.folder} has its output embeddings twice, as {outputs[0]} and {outputs[1]}"
+            )
         known = [place for name in axes for place in self.stored.get(name, [])]
-        others = dict.fromkeys(place for place in known + self._not_loaded() if place not in (*inputs, *outputs))
+        others = dict.fromkeys(
+            place for place in known + self._not_loaded() if place not in (*inputs, *outputs)
+        )
         for name in axes:
             self._check(name)
         if hashed := [name for name in self.entries if HASHED in name]:
@@ -95,14 +114,22 @@ class Search:
                 "not supported yet"
             )
         return Tables(
-            inputs[0], None if tied else outputs[0], tuple(inputs[1:]), tuple(others), self.architecture.size_settings
+            inputs[0],
+            None if tied else outputs[0],
+            tuple(inputs[1:]),
+            tuple(others),
+            self.architecture.size_settings,
         )
 
     def _table(self, module: nn.Module, what: str) -> str:
         """Name in the model of the one vocabulary table (two axes) inside a module."""
         tensors, rows = self.architecture.tensors, self.architecture.rows
         inside = {id(parameter) for parameter in module.parameters()}
-        found = [name for name in self.architecture.axes if id(tensors[name]) in inside and tensors[name].dim() > 1]
+        found = [
+            name
+            for name in self.architecture.axes
+            if id(tensors[name]) in inside and tensors[name].dim() > 1
+        ]
         if len({id(tensors[name]) for name in found}) != 1:
             raise CheckpointError(
                 f"{self.folder} has {len(found)} tables with a row per token in its {what} ({type(module).__name__}): "
@@ -145,7 +172,12 @@ class Search:
     def _not_loaded(self) -> list[str]:
         """Tensors that the architecture does not load and that have a row per token, by their size."""
         rows = self.architecture.rows
-        places = [p for name, places in self.stored.items() if name not in self.architecture.tensors for p in places]
+        places = [
+            p
+            for name, places in self.stored.items()
+            if name not in self.architecture.tensors
+            for p in places
+        ]
         for place in places:
             shape = self.entries[place].shape
             if rows in shape[1:]:
@@ -164,4 +196,6 @@ def _check_dtype(folder: Path, name: str, entry: Entry) -> None:
         if entry.dtype.startswith(("I", "U", "BOOL")) and not name.endswith(".weight")
         else "give the model as it was before quantisation"
     )
-    raise CheckpointError(f"{name} of {folder} has a row per token and is stored as {entry.dtype}: {reason}")
+    raise CheckpointError(
+        f"{name} of {folder} has a row per token and is stored as {entry.dtype}: {reason}"
+    )

@@ -21,7 +21,10 @@ NOT_CARRIED = ("config.json", "*.index.json", "*token*.json", "vocab.json", "tek
 
 
 def write_checkpoint(
-    source: Checkpoint, replaced: Mapping[str, Tensor | Rows], output: Path, config: dict[str, Any] | None = None
+    source: Checkpoint,
+    replaced: Mapping[str, Tensor | Rows],
+    output: Path,
+    config: dict[str, Any] | None = None,
 ) -> None:
     """Write `source` with some tensors replaced into the folder `output`, shard by shard.
 
@@ -32,7 +35,10 @@ def write_checkpoint(
     Raises `CheckpointError` for a replaced tensor the source lacks, `OutputError` for a disk too small.
     """
     if source.tables.input in replaced:
-        replaced = {**replaced, **dict.fromkeys(source.tables.aliases, replaced[source.tables.input])}
+        replaced = {
+            **replaced,
+            **dict.fromkeys(source.tables.aliases, replaced[source.tables.input]),
+        }
     unknown = sorted(set(replaced) - set(source.shard_of))
     if unknown:
         raise CheckpointError(f"{source.folder} has no tensor {unknown[0]} to replace")
@@ -43,7 +49,9 @@ def write_checkpoint(
         # What a killed run left may be a link to the source itself: never written through.
         (output / shard).unlink(missing_ok=True)
         if shard in rewritten:
-            inside = {name: tensor for name, tensor in replaced.items() if source.shard_of[name] == shard}
+            inside = {
+                name: tensor for name, tensor in replaced.items() if source.shard_of[name] == shard
+            }
             rewrite(source.folder / shard, inside, output / shard)
         else:
             _link(source.folder / shard, output / shard)
@@ -72,18 +80,30 @@ def resized_config(
 
 def rewritten_bytes(source: Checkpoint, names: Iterable[str]) -> int:
     """Size of the shards that hold the named tensors."""
-    return sum((source.folder / shard).stat().st_size for shard in {source.shard_of[name] for name in names})
+    return sum(
+        (source.folder / shard).stat().st_size
+        for shard in {source.shard_of[name] for name in names}
+    )
 
 
 def _carried(folder: Path) -> list[Path]:
-    found = {file for pattern in CARRIED_PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    found = {
+        file for pattern in CARRIED_PATTERNS for file in folder.glob(pattern) if file.is_file()
+    }
     return sorted(file for file in found if not any(file.match(pattern) for pattern in NOT_CARRIED))
 
 
-def _verify(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], shard: str, written: Path) -> None:
+def _verify(
+    source: Checkpoint, replaced: Mapping[str, Tensor | Rows], shard: str, written: Path
+) -> None:
     """Read back the header, by safetensors itself: every name, type and shape must be the expected one."""
-    expected = {name: (entry.dtype, entry.shape) for name, entry in read_header(source.folder / shard)[0].items()}
-    expected |= {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in replaced.items() if name in expected}
+    expected = {
+        name: (entry.dtype, entry.shape)
+        for name, entry in read_header(source.folder / shard)[0].items()
+    }
+    expected |= {
+        name: (NAMES[t.dtype], tuple(t.shape)) for name, t in replaced.items() if name in expected
+    }
     with safe_open(written, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the file is no dictionary
         found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
@@ -91,14 +111,18 @@ def _verify(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], shard: st
         raise AssertionError(f"{written} does not hold what was written to it")
 
 
-def _needed_bytes(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], rewritten: set[str], output: Path) -> int:
+def _needed_bytes(
+    source: Checkpoint, replaced: Mapping[str, Tensor | Rows], rewritten: set[str], output: Path
+) -> int:
     place = output.absolute()
     while not place.exists():
         place = place.parent
     copied = source.folder.stat().st_dev != place.stat().st_dev
     shards = rewritten if not copied else set(source.shard_of.values())
     old = sum((source.folder / shard).stat().st_size for shard in shards)
-    return old + sum(tensor.nbytes - source.entries[name].nbytes for name, tensor in replaced.items())
+    return old + sum(
+        tensor.nbytes - source.entries[name].nbytes for name, tensor in replaced.items()
+    )
 
 
 def _link(file: Path, place: Path) -> None:
@@ -113,5 +137,7 @@ def _write_index(source: Checkpoint, replaced: Mapping[str, Tensor | Rows], outp
         return
     index = json.loads((source.folder / INDEX).read_text())
     if "total_size" in index.get("metadata", {}):
-        index["metadata"]["total_size"] += sum(t.nbytes - source.entries[name].nbytes for name, t in replaced.items())
+        index["metadata"]["total_size"] += sum(
+            t.nbytes - source.entries[name].nbytes for name, t in replaced.items()
+        )
     (output / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -4,7 +4,13 @@ import os
 import sys
 
 # isort: off
-from lep.cli import runs, corpora, tokenizers, checkpoints, training  # each adds its commands to the app, in this order
+from lep.cli import (
+    runs,
+    corpora,
+    tokenizers,
+    checkpoints,
+    training,
+)  # each adds its commands to the app, in this order
 
 # isort: on
 from lep.cli.common import app
@@ -42,8 +48,10 @@ def main() -> None:
         if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for this
             raise
         reason = str(error).partition(". ")[0]
-        print(f"error: the device's memory is full ({reason}): take smaller batches, or activation checkpointing",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"error: the device's memory is full ({reason}): take smaller batches, or activation checkpointing",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except OSError as error:  # a full or read-only disk, met while writing
         print(f"error: {error}", file=sys.stderr)

@@ -19,20 +19,28 @@ def init(
     model: Model,
     tokenizer: Annotated[str, typer.Option(help="Folder or hub id of the new tokenizer.")],
     output: Output,
-    method: Annotated[str, typer.Option(help="mean, length-weighted, first, last or random.")] = default(
-        InitSettings, "method"
+    method: Annotated[
+        str, typer.Option(help="mean, length-weighted, first, last or random.")
+    ] = default(InitSettings, "method"),
+    output_method: Annotated[
+        str | None, typer.Option(help="The same for the output table.")
+    ] = None,
+    calibrate_norms: Annotated[
+        bool, typer.Option("--calibrate-norms", help="New rows as long as their script's.")
+    ] = (default(InitSettings, "calibrate_norms")),
+    seed: Annotated[int, typer.Option(help="Of the random control.")] = default(
+        InitSettings, "seed"
     ),
-    output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
-    calibrate_norms: Annotated[bool, typer.Option("--calibrate-norms", help="New rows as long as their script's.")] = (
-        default(InitSettings, "calibrate_norms")
-    ),
-    seed: Annotated[int, typer.Option(help="Of the random control.")] = default(InitSettings, "seed"),
 ) -> None:
     """Give a model a new tokenizer: rows of new tokens are made from rows of known ones."""
     settings = checked(
-        InitSettings, method=method, output_method=output_method, calibrate_norms=calibrate_norms, seed=seed
+        InitSettings,
+        method=method,
+        output_method=output_method,
+        calibrate_norms=calibrate_norms,
+        seed=seed,
     )
-    from lep.checkpoint.initialise import initialise
+    from lep.transfer.initialise import initialise
 
     result = initialise(model, tokenizer, output, settings)
     say(f"{result.rows:,} rows: {result.copied:,} copied, {result.mixed:,} new")
@@ -44,13 +52,25 @@ def propagate(
     instruct: Model,
     adapted: Model,
     output: Annotated[Path | None, typer.Option(help="Folder to write; must not exist.")] = None,
-    method: Annotated[str, typer.Option(help=f"{PROPAGATIONS}, or auto.")] = default(PropagateSettings, "method"),
-    output_method: Annotated[str | None, typer.Option(help="The same for the output table.")] = None,
+    method: Annotated[str, typer.Option(help=f"{PROPAGATIONS}, or auto.")] = default(
+        PropagateSettings, "method"
+    ),
+    output_method: Annotated[
+        str | None, typer.Option(help="The same for the output table.")
+    ] = None,
     ridge: Annotated[float | None, typer.Option(help="Penalty toward the identity.")] = None,
-    frequency_text: Annotated[list[str] | None, typer.Option(help="Text whose token counts weigh the fit.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="LANGUAGE=PATH of text that auto chooses on.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="Prompts that auto chooses on: jsonl with 'messages'.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would read, write, hold and take.")] = False,
+    frequency_text: Annotated[
+        list[str] | None, typer.Option(help="Text whose token counts weigh the fit.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="LANGUAGE=PATH of text that auto chooses on.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts that auto chooses on: jsonl with 'messages'.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would read, write, hold and take.")
+    ] = False,
 ) -> None:
     """Carry the adapted embeddings of a base model into its instruct model."""
     auto = method == "auto"
@@ -59,38 +79,53 @@ def propagate(
             f"--method auto chooses for both tables: leave {'--dry-run' if dry_run else '--output-method'} out"
         )
     if not auto and (text or prompts):
-        raise LepError(f"--text and --prompts are what --method auto chooses on: leave them out with --method {method}")
+        raise LepError(
+            f"--text and --prompts are what --method auto chooses on: leave them out with --method {method}"
+        )
     settings = checked(
-        PropagateSettings, method=default(PropagateSettings, "method") if auto else method,
-        output_method=output_method, ridge=ridge, frequency_text=list(frequency_text or []),
-    )  # fmt: skip
+        PropagateSettings,
+        method=default(PropagateSettings, "method") if auto else method,
+        output_method=output_method,
+        ridge=ridge,
+        frequency_text=list(frequency_text or []),
+    )
     if dry_run:
-        from lep.checkpoint.family import Family
-        from lep.checkpoint.plan import plan_propagation
+        from lep.transfer.dry_run import plan_propagation
+        from lep.transfer.family import Family
 
         say(str(plan_propagation(Family.open(base, instruct, adapted), settings)))
         return
     if output is None:
-        raise LepError("there is no --output: name a folder to write, or ask with --dry-run what would be written")
+        raise LepError(
+            "there is no --output: name a folder to write, or ask with --dry-run what would be written"
+        )
     if auto:
         if not text or not prompts:
-            raise LepError("--method auto chooses on text and prompts: give --text LANGUAGE=PATH (the new and an "
-                           "original language) and --prompts FILE")  # fmt: skip
-        from lep.evaluation.select import BodyTooLarge, label, propagate_auto, weight_report
+            raise LepError(
+                "--method auto chooses on text and prompts: give --text LANGUAGE=PATH (the new and an "
+                "original language) and --prompts FILE"
+            )
+        from lep.selection.auto import BodyTooLarge, label, propagate_auto, weight_report
 
         try:
-            found = propagate_auto(base, instruct, adapted, output, texts_of(text) or {}, prompts, settings)
+            found = propagate_auto(
+                base, instruct, adapted, output, texts_of(text) or {}, prompts, settings
+            )
         except BodyTooLarge:
             say(weight_report(base, instruct, adapted))
             raise
-        say(f"{found.table()}\nchosen: {label(found.chosen)}; on the reported half: {label(found.best_reported)}")
+        say(
+            f"{found.table()}\nchosen: {label(found.chosen)}; on the reported half: {label(found.best_reported)}"
+        )
         if why := found.vetoed.get(found.chosen):
             say(f"every candidate does more harm than is allowed; the one that was taken: {why}")
         return
-    from lep.checkpoint.propagate import propagate as run_propagate
+    from lep.transfer.propagate import propagate as run_propagate
 
     for table, fit in run_propagate(base, instruct, adapted, output, settings).items():
-        say(f"{table}: held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f}) on {fit.rows:,} rows")
+        say(
+            f"{table}: held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f}) on {fit.rows:,} rows"
+        )
 
 
 @app.command()
@@ -98,10 +133,12 @@ def pack(
     base: Model,
     adapted: Model,
     output: Annotated[Path, typer.Option(help="File to write; must not exist.")],
-    new_only: Annotated[bool, typer.Option("--new-only", help="Leave out what known tokens learned.")] = False,
+    new_only: Annotated[
+        bool, typer.Option("--new-only", help="Leave out what known tokens learned.")
+    ] = False,
 ) -> None:
     """Put what a base model learned of a language into one file, for every model tuned from that base."""
-    from lep.checkpoint.pack import make_pack
+    from lep.transfer.language_pack import make_pack
 
     made = make_pack(base, adapted, output, new_only=new_only)
     rows = ", ".join(f"{len(rows):,} {kind} rows" for kind, (rows, _) in made.learned.items())
@@ -113,10 +150,12 @@ def apply(
     pack: Annotated[str, typer.Argument(help="A file that lep pack wrote.")],
     model: Model,
     output: Output,
-    force: Annotated[bool, typer.Option("--force", help="Apply it to a model of another base.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Apply it to a model of another base.")
+    ] = False,
 ) -> None:
     """Give a model the language of a pack that was made on its base."""
-    from lep.checkpoint.pack import apply_pack
+    from lep.transfer.language_pack import apply_pack
 
     for kind, cosine in apply_pack(pack, model, output, force=force).items():
         say(f"{kind}: rows like the base's by a mean cosine of {cosine:.3f}")
@@ -128,7 +167,7 @@ def inspect(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it here.")] = None,
 ) -> None:
     """Tables, tying, sizes, special tokens, suspicious rows."""
-    from lep.checkpoint.inspect import inspect_checkpoint, inspection_text
+    from lep.transfer.inspect import inspect_checkpoint, inspection_text
 
     _show(inspect_checkpoint(model), json_file, inspection_text)
 
@@ -140,12 +179,16 @@ def verify(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all hashes here.")] = None,
 ) -> None:
     """What changed between two checkpoints, tensor by tensor and hash by hash."""
-    from lep.checkpoint.inspect import compare_checkpoints, comparison_text
+    from lep.transfer.inspect import compare_checkpoints, comparison_text
 
     _show(compare_checkpoints(before, after), json_file, comparison_text)
 
 
-def _show(found: dict[str, Any], json_file: Path | None, text: Callable[[dict[str, Any]], str]) -> None:
+def _show(
+    found: dict[str, Any], json_file: Path | None, text: Callable[[dict[str, Any]], str]
+) -> None:
     if json_file:
-        json_file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        json_file.write_text(
+            json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
     say(text(found))

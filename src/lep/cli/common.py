@@ -11,38 +11,58 @@ from lep.settings import Settings
 
 app = typer.Typer(
     help="Give an open large language model a new language: fewer tokens, the same answers.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Model = Annotated[str, typer.Option(help="Model: a local folder or a hub id.")]
 Output = Annotated[Path, typer.Option(help="Folder to write; must not exist.")]
 Corpus = Annotated[
-    list[str], typer.Option(help="txt, jsonl (also gz, zst) or parquet file, or a folder of them; more may follow.")
+    list[str],
+    typer.Option(
+        help="txt, jsonl (also gz, zst) or parquet file, or a folder of them; more may follow."
+    ),
 ]
-Script = Annotated[str, typer.Option(help="Unicode script of new tokens: cyrillic ..., auto (of the corpus), any.")]
+Script = Annotated[
+    str, typer.Option(help="Unicode script of new tokens: cyrillic ..., auto (of the corpus), any.")
+]
 VocabSize = Annotated[int, typer.Option(help="Tokens of the result, special ones included.")]
 Protect = Annotated[list[str] | None, typer.Option(help="Texts whose tokens are all kept.")]
-Texts = Annotated[list[str] | None, typer.Option("--text", help="LANGUAGE=PATH of text to make copy tasks from.")]
+Texts = Annotated[
+    list[str] | None, typer.Option("--text", help="LANGUAGE=PATH of text to make copy tasks from.")
+]
 
 
 EvalTexts = Annotated[
     list[str] | None,
-    typer.Option("--eval-text", help="LANGUAGE=PATH: held-out text; the state best on the first stays."),
+    typer.Option(
+        "--eval-text", help="LANGUAGE=PATH: held-out text; the state best on the first stays."
+    ),
 ]
 
 
 NotInText = Annotated[
     list[str] | None,
-    typer.Option("--eval-text", help="LANGUAGE=PATH: text that is evaluated on; no copy task may share any of it."),
+    typer.Option(
+        "--eval-text",
+        help="LANGUAGE=PATH: text that is evaluated on; no copy task may share any of it.",
+    ),
 ]
 Checkpointing = Annotated[
-    bool, typer.Option("--activation-checkpointing", help="Less memory, up to half more time: for large models.")
+    bool,
+    typer.Option(
+        "--activation-checkpointing", help="Less memory, up to half more time: for large models."
+    ),
 ]
 Precision = Annotated[str, typer.Option(help="auto, bf16 or float32.")]
 MicroBatch = Annotated[int, typer.Option(help="Samples that are in memory at once.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens; longer samples are left out.")]
 Merge = Annotated[
-    bool, typer.Option("--merge/--no-merge", help="Merge the adapter, or leave it beside the model, in adapter/.")
+    bool,
+    typer.Option(
+        "--merge/--no-merge", help="Merge the adapter, or leave it beside the model, in adapter/."
+    ),
 ]
 
 
@@ -66,7 +86,9 @@ def checked(kind: type[Settings], **values: Any) -> Any:
         if not first["loc"]:  # of several settings together
             raise LepError(str(first["ctx"]["error"])) from error
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise LepError(f"{option} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise LepError(
+            f"{option} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        ) from error
 
 
 def texts_of(pairs: list[str] | None, option: str = "--text") -> dict[str, list[str | Path]] | None:
@@ -74,6 +96,8 @@ def texts_of(pairs: list[str] | None, option: str = "--text") -> dict[str, list[
     for pair in pairs or []:
         language, equals, path = pair.partition("=")
         if not equals or not language or not path:
-            raise LepError(f"{option} is '{pair}': write LANGUAGE=PATH, for example {option} ru=heldout.txt")
+            raise LepError(
+                f"{option} is '{pair}': write LANGUAGE=PATH, for example {option} ru=heldout.txt"
+            )
         texts.setdefault(language, []).append(path)
     return texts or None

@@ -13,32 +13,53 @@ from lep.settings import BuildSettings, ClusterSettings
 @app.command()
 def corpus(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Text files, folders, hub:OWNER/NAME[:CONFIG]\\[@SPLIT].")
+        list[str],
+        typer.Argument(
+            metavar="PATH...", help="Text files, folders, hub:OWNER/NAME[:CONFIG]\\[@SPLIT]."
+        ),
     ],
     output: Output,
-    language: Annotated[str | None, typer.Option(help="ISO 639-1 code: other scripts are dropped.")] = None,
-    weights: Annotated[str, typer.Option(help="NAME=W,...: how often each document of a source is given.")] = "",
-    dedup: Annotated[str, typer.Option(help="exact, minhash (near duplicates, too) or none.")] = default(
-        BuildSettings, "dedup"
-    ),
-    boilerplate: Annotated[int, typer.Option(help="Take out lines that are in so many documents; 0: none.")] = default(
-        BuildSettings, "boilerplate"
-    ),
-    documents: Annotated[int | None, typer.Option(help="At most so many of each hub data set.")] = None,
-    cover: Annotated[
-        str | None, typer.Option(help="Model that lep init wrote: keep the text that its new tokens need, and no more.")
+    language: Annotated[
+        str | None, typer.Option(help="ISO 639-1 code: other scripts are dropped.")
     ] = None,
-    contexts: Annotated[int, typer.Option(help="Occurrences of each new token, with --cover.")] = default(
-        BuildSettings, "contexts"
-    ),
+    weights: Annotated[
+        str, typer.Option(help="NAME=W,...: how often each document of a source is given.")
+    ] = "",
+    dedup: Annotated[
+        str, typer.Option(help="exact, minhash (near duplicates, too) or none.")
+    ] = default(BuildSettings, "dedup"),
+    boilerplate: Annotated[
+        int, typer.Option(help="Take out lines that are in so many documents; 0: none.")
+    ] = default(BuildSettings, "boilerplate"),
+    documents: Annotated[
+        int | None, typer.Option(help="At most so many of each hub data set.")
+    ] = None,
+    cover: Annotated[
+        str | None,
+        typer.Option(
+            help="Model that lep init wrote: keep the text that its new tokens need, and no more."
+        ),
+    ] = None,
+    contexts: Annotated[
+        int, typer.Option(help="Occurrences of each new token, with --cover.")
+    ] = default(BuildSettings, "contexts"),
     seed: Annotated[int, typer.Option()] = default(BuildSettings, "seed"),
     executor: Annotated[
-        str | None, typer.Option(help="local or slurm: clean and deduplicate in tasks (datatrove), nothing else.")
+        str | None,
+        typer.Option(
+            help="local or slurm: clean and deduplicate in tasks (datatrove), nothing else."
+        ),
     ] = None,
     tasks: Annotated[int, typer.Option(help="Of an executor.")] = default(ClusterSettings, "tasks"),
-    workers: Annotated[int, typer.Option(help="Tasks at once, local.")] = default(ClusterSettings, "workers"),
-    partition: Annotated[str, typer.Option(help="Slurm partition.")] = default(ClusterSettings, "partition"),
-    time: Annotated[str, typer.Option(help="Slurm time limit of a task.")] = default(ClusterSettings, "time"),
+    workers: Annotated[int, typer.Option(help="Tasks at once, local.")] = default(
+        ClusterSettings, "workers"
+    ),
+    partition: Annotated[str, typer.Option(help="Slurm partition.")] = default(
+        ClusterSettings, "partition"
+    ),
+    time: Annotated[str, typer.Option(help="Slurm time limit of a task.")] = default(
+        ClusterSettings, "time"
+    ),
 ) -> None:
     """Clean, deduplicate, weigh and shuffle raw text."""
     if executor:
@@ -52,18 +73,36 @@ def corpus(
         unset: dict[str, object] = {"weights": "", "cover": None}
         for name, value in others.items():
             if value != unset.get(name, default(BuildSettings, name)):
-                raise LepError(f"--{name} is not for --executor, which cleans and deduplicates: give it to lep corpus "
-                               "--dedup exact on the result")  # fmt: skip
-        _in_tasks(paths, output, checked(
-            ClusterSettings, language=language, executor=executor, tasks=tasks, workers=workers, partition=partition,
-            time=time,
-        ))  # fmt: skip
+                raise LepError(
+                    f"--{name} is not for --executor, which cleans and deduplicates: give it to lep corpus "
+                    "--dedup exact on the result"
+                )
+        _in_tasks(
+            paths,
+            output,
+            checked(
+                ClusterSettings,
+                language=language,
+                executor=executor,
+                tasks=tasks,
+                workers=workers,
+                partition=partition,
+                time=time,
+            ),
+        )
         return
     settings = checked(
-        BuildSettings, language=language, weights=weights_of(weights), dedup=dedup, boilerplate=boilerplate,
-        documents=documents, cover=cover, contexts=contexts, seed=seed,
-    )  # fmt: skip
-    from lep.corpus.build import build_corpus
+        BuildSettings,
+        language=language,
+        weights=weights_of(weights),
+        dedup=dedup,
+        boilerplate=boilerplate,
+        documents=documents,
+        cover=cover,
+        contexts=contexts,
+        seed=seed,
+    )
+    from lep.transfer.corpus import build_corpus
 
     found = build_corpus(list(paths), output, settings)
     written = found["written"]
@@ -76,7 +115,9 @@ def corpus(
             f"{reached['covered']:,} of {reached['new_tokens']:,} new tokens occur {contexts:,} times or more, "
             f"{reached['without_any']:,} never; {reached['documents_left_out']:,} documents were not needed"
         )
-    say(f"{written['documents']:,} documents, {written['characters']:,} characters; sha256 {written['sha256'][:16]}")
+    say(
+        f"{written['documents']:,} documents, {written['characters']:,} characters; sha256 {written['sha256'][:16]}"
+    )
 
 
 def _in_tasks(paths: list[str], output: Path, settings: ClusterSettings) -> None:
@@ -85,7 +126,9 @@ def _in_tasks(paths: list[str], output: Path, settings: ClusterSettings) -> None
     try:
         from lep.corpus.cluster import run_stages
     except ImportError as error:
-        raise LepError("--executor needs datatrove: install lep with its extra 'cluster'") from error
+        raise LepError(
+            "--executor needs datatrove: install lep with its extra 'cluster'"
+        ) from error
     run_stages(paths, output, settings)
     after = "When its jobs are done, mix" if settings.executor == "slurm" else "Mix"
     say(f"{after} and shuffle the result: lep corpus {output} --dedup exact --output ...")

@@ -32,7 +32,9 @@ def run(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    hours: Annotated[float | None, typer.Option(help="Choose the token budget that fits into so many hours.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Choose the token budget that fits into so many hours.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="The device: h100, a100, rtx4090 ...")] = "h100",
 ) -> None:
     """Say what a recipe will take and save, before anything is loaded or written."""
@@ -40,15 +42,19 @@ def plan(
 
     grid = load_grid(recipe, overrides)
     loaded = grid.cells[0].recipe
-    from lep.pipeline.plan import make_plan
+    from lep.pipeline.forecast import make_plan
 
     found = make_plan(loaded, gpu, hours)
     if not grid.is_single:
-        say(f"the first of the {len(grid.cells)} combinations and seeds of this grid, which share what they can:")
+        say(
+            f"the first of the {len(grid.cells)} combinations and seeds of this grid, which share what they can:"
+        )
     say(str(found))
     if hours is not None:
         given = [
-            change for change in overrides or [] if not change.startswith(("pretrain.tokens=", "pretrain.epochs="))
+            change
+            for change in overrides or []
+            if not change.startswith(("pretrain.tokens=", "pretrain.epochs="))
         ]
         said = shlex.join([*given, f"pretrain.tokens={found.tokens}"])
         say(f"for these hours: lep run {recipe} {said}")
@@ -56,16 +62,27 @@ def plan(
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Models: local folders or hub ids; MODEL@URL behind a server.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Models: local folders or hub ids; MODEL@URL behind a server."),
+    ],
     output: Output,
     text: Annotated[list[str] | None, typer.Option(help="LANGUAGE=PATH of held-out text.")] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Comma-separated: chat tasks made from the text (default: all), benchmark tasks or groups."),
+        typer.Option(
+            help="Comma-separated: chat tasks made from the text (default: all), benchmark tasks or groups."
+        ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the benchmark's data sets (default: the hub).")] = None,
-    shots: Annotated[int | None, typer.Option(help="Examples before a question (default: 5, chat models 0).")] = None,
-    chat: Annotated[bool | None, typer.Option(help="Ask through the chat template (default: if there is one).")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the benchmark's data sets (default: the hub).")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Examples before a question (default: 5, chat models 0).")
+    ] = None,
+    chat: Annotated[
+        bool | None, typer.Option(help="Ask through the chat template (default: if there is one).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Benchmark items of each task.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts (messages jsonl) to answer beside the first model.")
@@ -76,7 +93,9 @@ def evaluate(
     items: Annotated[int, typer.Option(help="Items of each chat task and language.")] = default(
         EvaluateSettings, "items"
     ),
-    characters: Annotated[int, typer.Option(help="Characters a language.")] = default(EvaluateSettings, "characters"),
+    characters: Annotated[int, typer.Option(help="Characters a language.")] = default(
+        EvaluateSettings, "characters"
+    ),
     batch_size: Annotated[int, typer.Option(help="Benchmark items at once.")] = default(
         BenchmarkSettings, "batch_size"
     ),
@@ -86,19 +105,33 @@ def evaluate(
     made = EvaluateSettings().tasks
     named = [name for name in (tasks or "").split(",") if name]
     benchmark = checked(
-        BenchmarkSettings, tasks=[n for n in named if n not in made], data=data and str(data), shots=shots, chat=chat,
-        limit=limit, batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+        BenchmarkSettings,
+        tasks=[n for n in named if n not in made],
+        data=data and str(data),
+        shots=shots,
+        chat=chat,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+    )
     settings = checked(
-        EvaluateSettings, tasks=made if tasks is None else [n for n in named if n in made], items=items,
-        characters=characters, seed=seed, benchmark=benchmark, prompts=prompts and str(prompts), speed=speed,
-    )  # fmt: skip
-    from lep.evaluation.compare import compare
-    from lep.evaluation.tasks import EVERYTHING, groups, task_names
+        EvaluateSettings,
+        tasks=made if tasks is None else [n for n in named if n in made],
+        items=items,
+        characters=characters,
+        seed=seed,
+        benchmark=benchmark,
+        prompts=prompts and str(prompts),
+        speed=speed,
+    )
+    from lep.benchmark.tasks import EVERYTHING, groups, task_names
+    from lep.evaluation.side_by_side import compare
 
     known = {*made, *task_names(), *groups(), EVERYTHING}
     if stray := [model for model in models if model in known and not Path(model).exists()]:
-        raise LepError(f"{stray[0]} is a task where a model is expected: write --tasks {','.join([*named, *stray])}")
+        raise LepError(
+            f"{stray[0]} is a task where a model is expected: write --tasks {','.join([*named, *stray])}"
+        )
     say(compare(models, texts_of(text) or {}, output, settings))
 
 

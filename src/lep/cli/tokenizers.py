@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from lep.cli.common import Corpus, Model, Output, Protect, Script, VocabSize, app, default, say, texts_of
+from lep.cli.common import (
+    Corpus,
+    Model,
+    Output,
+    Protect,
+    Script,
+    VocabSize,
+    app,
+    default,
+    say,
+    texts_of,
+)
 from lep.publish import check_folder
 from lep.settings import TokenizerSettings
 
@@ -30,7 +41,9 @@ def tokenizer_extend(
     """Add tokens learned on a corpus; text without the script is tokenised as before."""
     from lep.tokenizer.write import extend_tokenizer
 
-    _say_changes(extend_tokenizer(base, list(corpus), new_tokens, output, script=script, method=method))
+    _say_changes(
+        extend_tokenizer(base, list(corpus), new_tokens, output, script=script, method=method)
+    )
 
 
 @tokenizer_app.command("prune")
@@ -40,7 +53,9 @@ def tokenizer_prune(
     """Drop the tokens that a corpus uses least."""
     from lep.tokenizer.write import prune_tokenizer
 
-    _say_changes(prune_tokenizer(base, list(corpus), vocab_size, output, protect=list(protect or [])))
+    _say_changes(
+        prune_tokenizer(base, list(corpus), vocab_size, output, protect=list(protect or []))
+    )
 
 
 @tokenizer_app.command("optimize")
@@ -51,15 +66,26 @@ def tokenizer_optimize(
     vocab_size: VocabSize,
     output: Output,
     script: Script = SCRIPT,
-    in_place: Annotated[bool, typer.Option("--in-place", help="New tokens take the freed ids; same size.")] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="New tokens take the freed ids; same size.")
+    ] = False,
     protect: Protect = None,
 ) -> None:
     """Prune to the most used tokens, then extend to an exact size."""
     from lep.tokenizer.write import optimize_tokenizer
 
-    _say_changes(optimize_tokenizer(
-        base, list(corpus), keep, vocab_size, output, script=script, in_place=in_place, protect=list(protect or []),
-    ))  # fmt: skip
+    _say_changes(
+        optimize_tokenizer(
+            base,
+            list(corpus),
+            keep,
+            vocab_size,
+            output,
+            script=script,
+            in_place=in_place,
+            protect=list(protect or []),
+        )
+    )
 
 
 @tokenizer_app.command("train")
@@ -83,7 +109,8 @@ def tokenizer_count(
     output: Annotated[Path, typer.Option(help="File to write, NAME.counts.zst.")],
     script: Script = SCRIPT,
     fresh: Annotated[
-        bool, typer.Option(help="For lep tokenizer train: all words, as a new vocabulary cuts them.")
+        bool,
+        typer.Option(help="For lep tokenizer train: all words, as a new vocabulary cuts them."),
     ] = False,
 ) -> None:
     """Count the words of one shard of a corpus; --corpus of extend (of train: --fresh) takes the files together."""
@@ -95,10 +122,16 @@ def tokenizer_count(
 
 @tokenizer_app.command("compare")
 def tokenizer_compare(
-    tokenizers: Annotated[list[str], typer.Argument(help="Tokenizers; the first is the reference.")],
+    tokenizers: Annotated[
+        list[str], typer.Argument(help="Tokenizers; the first is the reference.")
+    ],
     text: Annotated[list[str], typer.Option(help="NAME=PATH of text; once for each language.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with curves here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures here.")
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with curves here.")
+    ] = None,
 ) -> None:
     """Compare tokenizers on texts: cost, reach, segmentation, speed."""
     from lep.tokenizer.compare import compare_tokenizers, comparison_table
@@ -108,7 +141,9 @@ def tokenizer_compare(
             check_folder(place)
     record = compare_tokenizers(tokenizers, texts_of(text) or {})
     if json_file:
-        json_file.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        json_file.write_text(
+            json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
     if html_file:
         from lep.report.tokenizers import write_comparison
 
@@ -123,10 +158,16 @@ def _say_changes(record: dict[str, Any]) -> None:
         f"{record['moved']:,} moved, {record['new']:,} new, {record['dropped']:,} dropped"
     )
     if record.get("script"):
-        say(f"new tokens are of the {record['script']} script; text without it is tokenised by the known tokens alone")
+        say(
+            f"new tokens are of the {record['script']} script; text without it is tokenised by the known tokens alone"
+        )
     sample = record["corpus_sample"]
     if sample["characters"]:
-        before, after = (sample["characters"] / sample[name] for name in ("tokens_before", "tokens_after"))
+        before, after = (
+            sample["characters"] / sample[name] for name in ("tokens_before", "tokens_after")
+        )
         say(f"symbols per token on the corpus: {before:.2f} before, {after:.2f} after")
     if record.get("excluded"):
-        say(f"text with one of these characters may be tokenised differently: {' '.join(record['excluded'][:40])}")
+        say(
+            f"text with one of these characters may be tokenised differently: {' '.join(record['excluded'][:40])}"
+        )

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 
 LEAST_CHARACTERS = 20  # shorter lines come again in good text too: "Yes.", a chapter's number
-ROWS, CELLS, MOST_CELLS = 2, 1 << 24, 1 << 28  # of the counters, of two bytes; a line's count is the least of its cells
+ROWS, CELLS, MOST_CELLS = (
+    2,
+    1 << 24,
+    1 << 28,
+)  # of the counters, of two bytes; a line's count is the least of its cells
 BYTES_A_CELL = 64  # of raw text
 FULL = 1 / 8  # of `documents`: the mean count of a cell from which chance alone makes lines common
 SAMPLES = 10

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import zstandard
 
@@ -34,7 +34,20 @@ KEPT = "kept"
 Pass = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]  # over the records of a shard
 
 
-def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings) -> dict[str, Any]:
+class Selection(Protocol):
+    """Decides which of the documents that survived cleaning are needed (`lep.transfer.coverage.Coverage`)."""
+
+    def needed(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+    def record(self) -> dict[str, Any]: ...
+
+
+def write_corpus(
+    paths: list[str | Path],
+    output: Path,
+    settings: BuildSettings,
+    coverage: Selection | None = None,
+) -> dict[str, Any]:
     """Clean, deduplicate, weigh and shuffle the documents under `paths`; write `part-*.jsonl.zst` and the sheet.
 
     A source of weight W gives each document W times, a fraction by hash. The same input and settings always give the
@@ -45,24 +58,26 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
     """
     files = corpus_files(_local(paths))
     raw = HUB_BYTES * len(_hub(paths)) + sum(
-        file.stat().st_size * (GROWTH if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files
+        file.stat().st_size * (GROWTH if file.suffix in (".gz", ".zst", ".parquet") else 1)
+        for file in files
     )
     shards = MOST_SHARDS if _hub(paths) else min(MOST_SHARDS, ceil(raw / SHARD_BYTES))
     check_space(output, 2 * raw)
     boilerplate = Boilerplate(settings.boilerplate, raw)
-    coverage = None
-    if settings.cover:
-        from lep.corpus.coverage import Coverage  # which needs torch and transformers, most of the memory of a run
-
-        coverage = Coverage(settings.cover, settings.contexts)
     with publishing(output) as partial:
         spill = Spill(partial / "work", shards, settings.seed)
         sheet = _fill(spill, boilerplate, paths, settings)
         for name in settings.weights:
             if not fnmatch.filter(sheet.counts, name):
-                raise CorpusError(f"--weights names '{name}', and the sources are {', '.join(sorted(sheet.counts))}")
-        passes = ([boilerplate.taken_out] if boilerplate.sure else []) + ([coverage.needed] if coverage else [])
-        found = sheet.record() | {"settings": settings.model_dump()} | spill.publish(partial, passes)
+                raise CorpusError(
+                    f"--weights names '{name}', and the sources are {', '.join(sorted(sheet.counts))}"
+                )
+        passes = ([boilerplate.taken_out] if boilerplate.sure else []) + (
+            [coverage.needed] if coverage else []
+        )
+        found = (
+            sheet.record() | {"settings": settings.model_dump()} | spill.publish(partial, passes)
+        )
         found["boilerplate"] = boilerplate.record()
         if coverage:
             found["coverage"] = coverage.record()
@@ -71,12 +86,16 @@ def build_corpus(paths: list[str | Path], output: Path, settings: BuildSettings)
                 f"nothing is left of {sheet.total():,} documents: {sheet.reasons()}; give other text, or another "
                 "--language"
             )
-        (partial / SHEET).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / SHEET).write_text(
+            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         (partial / "sheet.md").write_text(sheet.table() + "\n", encoding="utf-8")
     return found
 
 
-def _fill(spill: "Spill", boilerplate: Boilerplate, paths: list[str | Path], settings: BuildSettings) -> "Sheet":
+def _fill(
+    spill: "Spill", boilerplate: Boilerplate, paths: list[str | Path], settings: BuildSettings
+) -> "Sheet":
     """Documents that are sound and no duplicates go to their shards; what became of each is on the sheet."""
     sheet, texts = Sheet(), Duplicates(settings.dedup, settings.near)
     clean = functools.partial(_clean, settings.language)
@@ -98,14 +117,18 @@ def weight_of(source: str, weights: dict[str, float]) -> float:
     >>> weight_of("news.00001", {"wiki": 2.0, "news.*": 0.5})
     0.5
     """
-    return next((weight for name, weight in weights.items() if fnmatch.fnmatchcase(source, name)), 1.0)
+    return next(
+        (weight for name, weight in weights.items() if fnmatch.fnmatchcase(source, name)), 1.0
+    )
 
 
 class Sheet:
     """Documents and characters by source and by what became of them, with the first lines of some that were dropped."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+        self.counts: dict[str, dict[str, list[int]]] = defaultdict(
+            lambda: defaultdict(lambda: [0, 0])
+        )
         self.samples: dict[str, list[dict[str, str]]] = defaultdict(list)
 
     def add(self, document: Document, outcome: str) -> None:
@@ -113,11 +136,18 @@ class Sheet:
         cell[0] += 1
         cell[1] += len(document.text)
         if outcome != KEPT and len(self.samples[outcome]) < SAMPLES:
-            self.samples[outcome].append({"id": document.id, "text": document.text[:SAMPLE_CHARACTERS]})
+            self.samples[outcome].append(
+                {"id": document.id, "text": document.text[:SAMPLE_CHARACTERS]}
+            )
 
     def total(self, outcome: str | None = None) -> int:
         """Documents, of one outcome or of all."""
-        return sum(cell[0] for found in self.counts.values() for name, cell in found.items() if outcome in (None, name))
+        return sum(
+            cell[0]
+            for found in self.counts.values()
+            for name, cell in found.items()
+            if outcome in (None, name)
+        )
 
     def reasons(self) -> str:
         """What became of the documents, in words."""
@@ -126,16 +156,29 @@ class Sheet:
 
     def record(self) -> dict[str, Any]:
         counts = {
-            source: {name: {"documents": cell[0], "characters": cell[1]} for name, cell in sorted(found.items())}
+            source: {
+                name: {"documents": cell[0], "characters": cell[1]}
+                for name, cell in sorted(found.items())
+            }
             for source, found in sorted(self.counts.items())
         }
         return {"sources": counts, "dropped": dict(sorted(self.samples.items()))}
 
     def table(self) -> str:
-        names = [name for name in (*FILTERS, "exact duplicate", "near duplicate") if self.total(name)]
-        lines = ["| source | kept | characters kept | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+        names = [
+            name for name in (*FILTERS, "exact duplicate", "near duplicate") if self.total(name)
+        ]
+        lines = [
+            "| source | kept | characters kept | " + " | ".join(names) + " |",
+            "|---" * (3 + len(names)) + "|",
+        ]
         for source, found in sorted(self.counts.items()):
-            cells = [source, f"{found[KEPT][0]:,}", f"{found[KEPT][1]:,}", *(f"{found[name][0]:,}" for name in names)]
+            cells = [
+                source,
+                f"{found[KEPT][0]:,}",
+                f"{found[KEPT][1]:,}",
+                *(f"{found[name][0]:,}" for name in names),
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
@@ -146,14 +189,22 @@ class Spill:
     def __init__(self, folder: Path, shards: int, seed: int) -> None:
         folder.mkdir(parents=True)
         self.folder, self.seed = folder, seed
-        self.files = [(folder / f"{number:03}").open("w", encoding="utf-8") for number in range(max(1, shards))]
+        self.files = [
+            (folder / f"{number:03}").open("w", encoding="utf-8")
+            for number in range(max(1, shards))
+        ]
 
     def add(self, document: Document, weight: float) -> None:
         copies = int(weight) + (unit_hash(f"{self.seed}/weight/{document.id}") < weight % 1)
         for copy in range(copies):
             name = document.id if copy == 0 else f"{document.id}+{copy}"
             place = unit_hash(f"{self.seed}/order/{name}")
-            record = {"id": name, "text": document.text, "source": document.source, "group": document.group}
+            record = {
+                "id": name,
+                "text": document.text,
+                "source": document.source,
+                "group": document.group,
+            }
             line = json.dumps(record, ensure_ascii=False)
             self.files[int(place * len(self.files))].write(f"{place:.17f}\t{line}\n")
 
@@ -170,13 +221,21 @@ class Spill:
                 records = last(records)
             if not records:
                 continue
-            content = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+            content = "".join(
+                json.dumps(record, ensure_ascii=False) + "\n" for record in records
+            ).encode()
             (output / f"part-{number:05}.jsonl.zst").write_bytes(zstandard.compress(content))
             digest.update(content)
             written += len(records)
             characters += sum(len(record["text"]) for record in records)
         shutil.rmtree(self.folder)
-        return {"written": {"documents": written, "characters": characters, "sha256": digest.hexdigest()}}
+        return {
+            "written": {
+                "documents": written,
+                "characters": characters,
+                "sha256": digest.hexdigest(),
+            }
+        }
 
 
 def _hub(paths: Iterable[str | Path]) -> list[str]:

@@ -11,8 +11,16 @@ import regex
 from lep.corpus.language import SCRIPTS, count, is_letter, script_share
 
 SHORTEST_CHARACTERS = 200
-LEAST_SCRIPT, MOST_FOREIGN, LEAST_LETTERS = 0.7, 0.02, 0.6  # shares of the letters, and of what is no white space
-MOST_REPEATED, SHORT_LINE, MANY_LINES = 0.3, 20, 10  # share of the text in lines that came before; a menu's lines
+LEAST_SCRIPT, MOST_FOREIGN, LEAST_LETTERS = (
+    0.7,
+    0.02,
+    0.6,
+)  # shares of the letters, and of what is no white space
+MOST_REPEATED, SHORT_LINE, MANY_LINES = (
+    0.3,
+    20,
+    10,
+)  # share of the text in lines that came before; a menu's lines
 MOST_DAMAGED = 0.001  # share of replacement characters, which a wrong encoding leaves
 
 # Elements that text is marked up with; other things in angle brackets (code, comparisons) are text.
@@ -27,7 +35,9 @@ _TAG = regex.compile(rf"(?i)</?(?:{'|'.join(_ELEMENTS.split())})(?:\s[^<>]*)?/?>
 _NAMED_LINK = regex.compile(r"!?\[([^\[\]\n]*)\]\((?:https?:|www\.|/|#)[^()\s]*\)")
 _WIKI = regex.compile(r"\{\{[^{}]*\}\}|\[\[(?:[^\[\]|\n]*\|)?([^\[\]\n]*)\]\]")
 _LINK = regex.compile(r"(?i)\b(?:https?://|www\.)[^\s<>\"»”]+")
-_HIDDEN = regex.compile(r"[\p{Cf}\p{Co}\p{Cn}[\p{Cc}--[\n\t]]]|\p{Extended_Pictographic}(?<![0-9#*©®™])", regex.V1)
+_HIDDEN = regex.compile(
+    r"[\p{Cf}\p{Co}\p{Cn}[\p{Cc}--[\n\t]]]|\p{Extended_Pictographic}(?<![0-9#*©®™])", regex.V1
+)
 _SPACES = regex.compile(r"[^\S\n]+")
 _LINE_ENDS, _BLANK_LINES = regex.compile(r" *\n *"), regex.compile(r"\n{3,}")
 _SEEN = regex.compile(r"\S")
@@ -62,7 +72,10 @@ def _other_language(text: str, language: str | None) -> bool:
 
 def _foreign_scripts(text: str, language: str | None) -> bool:
     script = SCRIPTS.get(language or "")
-    return script is not None and 1 - script_share(text, script) - script_share(text, "Latin") > MOST_FOREIGN
+    return (
+        script is not None
+        and 1 - script_share(text, script) - script_share(text, "Latin") > MOST_FOREIGN
+    )
 
 
 def _few_letters(text: str, language: str | None) -> bool:
@@ -86,10 +99,14 @@ def _broken_lines(text: str, language: str | None) -> bool:
 
 # In this order; the first that holds names the reason.
 FILTERS: dict[str, Callable[[str, str | None], bool]] = {
-    "damaged encoding": _damaged, "short": _short, "other language": _other_language,
-    "foreign scripts": _foreign_scripts, "few letters": _few_letters, "repeated lines": _repeated_lines,
+    "damaged encoding": _damaged,
+    "short": _short,
+    "other language": _other_language,
+    "foreign scripts": _foreign_scripts,
+    "few letters": _few_letters,
+    "repeated lines": _repeated_lines,
     "broken lines": _broken_lines,
-}  # fmt: skip
+}
 
 
 def fault(text: str, language: str | None) -> str | None:

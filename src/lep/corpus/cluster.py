@@ -51,7 +51,11 @@ class Clean(PipelineStep):
                     reason = fault(text, self.language)
                     self.stat_update(reason or "kept")
                     if reason is None:
-                        yield Item(text=text, id=piece.id, metadata={"source": piece.source, "group": piece.group})
+                        yield Item(
+                            text=text,
+                            id=piece.id,
+                            metadata={"source": piece.source, "group": piece.group},
+                        )
 
 
 class Signatures(MinhashDedupSignature):
@@ -65,11 +69,15 @@ class Signatures(MinhashDedupSignature):
         self.skip_existing_sigs = False
 
     def get_shingles(self, text: str) -> np.ndarray:
-        hashes = [self._hash_func(shingle.encode()) for shingle in shingles(WORD.findall(text.lower()))]
+        hashes = [
+            self._hash_func(shingle.encode()) for shingle in shingles(WORD.findall(text.lower()))
+        ]
         return np.array(hashes, dtype=np.uint64).reshape(-1, 1)
 
 
-def stages(paths: list[str], output: Path, settings: ClusterSettings) -> list[tuple[list[PipelineStep], int]]:
+def stages(
+    paths: list[str], output: Path, settings: ClusterSettings
+) -> list[tuple[list[PipelineStep], int]]:
     """The pipelines, each with its number of tasks; each needs the one before it to be complete."""
     clean, signatures, pairs, remove = (
         str(work_folder(output) / name) for name in ("clean", "signatures", "pairs", "remove")
@@ -90,7 +98,12 @@ def work_folder(output: Path) -> Path:
 
 def _writer(folder: str) -> JsonlWriter:
     def record(_: Any, item: Item) -> dict[str, Any]:
-        return {"id": item.id, "text": item.text, "source": item.metadata["source"], "group": item.metadata["group"]}
+        return {
+            "id": item.id,
+            "text": item.text,
+            "source": item.metadata["source"],
+            "group": item.metadata["group"],
+        }
 
     return JsonlWriter(folder, output_filename="${source}-${rank}.jsonl.gz", adapter=record)
 
@@ -120,8 +133,13 @@ def run_stages(paths: list[str], output: Path, settings: ClusterSettings) -> Non
             LocalPipelineExecutor(pipeline, tasks, workers=settings.workers, logging_dir=logs).run()
         else:
             last = SlurmPipelineExecutor(
-                pipeline, tasks, settings.time, settings.partition, logging_dir=logs, depends=last,
+                pipeline,
+                tasks,
+                settings.time,
+                settings.partition,
+                logging_dir=logs,
+                depends=last,
                 job_name=f"lep-corpus-{number}",
-            )  # fmt: skip
+            )
     if last:
         last.run()  # and first those that it depends on

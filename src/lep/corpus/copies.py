@@ -10,8 +10,12 @@ from lep.corpus.read import read_documents
 from lep.corpus.tasks import make_tasks, sentences
 from lep.errors import CorpusError
 
-OVERLAP_WORDS = 8  # a run of so many words that both have is an overlap; shorter sentences overlap as a whole
-MOST_OVERLAPPING = 0.1  # of the tasks; chance repeats a sentence here and there, more is the same text
+OVERLAP_WORDS = (
+    8  # a run of so many words that both have is an overlap; shorter sentences overlap as a whole
+)
+MOST_OVERLAPPING = (
+    0.1  # of the tasks; chance repeats a sentence here and there, more is the same text
+)
 SPARE = 4  # times as many pieces of text are read as are asked for
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
@@ -19,19 +23,27 @@ Runs = set[int]
 
 
 def copy_records(
-    text: dict[str, list[str | Path]], count: int, seed: int, evaluation: dict[str, list[str | Path]] | None = None
+    text: dict[str, list[str | Path]],
+    count: int,
+    seed: int,
+    evaluation: dict[str, list[str | Path]] | None = None,
 ) -> list[dict[str, Any]]:
     """`count` copy tasks a language at most, rounded up to an even number: half sentences, half paragraphs; as records.
 
     None of them shares text with `evaluation`; see `records_apart`.
     """
-    return records_apart(text, ["copy_sentence", "copy_paragraph"], (count + 1) // 2, seed, evaluation)
+    return records_apart(
+        text, ["copy_sentence", "copy_paragraph"], (count + 1) // 2, seed, evaluation
+    )
 
 
 def records_apart(
-    text: dict[str, list[str | Path]], tasks: Sequence[str], count: int, seed: int,
+    text: dict[str, list[str | Path]],
+    tasks: Sequence[str],
+    count: int,
+    seed: int,
     evaluation: dict[str, list[str | Path]] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """At most `count` items of each task and language as `messages` records, none of which is evaluated on.
 
     Items whose text shares a run of eight words with the `evaluation` text of any language are left out. Raises
@@ -40,7 +52,9 @@ def records_apart(
     seen = evaluated_runs([path for paths in (evaluation or {}).values() for path in paths])
     records: list[dict[str, Any]] = []
     for language, paths in text.items() if count else ():
-        items = make_tasks(read_documents(paths), language, tasks, count=count, seed=seed, enough=SPARE * count)
+        items = make_tasks(
+            read_documents(paths), language, tasks, count=count, seed=seed, enough=SPARE * count
+        )
         shared = [item for item in items if not seen.isdisjoint(runs_of(item.text))]
         if len(shared) > MOST_OVERLAPPING * len(items):
             raise CorpusError(

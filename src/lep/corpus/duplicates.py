@@ -30,13 +30,17 @@ class Duplicates:
             return found
         words = [_WORD.findall(text.lower()) for text in texts]
         for i, own in enumerate(words):
-            key = int.from_bytes(hashlib.blake2b(" ".join(own).encode(), digest_size=8).digest(), "little")
+            key = int.from_bytes(
+                hashlib.blake2b(" ".join(own).encode(), digest_size=8).digest(), "little"
+            )
             if key in self.seen:
                 found[i] = "exact duplicate"
             self.seen.add(key)
         if self.near is not None:
             asked = [i for i, verdict in enumerate(found) if verdict is None]
-            for i, fresh in zip(asked, self.near.add([shingles(words[i]) for i in asked]), strict=True):
+            for i, fresh in zip(
+                asked, self.near.add([shingles(words[i]) for i in asked]), strict=True
+            ):
                 found[i] = None if fresh else "near duplicate"
         return found
 
@@ -60,16 +64,21 @@ class Signatures:
 
         if not sets:
             return []
-        digests = np.array(RMinHash.digests_from_token_sets(sets, PERMUTATIONS, SEED), dtype=np.uint32)
+        digests = np.array(
+            RMinHash.digests_from_token_sets(sets, PERMUTATIONS, SEED), dtype=np.uint32
+        )
         signatures, keys = digests.astype(np.uint8), band_keys(digests)
         own = _sorted(keys, np.arange(len(sets)))
-        known = [self._alike(keys, *run) for run in self.runs]  # of each set: which of the memory may be like it
+        known = [
+            self._alike(keys, *run) for run in self.runs
+        ]  # of each set: which of the memory may be like it
         here = self._alike(keys, *own)
         fresh: list[bool] = []
         for i, signature in enumerate(signatures):
-            before = np.concatenate([self.bytes[found[i]] for found in known] + [
-                signatures[[j for j in here[i].tolist() if j < i and fresh[j]]]
-            ])  # fmt: skip
+            before = np.concatenate(
+                [self.bytes[found[i]] for found in known]
+                + [signatures[[j for j in here[i].tolist() if j < i and fresh[j]]]]
+            )
             fresh.append(not ((before == signature).mean(1) >= self.threshold).any())
         kept = np.flatnonzero(fresh)
         self._remember(signatures[kept], keys[kept])
@@ -79,12 +88,16 @@ class Signatures:
         """Whose keys in the run are those of each row of `keys`, each once."""
         first, last = run.searchsorted(keys, "left"), run.searchsorted(keys, "right")
         found = [whose[a:b] for a, b in zip(first.flat, last.flat, strict=True)]
-        return [np.unique(np.concatenate(found[i : i + BANDS])) for i in range(0, len(found), BANDS)]
+        return [
+            np.unique(np.concatenate(found[i : i + BANDS])) for i in range(0, len(found), BANDS)
+        ]
 
     def _remember(self, signatures: np.ndarray, keys: np.ndarray) -> None:
         end = self.size + len(signatures)
         if end > len(self.bytes):
-            self.bytes = np.concatenate([self.bytes, np.zeros((max(len(self.bytes), end), PERMUTATIONS), np.uint8)])
+            self.bytes = np.concatenate(
+                [self.bytes, np.zeros((max(len(self.bytes), end), PERMUTATIONS), np.uint8)]
+            )
         self.bytes[self.size : end] = signatures
         run = _sorted(keys, np.arange(self.size, end))
         while self.runs and len(self.runs[-1][0]) <= len(run[0]):
@@ -111,4 +124,7 @@ def _sorted(keys: np.ndarray, whose: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def shingles(words: list[str]) -> list[str]:
     """Every run of five words; all of them for a shorter text."""
-    return [" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))]
+    return [
+        " ".join(words[i : i + SHINGLE_WORDS])
+        for i in range(max(1, len(words) - SHINGLE_WORDS + 1))
+    ]

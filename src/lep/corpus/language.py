@@ -8,20 +8,75 @@ import regex
 
 # Languages by ISO 639-1 code; others are added by one entry. The Unicode Script property decides.
 SCRIPTS = {
-    "ru": "Cyrillic", "uk": "Cyrillic", "bg": "Cyrillic", "sr": "Cyrillic", "kk": "Cyrillic", "be": "Cyrillic",
-    "en": "Latin", "de": "Latin", "fr": "Latin", "es": "Latin", "pl": "Latin", "tr": "Latin", "vi": "Latin",
-    "ka": "Georgian", "hy": "Armenian", "el": "Greek", "he": "Hebrew", "ar": "Arabic", "fa": "Arabic",
-    "hi": "Devanagari", "bn": "Bengali", "ta": "Tamil", "te": "Telugu", "th": "Thai", "ko": "Hangul",
-    "ja": "Hiragana", "zh": "Han", "mr": "Devanagari", "ne": "Devanagari", "ur": "Arabic", "gu": "Gujarati",
-    "kn": "Kannada", "ml": "Malayalam", "or": "Oriya", "si": "Sinhala", "km": "Khmer", "lo": "Lao", "my": "Myanmar",
-    "am": "Ethiopic", "ti": "Ethiopic", "bo": "Tibetan", "dv": "Thaana", "ky": "Cyrillic", "tg": "Cyrillic",
-}  # fmt: skip
+    "ru": "Cyrillic",
+    "uk": "Cyrillic",
+    "bg": "Cyrillic",
+    "sr": "Cyrillic",
+    "kk": "Cyrillic",
+    "be": "Cyrillic",
+    "en": "Latin",
+    "de": "Latin",
+    "fr": "Latin",
+    "es": "Latin",
+    "pl": "Latin",
+    "tr": "Latin",
+    "vi": "Latin",
+    "ka": "Georgian",
+    "hy": "Armenian",
+    "el": "Greek",
+    "he": "Hebrew",
+    "ar": "Arabic",
+    "fa": "Arabic",
+    "hi": "Devanagari",
+    "bn": "Bengali",
+    "ta": "Tamil",
+    "te": "Telugu",
+    "th": "Thai",
+    "ko": "Hangul",
+    "ja": "Hiragana",
+    "zh": "Han",
+    "mr": "Devanagari",
+    "ne": "Devanagari",
+    "ur": "Arabic",
+    "gu": "Gujarati",
+    "kn": "Kannada",
+    "ml": "Malayalam",
+    "or": "Oriya",
+    "si": "Sinhala",
+    "km": "Khmer",
+    "lo": "Lao",
+    "my": "Myanmar",
+    "am": "Ethiopic",
+    "ti": "Ethiopic",
+    "bo": "Tibetan",
+    "dv": "Thaana",
+    "ky": "Cyrillic",
+    "tg": "Cyrillic",
+}
 
 _LETTER = regex.compile(r"\p{L}")
-_ALL_SCRIPTS = sorted({
-    *SCRIPTS.values(), "Adlam", "Bopomofo", "Canadian_Aboriginal", "Cherokee", "Gurmukhi", "Javanese", "Katakana",
-    "Meetei_Mayek", "Mongolian", "Nko", "Ol_Chiki", "Sundanese", "Syriac", "Tai_Le", "Tifinagh", "Vai", "Yi",
-})  # fmt: skip
+_ALL_SCRIPTS = sorted(
+    {
+        *SCRIPTS.values(),
+        "Adlam",
+        "Bopomofo",
+        "Canadian_Aboriginal",
+        "Cherokee",
+        "Gurmukhi",
+        "Javanese",
+        "Katakana",
+        "Meetei_Mayek",
+        "Mongolian",
+        "Nko",
+        "Ol_Chiki",
+        "Sundanese",
+        "Syriac",
+        "Tai_Le",
+        "Tifinagh",
+        "Vai",
+        "Yi",
+    }
+)
 
 
 @lru_cache(maxsize=1)  # several questions are asked of one text
@@ -67,7 +122,9 @@ def dominant_script(text: str) -> str | None:
 
 @cache
 def _script_of(letter: str) -> str:
-    return next((script for script in _ALL_SCRIPTS if regex.match(rf"\p{{Script={script}}}", letter)), "")
+    return next(
+        (script for script in _ALL_SCRIPTS if regex.match(rf"\p{{Script={script}}}", letter)), ""
+    )
 
 
 def in_language(text: str, language: str, *, share: float = 0.7) -> bool:

@@ -80,7 +80,9 @@ class _Bounded:
 
     def __init__(self, limit: int | None) -> None:
         self.limit, self.added = limit, 0
-        self.heaps: dict[str, list[tuple[float, int, Document]]] = defaultdict(list)  # the last in order first
+        self.heaps: dict[str, list[tuple[float, int, Document]]] = defaultdict(
+            list
+        )  # the last in order first
         self.characters = Counter[str]()
 
     def add(self, document: Document) -> None:
@@ -88,7 +90,9 @@ class _Bounded:
         heapq.heappush(heap, (-_order(document), self.added, document))
         self.added += 1
         self.characters[source] += len(document.text)
-        while self.limit is not None and self.characters[source] - len(heap[0][2].text) >= self.limit:
+        while (
+            self.limit is not None and self.characters[source] - len(heap[0][2].text) >= self.limit
+        ):
             self.characters[source] -= len(heapq.heappop(heap)[2].text)
 
     @property
@@ -96,7 +100,9 @@ class _Bounded:
         return [document for heap in self.heaps.values() for _, _, document in heap]
 
 
-def windows(documents: Iterable[Document], characters: int, window_characters: int) -> list[Document]:
+def windows(
+    documents: Iterable[Document], characters: int, window_characters: int
+) -> list[Document]:
     """Documents in an order fixed by hash, cut into windows of bounded length, up to a number of characters."""
     chosen: list[Document] = []
     total = 0
@@ -112,7 +118,9 @@ def _order(document: Document) -> float:
     return unit_hash("order/" + document.id)
 
 
-def sample(documents: Iterable[Document], limit: int | None, source_share: float = 1.0) -> list[Document]:
+def sample(
+    documents: Iterable[Document], limit: int | None, source_share: float = 1.0
+) -> list[Document]:
     """Documents in an order fixed by hash, up to a number of characters, no source above its share of it."""
     ordered = sorted(documents, key=lambda d: (_order(d), d.id))
     if limit is None:

@@ -38,12 +38,16 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
             if not found:
-                raise CorpusError(f"corpus folder {path} holds no {', '.join(SUFFIXES)} file: check the path")
+                raise CorpusError(
+                    f"corpus folder {path} holds no {', '.join(SUFFIXES)} file: check the path"
+                )
             files += found
         elif not path.exists():
             raise CorpusError(f"corpus path {path} does not exist: check the spelling")
         elif not path.name.endswith(SUFFIXES):
-            raise CorpusError(f"corpus file {path} is none of {', '.join(SUFFIXES)}: convert it first")
+            raise CorpusError(
+                f"corpus file {path} is none of {', '.join(SUFFIXES)}: convert it first"
+            )
         else:
             files.append(path)
     return files
@@ -51,8 +55,16 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
 
 def file_stamps(paths: Iterable[str | Path]) -> list[list[Any]]:
     """What tells files (or all files of folders) from changed ones, without reading them."""
-    files = [file for path in map(Path, paths) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    files = [
+        file
+        for path in map(Path, paths)
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+    ]
+    return [
+        [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in files
+        if file.is_file()
+    ]
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -68,7 +80,9 @@ def read_lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 ({error.reason}): convert it with iconv") from error
     except (zstandard.ZstdError, gzip.BadGzipFile, EOFError) as error:
-        raise CorpusError(f"{path} is not a readable {path.suffix[1:]} file ({error}): compress it again") from error
+        raise CorpusError(
+            f"{path} is not a readable {path.suffix[1:]} file ({error}): compress it again"
+        ) from error
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -83,11 +97,15 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise CorpusError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        if "\\ud" in line or "\\uD" in line:  # an escape may be half of a character, which no file can hold
+        if (
+            "\\ud" in line or "\\uD" in line
+        ):  # an escape may be half of a character, which no file can hold
             halves = json.dumps(record, ensure_ascii=False).encode("utf-16", "surrogatepass")
             record = json.loads(halves.decode("utf-16", "replace"))
         if not isinstance(record, dict):
-            raise CorpusError(f"{path}, line {number}: a {type(record).__name__} where an object was expected")
+            raise CorpusError(
+                f"{path}, line {number}: a {type(record).__name__} where an object was expected"
+            )
         yield number, record
 
 
@@ -96,10 +114,16 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet
 
     try:
-        rows = (row for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1_000) for row in batch.to_pylist())
+        rows = (
+            row
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1_000)
+            for row in batch.to_pylist()
+        )
         yield from enumerate(rows, start=1)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise CorpusError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from error
+        raise CorpusError(
+            f"{path} is not a readable parquet file ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
@@ -119,7 +143,9 @@ def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
                 empty = False
                 yield text
     if empty:
-        raise CorpusError(f"the corpus holds no text at all: {', '.join(map(str, files)) or 'no paths given'}")
+        raise CorpusError(
+            f"the corpus holds no text at all: {', '.join(map(str, files)) or 'no paths given'}"
+        )
 
 
 def batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
@@ -165,10 +191,14 @@ def read_documents(
                 empty = False
                 yield document
     if empty:
-        raise CorpusError(f"the corpus holds no text at all: {', '.join(map(str, files)) or 'no paths given'}")
+        raise CorpusError(
+            f"the corpus holds no text at all: {', '.join(map(str, files)) or 'no paths given'}"
+        )
 
 
-def read_file(file: Path, group: Callable[[str, dict[str, Any]], str] | None = None) -> Iterator[Document]:
+def read_file(
+    file: Path, group: Callable[[str, dict[str, Any]], str] | None = None
+) -> Iterator[Document]:
     """The documents of one file, empty ones too."""
     if ".txt" in file.suffixes:
         name = file.name.split(".txt")[0]
@@ -180,17 +210,26 @@ def read_file(file: Path, group: Callable[[str, dict[str, Any]], str] | None = N
 
 
 def _document(
-    source: str, record: dict[str, Any], number: int, place: str,
+    source: str,
+    record: dict[str, Any],
+    number: int,
+    place: str,
     group: Callable[[str, dict[str, Any]], str] | None = None,
-) -> Document:  # fmt: skip
+) -> Document:
     content = record.get("text")
     if not isinstance(content, str):
         raise CorpusError(f"{place}: no field 'text' (fields: {', '.join(record) or 'none'})")
     name = str(record.get("id", number))
-    if group is None and record.get("group"):  # as it is: what belongs together may lie in several files
-        return Document(id=f"{source}/{name}", text=content, source=source, group=str(record["group"]))
+    if group is None and record.get(
+        "group"
+    ):  # as it is: what belongs together may lie in several files
+        return Document(
+            id=f"{source}/{name}", text=content, source=source, group=str(record["group"])
+        )
     together = group(source, record) if group else str(record.get("author") or name)
-    return Document(id=f"{source}/{name}", text=content, source=source, group=f"{source}/{together}")
+    return Document(
+        id=f"{source}/{name}", text=content, source=source, group=f"{source}/{together}"
+    )
 
 
 def read_hub(name: str, limit: int | None = None) -> Iterator[Document]:
@@ -205,11 +244,15 @@ def read_hub(name: str, limit: int | None = None) -> Iterator[Document]:
     try:
         records = load_dataset(place, config or None, split=split or "train", streaming=True)
         for number, record in enumerate(islice(records, limit), start=1):
-            yield _document(place.strip("/").rpartition("/")[2], record, number, f"{name}, record {number}")
+            yield _document(
+                place.strip("/").rpartition("/")[2], record, number, f"{name}, record {number}"
+            )
     except (OSError, ValueError, RuntimeError) as error:  # what datasets and the hub's client raise
         reason = str(error).strip().partition("\n")[0]
-        raise CorpusError(f"{name} cannot be read ({reason}): check name, configuration and split, or download it "
-                          "and give the folder") from error  # fmt: skip
+        raise CorpusError(
+            f"{name} cannot be read ({reason}): check name, configuration and split, or download it "
+            "and give the folder"
+        ) from error
 
 
 def read_messages(path: str | Path) -> list[dict[str, Any]]:
@@ -218,20 +261,28 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
     Other fields are kept. Raises `CorpusError` that names the first line without a usable message list.
     """
     records = []
-    for file, number, record in ((f, n, r) for f in corpus_files([path]) for n, r in read_records(f)):
+    for file, number, record in (
+        (f, n, r) for f in corpus_files([path]) for n, r in read_records(f)
+    ):
         messages = record.get("messages")
         usable = (
             isinstance(messages, list)
             and messages
             and all(
-                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+                isinstance(m, dict)
+                and isinstance(m.get("role"), str)
+                and isinstance(m.get("content"), str)
                 for m in messages
             )
         )
         if not usable:
-            raise CorpusError(f"{file}, line {number}: 'messages' must be a list of role/content objects")
+            raise CorpusError(
+                f"{file}, line {number}: 'messages' must be a list of role/content objects"
+            )
         if all(message["role"] == "assistant" for message in record["messages"]):
-            raise CorpusError(f"{file}, line {number}: there is an answer, and no question before it")
+            raise CorpusError(
+                f"{file}, line {number}: there is an answer, and no question before it"
+            )
         records.append(record)
     if not records:
         raise CorpusError(f"{path} holds no messages: it is empty")

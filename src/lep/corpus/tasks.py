@@ -35,7 +35,7 @@ PROMPTS = {
         "last_word": "Какое слово в этом предложении последнее? {text}",
         "word_after": "Какое слово в этом предложении идёт после {word}? {text}",
     },
-}  # fmt: skip
+}
 
 _SENTENCE_END = regex.compile(r"(?<=[.!?…])[»\")]?\s+(?=[\p{Lu}«\"—])")
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
@@ -55,7 +55,10 @@ class TaskItem:
 
     def record(self) -> dict[str, Any]:
         """The item in the `messages` format, the answer as the last message."""
-        messages = [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+        messages = [
+            {"role": "user", "content": self.question},
+            {"role": "assistant", "content": self.answer},
+        ]
         return {"task": self.task, "language": self.language, "messages": messages}
 
 
@@ -126,9 +129,14 @@ def check_tasks(names: Iterable[str]) -> None:
 
 
 def make_tasks(
-    documents: Iterable[Document], language: str, tasks: Sequence[str], *, count: int, seed: int,
+    documents: Iterable[Document],
+    language: str,
+    tasks: Sequence[str],
+    *,
+    count: int,
+    seed: int,
     enough: int | None = None,
-) -> list[TaskItem]:  # fmt: skip
+) -> list[TaskItem]:
     """Make at most `count` different items of each task from the sentences and paragraphs of the documents.
 
     With `enough`, documents are read until there are so many usable sentences and paragraphs.
@@ -138,8 +146,12 @@ def make_tasks(
     check_tasks(tasks)
     found: dict[str, list[str]] = {"sentence": [], "paragraph": []}
     for document in documents:
-        found["sentence"] += [s for s in sentences(document.text) if _usable(s, language, SENTENCE_CHARACTERS)]
-        found["paragraph"] += [p for p in paragraphs(document.text) if _usable(p, language, PARAGRAPH_CHARACTERS)]
+        found["sentence"] += [
+            s for s in sentences(document.text) if _usable(s, language, SENTENCE_CHARACTERS)
+        ]
+        found["paragraph"] += [
+            p for p in paragraphs(document.text) if _usable(p, language, PARAGRAPH_CHARACTERS)
+        ]
         if enough is not None and min(map(len, found.values())) >= enough:
             break
     pools = {kind: list(dict.fromkeys(texts)) for kind, texts in found.items()}
@@ -157,7 +169,9 @@ def make_tasks(
     return items
 
 
-def _make(task: str, language: str, texts: list[str], rng: random.Random, count: int) -> list[TaskItem]:
+def _make(
+    task: str, language: str, texts: list[str], rng: random.Random, count: int
+) -> list[TaskItem]:
     wording = PROMPTS.get(language, PROMPTS["en"])[task]
     items: list[TaskItem] = []
     for text in texts:
@@ -165,5 +179,7 @@ def _make(task: str, language: str, texts: list[str], rng: random.Random, count:
             break
         if (made := TASKS[task](text, rng)) is not None:
             fields, answer = made
-            items.append(TaskItem(task, language, text, wording.format(text=text, **fields), answer))
+            items.append(
+                TaskItem(task, language, text, wording.format(text=text, **fields), answer)
+            )
     return items

@@ -15,7 +15,9 @@ def mean(pieces: list[int], lengths: Sequence[int], rng: Random) -> Mixture:
 def length_weighted(pieces: list[int], lengths: Sequence[int], rng: Random) -> Mixture:
     """Weights by the bytes that each piece spells: a long piece says more about the token than a letter."""
     total = sum(lengths[piece] for piece in pieces)
-    return pieces, [lengths[piece] / total for piece in pieces] if total else mean(pieces, lengths, rng)[1]
+    return pieces, [lengths[piece] / total for piece in pieces] if total else mean(
+        pieces, lengths, rng
+    )[1]
 
 
 def first(pieces: list[int], lengths: Sequence[int], rng: Random) -> Mixture:
@@ -37,5 +39,9 @@ def random(pieces: list[int], lengths: Sequence[int], rng: Random) -> Mixture:
 
 
 METHODS: dict[str, Callable[[list[int], Sequence[int], Random], Mixture]] = {
-    "mean": mean, "length-weighted": length_weighted, "first": first, "last": last, "random": random,
-}  # fmt: skip
+    "mean": mean,
+    "length-weighted": length_weighted,
+    "first": first,
+    "last": last,
+    "random": random,
+}

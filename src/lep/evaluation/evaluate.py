@@ -6,21 +6,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.metrics import copied, token_ratio
+from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus import prepare
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TaskItem, make_tasks
-from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.measures import figure, measures
-from lep.evaluation.metrics import copied, token_ratio
 from lep.evaluation.spoken import answer_nats
-from lep.evaluation.tasks import resolve
 from lep.inference.generate import Answer, answers
 from lep.inference.likelihood import text_nats
-from lep.inference.load import Description, load_model
+from lep.inference.models import Description, load_model
 from lep.settings import EvaluateSettings
 
-SPARE_TOKENS = 16  # beyond the longest right answer of a task: enough to see that a model does not stop
+SPARE_TOKENS = (
+    16  # beyond the longest right answer of a task: enough to see that a model does not stop
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,14 @@ class Evaluation:
     records: list[dict[str, Any]]
 
 
-def windows(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> dict[str, list[Document]]:
+def windows(
+    text: dict[str, list[str | Path]], settings: EvaluateSettings
+) -> dict[str, list[Document]]:
     """The held-out text of each language in windows of bounded length, the same for every model."""
     return {
-        language: prepare.windows(read_documents(paths), settings.characters, settings.window_characters)
+        language: prepare.windows(
+            read_documents(paths), settings.characters, settings.window_characters
+        )
         for language, paths in text.items()
     }
 
@@ -60,15 +66,23 @@ def items(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> list
         for language, paths in text.items()
         if settings.tasks
         for item in make_tasks(
-            read_documents(paths), language, settings.tasks, count=settings.items, seed=settings.seed
+            read_documents(paths),
+            language,
+            settings.tasks,
+            count=settings.items,
+            seed=settings.seed,
         )
     ]
 
 
 def evaluate(
-    model: str | Path, text: dict[str, list[str | Path]], settings: EvaluateSettings, place: Path | None = None,
-    *, base: bool = False,
-) -> Evaluation:  # fmt: skip
+    model: str | Path,
+    text: dict[str, list[str | Path]],
+    settings: EvaluateSettings,
+    place: Path | None = None,
+    *,
+    base: bool = False,
+) -> Evaluation:
     """Score a model. Chat tasks are left out for a model without a chat template.
 
     A `base` model is not asked through its template, which some have for those who tune it. Answers to benchmark tasks
@@ -89,15 +103,19 @@ def evaluate(
 
 
 def model_records(
-    model: Any, checkpoint: Checkpoint, text: dict[str, list[str | Path]], settings: EvaluateSettings,
-    benchmark: Benchmark | None, place: Path,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    model: Any,
+    checkpoint: Checkpoint,
+    text: dict[str, list[str | Path]],
+    settings: EvaluateSettings,
+    benchmark: Benchmark | None,
+    place: Path,
+) -> Iterator[dict[str, Any]]:
     """Text windows, chat tasks and benchmark tasks of a loaded model; the last ones' answers are kept in `place`."""
     yield from text_records(model, checkpoint, windows(text, settings), settings)
     if checkpoint.tokenizer.chat_template:
         yield from task_records(model, checkpoint, items(text, settings), settings)
     if benchmark is not None:
-        from lep.evaluation.backend import InMemory
+        from lep.benchmark.backend import InMemory
 
         asked = InMemory(model, checkpoint, settings.benchmark.batch_size)
         yield from benchmark.records(asked.answering, place)
@@ -109,7 +127,9 @@ def text_records(
     """Nats, tokens, characters and bytes of each text window."""
     for language, documents in text.items():
         texts = [document.text for document in documents]
-        found = text_nats(model, checkpoint.tokenizer, texts, settings.batch_size, f"{language} bits per byte")
+        found = text_nats(
+            model, checkpoint.tokenizer, texts, settings.batch_size, f"{language} bits per byte"
+        )
         for document, (tokens, nats) in zip(documents, found, strict=True):
             yield _text_record(language, document, tokens, nats)
 
@@ -119,7 +139,9 @@ def served_text_records(
 ) -> Iterator[dict[str, Any]]:
     """The same from a server: log-probabilities of each window as a prompt."""
     for language, documents in text.items():
-        nats = server.text_nats([document.text for document in documents], place / f"text-{language}.jsonl")
+        nats = server.text_nats(
+            [document.text for document in documents], place / f"text-{language}.jsonl"
+        )
         for document, loss in zip(documents, nats, strict=True):
             ids = checkpoint.tokenizer(document.text, add_special_tokens=False)["input_ids"]
             yield _text_record(language, document, len(ids), loss)
@@ -127,9 +149,15 @@ def served_text_records(
 
 def _text_record(language: str, document: Document, tokens: int, nats: float) -> dict[str, Any]:
     return {
-        "kind": "text", "language": language, "id": document.id, "group": document.group, "nats": nats,
-        "tokens": tokens, "characters": len(document.text), "bytes": len(document.text.encode()),
-    }  # fmt: skip
+        "kind": "text",
+        "language": language,
+        "id": document.id,
+        "group": document.group,
+        "nats": nats,
+        "tokens": tokens,
+        "characters": len(document.text),
+        "bytes": len(document.text.encode()),
+    }
 
 
 def task_records(
@@ -144,23 +172,36 @@ def task_records(
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     given: dict[int, Answer] = {}
-    for name in dict.fromkeys((task.language, task.task) for task in tasks):  # answers of a task are of like length
+    for name in dict.fromkeys(
+        (task.language, task.task) for task in tasks
+    ):  # answers of a task are of like length
         group = [i for i, task in enumerate(tasks) if (task.language, task.task) == name]
         longest = max(length(tasks[i].answer) for i in group) + 1
         for batch in answers(
-            model, tokenizer, [messages[i][:1] for i in group], max_new_tokens=longest + SPARE_TOKENS,
-            batch_size=settings.batch_size, label=" ".join(name),
-        ):  # fmt: skip
+            model,
+            tokenizer,
+            [messages[i][:1] for i in group],
+            max_new_tokens=longest + SPARE_TOKENS,
+            batch_size=settings.batch_size,
+            label=" ".join(name),
+        ):
             given |= {group[answer.index]: answer for answer in batch}
     return [_task_record(task, given[i], nats.get(i), length) for i, task in enumerate(tasks)]
 
 
-def _task_record(task: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]) -> dict[str, Any]:
+def _task_record(
+    task: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]
+) -> dict[str, Any]:
     record = {
-        "kind": "task", "language": task.language, "task": task.task, "question": task.question,
-        "expected": task.answer, "answer": answer.text, "finished": answer.finished,
+        "kind": "task",
+        "language": task.language,
+        "task": task.task,
+        "question": task.question,
+        "expected": task.answer,
+        "answer": answer.text,
+        "finished": answer.finished,
         "exact": float(answer.text == task.answer),
-    }  # fmt: skip
+    }
     if nats is not None:
         record |= {"nats": nats, "bytes": len(task.answer.encode())}
     if task.task.startswith("copy"):
@@ -174,4 +215,10 @@ def summarise(records: list[dict[str, Any]], settings: EvaluateSettings) -> Iter
     for measure in measures(records):
         found = figure(measure, settings.bootstrap, settings.seed)
         if found is not None:
-            yield Score(measure.metric, measure.language, measure.task, measure.unit, **asdict(found.estimate()))
+            yield Score(
+                measure.metric,
+                measure.language,
+                measure.task,
+                measure.unit,
+                **asdict(found.estimate()),
+            )

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from lep.benchmark.metrics import repetition
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError
-from lep.evaluation.metrics import repetition
 from lep.evaluation.spoken import answer_nats
 from lep.inference.generate import Answer, answers
 from lep.settings import EvaluateSettings
@@ -14,9 +14,13 @@ Messages = list[dict[str, Any]]
 
 
 def prompt_records(
-    model: Any, checkpoint: Checkpoint, prompts: list[Messages], original: list[str] | None, known: Vocabulary,
+    model: Any,
+    checkpoint: Checkpoint,
+    prompts: list[Messages],
+    original: list[str] | None,
+    known: Vocabulary,
     settings: EvaluateSettings,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Greedy answers to the prompts, and the nats of the original model's answers to them.
 
     `original` holds those answers, empty where there was none that ended; without them the model is the original
@@ -24,12 +28,22 @@ def prompt_records(
     """
     tokenizer = checkpoint.tokenizer
     given: dict[int, Answer] = {}
-    for batch in answers(model, tokenizer, prompts, max_new_tokens=settings.answer_tokens,
-                         batch_size=settings.batch_size, label="prompts"):  # fmt: skip
+    for batch in answers(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=settings.answer_tokens,
+        batch_size=settings.batch_size,
+        label="prompts",
+    ):
         given |= {answer.index: answer for answer in batch}
     said = [given[i].text for i in range(len(prompts))]
     # an answer that was cut off at the length limit is no whole turn
-    expected = [a.text if a.finished else "" for _, a in sorted(given.items())] if original is None else original
+    expected = (
+        [a.text if a.finished else "" for _, a in sorted(given.items())]
+        if original is None
+        else original
+    )
     if not any(expected):
         raise CorpusError(
             f"the original model ends none of its answers to {len(prompts)} prompts within {settings.answer_tokens} "
@@ -48,11 +62,17 @@ def prompt_records(
 
     return [
         {
-            "kind": "prompt", "language": "prompts", "id": str(i), "prompt": prompt, "answer": said[i],
-            "finished": float(given[i].finished), "repetition": repetition(said[i]), "tokens": given[i].tokens,
+            "kind": "prompt",
+            "language": "prompts",
+            "id": str(i),
+            "prompt": prompt,
+            "answer": said[i],
+            "finished": float(given[i].finished),
+            "repetition": repetition(said[i]),
+            "tokens": given[i].tokens,
             "new_tokens": sum(map(new, given[i].ids)),
             "original_answer": expected[i],
         }
         | ({"nats": nats[i], "bytes": len(expected[i].encode())} if i in nats else {})
         for i, prompt in enumerate(prompts)
-    ]  # fmt: skip
+    ]

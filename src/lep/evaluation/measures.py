@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lep.evaluation.metrics import Estimate, Metric, Statistic, bounds, draws, mean, metric, ratio
+from lep.benchmark.metrics import Metric, metric
+from lep.statistics import Estimate, Statistic, bounds, draws, mean, ratio
 
 Record = dict[str, Any]
 
@@ -60,7 +61,9 @@ class Measure:
     values: dict[str, Any]
     statistic: Statistic
     left_out: int = 0  # items that are longer than the model's context
-    units: dict[str, str] = field(default_factory=dict)  # of items that count together: a document, a pair, a variant
+    units: dict[str, str] = field(
+        default_factory=dict
+    )  # of items that count together: a document, a pair, a variant
     kind: Metric = field(default_factory=Metric)
 
     def array(self, items: list[str]) -> np.ndarray:
@@ -77,7 +80,9 @@ def measures(records: Sequence[Record]) -> list[Measure]:
     """Every metric by language and task; chat tasks of a language also together (task None)."""
     groups: dict[tuple[str, str, str | None], list[Record]] = {}
     for record in records:
-        groups.setdefault((record["kind"], record["language"], record.get("task")), []).append(record)
+        groups.setdefault((record["kind"], record["language"], record.get("task")), []).append(
+            record
+        )
         if record["kind"] == "task":
             groups.setdefault(("task", record["language"], None), []).append(record)
     found: list[Measure] = []
@@ -91,15 +96,33 @@ def measures(records: Sequence[Record]) -> list[Measure]:
         for title, (unit, top, bottom, factor) in METRICS[kind].items():
             if any(top in member for member in members):
                 values = {
-                    name: member[top] * factor if bottom is None else [member[top] * factor, member[bottom]]
+                    name: member[top] * factor
+                    if bottom is None
+                    else [member[top] * factor, member[bottom]]
                     for name, member in named.items()
                     if top in member
                 }
-                units = {name: member["group"] for name, member in named.items() if "group" in member}
-                if len(set(units.values())) < 2:  # windows of a single document say something of it alone
+                units = {
+                    name: member["group"] for name, member in named.items() if "group" in member
+                }
+                if (
+                    len(set(units.values())) < 2
+                ):  # windows of a single document say something of it alone
                     units = {}
                 statistic = mean if bottom is None else ratio
-                found.append(Measure(title, language, task, unit, values, statistic, 0, units, Metric(combine=_sum)))
+                found.append(
+                    Measure(
+                        title,
+                        language,
+                        task,
+                        unit,
+                        values,
+                        statistic,
+                        0,
+                        units,
+                        Metric(combine=_sum),
+                    )
+                )
     return found
 
 
@@ -116,7 +139,9 @@ def _benchmark(language: str, task: str | None, members: list[Record]) -> list[M
             count = Counter(units.values())
             values = {item: value for item, value in values.items() if count[units[item]] == 2}
         unit = BENCHMARK_UNITS.get(name, "share")
-        found.append(Measure(name, language, task, unit, values, known.statistic, left_out, units, known))
+        found.append(
+            Measure(name, language, task, unit, values, known.statistic, left_out, units, known)
+        )
     return found
 
 
@@ -126,14 +151,21 @@ def task_score(parts: Sequence[Measure]) -> Measure:
         return parts[0]
     widths = [np.size(next(iter(part.values.values()))) for part in parts]
     ends = np.cumsum(widths)
-    values = {u: np.concatenate([np.atleast_1d(part.values[u]) for part in parts]) for u in parts[0].values}
+    values = {
+        u: np.concatenate([np.atleast_1d(part.values[u]) for part in parts])
+        for u in parts[0].values
+    }
 
     def statistic(array: np.ndarray) -> float:
         columns = [array[:, end - width : end] for end, width in zip(ends, widths, strict=True)]
-        return float(np.mean([
-            part.statistic(own[:, 0] if width == 1 else own)
-            for part, own, width in zip(parts, columns, widths, strict=True)
-        ]))  # fmt: skip
+        return float(
+            np.mean(
+                [
+                    part.statistic(own[:, 0] if width == 1 else own)
+                    for part, own, width in zip(parts, columns, widths, strict=True)
+                ]
+            )
+        )
 
     first = parts[0]
     return Measure("score", first.language, first.task, "share", values, statistic, first.left_out)
@@ -151,7 +183,9 @@ class Figure:
         return bounds(self.value, self.drawn, self.count)
 
 
-def figure(measure: Measure, resamples: int, seed: int, against: Measure | None = None) -> Figure | None:
+def figure(
+    measure: Measure, resamples: int, seed: int, against: Measure | None = None
+) -> Figure | None:
     """The measure, or its difference from the same one of another model over the items that both have.
 
     None without common items. The same measure and seed draw the same units, so that differences are paired.
@@ -169,6 +203,7 @@ def figure(measure: Measure, resamples: int, seed: int, against: Measure | None 
 def average(figures: Sequence[Figure]) -> Figure:
     """The mean over tasks; each counts the same, and they are resampled on their own."""
     return Figure(
-        float(np.mean([f.value for f in figures])), np.mean([f.drawn for f in figures], axis=0),
+        float(np.mean([f.value for f in figures])),
+        np.mean([f.drawn for f in figures], axis=0),
         sum(f.count for f in figures),
-    )  # fmt: skip
+    )

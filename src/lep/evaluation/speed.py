@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from lep.benchmark.scoring import keep_logits
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import Document
-from lep.evaluation.scoring import keep_logits
 from lep.inference.likelihood import start_token
-from lep.inference.load import context_of
+from lep.inference.models import context_of
 
 PROMPT_SHARE = 0.75  # of each text is read, the rest is written
 WARM, REPEATS = 2, 3
@@ -31,7 +31,9 @@ def speed_records(
     """
     context, start = context_of(checkpoint), start_token(checkpoint.tokenizer)
     for language, documents in text.items():
-        encoded = [checkpoint.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in documents]
+        encoded = [
+            checkpoint.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in documents
+        ]
         pairs = list(zip(documents, encoded, strict=True))[:texts]
         fitting = [(document, [start, *ids]) for document, ids in pairs if len(ids) < context]
         for _, ids in fitting[:WARM]:
@@ -41,13 +43,18 @@ def speed_records(
             read = int(len(ids) * PROMPT_SHARE)
             written = len(checkpoint.tokenizer.decode(ids[read:]))
             yield {
-                "kind": "speed", "language": language, "id": document.id, "tokens": len(ids) - 1,
-                "characters": len(document.text), "read_characters": len(document.text) - written,
+                "kind": "speed",
+                "language": language,
+                "id": document.id,
+                "tokens": len(ids) - 1,
+                "characters": len(document.text),
+                "read_characters": len(document.text) - written,
                 "written_characters": written,
                 "prefill_seconds": median(run[0] for run in runs),
                 "generation_seconds": median(run[1] for run in runs),
-                "cache_bytes": runs[0][2], "context_characters": context * len(document.text),
-            }  # fmt: skip
+                "cache_bytes": runs[0][2],
+                "context_characters": context * len(document.text),
+            }
 
 
 @torch.inference_mode()
@@ -60,7 +67,9 @@ def _timed(model: Any, ids: list[int]) -> tuple[float, float, int]:
     out.logits[0, -1].argmax().item()
     prefilled = _now()
     for i in range(read, len(ids)):
-        out = model(input_ids=tokens[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = model(
+            input_ids=tokens[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True
+        )
         out.logits[0, -1].argmax().item()
     return prefilled - began, _now() - prefilled, cache_bytes(out.past_key_values)
 

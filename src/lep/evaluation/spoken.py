@@ -17,7 +17,9 @@ class Spoken:
     ids: list[int]
     start: int  # of the answer
     stop: int  # of the answer; what ends the turn follows
-    places: dict[int, int]  # position of each token border in the answer, by the bytes of the answer before it
+    places: dict[
+        int, int
+    ]  # position of each token border in the answer, by the bytes of the answer before it
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, messages: list[dict[str, Any]]) -> "Spoken | None":
@@ -34,15 +36,28 @@ class Spoken:
             return None
         for stop, index in enumerate(ids[start:], start=start):
             token = checkpoint.vocabulary.tokens[index]
-            if token and token.added and spelled.strip() == messages[-1]["content"].encode().strip():
+            if (
+                token
+                and token.added
+                and spelled.strip() == messages[-1]["content"].encode().strip()
+            ):
                 borders = byte_offsets(checkpoint.vocabulary, ids[start:stop])
-                return cls(ids[: stop + 1], start, stop, {border: start + i for i, border in enumerate(borders)})
+                return cls(
+                    ids[: stop + 1],
+                    start,
+                    stop,
+                    {border: start + i for i, border in enumerate(borders)},
+                )
             spelled += token.content if token else b""
         return None
 
 
 def answer_nats(
-    model: Any, checkpoint: Checkpoint, conversations: Sequence[list[dict[str, Any]]], batch_size: int, label: str
+    model: Any,
+    checkpoint: Checkpoint,
+    conversations: Sequence[list[dict[str, Any]]],
+    batch_size: int,
+    label: str,
 ) -> dict[int, float]:
     """-log p in nats of the last answer of each conversation and of the end of its turn, by place.
 
@@ -51,5 +66,7 @@ def answer_nats(
     """
     found = {i: Spoken.of(checkpoint, messages) for i, messages in enumerate(conversations)}
     spoken = {i: each for i, each in found.items() if each is not None}
-    nats = sequence_nats(model, [(each.ids, each.start) for each in spoken.values()], batch_size, label)
+    nats = sequence_nats(
+        model, [(each.ids, each.start) for each in spoken.values()], batch_size, label
+    )
     return dict(zip(spoken, nats, strict=True))

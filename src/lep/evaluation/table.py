@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lep.benchmark.tasks import groups, task_names
 from lep.evaluation.measures import METRICS, Figure, Measure, average, figure, measures, task_score
-from lep.evaluation.metrics import Estimate
-from lep.evaluation.tasks import groups, task_names
 from lep.settings import EvaluateSettings
+from lep.statistics import Estimate
 
 # column title -> (metric, task)
 COLUMNS = {
@@ -31,7 +31,9 @@ def lower_is_better(column: str) -> bool:
 def cells(scores: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`{"bits/byte ru": score, ...}` of the scores that the table shows, in its order."""
     found = {(s["metric"], s["task"], s["language"]): s for s in scores}
-    languages = sorted({language for _, _, language in found}, key=lambda code: (code == "en", code))
+    languages = sorted(
+        {language for _, _, language in found}, key=lambda code: (code == "en", code)
+    )
     return {
         f"{title} {language}": found[metric, task, language]
         for title, (metric, task) in COLUMNS.items()
@@ -47,12 +49,26 @@ def text_table(models: dict[str, list[dict[str, Any]]]) -> str:
     widths = {column: max(6, *(len(word) for word in column.rsplit(" ", 1))) for column in columns}
     first = max([5, *(len(name) for name in rows)])
     lines = [
-        " ".join([" " * first, *(column.rsplit(" ", 1)[0].rjust(widths[column]) for column in columns)]),
-        " ".join(["model".ljust(first), *(column.rsplit(" ", 1)[1].rjust(widths[column]) for column in columns)]),
+        " ".join(
+            [" " * first, *(column.rsplit(" ", 1)[0].rjust(widths[column]) for column in columns)]
+        ),
+        " ".join(
+            [
+                "model".ljust(first),
+                *(column.rsplit(" ", 1)[1].rjust(widths[column]) for column in columns),
+            ]
+        ),
     ]
     for name, row in rows.items():
         values = [f"{row[c]['value']:.3f}" if c in row else "-" for c in columns]
-        lines.append(" ".join([name.ljust(first), *(v.rjust(widths[c]) for v, c in zip(values, columns, strict=True))]))
+        lines.append(
+            " ".join(
+                [
+                    name.ljust(first),
+                    *(v.rjust(widths[c]) for v, c in zip(values, columns, strict=True)),
+                ]
+            )
+        )
     return "\n".join(lines)
 
 
@@ -73,7 +89,9 @@ def comparison(records: dict[str, list[dict[str, Any]]], resamples: int, seed: i
     tasks = _benchmark_tasks(records, own)
     first = next(iter(records))
 
-    def row(title: str, depth: int, found: dict[str, Measure]) -> tuple[Row, dict[str, Figure], dict[str, Figure]]:
+    def row(
+        title: str, depth: int, found: dict[str, Measure]
+    ) -> tuple[Row, dict[str, Figure], dict[str, Figure]]:
         figures = {name: figure(m, resamples, seed) for name, m in found.items()}
         differences = {
             name: figure(m, resamples, seed, found[first])
@@ -96,7 +114,9 @@ def comparison(records: dict[str, list[dict[str, Any]]], resamples: int, seed: i
     for name, members in grouped.items():
         title, whole_group = groups()[name]
         counted = [t for t in members if t in scored]
-        part = "" if len(counted) == len(whole_group) else f" ({len(counted)} of {len(whole_group)})"
+        part = (
+            "" if len(counted) == len(whole_group) else f" ({len(counted)} of {len(whole_group)})"
+        )
         out += [_averaged(title + part, 1, [rows[t] for t in counted])] if counted else []
         out += [rows[t][0] for t in members]
     out += [replace(found[0], depth=1) for task, found in rows.items() if task not in inside]
@@ -121,7 +141,9 @@ def _benchmark_tasks(
     return found
 
 
-def _averaged(title: str, depth: int, members: list[tuple[Row, dict[str, Figure], dict[str, Figure]]]) -> Row:
+def _averaged(
+    title: str, depth: int, members: list[tuple[Row, dict[str, Figure], dict[str, Figure]]]
+) -> Row:
     """The mean over tasks, of the models that have all of them."""
 
     def mean(sides: list[dict[str, Figure]]) -> dict[str, Estimate]:
@@ -129,7 +151,9 @@ def _averaged(title: str, depth: int, members: list[tuple[Row, dict[str, Figure]
         return {name: average([side[name] for side in sides]).estimate() for name in shared}
 
     left_out: Counter[str] = sum((Counter(m[0].left_out) for m in members), Counter())
-    return Row(title, depth, mean([m[1] for m in members]), mean([m[2] for m in members]), dict(left_out))
+    return Row(
+        title, depth, mean([m[1] for m in members]), mean([m[2] for m in members]), dict(left_out)
+    )
 
 
 def _estimates(figures: dict[str, Figure]) -> dict[str, Estimate]:
@@ -139,14 +163,21 @@ def _estimates(figures: dict[str, Figure]) -> dict[str, Estimate]:
 def comparison_table(rows: list[Row], models: list[str]) -> str:
     """A line a measure; under each model its figure with the 95% interval, then the difference from the first model."""
     table = [["", *models]] + [
-        ["  " * row.depth + row.title, *(_cell(row, name, name != models[0]) for name in models)] for row in rows
+        ["  " * row.depth + row.title, *(_cell(row, name, name != models[0]) for name in models)]
+        for row in rows
     ]
     widths = [max(len(line[i]) for line in table) for i in range(len(models) + 1)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
     lines.insert(1, "-" * max(map(len, lines)))
     long = [row for row in rows if row.left_out and row.title in task_names()]
     if long:
-        counts = (f"{row.title}: " + ", ".join(f"{n} of {name}" for name, n in row.left_out.items()) for row in long)
+        counts = (
+            f"{row.title}: " + ", ".join(f"{n} of {name}" for name, n in row.left_out.items())
+            for row in long
+        )
         lines.append(f"items longer than the context, left out: {'; '.join(counts)}")
     return "\n".join(lines)
 
@@ -157,7 +188,9 @@ def _cell(row: Row, name: str, compared: bool) -> str:
     found, apart = row.figures[name], row.differences.get(name)
     cell = f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
     if compared and apart is not None:
-        cell += f"  {_number(apart.value, '+')} [{_number(apart.low, '+')}, {_number(apart.high, '+')}]"
+        cell += (
+            f"  {_number(apart.value, '+')} [{_number(apart.low, '+')}, {_number(apart.high, '+')}]"
+        )
     return cell
 
 
@@ -172,5 +205,9 @@ def benchmark_table(folder: Path, models: dict[str, str]) -> str:
         lines = (folder / stage / "records.jsonl").read_text(encoding="utf-8").split("\n")
         records = (json.loads(line) for line in lines if line)
         found[name] = [record for record in records if record["kind"] == "benchmark"]
-    rows = comparison(found, EvaluateSettings().bootstrap, EvaluateSettings().seed) if any(found.values()) else []
+    rows = (
+        comparison(found, EvaluateSettings().bootstrap, EvaluateSettings().seed)
+        if any(found.values())
+        else []
+    )
     return comparison_table(rows, list(found)) if rows else ""

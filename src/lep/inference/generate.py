@@ -65,17 +65,30 @@ def answers(
             continue
         width = len(encoded[batch[0]])
         ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in batch])
-        mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch])
+        mask = torch.tensor(
+            [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch]
+        )
         if sampling is not None:
             torch.manual_seed((sampling.seed << 32) + start)
         made = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), num_beams=1,
-            top_k=None, repetition_penalty=1.0, max_new_tokens=max_new_tokens, pad_token_id=pad, **drawn,
-        )[:, width:]  # fmt: skip
-        yield [_answer(index, row, ends, tokenizer) for index, row in zip(batch, made.tolist(), strict=True)]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            num_beams=1,
+            top_k=None,
+            repetition_penalty=1.0,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            **drawn,
+        )[:, width:]
+        yield [
+            _answer(index, row, ends, tokenizer)
+            for index, row in zip(batch, made.tolist(), strict=True)
+        ]
 
 
-def _answer(index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast) -> Answer:
+def _answer(
+    index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast
+) -> Answer:
     length = next((i for i, token in enumerate(row) if token in ends), len(row))
     text = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
     return Answer(index, text, row[:length], finished=length < len(row))

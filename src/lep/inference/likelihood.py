@@ -19,12 +19,18 @@ def start_token(tokenizer: PreTrainedTokenizerFast) -> int:
     """The token that a text starts with: BOS, or EOS for tokenizers without one."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
-        raise TokenizerError("the tokenizer has neither a BOS nor an EOS token: name one in tokenizer_config.json")
+        raise TokenizerError(
+            "the tokenizer has neither a BOS nor an EOS token: name one in tokenizer_config.json"
+        )
     return start
 
 
 def text_nats(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], batch_size: int, label: str = ""
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    batch_size: int,
+    label: str = "",
 ) -> list[tuple[int, float]]:
     """Tokens of each text, and -log p of the text in nats."""
     start = start_token(tokenizer)
@@ -35,7 +41,10 @@ def text_nats(
 
 @torch.inference_mode()
 def sequence_nats(
-    model: PreTrainedModel, sequences: Sequence[tuple[list[int], int]], batch_size: int, label: str = ""
+    model: PreTrainedModel,
+    sequences: Sequence[tuple[list[int], int]],
+    batch_size: int,
+    label: str = "",
 ) -> list[float]:
     """Sum of -log p in nats over each sequence's tokens from position `scored_from` (at least 1) on.
 
@@ -43,7 +52,9 @@ def sequence_nats(
     segments of half of that, each of which sees at least as much before it.
     """
     config = model.config.get_text_config()
-    context = min(getattr(config, "max_position_embeddings", None) or LONGEST_SEGMENT, LONGEST_SEGMENT)
+    context = min(
+        getattr(config, "max_position_embeddings", None) or LONGEST_SEGMENT, LONGEST_SEGMENT
+    )
     segments: list[Segment] = []
     for index, (ids, scored_from) in enumerate(sequences):
         position = max(scored_from, 1)
@@ -54,7 +65,12 @@ def sequence_nats(
             position, stop = stop, min(len(ids), stop + context // 2)
     nats = [0.0] * len(sequences)
     segments.sort(key=lambda segment: -len(segment[1]))
-    for batch in tqdm(_batches(segments, batch_size, config.vocab_size, model), desc=label, disable=None, leave=False):
+    for batch in tqdm(
+        _batches(segments, batch_size, config.vocab_size, model),
+        desc=label,
+        disable=None,
+        leave=False,
+    ):
         inputs = torch.zeros(len(batch), len(batch[0][1]), dtype=torch.int64)
         labels = torch.full_like(inputs, -100)
         for row, (_, tokens, scored_from) in enumerate(batch):
@@ -71,7 +87,9 @@ def sequence_nats(
     return nats
 
 
-def _batches(segments: list[Segment], size: int, rows: int, model: PreTrainedModel) -> list[list[Segment]]:
+def _batches(
+    segments: list[Segment], size: int, rows: int, model: PreTrainedModel
+) -> list[list[Segment]]:
     """Segments, longest first, in batches of at most `size`, and of so many logits; on a CPU of few.
 
     Fresh memory takes a CPU longer than what is computed in it.

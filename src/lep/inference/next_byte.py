@@ -14,9 +14,12 @@ CLASSES, CONTROL = 257, 256  # a byte, or a token that is no text
 def first_bytes(vocabulary: Vocabulary, rows: int) -> Tensor:
     """Class of each of a model's `rows` logits, (rows,) int64: the first byte of its token, or `CONTROL`."""
     tokens = [*vocabulary.tokens, *[None] * (rows - len(vocabulary))][:rows]
-    return torch.tensor([
-        CONTROL if token is None or token.added or not token.content else token.content[0] for token in tokens
-    ])  # fmt: skip
+    return torch.tensor(
+        [
+            CONTROL if token is None or token.added or not token.content else token.content[0]
+            for token in tokens
+        ]
+    )
 
 
 def byte_offsets(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
@@ -39,7 +42,9 @@ def next_byte_nats(
     """
     found = []
     for ids, positions in sequences:
-        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[
+            0
+        ]
         chosen = logits[torch.tensor(positions) - 1].float().softmax(1).cpu()
         sums = torch.zeros(len(positions), CLASSES).index_add_(1, classes, chosen)
         found.append(sums.clamp_min(torch.finfo(torch.float32).tiny).log())

@@ -43,24 +43,35 @@ class PretrainStage(PretrainSettings):
     """Continued pre-training on the new language, and on what shall not be lost."""
 
     replay: dict[str, PositiveFloat] = Field(
-        {}, description="old text among the new: characters of a language for each one of the new language"
+        {},
+        description="old text among the new: characters of a language for each one of the new language",
     )
 
 
 class CalibrateStage(CalibrateSettings):
     """Self-calibration of one of the propagated models."""
 
-    after: Tuned = Field(["conversion"], description="the propagated models to calibrate; direct: what it made")
-    new_rows: Names = Field([], description="models of which new rows alone are calibrated, beside those of after")
-    prompts: str | None = Field(None, description="messages jsonl (default: tasks made from the training text)")
+    after: Tuned = Field(
+        ["conversion"], description="the propagated models to calibrate; direct: what it made"
+    )
+    new_rows: Names = Field(
+        [], description="models of which new rows alone are calibrated, beside those of after"
+    )
+    prompts: str | None = Field(
+        None, description="messages jsonl (default: tasks made from the training text)"
+    )
     prompt_tasks: int = Field(100, gt=0, description="made prompts of each task and language")
 
 
 class TuneStage(TuneSettings):
     """Instruction tuning of one of the propagated models."""
 
-    after: Tuned = Field(["conversion"], description="the propagated models to tune; direct: what it made")
-    data: str | None = Field(None, description="messages jsonl (default: tasks made from the training text)")
+    after: Tuned = Field(
+        ["conversion"], description="the propagated models to tune; direct: what it made"
+    )
+    data: str | None = Field(
+        None, description="messages jsonl (default: tasks made from the training text)"
+    )
     data_tasks: int = Field(300, gt=0, description="made samples of each task and language")
 
 
@@ -73,15 +84,24 @@ class Recipe(Settings):
     base: str = Field(description="base model: folder or hub id")
     instruct: str = Field(description="instruct model tuned from it")
     language: str = Field(description="the new language, one of those under text")
-    text: dict[str, str | list[str]] = Field(description="corpus paths by language code", min_length=1)
-    heldout: dict[str, str | list[str]] = Field({}, description="held-out text by language, where there is some")
+    text: dict[str, str | list[str]] = Field(
+        description="corpus paths by language code", min_length=1
+    )
+    heldout: dict[str, str | list[str]] = Field(
+        {}, description="held-out text by language, where there is some"
+    )
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings
     init: InitSettings = InitSettings()
     pretrain: PretrainStage
     propagate: list[MethodName] = Field(["swap", "overlap", "conversion"], min_length=1)
-    direct: bool = Field(False, description="the baseline, too: train new rows of the instruct model on the same text")
-    select: SelectSettings = Field(SelectSettings(), description="what auto chooses on, where propagate lists it")
+    direct: bool = Field(
+        False,
+        description="the baseline, too: train new rows of the instruct model on the same text",
+    )
+    select: SelectSettings = Field(
+        SelectSettings(), description="what auto chooses on, where propagate lists it"
+    )
     calibrate: CalibrateStage | None = None
     tune: TuneStage | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -90,7 +110,9 @@ class Recipe(Settings):
 class GridSettings(Settings):
     """Many runs in one recipe: every combination of the axes' values, for every seed; common stages run once."""
 
-    axes: dict[str, dict[str, dict[str, Any]]] = Field({}, description="axis, value, and what it changes in the recipe")
+    axes: dict[str, dict[str, dict[str, Any]]] = Field(
+        {}, description="axis, value, and what it changes in the recipe"
+    )
     cells: list[dict[str, str | list[str]]] = Field(
         [], description="which combinations: those that one of these describes (default: all)"
     )
@@ -126,7 +148,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""]
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 
 
@@ -169,7 +193,9 @@ def load_grid(path: Path, overrides: list[str] | None = None) -> Grid:
             if isinstance(own.get(section), dict):
                 if "seed" in own[section]:
                     place = _place(own_places, path, section, "seed")
-                    raise RecipeError(f"{place}: {section}.seed is set, but the seeds of a grid are grid.seeds")
+                    raise RecipeError(
+                        f"{place}: {section}.seed is set, but the seeds of a grid are grid.seeds"
+                    )
                 own[section]["seed"] = str(seed)
         cells.append(Cell(labels, seed, _recipe(own, own_places, path, folder)))
     return Grid(cells)
@@ -177,7 +203,10 @@ def load_grid(path: Path, overrides: list[str] | None = None) -> Grid:
 
 def _place(places: dict, path: Path | str, *at: str | int) -> str:
     """Where a key was given, or the nearest section around it."""
-    return next((places[at[:length]] for length in range(len(at), -1, -1) if at[:length] in places), str(path))
+    return next(
+        (places[at[:length]] for length in range(len(at), -1, -1) if at[:length] in places),
+        str(path),
+    )
 
 
 def _combinations(grid: GridSettings, places: dict, path: Path) -> list[dict[str, str]]:
@@ -185,26 +214,41 @@ def _combinations(grid: GridSettings, places: dict, path: Path) -> list[dict[str
     for axis, values in grid.axes.items():
         for name in (axis, *values):
             if not re.fullmatch(LABEL, name):
-                place = _place(places, path, "grid", "axes", axis, *([name] if name != axis else []))
-                raise RecipeError(f"{place}: '{name}' shall name folders: use letters, digits, - and _")
+                place = _place(
+                    places, path, "grid", "axes", axis, *([name] if name != axis else [])
+                )
+                raise RecipeError(
+                    f"{place}: '{name}' shall name folders: use letters, digits, - and _"
+                )
     for number, cell in enumerate(grid.cells):
         for axis, wanted in cell.items():
             for value in _listed(wanted):
                 if value not in grid.axes.get(axis, {}):
                     known = ", ".join(grid.axes.get(axis, grid.axes)) or "none"
                     place = _place(places, path, "grid", "cells", number, axis)
-                    raise RecipeError(f"{place}: no axis '{axis}' has a value '{value}' (known: {known})")
-    every = [dict(zip(grid.axes, values, strict=True)) for values in itertools.product(*grid.axes.values())]
+                    raise RecipeError(
+                        f"{place}: no axis '{axis}' has a value '{value}' (known: {known})"
+                    )
+    every = [
+        dict(zip(grid.axes, values, strict=True))
+        for values in itertools.product(*grid.axes.values())
+    ]
     chosen = [
-        labels for labels in every
-        if not grid.cells or any(all(labels[a] in _listed(w) for a, w in cell.items()) for cell in grid.cells)
-    ]  # fmt: skip
+        labels
+        for labels in every
+        if not grid.cells
+        or any(all(labels[a] in _listed(w) for a, w in cell.items()) for cell in grid.cells)
+    ]
     if not chosen:
-        raise RecipeError(f"{_place(places, path, 'grid')}: the grid has no combination: give each axis a value")
+        raise RecipeError(
+            f"{_place(places, path, 'grid')}: the grid has no combination: give each axis a value"
+        )
     return chosen
 
 
-def _merge(target: dict[str, Any], changes: dict[str, Any], at: tuple, source: tuple, places: dict) -> None:
+def _merge(
+    target: dict[str, Any], changes: dict[str, Any], at: tuple, source: tuple, places: dict
+) -> None:
     """Put nested changes into the recipe's content; `places` then say where each came from."""
     for key, value in changes.items():
         places[(*at, key)] = _place(places, "the grid", *source, key)
@@ -253,7 +297,9 @@ def _environment(value: str, place: str) -> str:
         name, default = match[1], match[2]
         found = os.environ.get(name) or default
         if found is None:
-            raise RecipeError(f"{place}: the environment variable {name} is not set: export it, or write a path")
+            raise RecipeError(
+                f"{place}: the environment variable {name} is not set: export it, or write a path"
+            )
         return found
 
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", look_up, value)
@@ -262,7 +308,9 @@ def _environment(value: str, place: str) -> str:
 def _override(content: dict[str, Any], override: str, places: dict) -> None:
     name, equals, value = override.partition("=")
     if not equals or not name:
-        raise RecipeError(f"'{override}' is not of the form key=value, for example pretrain.tokens=100000")
+        raise RecipeError(
+            f"'{override}' is not of the form key=value, for example pretrain.tokens=100000"
+        )
     *sections, last = name.split(".")
     target = content
     for section in sections:
@@ -270,12 +318,20 @@ def _override(content: dict[str, Any], override: str, places: dict) -> None:
             raise RecipeError(f"'{override}': {section} is not a section of the recipe")
         target = target[section]
     try:
-        target[last] = yaml.safe_load(value) if value.startswith(("[", "{")) or value == "null" else value
+        target[last] = (
+            yaml.safe_load(value) if value.startswith(("[", "{")) or value == "null" else value
+        )
     except yaml.YAMLError as error:
         raise RecipeError(f"'{override}' cannot be read: close its brackets and quotes") from error
     places[(*sections, last)] = f"command line, {override}"
-    other = {"tokens": "epochs", "epochs": "tokens"}.get(last)  # two ways to say how much: the one given here counts
-    if other and value != "null" and not places.get((*sections, other), "").startswith("command line"):
+    other = {"tokens": "epochs", "epochs": "tokens"}.get(
+        last
+    )  # two ways to say how much: the one given here counts
+    if (
+        other
+        and value != "null"
+        and not places.get((*sections, other), "").startswith("command line")
+    ):
         target.pop(other, None)
 
 
@@ -319,27 +375,32 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
         raise RecipeError(
             f"{places[('language',)]}: language is '{recipe.language}', and text has only {', '.join(recipe.text)}"
         )
-    changed: dict[str, Any] = {
-        "base": absolute(recipe.base),
-        "instruct": absolute(recipe.instruct),
-    }
+    changed: dict[str, Any] = {"base": absolute(recipe.base), "instruct": absolute(recipe.instruct)}
     for name in ("text", "heldout"):
         changed[name] = {
             code: [absolute(p) for p in (paths if isinstance(paths, list) else [paths])]
             for code, paths in getattr(recipe, name).items()
         }
     if unknown := sorted(set(recipe.heldout) - set(recipe.text)):
-        raise RecipeError(f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not")
+        raise RecipeError(
+            f"{places[('heldout', unknown[0])]}: heldout has '{unknown[0]}', which text has not"
+        )
     old = sorted(set(recipe.text) - {recipe.language})
     for code in set(recipe.pretrain.replay) - set(old):
         place = _place(places, "the recipe", "pretrain", "replay", code)
-        raise RecipeError(f"{place}: replay has '{code}', and the old languages of text are {', '.join(old) or 'none'}")
-    looked_at = {code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()}
+        raise RecipeError(
+            f"{place}: replay has '{code}', and the old languages of text are {', '.join(old) or 'none'}"
+        )
+    looked_at = {
+        code: [absolute(p) for p in paths] for code, paths in recipe.pretrain.eval_text.items()
+    }
     changed["pretrain"] = recipe.pretrain.model_copy(update={"eval_text": looked_at})
     for name in ("speed", "prompts"):
         if getattr(recipe.evaluate, name):
             place = _place(places, "the recipe", "evaluate", name)
-            raise RecipeError(f"{place}: evaluate.{name} compares models: give --{name} to lep evaluate after the run")
+            raise RecipeError(
+                f"{place}: evaluate.{name} compares models: give --{name} to lep evaluate after the run"
+            )
     benchmark = recipe.evaluate.benchmark
     if benchmark.data:
         found = benchmark.model_copy(update={"data": absolute(benchmark.data)})
@@ -361,7 +422,11 @@ def _located(recipe: Recipe, folder: Path, places: dict) -> Recipe:
             missing = [name for name in names if name not in made]
             if not missing:
                 continue
-            why = "the recipe does not make: set direct: true" if missing == ["direct"] else "propagate does not list"
+            why = (
+                "the recipe does not make: set direct: true"
+                if missing == ["direct"]
+                else "propagate does not list"
+            )
             place = _place(places, "the recipe", stage, key)
             raise RecipeError(f"{place}: {stage} comes after '{missing[0]}', which {why}")
     return recipe.model_copy(update=changed)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lep.evaluation.table import benchmark_table, text_table
-from lep.pipeline.planner import Plan, Planner
 from lep.pipeline.recipe import Cell, Grid, Recipe
 from lep.pipeline.stage import Places, Runner, Stage, made_stages
+from lep.pipeline.stages import Plan, Planner
 from lep.publish import publish_text
 from lep.report.grid import grid_blocks, grid_text
 from lep.report.page import write_report
@@ -25,7 +25,9 @@ class GridPlan:
     @property
     def stages(self) -> list[Stage]:
         """Each stage once, in an order in which they can run."""
-        return list({stage.fingerprint: stage for _, found in self.cells for stage in found.stages}.values())
+        return list(
+            {stage.fingerprint: stage for _, found in self.cells for stage in found.stages}.values()
+        )
 
 
 def plan(recipe: Recipe | Grid, folder: Path) -> GridPlan:
@@ -85,7 +87,9 @@ def run(recipe: Recipe | Grid, folder: Path, say: Callable[[str], None] = print)
             kind: {name: planned.places.name(stage) for name, stage in getattr(found, kind).items()}
             for kind in ("instruct_models", "base_models")
         }
-        described.append({"labels": cell.labels, "seed": cell.seed, "recipe": cell.recipe.model_dump(), **models})
+        described.append(
+            {"labels": cell.labels, "seed": cell.seed, "recipe": cell.recipe.model_dump(), **models}
+        )
     single = planned.cells[0][0].seed is None
     record = {"seconds": runner.seconds} | (described[0] if single else {"cells": described})
     publish_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -100,6 +104,9 @@ def table(folder: Path) -> str:
     if "cells" in record:
         return grid_text(grid_blocks(folder, record))
     models = record["instruct_models"]
-    scores = {name: json.loads((folder / stage / "scores.json").read_text()) for name, stage in models.items()}
+    scores = {
+        name: json.loads((folder / stage / "scores.json").read_text())
+        for name, stage in models.items()
+    }
     benchmark = benchmark_table(folder, models)
     return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")

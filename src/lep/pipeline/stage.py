@@ -37,10 +37,15 @@ class Stage:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint([
-            self.name, self.version, self.settings, [stage.fingerprint for stage in self.upstream],
-            [identity(file) for file in self.files],
-        ])  # fmt: skip
+        return fingerprint(
+            [
+                self.name,
+                self.version,
+                self.settings,
+                [stage.fingerprint for stage in self.upstream],
+                [identity(file) for file in self.files],
+            ]
+        )
 
 
 @dataclass
@@ -68,7 +73,9 @@ class Runner:
     def run_all(self, stages: list[Stage]) -> None:
         """Run every stage after those that it depends on, in the order given; `stages` have each once."""
         self.places.folder.mkdir(parents=True, exist_ok=True)
-        pending = {stage.fingerprint: (number, stage) for number, stage in enumerate(stages, start=1)}
+        pending = {
+            stage.fingerprint: (number, stage) for number, stage in enumerate(stages, start=1)
+        }
         with (self.places.folder / LOCKS).open("a") as locks:
             waiting = False
             while pending:
@@ -125,24 +132,33 @@ class Runner:
             stage.action(made)
         self.seconds[name] = round(time.time() - started, 1)
         record = {
-            "stage": name, "fingerprint": stage.fingerprint, "version": stage.version, "lep": lep.__version__,
-            "settings": stage.settings, "upstream": {self.places.name(s): s.fingerprint for s in stage.upstream},
-            "files": [str(file) for file in stage.files], "seconds": self.seconds[name],
-        }  # fmt: skip
+            "stage": name,
+            "fingerprint": stage.fingerprint,
+            "version": stage.version,
+            "lep": lep.__version__,
+            "settings": stage.settings,
+            "upstream": {self.places.name(s): s.fingerprint for s in stage.upstream},
+            "files": [str(file) for file in stage.files],
+            "seconds": self.seconds[name],
+        }
         (made / MANIFEST).write_text(json.dumps(record, indent=1, default=str) + "\n")
         if place.exists():
             manifest.unlink(missing_ok=True)  # first: what is half deleted must not look up to date
             shutil.rmtree(place)
         made.rename(place)
         for stale in made.parent.iterdir():
-            if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{{len(stage.fingerprint)}}}(\..*)?", stale.name):
+            if re.fullmatch(
+                rf"{re.escape(name)}-[0-9a-f]{{{len(stage.fingerprint)}}}(\..*)?", stale.name
+            ):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
 
 
 def made_stages(folder: Path) -> dict[str, str]:
     """The names of the stages that are made in a folder, by fingerprint."""
-    found = {place.parent: _manifest(place.parent) for place in sorted(folder.glob(f"*/{MANIFEST}"))}
+    found = {
+        place.parent: _manifest(place.parent) for place in sorted(folder.glob(f"*/{MANIFEST}"))
+    }
     return {record["fingerprint"]: place.name for place, record in found.items() if record}
 
 

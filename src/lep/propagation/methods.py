@@ -27,8 +27,12 @@ class Problem:
     mapping: VocabularyMapping
     fit_rows: Tensor  # (V_target,) bool: rows to fit on. Special tokens are trained in the instruct model only
     centred: bool = False  # for output tables: what a softmax does not see stays out of the fit
-    weights: Tensor | None = None  # (V_target,) float64: what each row counts in a fit, such as the root of its uses
-    penalty: float | None = None  # toward the identity, as a share of the mean eigenvalue; None: the method's way
+    weights: Tensor | None = (
+        None  # (V_target,) float64: what each row counts in a fit, such as the root of its uses
+    )
+    penalty: float | None = (
+        None  # toward the identity, as a share of the mean eigenvalue; None: the method's way
+    )
 
     @property
     def products(self) -> torch.dtype:
@@ -38,7 +42,9 @@ class Problem:
 
     def fitter(self) -> LinearMapFitter:
         rounding = torch.finfo(self.base.dtype).eps / 2
-        return LinearMapFitter(self.base.shape[1], centred=self.centred, rounding=rounding, products=self.products)
+        return LinearMapFitter(
+            self.base.shape[1], centred=self.centred, rounding=rounding, products=self.products
+        )
 
     def target_weights(self) -> Tensor:
         return torch.ones(len(self.fit_rows)) if self.weights is None else self.weights
@@ -105,7 +111,9 @@ def task_arithmetic(problem: Problem) -> Propagation:
 def exact(problem: Problem) -> Propagation:
     """Kept rows: the instruct model's own plus what was learned, `E_inst + (E_adapted - E_base)`; new rows: `ridge`."""
     mapped = ridge(problem)
-    return Propagation(RowMap(LinearMap.identity(problem.base.shape[1]), residual=True), mapped.new, mapped.report)
+    return Propagation(
+        RowMap(LinearMap.identity(problem.base.shape[1]), residual=True), mapped.new, mapped.report
+    )
 
 
 def residual(problem: Problem) -> Propagation:
@@ -121,15 +129,23 @@ def new_rows(problem: Problem) -> Propagation:
 
 
 METHODS: dict[str, Callable[[Problem], Propagation]] = {
-    "swap": swap, "overlap": overlap, "conversion": conversion, "ridge": ridge, "procrustes": procrustes,
-    "task-arithmetic": task_arithmetic, "exact": exact, "residual": residual,
+    "swap": swap,
+    "overlap": overlap,
+    "conversion": conversion,
+    "ridge": ridge,
+    "procrustes": procrustes,
+    "task-arithmetic": task_arithmetic,
+    "exact": exact,
+    "residual": residual,
     "new-rows": new_rows,
-}  # fmt: skip
+}
 UNFITTED = ("swap", "task-arithmetic", "new-rows")  # without a map: no solves, no products
 ONE_FIT = ("overlap", "conversion", "procrustes")  # the others choose their penalty
 
 
-def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor) -> Iterator[Tensor]:
+def propagated_rows(
+    problem: Problem, propagation: Propagation, adapted: Tensor
+) -> Iterator[Tensor]:
     """The rows of the result in chunks, in their order: `E_adapted W`, or `M E_inst + (E_adapted - M E_base) W`.
 
     The latter is the formula above with beta = 1, arranged so that nothing is lost where little was learned: a kept
@@ -152,11 +168,21 @@ def propagated_rows(problem: Problem, propagation: Propagation, adapted: Tensor)
 
 
 def propagated_table(
-    problem: Problem, propagation: Propagation, adapted: Tensor, instruct: Tensor, instruct_rows: dict[int, int]
+    problem: Problem,
+    propagation: Propagation,
+    adapted: Tensor,
+    instruct: Tensor,
+    instruct_rows: dict[int, int],
 ) -> Tensor:
     """All rows of the result, (V_result, h): the propagated ones, and the instruct model's own: `{row: its row}`."""
     size = max([len(adapted), *(row + 1 for row in instruct_rows)])
-    return torch.cat(list(with_own_rows(propagated_rows(problem, propagation, adapted), instruct, instruct_rows, size)))
+    return torch.cat(
+        list(
+            with_own_rows(
+                propagated_rows(problem, propagation, adapted), instruct, instruct_rows, size
+            )
+        )
+    )
 
 
 def with_own_rows(
@@ -170,14 +196,20 @@ def with_own_rows(
     start = 0
     for chunk in itertools.chain(chunks, [None]):
         rows = instruct.new_zeros(size - start, instruct.shape[1]) if chunk is None else chunk
-        own = {row - start: source for row, source in instruct_rows.items() if start <= row < start + len(rows)}
+        own = {
+            row - start: source
+            for row, source in instruct_rows.items()
+            if start <= row < start + len(rows)
+        }
         rows[list(own)] = instruct[list(own.values())]
         start += len(rows)
         if len(rows):
             yield rows
 
 
-def _carried(problem: Problem, group: RowMap, mapping: VocabularyMapping, adapted: Tensor) -> Tensor:
+def _carried(
+    problem: Problem, group: RowMap, mapping: VocabularyMapping, adapted: Tensor
+) -> Tensor:
     if not group.residual:
         return group.linear_map(adapted)
     chat = mapping(problem.instruct, dtype=adapted.dtype)
@@ -187,7 +219,9 @@ def _carried(problem: Problem, group: RowMap, mapping: VocabularyMapping, adapte
     return torch.where(learned == 0, chat, chat + learned)  # a sum would turn -0 into 0
 
 
-Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None, int]]  # A, B, weights, half (`LinearMapFitter.update`)
+Pairs = Iterator[
+    tuple[Tensor, Tensor, Tensor | None, int]
+]  # A, B, weights, half (`LinearMapFitter.update`)
 
 
 def _converted(problem: Problem) -> Pairs:
@@ -216,13 +250,20 @@ def _used(problem: Problem) -> Pairs:
 
 def _pairs(problem: Problem, rows: Tensor, weights: Tensor | None) -> Pairs:
     for half, part in _chunks(problem, torch.arange(len(rows)) % 2):
-        yield problem.base[rows[part]], problem.instruct[rows[part]], None if weights is None else weights[part], half
+        yield (
+            problem.base[rows[part]],
+            problem.instruct[rows[part]],
+            None if weights is None else weights[part],
+            half,
+        )
 
 
 def _chunks(problem: Problem, halves: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(half, its rows), no more at once than are widened: sums of products are fast for many rows of one half."""
     for half in halves.unique().tolist():
-        for chunk in (halves == half).nonzero().flatten().split(rows_at_once(problem.base.shape[1])):
+        for chunk in (
+            (halves == half).nonzero().flatten().split(rows_at_once(problem.base.shape[1]))
+        ):
             yield half, chunk
 
 

@@ -23,7 +23,9 @@ SHOWN_TOKENS = 60
 def read_run(folder: Path) -> dict[str, Any]:
     """`run.json` of a run folder; raises `CheckpointError` when the run is not there or not finished."""
     if not (folder / "run.json").is_file():
-        raise CheckpointError(f"{folder} has no run.json: finish the run first (lep run RECIPE.yaml)")
+        raise CheckpointError(
+            f"{folder} has no run.json: finish the run first (lep run RECIPE.yaml)"
+        )
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
@@ -56,14 +58,21 @@ def heads(columns: list[str]) -> list[tuple[str, list[str]]]:
     [('copy', ['ru', 'en']), ('bits/byte', ['ru'])]
     """
     parts = [column.rsplit(" ", 1) for column in columns]
-    return [(title, [last for _, last in group]) for title, group in groupby(parts, key=itemgetter(0))]
+    return [
+        (title, [last for _, last in group]) for title, group in groupby(parts, key=itemgetter(0))
+    ]
 
 
 def saving(table: dict[str, Any], language: str) -> dict[str, float]:
     """Symbols per token of the first model (the original) and of the last, in the new language."""
     rows = [row for row in table["rows"].values() if f"symbols/token {language}" in row]
     before, after = (row[f"symbols/token {language}"]["value"] for row in (rows[0], rows[-1]))
-    return {"before": before, "after": after, "ratio": after / before, "percent": 100 * (1 - before / after)}
+    return {
+        "before": before,
+        "after": after,
+        "ratio": after / before,
+        "percent": 100 * (1 - before / after),
+    }
 
 
 def coloured(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -90,12 +99,22 @@ def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
 
 def losses(folder: Path, run: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     """The logged training losses of each stage that trains."""
-    files = {"pretrain": "pretrain.json", "direct": "pretrain.json", "calibrate": "tune.json", "tune": "tune.json"}
+    files = {
+        "pretrain": "pretrain.json",
+        "direct": "pretrain.json",
+        "calibrate": "tune.json",
+        "tune": "tune.json",
+    }
     places = {
         stage: folder / stage / "lep" / files[stage.partition("-")[0]]
-        for stage in run["seconds"] if stage.partition("-")[0] in files
-    }  # fmt: skip
-    return {stage: json.loads(place.read_text())["losses"] for stage, place in places.items() if place.exists()}
+        for stage in run["seconds"]
+        if stage.partition("-")[0] in files
+    }
+    return {
+        stage: json.loads(place.read_text())["losses"]
+        for stage, place in places.items()
+        if place.exists()
+    }
 
 
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:

@@ -1,18 +1,15 @@
 """Tables of a grid: one for each combination, means over the seeds with their intervals, each with its records."""
 
 import json
-import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lep.benchmark.tasks import task_names
 from lep.evaluation.table import cells
-from lep.evaluation.tasks import task_names
+from lep.statistics import student_half_width
 
-# 97.5th percentile of Student's t for 1, 2 ... degrees of freedom
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-NORMAL = 1.960
 COARSE = 1e-9  # what rounding leaves of a spread of zero
 RAISED = ("copy", "exact match")  # columns that calibration and tuning are for
 
@@ -85,30 +82,26 @@ class Block:
         """For each kind of training after propagation: in which models it surely raised copying, and tasks."""
         said = []
         for kind in dict.fromkeys(name.rpartition(" + ")[2] for name in self.changes):
-            rows = {n.rpartition(" + ")[0]: row for n, row in self.changes.items() if n.endswith(f" + {kind}")}
+            rows = {
+                n.rpartition(" + ")[0]: row
+                for n, row in self.changes.items()
+                if n.endswith(f" + {kind}")
+            }
             for column in (c for c in self.columns if c.startswith(RAISED)):
                 signs = {name: row[column].sign for name, row in rows.items() if column in row}
                 words = {1: "raised", 0: "no sure change", -1: "lowered"}
                 parts = (
                     f"{word}: {', '.join(name for name, sign in signs.items() if sign == which)}"
-                    for which, word in words.items() if which in signs.values()
-                )  # fmt: skip
+                    for which, word in words.items()
+                    if which in signs.values()
+                )
                 said.append(f"{kind}, {column}: {'; '.join(parts)}")
         return said
 
 
 def interval(values: list[float]) -> float | None:
-    """Half the width of the 95% t-interval of the mean of the values; None for a single one.
-
-    >>> round(interval([1.0, 2.0, 3.0]), 3)
-    2.484
-    """
-    if len(values) < 2:
-        return None
-    degrees = len(values) - 1
-    corrected = NORMAL + (NORMAL**3 + NORMAL) / (4 * degrees)  # for large ones
-    quantile = STUDENT[degrees - 1] if degrees <= len(STUDENT) else corrected
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+    """Half the width of the 95% t-interval of the mean of the values; None for a single one."""
+    return student_half_width(values) if len(values) > 1 else None
 
 
 def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models") -> list[Block]:
@@ -125,7 +118,9 @@ def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models"
             place = f"{stage}/scores.json"
             row = block.models.setdefault(model, {})
             scores = json.loads((folder / place).read_text(encoding="utf-8"))
-            shown = cells(scores) | {f"{s['task']} {s['metric']}": s for s in scores if s["task"] in benchmark}
+            shown = cells(scores) | {
+                f"{s['task']} {s['metric']}": s for s in scores if s["task"] in benchmark
+            }
             for column, score in shown.items():
                 row.setdefault(column, Cell({})).values[place] = score["value"]
     return blocks
@@ -134,7 +129,8 @@ def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models"
 def grid_text(blocks: list[Block]) -> str:
     """The blocks as markdown tables."""
     return "\n\n".join(
-        f"{block.title} (seeds {', '.join(map(str, block.seeds))})\n\n{markdown(block.models)}" for block in blocks
+        f"{block.title} (seeds {', '.join(map(str, block.seeds))})\n\n{markdown(block.models)}"
+        for block in blocks
     )
 
 

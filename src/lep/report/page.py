@@ -21,15 +21,27 @@ def write_report(folder: Path) -> Path:
     if "cells" in run:
         return write_grid(folder, run)
     instruct = data.model_tables(folder, run, "instruct_models")
-    page = _environment().get_template("page.html").render(
-        run=run, recipe=run["recipe"], version=__version__, instruct=instruct,
-        base=data.model_tables(folder, run, "base_models"), saving=data.saving(instruct, run["recipe"]["language"]),
-        coloured=data.coloured(folder, run), examples=data.examples(folder, run), new_tokens=data.new_tokens(folder),
-        changes=data.changes(folder),
-        fits=data.fits(folder, run["recipe"]["propagate"]), losses=loss_figure(data.losses(folder, run)),
-        benchmark=benchmark_table(folder, run["instruct_models"]),
-        counts=json.loads((folder / "corpus" / "counts.json").read_text()), plotly=get_plotlyjs(),
-    )  # fmt: skip
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            run=run,
+            recipe=run["recipe"],
+            version=__version__,
+            instruct=instruct,
+            base=data.model_tables(folder, run, "base_models"),
+            saving=data.saving(instruct, run["recipe"]["language"]),
+            coloured=data.coloured(folder, run),
+            examples=data.examples(folder, run),
+            new_tokens=data.new_tokens(folder),
+            changes=data.changes(folder),
+            fits=data.fits(folder, run["recipe"]["propagate"]),
+            losses=loss_figure(data.losses(folder, run)),
+            benchmark=benchmark_table(folder, run["instruct_models"]),
+            counts=json.loads((folder / "corpus" / "counts.json").read_text()),
+            plotly=get_plotlyjs(),
+        )
+    )
     report = folder / "report.html"
     publish_text(report, page)
     return report
@@ -37,17 +49,26 @@ def write_report(folder: Path) -> Path:
 
 def write_grid(folder: Path, run: dict[str, Any]) -> Path:
     """The page of a recipe with a grid: a table for each combination."""
-    page = _environment().get_template("grid.html").render(
-        run=run, recipe=run["cells"][0]["recipe"], version=__version__, instruct=grid_blocks(folder, run),
-        base=grid_blocks(folder, run, "base_models"),
-    )  # fmt: skip
+    page = (
+        _environment()
+        .get_template("grid.html")
+        .render(
+            run=run,
+            recipe=run["cells"][0]["recipe"],
+            version=__version__,
+            instruct=grid_blocks(folder, run),
+            base=grid_blocks(folder, run, "base_models"),
+        )
+    )
     report = folder / "report.html"
     publish_text(report, page)
     return report
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lep.report", "."), autoescape=True
+    )
     environment.filters["heads"] = data.heads
     return environment
 
@@ -57,7 +78,10 @@ def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:
     figure = go.Figure()
     for stage, entries in losses.items():
         figure.add_scatter(
-            x=[entry["step"] for entry in entries], y=[entry["loss"] for entry in entries], name=stage, mode="lines"
+            x=[entry["step"] for entry in entries],
+            y=[entry["loss"] for entry in entries],
+            name=stage,
+            mode="lines",
         )
     return figure_html(figure, "optimizer step", "loss, nats per token")
 
@@ -66,8 +90,13 @@ def figure_html(figure: go.Figure, x: str, y: str) -> str:
     """A figure in the style of the pages, as an HTML fragment; `x` and `y` name the axes."""
     axes: dict[str, Any] = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
     figure.update_layout(
-        height=340, margin={"l": 55, "r": 10, "t": 10, "b": 45}, paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)", font={"color": "#7a7f87"}, legend={"orientation": "h", "y": 1.12},
-        xaxis={"title": x} | axes, yaxis={"title": y} | axes,
-    )  # fmt: skip
+        height=340,
+        margin={"l": 55, "r": 10, "t": 10, "b": 45},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#7a7f87"},
+        legend={"orientation": "h", "y": 1.12},
+        xaxis={"title": x} | axes,
+        yaxis={"title": y} | axes,
+    )
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})

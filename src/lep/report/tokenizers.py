@@ -12,9 +12,13 @@ from lep.report.page import figure_html
 
 def write_comparison(record: dict[str, Any], path: Path) -> None:
     """Write what `compare_tokenizers` found as one HTML page."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("lep.report", "."), autoescape=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lep.report", "."), autoescape=True
+    )
     page = environment.get_template("tokenizers.html").render(
-        record=record, curves=curve_figure(record["curves"]) if record["curves"] else "", plotly=get_plotlyjs()
+        record=record,
+        curves=curve_figure(record["curves"]) if record["curves"] else "",
+        plotly=get_plotlyjs(),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -25,6 +29,8 @@ def curve_figure(curves: dict[str, dict[str, list[tuple[int, float]]]]) -> str:
     for name, texts in curves.items():
         for text, points in texts.items():
             figure.add_scatter(
-                x=[added for added, _ in points], y=[value for _, value in points], name=f"{name}, {text}"
+                x=[added for added, _ in points],
+                y=[value for _, value in points],
+                name=f"{name}, {text}",
             )
     return figure_html(figure, "new tokens", "symbols per token")

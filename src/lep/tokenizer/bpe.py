@@ -33,8 +33,13 @@ def continue_bpe(
     Returns the new merges in order, and `contents` with the new tokens at its end.
     """
     contents = list(contents)
-    known = {content: i for i, content in reversed(list(enumerate(contents))) if content is not None}
-    results = {_key(merge.left, merge.right): (rank, merge.result) for rank, merge in enumerate(known_merges)}
+    known = {
+        content: i for i, content in reversed(list(enumerate(contents))) if content is not None
+    }
+    results = {
+        _key(merge.left, merge.right): (rank, merge.result)
+        for rank, merge in enumerate(known_merges)
+    }
     target, state = len(contents) + new_tokens, _Words(words)
     heap = state.heap()
     merges: list[Merge] = []
@@ -43,7 +48,9 @@ def continue_bpe(
         count = state.counts.get(key, 0)
         if count < MINIMUM_COUNT:
             continue
-        if -negative != count:  # other merges have taken some of its places since: back with what is left
+        if (
+            -negative != count
+        ):  # other merges have taken some of its places since: back with what is left
             heapq.heappush(heap, (-count, key))
             continue
         left, right = contents[key >> BITS], contents[key & (1 << BITS) - 1]
@@ -94,7 +101,9 @@ class _Words:
         self.previous = np.arange(-1, len(symbols) - 1, dtype=np.int32)
         self.marked = np.zeros(len(symbols) + 1, dtype=bool)
         places = np.flatnonzero((self.symbols[:-1] >= 0) & (self.symbols[1:] >= 0)).astype(np.int32)
-        self._order, self._keys, self._starts, sums = _group(self._pairs(places, places + 1), places, self.weights)
+        self._order, self._keys, self._starts, sums = _group(
+            self._pairs(places, places + 1), places, self.weights
+        )
         self.counts: dict[int, int] = dict(zip(self._keys.tolist(), sums.tolist(), strict=True))
         self._later: dict[int, list[np.ndarray]] = {}
 
@@ -115,11 +124,16 @@ class _Words:
             first, second = _without_overlaps(first, second)
         before, after = self.previous[first], self.next[second]
         self.marked[second] = True
-        with_left = (self.symbols[before] >= 0) & ~self.marked[before]  # a marked one counts as the other's right pair
+        with_left = (self.symbols[before] >= 0) & ~self.marked[
+            before
+        ]  # a marked one counts as the other's right pair
         with_right = self.symbols[after] >= 0
-        gone = np.concatenate([
-            self._pairs(before[with_left], first[with_left]), self._pairs(second[with_right], after[with_right])
-        ])  # fmt: skip
+        gone = np.concatenate(
+            [
+                self._pairs(before[with_left], first[with_left]),
+                self._pairs(second[with_right], after[with_right]),
+            ]
+        )
         weights = np.concatenate([self.weights[first[with_left]], self.weights[first[with_right]]])
         self.marked[second] = False
         self._subtract(np.append(gone, key), np.append(weights, self.weights[first].sum()))
@@ -154,8 +168,12 @@ class _Words:
     def _add(self, places: np.ndarray) -> set[int]:
         if not len(places):
             return set()
-        order, keys, starts, sums = _group(self._pairs(places, self.next[places]), places, self.weights)
-        for key, total, start, stop in zip(keys.tolist(), sums.tolist(), starts, starts[1:], strict=False):
+        order, keys, starts, sums = _group(
+            self._pairs(places, self.next[places]), places, self.weights
+        )
+        for key, total, start, stop in zip(
+            keys.tolist(), sums.tolist(), starts, starts[1:], strict=False
+        ):
             self.counts[key] = self.counts.get(key, 0) + total
             self._later.setdefault(key, []).append(order[start:stop].copy())
         return set(keys.tolist())
@@ -167,7 +185,11 @@ def _group(
     """Sort places by their key: the places, each key once, where its places start (and end), its sum of weights."""
     order = np.argsort(keys, kind="stable")
     keys, places = keys[order], places[order]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.zeros(0, dtype=np.int64)
+    starts = (
+        np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+        if len(keys)
+        else np.zeros(0, dtype=np.int64)
+    )
     sums = np.add.reduceat(weights[places], starts) if len(keys) else np.zeros(0, dtype=np.int64)
     return places, keys[starts], np.append(starts, len(keys)), sums
 

@@ -43,7 +43,9 @@ class Cost:
     new_used: float  # of the new tokens, those that occur
 
 
-def compare_tokenizers(sources: Iterable[str | Path], texts: dict[str, list[str | Path]]) -> dict[str, Any]:
+def compare_tokenizers(
+    sources: Iterable[str | Path], texts: dict[str, list[str | Path]]
+) -> dict[str, Any]:
     """All figures as a JSON-like record; the first tokenizer is the one that the others are compared with.
 
     `texts` holds paths by language (or any name). Raises `LepError` without tokenizers or texts.
@@ -56,7 +58,13 @@ def compare_tokenizers(sources: Iterable[str | Path], texts: dict[str, list[str 
     files = {name: corpus_files(paths) for name, paths in texts.items()}
     loaded = {name: _Loaded.of(folder) for name, folder in zip(names, folders, strict=True)}
     first = loaded[names[0]]
-    record: dict[str, Any] = {"reference": names[0], "tokenizers": {}, "texts": [], "differences": {}, "curves": {}}
+    record: dict[str, Any] = {
+        "reference": names[0],
+        "tokenizers": {},
+        "texts": [],
+        "differences": {},
+        "curves": {},
+    }
     sample: list[str] = []
     for language, paths in files.items():
         for source, together in _sources(paths).items():
@@ -65,12 +73,16 @@ def compare_tokenizers(sources: Iterable[str | Path], texts: dict[str, list[str 
                 sample += pieces
             record["texts"].append(_text_record(language, source, pieces, first, loaded))
     for name, one in loaded.items():
-        record["tokenizers"][name] = one.facts | {"characters_per_second": _speed(one.tokenizer, sample)}
+        record["tokenizers"][name] = one.facts | {
+            "characters_per_second": _speed(one.tokenizer, sample)
+        }
         if one is not first:
             record["differences"][name] = _differences(first, one, sample)
             if _only_adds(first, one):
                 record["curves"][name] = {
-                    language: _curve(first, one, list(cut_at_lines(stream_texts(paths), PIECE_CHARACTERS)))
+                    language: _curve(
+                        first, one, list(cut_at_lines(stream_texts(paths), PIECE_CHARACTERS))
+                    )
                     for language, paths in files.items()
                 }
     return record
@@ -87,7 +99,10 @@ def unreachable_tokens(tokenizer: Tokenizer) -> list[int]:
     return [
         i
         for i, token in enumerate(vocabulary.tokens)
-        if token and not token.added and not token.is_byte and [p.id for p in tokenizer.model.tokenize(names[i])] != [i]
+        if token
+        and not token.added
+        and not token.is_byte
+        and [p.id for p in tokenizer.model.tokenize(names[i])] != [i]
     ]
 
 
@@ -97,7 +112,9 @@ def comparison_table(record: dict[str, Any]) -> str:
     lines = []
     for text in record["texts"]:
         floor = text["characters"] / text["words_cut"]
-        lines.append(f"{text['name']}  {text['file']}  {text['characters']:,} symbols (one token a word: {floor:.2f})")
+        lines.append(
+            f"{text['name']}  {text['file']}  {text['characters']:,} symbols (one token a word: {floor:.2f})"
+        )
         for name, cost in text["costs"].items():
             lines.append(
                 f"  {name:<{width}}  {cost['symbols_per_token']:6.3f} symbols  {cost['bytes_per_token']:6.3f} bytes  "
@@ -122,7 +139,10 @@ class _Loaded:
     @cached_property
     def spaces(self) -> bool:
         """Whether it puts a space before every text."""
-        tokens = (self.vocabulary.tokens[i] for i in self.tokenizer.encode("a", add_special_tokens=False).ids[:1])
+        tokens = (
+            self.vocabulary.tokens[i]
+            for i in self.tokenizer.encode("a", add_special_tokens=False).ids[:1]
+        )
         return any(token is not None and token.content.startswith(b" ") for token in tokens)
 
     @classmethod
@@ -133,7 +153,12 @@ class _Loaded:
         vocabulary, lost = Vocabulary.of(tokenizer), unreachable_tokens(tokenizer)
         shown = [vocabulary.tokens[i].content.decode(errors="replace") for i in lost[:SHOWN_WORDS]]  # type: ignore[union-attr]
         size = sum(token is not None for token in vocabulary.tokens)
-        facts = {"size": size, "loading_seconds": seconds, "unreachable": len(lost), "unreachable_examples": shown}
+        facts = {
+            "size": size,
+            "loading_seconds": seconds,
+            "unreachable": len(lost),
+            "unreachable_examples": shown,
+        }
         return cls(tokenizer, vocabulary, facts)
 
 
@@ -154,10 +179,14 @@ def _text_record(
     words = sum(len(WORD.findall(piece)) for piece in pieces)
     cutter = WordCutter.of(first.tokenizer)
     return {
-        "name": language, "file": source, "characters": sum(map(len, pieces)), "words": words,
-        "bytes": sum(len(piece.encode()) for piece in pieces), "words_cut": sum(cutter.pieces(p) for p in pieces),
+        "name": language,
+        "file": source,
+        "characters": sum(map(len, pieces)),
+        "words": words,
+        "bytes": sum(len(piece.encode()) for piece in pieces),
+        "words_cut": sum(cutter.pieces(p) for p in pieces),
         "costs": {name: asdict(_cost(first, one, pieces, words)) for name, one in loaded.items()},
-    }  # fmt: skip
+    }
 
 
 def _cost(first: _Loaded, one: _Loaded, pieces: list[str], words: int) -> Cost:
@@ -223,8 +252,12 @@ def _curve(first: _Loaded, one: _Loaded, pieces: list[str]) -> list[tuple[int, f
     made: dict[int, tuple[int, int]] = {}
     for merge in parts.merges:
         made.setdefault(merge.result, (merge.left, merge.right))
-    position = {result: i for i, result in enumerate(made)}  # the order in which they were learned; letters come first
-    new = sorted(IdMap.between(first.vocabulary, one.vocabulary).new, key=lambda i: (position.get(i, -1), i))
+    position = {
+        result: i for i, result in enumerate(made)
+    }  # the order in which they were learned; letters come first
+    new = sorted(
+        IdMap.between(first.vocabulary, one.vocabulary).new, key=lambda i: (position.get(i, -1), i)
+    )
     counts = np.zeros(len(one.vocabulary), dtype=np.int64)
     for each in one.tokenizer.encode_batch_fast(pieces, add_special_tokens=False):
         counts += np.bincount(each.ids, minlength=len(counts))
@@ -234,6 +267,8 @@ def _curve(first: _Loaded, one: _Loaded, pieces: list[str]) -> list[tuple[int, f
         lengths = np.ones(len(counts), dtype=np.int64)
         for i in new[added:]:
             token = one.vocabulary.tokens[i]
-            lengths[i] = sum(lengths[list(made[i])]) if i in made else len(token.content if token else b"")
+            lengths[i] = (
+                sum(lengths[list(made[i])]) if i in made else len(token.content if token else b"")
+            )
         points.append((added, sum(map(len, pieces)) / int((counts * lengths).sum())))
     return points

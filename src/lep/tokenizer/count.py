@@ -63,7 +63,10 @@ class WordCutter:
         """The cutter of a tokenizer."""
         spec: dict[str, Any] = {"version": "1.0", "added_tokens": []}
         spec["model"] = {"type": "BPE", "vocab": {}, "merges": []}
-        spec |= {name: described(getattr(tokenizer, name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
+        spec |= {
+            name: described(getattr(tokenizer, name))
+            for name in ("normalizer", "pre_tokenizer", "decoder")
+        }
         return cls(json.dumps(spec), Vocabulary.of(tokenizer).byte_level)
 
     def __call__(self, text: str) -> list[str]:
@@ -74,7 +77,10 @@ class WordCutter:
         if pattern is not None:
             return _compiled(pattern).findall(text)
         pieces = _stub(self.spec).pre_tokenizer.pre_tokenize_str(self._normalised(text))
-        return [bytes(CHARACTER_TO_BYTE[c] for c in piece).decode(errors="replace") for piece, _ in pieces]
+        return [
+            bytes(CHARACTER_TO_BYTE[c] for c in piece).decode(errors="replace")
+            for piece, _ in pieces
+        ]
 
     def pieces(self, text: str) -> int:
         """How many words the whole text has, those without letters too: no tokenizer of this cut takes fewer tokens."""
@@ -107,7 +113,12 @@ class WordCutter:
             case {
                 "type": "Sequence",
                 "pretokenizers": [
-                    {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": pattern},
+                        "behavior": "Isolated",
+                        "invert": False,
+                    },
                     {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
                 ],
             }:
@@ -125,7 +136,9 @@ def _stub(spec: str) -> Tokenizer:
     return Tokenizer.from_str(spec)
 
 
-def count_words(tokenizer: Tokenizer, corpus: Iterable[str | Path], script: str = "auto") -> WordCounts:
+def count_words(
+    tokenizer: Tokenizer, corpus: Iterable[str | Path], script: str = "auto"
+) -> WordCounts:
     """Count the words of a corpus that hold a character of the script (all words for `any`).
 
     `corpus` lists text files and folders, and files of counts made before (`write_counts`).
@@ -146,7 +159,9 @@ def count_words(tokenizer: Tokenizer, corpus: Iterable[str | Path], script: str 
     return merge_counts(found)
 
 
-def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto", workers: int = 0) -> WordCounts:
+def count_texts(
+    tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto", workers: int = 0
+) -> WordCounts:
     """Count the words of texts; see `count_words`. `workers` is the number of processes (0: one a core)."""
     texts = iter(texts)
     sample: list[str] = []
@@ -160,12 +175,16 @@ def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto"
     counts: Counter[str] = Counter()
     characters = halvings = 0
     here = PARALLEL_CHARACTERS // CHUNK_CHARACTERS
-    for found, length in in_order(partial(_count_chunk, cutter, name), chunks, here=here, workers=workers):
+    for found, length in in_order(
+        partial(_count_chunk, cutter, name), chunks, here=here, workers=workers
+    ):
         counts.update(_sampled(found, halvings))
         characters += length
         halvings = _bounded(counts, halvings)
     if name is not None and not counts:
-        raise CorpusError(f"the corpus holds no {name} text: give text in that script, or name another with --script")
+        raise CorpusError(
+            f"the corpus holds no {name} text: give text in that script, or name another with --script"
+        )
     return WordCounts(counts, name, characters, halvings)
 
 
@@ -177,7 +196,9 @@ def merge_counts(parts: list[WordCounts]) -> WordCounts:
     halvings = max(part.halvings for part in parts)
     for part in parts:
         if part.script != parts[0].script:
-            raise CorpusError(f"counts of {parts[0].script} and of {part.script} words: name one script for all")
+            raise CorpusError(
+                f"counts of {parts[0].script} and of {part.script} words: name one script for all"
+            )
         counts.update(_sampled(part.counts, halvings))
         halvings = _bounded(counts, halvings)
     return WordCounts(counts, parts[0].script, sum(part.characters for part in parts), halvings)
@@ -194,9 +215,11 @@ def write_counts(path: Path, found: WordCounts, cutter: WordCutter) -> None:
     """Write counts to be merged elsewhere: a line of facts, then `[word, count]` lines, compressed."""
     check_counts_place(path)
     facts = {
-        "cutter": cutter.fingerprint, "script": found.script, "characters": found.characters,
+        "cutter": cutter.fingerprint,
+        "script": found.script,
+        "characters": found.characters,
         "halvings": found.halvings,
-    }  # fmt: skip
+    }
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
         out.write((json.dumps(facts) + "\n").encode())
@@ -215,14 +238,20 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
         counts = Counter(dict(map(json.loads, lines)))
         made_by, known = facts["cutter"], (facts["script"], facts["characters"], facts["halvings"])
     except (StopIteration, ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{path} is no file of counts: make it with `lep tokenizer count`") from error
+        raise CorpusError(
+            f"{path} is no file of counts: make it with `lep tokenizer count`"
+        ) from error
     if made_by != cutter.fingerprint:
-        raise CorpusError(f"{path} was counted for a tokenizer that cuts words differently: count it again (for `lep "
-                          "tokenizer train`: with --fresh)")  # fmt: skip
+        raise CorpusError(
+            f"{path} was counted for a tokenizer that cuts words differently: count it again (for `lep "
+            "tokenizer train`: with --fresh)"
+        )
     return WordCounts(counts, *known)
 
 
-def _count_chunk(cutter: WordCutter, script: str | None, texts: list[str]) -> tuple[Counter[str], int]:
+def _count_chunk(
+    cutter: WordCutter, script: str | None, texts: list[str]
+) -> tuple[Counter[str], int]:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(cutter(text))
@@ -236,7 +265,9 @@ def _sampled(counts: Counter[str], halvings: int) -> Counter[str]:
     """The words whose hash ends in so many zeros: the same ones of every text."""
     if not halvings:
         return counts
-    return Counter({w: count for w, count in counts.items() if not crc32(w.encode()) % (1 << halvings)})
+    return Counter(
+        {w: count for w, count in counts.items() if not crc32(w.encode()) % (1 << halvings)}
+    )
 
 
 def _bounded(counts: Counter[str], halvings: int) -> int:

@@ -41,7 +41,10 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
     """
     letters = [] if parts.vocabulary.byte_level else missing_letters(parts, words)[:new_tokens]
     parts, ids = with_tokens(parts, [letter.encode() for letter in letters], [])
-    spelled = ((parts.vocabulary.spell(word.encode()), count) for word, count in sorted(words.counts.items()))
+    spelled = (
+        (parts.vocabulary.spell(word.encode()), count)
+        for word, count in sorted(words.counts.items())
+    )
     prefixes = _prefixes(parts, words) if parts.vocabulary.byte_level else ()
     accept = ScriptFilter(words.script, prefixes, taken=parts.taken)
     wanted = new_tokens - len(letters)
@@ -53,7 +56,9 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
             f"script, seen at least {MINIMUM_COUNT} times): give more text or ask for fewer tokens"
         )
     parts, more = with_tokens(parts, learned, merges)
-    excluded = dict.fromkeys([*accept.excluded(learned), *accept.normalised(parts.vocabulary.tokenizer.normalizer)])
+    excluded = dict.fromkeys(
+        [*accept.excluded(learned), *accept.normalised(parts.vocabulary.tokenizer.normalizer)]
+    )
     return Extension(parts, ids | more, words.script, list(excluded))
 
 
@@ -65,7 +70,11 @@ def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extens
 
     Raises `CorpusError` when the corpus yields fewer tokens.
     """
-    ids = {content: i for i, content in reversed(list(enumerate(parts.contents))) if content is not None}
+    ids = {
+        content: i
+        for i, content in reversed(list(enumerate(parts.contents)))
+        if content is not None
+    }
     alphabet, learned = _second_vocabulary(parts, words, new_tokens)
     known = {(m.left, m.right) for m in parts.merges}
     new: list[bytes] = []
@@ -84,7 +93,9 @@ def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extens
         if left and (pair := (ids[left], ids[right])) not in known:
             merges.append(Merge(*pair, result))
     if len(new) < new_tokens:
-        raise CorpusError(f"the second vocabulary gives only {len(new)} of {new_tokens} new tokens: give more text")
+        raise CorpusError(
+            f"the second vocabulary gives only {len(new)} of {new_tokens} new tokens: give more text"
+        )
     parts, numbers = with_tokens(parts, new, merges)
     return Extension(parts, numbers, None, [])
 
@@ -116,11 +127,17 @@ def missing_letters(parts: Parts, words: WordCounts) -> list[str]:
     """Characters of the script that the vocabulary can only spell in bytes, the most frequent first."""
     known, accept = set(parts.contents), ScriptFilter(words.script, taken=parts.taken)
     counts = _characters(words)
-    missing = [c for c in counts if c.encode() not in known and accept(c.encode()) and counts[c] >= MINIMUM_COUNT]
+    missing = [
+        c
+        for c in counts
+        if c.encode() not in known and accept(c.encode()) and counts[c] >= MINIMUM_COUNT
+    ]
     return sorted(missing, key=lambda c: (-counts[c], c))
 
 
-def with_tokens(parts: Parts, new: list[bytes], merges: list[Merge]) -> tuple[Parts, dict[bytes, int]]:
+def with_tokens(
+    parts: Parts, new: list[bytes], merges: list[Merge]
+) -> tuple[Parts, dict[bytes, int]]:
     """The parts with more tokens and merges, and the ids of the new tokens: unused ones first, then behind.
 
     In `merges` the ids of new tokens follow the largest known one.

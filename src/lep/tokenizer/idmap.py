@@ -47,14 +47,20 @@ class IdMap:
     @property
     def new(self) -> list[int]:
         """Ids of the new vocabulary that no old token has."""
-        return sorted(set(range(self.target_size)) - {new for new in self.target if new is not None})
+        return sorted(
+            set(range(self.target_size)) - {new for new in self.target if new is not None}
+        )
 
     def save(self, path: Path) -> None:
         """Write as JSON: sizes, then moved, dropped and new ids; every other id is kept."""
         content = {
-            "source_size": len(self.target), "target_size": self.target_size, "kept": len(self.kept),
-            "moved": list(self.moved.items()), "dropped": self.dropped, "new": self.new,
-        }  # fmt: skip
+            "source_size": len(self.target),
+            "target_size": self.target_size,
+            "kept": len(self.kept),
+            "moved": list(self.moved.items()),
+            "dropped": self.dropped,
+            "new": self.new,
+        }
         path.write_text(json.dumps(content) + "\n")
 
     @classmethod

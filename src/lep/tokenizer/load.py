@@ -12,7 +12,13 @@ from lep.errors import CheckpointError, TokenizerError
 from lep.hub import local_folder
 
 # Files of other formats that would contradict a changed tokenizer.json.
-STALE_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json", "special_tokens_map.json")
+STALE_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 CARRIED_FILES = ("tokenizer_config.json", TEMPLATE, TEMPLATES)
 
@@ -26,14 +32,18 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = local_folder(source, weights=False)
     if not (folder / "tokenizer.json").exists():
-        raise CheckpointError(f"{folder} has no tokenizer.json: save the tokenizer in the fast format first")
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json: save the tokenizer in the fast format first"
+        )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    if getattr(tokenizer.backend_tokenizer.model, "dropout", None):  # it is for training: ids would be drawn by chance
+    if getattr(
+        tokenizer.backend_tokenizer.model, "dropout", None
+    ):  # it is for training: ids would be drawn by chance
         tokenizer.backend_tokenizer.model.dropout = None
     return tokenizer
 
@@ -52,11 +62,19 @@ def write_tokenizer(
         elif (like / name).exists():
             shutil.copyfile(like / name, output / name)
     (output / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-    settings = json.loads((like / "tokenizer_config.json").read_text()) if (output / CARRIED_FILES[0]).exists() else {}
     settings = (
-        special_names(tokenizer or load_tokenizer(like)) | settings | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        json.loads((like / "tokenizer_config.json").read_text())
+        if (output / CARRIED_FILES[0]).exists()
+        else {}
     )
-    settings.pop("added_tokens_decoder", None)  # tokenizer.json says it, with the ids that are right
+    settings = (
+        special_names(tokenizer or load_tokenizer(like))
+        | settings
+        | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    )
+    settings.pop(
+        "added_tokens_decoder", None
+    )  # tokenizer.json says it, with the ids that are right
     text = json.dumps(settings, ensure_ascii=False, indent=2)
     (output / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -64,7 +82,9 @@ def write_tokenizer(
 def special_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     """Names of the special tokens, wherever the folder has them from (older ones: special_tokens_map.json)."""
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    return {name: str(value) for name in names if (value := getattr(tokenizer, name, None)) is not None}
+    return {
+        name: str(value) for name in names if (value := getattr(tokenizer, name, None)) is not None
+    }
 
 
 def copy_tokenizer(source: Path, output: Path) -> None:
@@ -83,7 +103,11 @@ def keep_chat_template(source: Path, output: Path) -> None:
     if "chat_template" in settings or (output / TEMPLATE).exists():
         return
     theirs = source / "tokenizer_config.json"
-    template = json.loads(theirs.read_text(encoding="utf-8")).get("chat_template") if theirs.exists() else None
+    template = (
+        json.loads(theirs.read_text(encoding="utf-8")).get("chat_template")
+        if theirs.exists()
+        else None
+    )
     for name in (TEMPLATE, TEMPLATES):
         if (source / name).is_dir():
             shutil.copytree(source / name, output / name, dirs_exist_ok=True)
@@ -94,7 +118,9 @@ def keep_chat_template(source: Path, output: Path) -> None:
         config.write_text(text + "\n", encoding="utf-8")
 
 
-def check_loaders(folder: Path, texts: list[str], fast: PreTrainedTokenizerFast | None = None) -> None:
+def check_loaders(
+    folder: Path, texts: list[str], fast: PreTrainedTokenizerFast | None = None
+) -> None:
     """Raise `TokenizerError` unless AutoTokenizer, the fast class and raw `tokenizers` give identical ids.
 
     `fast` is the folder's tokenizer, where it is loaded.

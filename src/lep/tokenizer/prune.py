@@ -12,7 +12,10 @@ from lep.corpus.read import batches, cut_at_lines
 from lep.errors import TokenizerError
 from lep.tokenizer.parts import Merge, Parts
 
-BATCH_CHARACTERS, PIECE_CHARACTERS = 4_000_000, 100_000  # encoded at once (some 80 bytes each), and in one piece
+BATCH_CHARACTERS, PIECE_CHARACTERS = (
+    4_000_000,
+    100_000,
+)  # encoded at once (some 80 bytes each), and in one piece
 
 
 def token_counts(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> np.ndarray:
@@ -29,14 +32,22 @@ def last_merges(parts: Parts) -> list[tuple[int, int] | None]:
 
     (Base symbols, added tokens, tokens that only a whole-word shortcut reaches.)
     """
-    ranks = {(m.left, m.right): (rank, m.result) for rank, m in reversed(list(enumerate(parts.merges)))}
+    ranks = {
+        (m.left, m.right): (rank, m.result) for rank, m in reversed(list(enumerate(parts.merges)))
+    }
     ways: dict[int, list[tuple[int, int]]] = {}
     for merge in parts.merges:
         ways.setdefault(merge.result, []).append((merge.left, merge.right))
     ordinary = [content is not None for content in parts.contents]
-    letters = {name: i for i, name in enumerate(parts.names) if name is not None and len(name) == 1 and ordinary[i]}
+    letters = {
+        name: i
+        for i, name in enumerate(parts.names)
+        if name is not None and len(name) == 1 and ordinary[i]
+    }
     return [
-        _last_merge([letters.get(c, -1) for c in parts.names[i] or ""], i, ranks) if i in ways else None
+        _last_merge([letters.get(c, -1) for c in parts.names[i] or ""], i, ranks)
+        if i in ways
+        else None
         for i in range(len(parts.names))
     ]
 
@@ -104,13 +115,16 @@ def pruned(parts: Parts, kept: np.ndarray, *, in_place: bool = False) -> Parts:
     return Parts.of(Tokenizer.from_str(json.dumps(parts.assemble(names, merges))))
 
 
-def _last_merge(ids: list[int], goal: int, ranks: dict[tuple[int, int], tuple[int, int]]) -> tuple[int, int] | None:
+def _last_merge(
+    ids: list[int], goal: int, ranks: dict[tuple[int, int], tuple[int, int]]
+) -> tuple[int, int] | None:
     """BPE on a few symbols, by its definition, up to the merge that would give `goal` alone."""
     while len(ids) > 2:
         found = min(
             ((*ranks[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in ranks),
-            key=lambda entry: (entry[0], entry[2]), default=None,
-        )  # fmt: skip
+            key=lambda entry: (entry[0], entry[2]),
+            default=None,
+        )
         if found is None:
             return None
         _, result, place = found

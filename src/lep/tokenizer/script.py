@@ -21,11 +21,15 @@ def resolve_script(name: str, sample: str) -> str | None:
         return None
     script = dominant_script(sample) if name == "auto" else name.capitalize()
     if script is None:
-        raise CorpusError("the corpus has no letters of a known script: name one with --script, or take --script any")
+        raise CorpusError(
+            "the corpus has no letters of a known script: name one with --script, or take --script any"
+        )
     try:
         regex.compile(rf"\p{{Script={script}}}" if re.fullmatch(r"\w+", script) else "(")
     except regex.error as error:
-        raise TokenizerError(f"Unicode has no script '{name}': write its English name, for example cyrillic") from error
+        raise TokenizerError(
+            f"Unicode has no script '{name}': write its English name, for example cyrillic"
+        ) from error
     return script
 
 
@@ -37,7 +41,9 @@ class ScriptFilter:
     With the script None everything is accepted, but what holds one of `taken`.
     """
 
-    def __init__(self, script: str | None, prefixes: Iterable[bytes] = (), taken: Iterable[bytes] = ()) -> None:
+    def __init__(
+        self, script: str | None, prefixes: Iterable[bytes] = (), taken: Iterable[bytes] = ()
+    ) -> None:
         self.script, self.prefixes = script, frozenset(prefixes)
         self.taken = re.compile(b"|".join(map(re.escape, taken)) or b"(?!)")
         self.pattern = regex.compile(rf"\p{{Script={script}}}") if script else None
@@ -59,15 +65,23 @@ class ScriptFilter:
         for length in (3, 2):
             if content[-length:] in self.prefixes:
                 head = _decoded(content[:-length])
-                return content[-length:] if head is not None and not self.has_character(head) else None
+                return (
+                    content[-length:] if head is not None and not self.has_character(head) else None
+                )
         return None
 
     def excluded(self, tokens: Iterable[bytes]) -> list[str]:
         """Assigned characters outside the script that begin with a prefix token: text with them may change."""
         if self.pattern is None:
             return []
-        tails = tuple(tail for token in tokens if _decoded(token) is None and (tail := self.tail(token)))
-        return [c for c in _assigned() if tails and c.encode().startswith(tails) and not self.pattern.match(c)]
+        tails = tuple(
+            tail for token in tokens if _decoded(token) is None and (tail := self.tail(token))
+        )
+        return [
+            c
+            for c in _assigned()
+            if tails and c.encode().startswith(tails) and not self.pattern.match(c)
+        ]
 
     def normalised(self, normalizer: Any) -> list[str]:
         """Assigned characters outside the script that a normaliser makes into some of it (NFKC: U+00B5 into U+03BC)."""
@@ -83,7 +97,9 @@ def needed_prefixes(spelled: dict[str, list[bytes]]) -> set[bytes]:
     `spelled` holds the pieces of each character under the known merges. A character of one or two pieces needs
     no prefix: merging the two completes it.
     """
-    return {b"".join(pieces[:length]) for pieces in spelled.values() for length in range(2, len(pieces))}
+    return {
+        b"".join(pieces[:length]) for pieces in spelled.values() for length in range(2, len(pieces))
+    }
 
 
 def _decoded(content: bytes) -> str | None:

@@ -31,13 +31,19 @@ ENDS, DIGITS = "01", {str(i): chr(0x100000 + i) for i in range(10)}
 VISIBLE = {chr(byte): BYTE_TO_CHARACTER[byte] for byte in range(128)} | DIGITS
 VISIBLE_TABLE = str.maketrans({k: v for k, v in VISIBLE.items() if k != v})
 HIDDEN = str.maketrans({v: k for k, v in VISIBLE.items() if k != v})
-RESERVED = {*(v for k, v in VISIBLE.items() if k != v), "\u2581", "\0"}  # U+2581 is its mark of a space
+RESERVED = {
+    *(v for k, v in VISIBLE.items() if k != v),
+    "\u2581",
+    "\0",
+}  # U+2581 is its mark of a space
 # A space and the character behind it as one: a private-use character, this far above that character.
 SPACED, LAST_SPACED = 0xF0000, 0xFFFD
 WIDE_DIGITS = range(0xFF10, 0xFF1A)  # digits to the library, too
 
 
-def fresh_merges(words: WordCounts, learned: int, *, byte_level: bool) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+def fresh_merges(
+    words: WordCounts, learned: int, *, byte_level: bool
+) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     """A vocabulary learned from nothing: its alphabet, and at most `learned` merges in order, as bytes.
 
     The alphabet is all bytes, or every character of the words, the most frequent first.
@@ -48,17 +54,25 @@ def fresh_merges(words: WordCounts, learned: int, *, byte_level: bool) -> tuple[
         counts: Counter[str] = Counter()
         for word, count in words.counts.items():
             counts.update({character: count * word.count(character) for character in set(word)})
-        alphabet = [character.encode() for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+        alphabet = [
+            character.encode()
+            for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
     ids = {letter: i for i, letter in enumerate(alphabet)}
     spelled = (
-        (list(word.encode()) if byte_level else [ids[character.encode()] for character in word], count)
+        (
+            list(word.encode()) if byte_level else [ids[character.encode()] for character in word],
+            count,
+        )
         for word, count in sorted(words.counts.items())
     )
     merges, contents = continue_bpe(spelled, list(alphabet), [], learned, ScriptFilter(None))
     return alphabet, [(contents[m.left] or b"", contents[m.right] or b"") for m in merges]
 
 
-def replacement(base: Tokenizer, words: WordCounts, size: int, *, algorithm: str = "bpe") -> Tokenizer:
+def replacement(
+    base: Tokenizer, words: WordCounts, size: int, *, algorithm: str = "bpe"
+) -> Tokenizer:
     """A new vocabulary of exactly `size` tokens, byte-level whatever the base is, so that nothing is ever lost.
 
     Words are cut as the base cuts them, or by `PRE_TOKENS` when it cuts at spaces only (`replacement_cutter`).
@@ -69,7 +83,9 @@ def replacement(base: Tokenizer, words: WordCounts, size: int, *, algorithm: str
     corpus yields fewer tokens.
     """
     if algorithm not in ALGORITHMS:
-        raise LepError(f"unknown algorithm '{algorithm}': the algorithms are {', '.join(ALGORITHMS)}")
+        raise LepError(
+            f"unknown algorithm '{algorithm}': the algorithms are {', '.join(ALGORITHMS)}"
+        )
     spec = json.loads(base.to_str())
     added = sorted(spec["added_tokens"], key=lambda entry: entry["id"])
     least = len(added) + len(ALPHABET)
@@ -79,19 +95,25 @@ def replacement(base: Tokenizer, words: WordCounts, size: int, *, algorithm: str
             f"added tokens need {least:,}: ask for more"
         )
     vocabulary = Vocabulary.of(base)
-    ordinary = next((i for i, token in enumerate(vocabulary.tokens) if token and not token.added), 0)
+    ordinary = next(
+        (i for i, token in enumerate(vocabulary.tokens) if token and not token.added), 0
+    )
     first = [entry["content"] for entry in added if entry["id"] < ordinary]
     last = [entry["content"] for entry in added if entry["id"] >= ordinary]
     model = ALGORITHMS[algorithm](words, size - len(added), first, last)
     names = [name for name, _ in model["vocab"]] if algorithm == "unigram" else list(model["vocab"])
     if len(names) < size:
-        raise CorpusError(f"the corpus yields only {len(names):,} of {size:,} tokens: give more text or ask for fewer")
+        raise CorpusError(
+            f"the corpus yields only {len(names):,} of {size:,} tokens: give more text or ask for fewer"
+        )
     ids = {name: i for i, name in enumerate(names)}
     spec |= {
-        "model": model, "normalizer": None, "pre_tokenizer": _pre_tokenizer(spec, vocabulary.byte_level),
+        "model": model,
+        "normalizer": None,
+        "pre_tokenizer": _pre_tokenizer(spec, vocabulary.byte_level),
         "decoder": json.loads(decoders.ByteLevel().__getstate__()),
         "added_tokens": [entry | {"id": ids[entry["content"]]} for entry in added],
-    }  # fmt: skip
+    }
     renumber(spec.get("post_processor"), ids)
     return Tokenizer.from_str(json.dumps(spec))
 
@@ -109,11 +131,17 @@ def _bpe(words: WordCounts, size: int, first: list[str], last: list[str]) -> dic
     learned = dict.fromkeys([*alphabet, *(left + right for left, right in merges)])
     names = [*first, *map(_name, learned), *last]
     return {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
         "vocab": {name: i for i, name in enumerate(names)},
         "merges": [[_name(left), _name(right)] for left, right in merges],
-    }  # fmt: skip
+    }
 
 
 def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) -> dict[str, Any]:
@@ -127,16 +155,32 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(words, known), model_writer=model, model_type="unigram",
-            vocab_size=size - len(ALPHABET) + len(letters) + len(ENDS) + 1, hard_vocab_limit=False, unk_id=0,
-            bos_id=-1, eos_id=-1, pad_id=-1, character_coverage=1.0, normalization_rule_name="identity",
-            add_dummy_prefix=False, remove_extra_whitespaces=False, split_by_whitespace=True,
-            split_by_unicode_script=False, split_by_number=False, split_digits=True,
-            max_sentencepiece_length=LONGEST_PIECE, num_threads=UNIGRAM_THREADS, minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=_lines(words, known),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=size - len(ALPHABET) + len(letters) + len(ENDS) + 1,
+            hard_vocab_limit=False,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_by_whitespace=True,
+            split_by_unicode_script=False,
+            split_by_number=False,
+            split_digits=True,
+            max_sentencepiece_length=LONGEST_PIECE,
+            num_threads=UNIGRAM_THREADS,
+            minloglevel=2,
+        )
     except RuntimeError as error:  # the library says what its own options are called
-        raise CorpusError(f"the corpus is too small for a Unigram vocabulary of {size:,} tokens: give more text or "
-                          "ask for fewer") from error  # fmt: skip
+        raise CorpusError(
+            f"the corpus is too small for a Unigram vocabulary of {size:,} tokens: give more text or "
+            "ask for fewer"
+        ) from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = {trained.id_to_piece(i): trained.get_score(i) for i in range(1, len(trained))}
     pieces = {piece: score for piece, score in pieces.items() if piece not in ENDS}
@@ -149,8 +193,12 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
     # Added tokens never reach the model; their score only has to lose against any other way.
     low -= 100
     ordinary = [*map(list, scores.items()), *alphabet]
-    return {"type": "Unigram", "unk_id": None, "byte_fallback": False,
-            "vocab": [*([name, low] for name in first), *ordinary, *([name, low] for name in last)]}  # fmt: skip
+    return {
+        "type": "Unigram",
+        "unk_id": None,
+        "byte_fallback": False,
+        "vocab": [*([name, low] for name in first), *ordinary, *([name, low] for name in last)],
+    }
 
 
 ALGORITHMS = {"bpe": _bpe, "unigram": _unigram}
@@ -199,6 +247,16 @@ def _name(content: bytes) -> str:
 def _pre_tokenizer(spec: dict[str, Any], byte_level: bool) -> dict[str, Any]:
     if byte_level:
         return spec["pre_tokenizer"]
-    pattern = {"type": "Split", "pattern": {"Regex": PRE_TOKENS}, "behavior": "Isolated", "invert": False}
-    as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    pattern = {
+        "type": "Split",
+        "pattern": {"Regex": PRE_TOKENS},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    as_bytes = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     return {"type": "Sequence", "pretokenizers": [pattern, as_bytes]}

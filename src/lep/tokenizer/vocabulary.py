@@ -19,7 +19,9 @@ def byte_alphabet() -> dict[int, str]:
     """The printable character by which byte-level BPE writes each byte (GPT-2's table, rebuilt from its rule)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in printable}
-    table.update({byte: chr(0x100 + i) for i, byte in enumerate(b for b in range(256) if b not in table)})
+    table.update(
+        {byte: chr(0x100 + i) for i, byte in enumerate(b for b in range(256) if b not in table)}
+    )
     return table
 
 
@@ -27,7 +29,8 @@ BYTE_TO_CHARACTER = byte_alphabet()
 CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 # For `str.translate`: each character of the alphabet to that of the byte's number, other ones out of Latin-1's reach.
 _TO_LATIN_1 = str.maketrans(
-    {chr(code): "\uffff" for code in range(256)} | {c: chr(byte) for c, byte in CHARACTER_TO_BYTE.items()}
+    {chr(code): "\uffff" for code in range(256)}
+    | {c: chr(byte) for c, byte in CHARACTER_TO_BYTE.items()}
 )
 
 
@@ -60,13 +63,19 @@ class Vocabulary:
         raw = getattr(tokenizer, "backend_tokenizer", tokenizer)
         kind = type(raw.model).__name__
         if kind not in ("BPE", "Unigram"):
-            raise TokenizerError(f"the tokenizer is a {kind} model: only BPE and Unigram vocabularies are supported")
-        byte_level = any(_mentions(described(part), "ByteLevel") for part in (raw.pre_tokenizer, raw.decoder))
+            raise TokenizerError(
+                f"the tokenizer is a {kind} model: only BPE and Unigram vocabularies are supported"
+            )
+        byte_level = any(
+            _mentions(described(part), "ByteLevel") for part in (raw.pre_tokenizer, raw.decoder)
+        )
         added = raw.get_added_tokens_decoder()
         vocabulary = raw.get_vocab(with_added_tokens=True)
         tokens: list[Token | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
         for text, index in vocabulary.items():
-            tokens[index] = Token(text.encode(), added=True) if index in added else _token(text, byte_level)
+            tokens[index] = (
+                Token(text.encode(), added=True) if index in added else _token(text, byte_level)
+            )
         return cls(tuple(tokens), byte_level, raw)
 
     def __len__(self) -> int:
@@ -84,7 +93,9 @@ class Vocabulary:
     @cached_property
     def ids(self) -> dict[Token, int]:
         """Id of each token; the first of several ids with the same token."""
-        return {token: i for i, token in reversed(list(enumerate(self.tokens))) if token is not None}
+        return {
+            token: i for i, token in reversed(list(enumerate(self.tokens))) if token is not None
+        }
 
     def find(self, token: Token) -> int | None:
         """The id of the same token here: the same kind first, else any ordinary token of the same bytes."""
@@ -111,7 +122,9 @@ class Vocabulary:
             for byte in invalid:
                 index = self.find(Token(bytes([byte]), is_byte=True))
                 if index is None:
-                    raise TokenizerError(f"the source tokenizer has no byte token <0x{byte:02X}>: it is not lossless")
+                    raise TokenizerError(
+                        f"the source tokenizer has no byte token <0x{byte:02X}>: it is not lossless"
+                    )
                 ids.append(index)
         return ids
 
@@ -135,7 +148,11 @@ class Vocabulary:
 
     def added_ids(self) -> dict[str, int]:
         """Id of each added token by name."""
-        return {token.content.decode(): i for i, token in enumerate(self.tokens) if token is not None and token.added}
+        return {
+            token.content.decode(): i
+            for i, token in enumerate(self.tokens)
+            if token is not None and token.added
+        }
 
     def _model_ids(self, text: str) -> list[int]:
         return [piece.id for piece in self.tokenizer.model.tokenize(text)]
@@ -157,7 +174,9 @@ def _token(text: str, byte_level: bool) -> Token:
     if byte_level:
         try:
             return Token(text.translate(_TO_LATIN_1).encode("latin-1"))
-        except UnicodeEncodeError:  # outside the alphabet: it can only be a token added to the model as text
+        except (
+            UnicodeEncodeError
+        ):  # outside the alphabet: it can only be a token added to the model as text
             return Token(text.encode(), added=True)
     if BYTE_TOKEN.fullmatch(text):
         return Token(bytes([int(text[3:5], 16)]), is_byte=True)

@@ -13,7 +13,14 @@ from lep.errors import CorpusError, LepError, OutputError, TokenizerError
 from lep.hub import local_folder
 from lep.publish import check_output, publishing
 from lep.settings import TokenizerSettings
-from lep.tokenizer.count import COUNTS_SUFFIX, WordCounts, WordCutter, check_counts_place, count_words, write_counts
+from lep.tokenizer.count import (
+    COUNTS_SUFFIX,
+    WordCounts,
+    WordCutter,
+    check_counts_place,
+    count_words,
+    write_counts,
+)
 from lep.tokenizer.extend import METHODS, Extension, check_method
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import check_loaders, load_tokenizer, write_tokenizer
@@ -28,7 +35,13 @@ Paths = Iterable[str | Path]
 
 
 def extend_tokenizer(
-    base: str | Path, corpus: Paths, new_tokens: int, output: Path, *, script: str = "auto", method: str = "continue"
+    base: str | Path,
+    corpus: Paths,
+    new_tokens: int,
+    output: Path,
+    *,
+    script: str = "auto",
+    method: str = "continue",
 ) -> dict[str, Any]:
     """Write the tokenizer of `base` with exactly `new_tokens` more tokens to `output`.
 
@@ -45,11 +58,17 @@ def extend_tokenizer(
     corpus, folder = list(corpus), local_folder(base, weights=False)
     tokenizer = load_tokenizer(folder).backend_tokenizer
     parts = Parts.of(tokenizer)
-    words = count_words(tokenizer, corpus, "any" if method == "merge" and script == "auto" else script)
+    words = count_words(
+        tokenizer, corpus, "any" if method == "merge" and script == "auto" else script
+    )
     extension = METHODS[method](parts, words, new_tokens)
-    return _publish(_tokenizer(extension.parts), folder, output, corpus, {
-        "verb": "extend", "method": method, **_learned(extension),
-    })  # fmt: skip
+    return _publish(
+        _tokenizer(extension.parts),
+        folder,
+        output,
+        corpus,
+        {"verb": "extend", "method": method, **_learned(extension)},
+    )
 
 
 def prune_tokenizer(
@@ -64,13 +83,22 @@ def prune_tokenizer(
     corpus, folder = list(corpus), local_folder(base, weights=False)
     tokenizer = load_tokenizer(folder).backend_tokenizer
     parts = _pruned(tokenizer, corpus, vocab_size, list(protect), in_place=False)
-    return _publish(_tokenizer(parts), folder, output, corpus, {"verb": "prune", "kept_tokens": vocab_size})
+    return _publish(
+        _tokenizer(parts), folder, output, corpus, {"verb": "prune", "kept_tokens": vocab_size}
+    )
 
 
 def optimize_tokenizer(
-    base: str | Path, corpus: Paths, keep: int, vocab_size: int, output: Path, *,
-    script: str = "auto", in_place: bool = False, protect: Paths = (),
-) -> dict[str, Any]:  # fmt: skip
+    base: str | Path,
+    corpus: Paths,
+    keep: int,
+    vocab_size: int,
+    output: Path,
+    *,
+    script: str = "auto",
+    in_place: bool = False,
+    protect: Paths = (),
+) -> dict[str, Any]:
     """Prune to `keep` tokens by use on the corpus, then extend to exactly `vocab_size`.
 
     With `in_place` the size does not change: new tokens take the ids of the dropped ones, every other id stays.
@@ -81,18 +109,28 @@ def optimize_tokenizer(
     tokenizer = load_tokenizer(folder).backend_tokenizer
     size = len(Vocabulary.of(tokenizer))
     if in_place and vocab_size != size:
-        raise TokenizerError(f"in place the size stays {size:,}, but --vocab-size is {vocab_size:,}: give {size}")
+        raise TokenizerError(
+            f"in place the size stays {size:,}, but --vocab-size is {vocab_size:,}: give {size}"
+        )
     if keep >= vocab_size:
-        raise TokenizerError(f"{keep:,} tokens shall stay of {vocab_size:,}: no room is left for new ones")
+        raise TokenizerError(
+            f"{keep:,} tokens shall stay of {vocab_size:,}: no room is left for new ones"
+        )
     smaller = _pruned(tokenizer, corpus, keep, list(protect), in_place=in_place)
     words = count_words(tokenizer, corpus, script)
     extension = METHODS["continue"](smaller, words, vocab_size - keep)
-    return _publish(_tokenizer(extension.parts), folder, output, corpus, {
-        "verb": "optimize", "in_place": in_place, "kept_tokens": keep, **_learned(extension),
-    })  # fmt: skip
+    return _publish(
+        _tokenizer(extension.parts),
+        folder,
+        output,
+        corpus,
+        {"verb": "optimize", "in_place": in_place, "kept_tokens": keep, **_learned(extension)},
+    )
 
 
-def train_tokenizer(base: str | Path, corpus: Paths, algorithm: str, vocab_size: int, output: Path) -> dict[str, Any]:
+def train_tokenizer(
+    base: str | Path, corpus: Paths, algorithm: str, vocab_size: int, output: Path
+) -> dict[str, Any]:
     """Write a new vocabulary learned on the corpus, with the special tokens and the template of `base`."""
     check_output(output)
     corpus, folder = list(corpus), local_folder(base, weights=False)
@@ -107,14 +145,18 @@ def train_tokenizer(base: str | Path, corpus: Paths, algorithm: str, vocab_size:
     return _publish(trained, folder, output, corpus, {"verb": "train", "algorithm": algorithm})
 
 
-def make_tokenizer(base: str | Path, corpus: Paths, output: Path, settings: TokenizerSettings) -> dict[str, Any]:
+def make_tokenizer(
+    base: str | Path, corpus: Paths, output: Path, settings: TokenizerSettings
+) -> dict[str, Any]:
     """The verb that the settings ask for: `extend_tokenizer`, `optimize_tokenizer` or `train_tokenizer`."""
     script, method, size = settings.script, settings.method, settings.size(0)
     if method == "optimize":
         return optimize_tokenizer(base, corpus, settings.keep or 0, size, output, script=script)
     if method in ALGORITHMS:
         return train_tokenizer(base, corpus, method, size, output)
-    return extend_tokenizer(base, corpus, settings.new_tokens or 0, output, script=script, method=method)
+    return extend_tokenizer(
+        base, corpus, settings.new_tokens or 0, output, script=script, method=method
+    )
 
 
 def count_corpus(
@@ -135,11 +177,15 @@ def count_corpus(
     return found
 
 
-def _pruned(tokenizer: Tokenizer, corpus: Paths, keep: int, protect: list[str | Path], *, in_place: bool) -> Parts:
+def _pruned(
+    tokenizer: Tokenizer, corpus: Paths, keep: int, protect: list[str | Path], *, in_place: bool
+) -> Parts:
     parts = Parts.of(tokenizer)
     size = sum(name is not None for name in parts.names)
     if keep > size:
-        raise TokenizerError(f"{keep:,} tokens shall stay, but there are only {size:,}: ask for fewer")
+        raise TokenizerError(
+            f"{keep:,} tokens shall stay, but there are only {size:,}: ask for fewer"
+        )
     counts = token_counts(tokenizer, stream_texts(corpus), len(parts.names))
     texts = stream_texts(protect) if protect else ()
     protected = token_counts(tokenizer, texts, len(parts.names)) > 0
@@ -148,24 +194,37 @@ def _pruned(tokenizer: Tokenizer, corpus: Paths, keep: int, protect: list[str | 
 
 def _learned(extension: Extension) -> dict[str, Any]:
     return {
-        "new_tokens": len(extension.new), "script": extension.script, "excluded": extension.excluded,
+        "new_tokens": len(extension.new),
+        "script": extension.script,
+        "excluded": extension.excluded,
         "tokens": [token.decode(errors="replace") for token in extension.new],
-    }  # fmt: skip
+    }
 
 
-def _publish(after: Tokenizer, folder: Path, output: Path, corpus: list[str | Path], facts: dict) -> dict[str, Any]:
+def _publish(
+    after: Tokenizer, folder: Path, output: Path, corpus: list[str | Path], facts: dict
+) -> dict[str, Any]:
     before = load_tokenizer(folder).backend_tokenizer
     paths = [path for path in corpus if not str(path).endswith(COUNTS_SUFFIX)]
-    texts = [text[:REPORTED_CHARACTERS] for text in islice(stream_texts(paths), REPORTED_TEXTS)] if paths else []
+    texts = (
+        [text[:REPORTED_CHARACTERS] for text in islice(stream_texts(paths), REPORTED_TEXTS)]
+        if paths
+        else []
+    )
     id_map = IdMap.between(Vocabulary.of(before), Vocabulary.of(after))
     record = facts | {
-        "size_before": len(id_map.target), "size": id_map.target_size, "kept": len(id_map.kept),
-        "moved": len(id_map.moved), "dropped": len(id_map.dropped), "new": len(id_map.new),
+        "size_before": len(id_map.target),
+        "size": id_map.target_size,
+        "kept": len(id_map.kept),
+        "moved": len(id_map.moved),
+        "dropped": len(id_map.dropped),
+        "new": len(id_map.new),
         "corpus_sample": {
-            "characters": sum(map(len, texts)), "tokens_before": _tokens(before, texts),
+            "characters": sum(map(len, texts)),
+            "tokens_before": _tokens(before, texts),
             "tokens_after": _tokens(after, texts),
         },
-    }  # fmt: skip
+    }
     spec = json.loads(after.to_str())
     _check_whole(before, after)
     for text in texts:
@@ -203,13 +262,16 @@ def _check_whole(before: Tokenizer, after: Tokenizer) -> None:
 
 
 def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
-    return sum(len(encoded.ids) for encoded in tokenizer.encode_batch(texts, add_special_tokens=False))
+    return sum(
+        len(encoded.ids) for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)
+    )
 
 
 def _check_round_trip(before: Tokenizer, after: Tokenizer, text: str) -> None:
     """What the tokenizer gave back before it gives back now, or better: the text itself."""
     expected, got = (
-        t.decode(t.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) for t in (before, after)
+        t.decode(t.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+        for t in (before, after)
     )
     if got not in (expected, text):
         raise TokenizerError(

@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.pack import packed, token_pieces
+from lep.corpus.blocks import packed, token_pieces
 from lep.corpus.read import read_documents
 from lep.errors import LepError
 from lep.settings import PretrainSettings
@@ -21,28 +21,47 @@ LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the pap
 
 def batch_of(settings: PretrainSettings) -> int:
     """Tokens a step, of settings that name a number of tokens."""
-    return settings.batch_tokens or max(1, min(LARGEST_BATCH_TOKENS, settings.budget(0) // LEAST_STEPS))
+    return settings.batch_tokens or max(
+        1, min(LARGEST_BATCH_TOKENS, settings.budget(0) // LEAST_STEPS)
+    )
 
 
-def schedule(settings: PretrainSettings, block: int, blocks: int, processes: int = 1) -> tuple[int, int, int]:
+def schedule(
+    settings: PretrainSettings, block: int, blocks: int, processes: int = 1
+) -> tuple[int, int, int]:
     """Sequences a step (no more than there are), accumulation steps, and optimizer steps for a token budget."""
     sequences = min(blocks, max(1, round(batch_of(settings) / block)))
     accumulation = max(1, math.ceil(sequences * block / (settings.micro_batch_tokens * processes)))
     sequences = math.ceil(sequences / (accumulation * processes)) * accumulation * processes
-    passes, rest = divmod(settings.budget(0), blocks * block)  # the last step of a pass takes what is left of it
-    return sequences, accumulation, passes * math.ceil(blocks / sequences) + math.ceil(rest / (sequences * block))
+    passes, rest = divmod(
+        settings.budget(0), blocks * block
+    )  # the last step of a pass takes what is left of it
+    return (
+        sequences,
+        accumulation,
+        passes * math.ceil(blocks / sequences) + math.ceil(rest / (sequences * block)),
+    )
 
 
-def packed_blocks(checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str) -> Dataset:
+def packed_blocks(
+    checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str
+) -> Dataset:
     """The corpus as memory-mapped blocks of token ids and the lengths of the pieces in them; no token is lost."""
 
     def generate() -> Iterator[dict[str, Any]]:
-        for pieces in packed(token_pieces(read_documents(corpus), checkpoint.tokenizer, block), block):
-            yield {"input_ids": [token for piece in pieces for token in piece], "lengths": [len(p) for p in pieces]}
+        for pieces in packed(
+            token_pieces(read_documents(corpus), checkpoint.tokenizer, block), block
+        ):
+            yield {
+                "input_ids": [token for piece in pieces for token in piece],
+                "lengths": [len(p) for p in pieces],
+            }
 
     features = Features({"input_ids": List(Value("int32")), "lengths": List(Value("int32"))})
     try:
-        return Dataset.from_generator(generate, features=features, cache_dir=str(folder), fingerprint=key)
+        return Dataset.from_generator(
+            generate, features=features, cache_dir=str(folder), fingerprint=key
+        )
     except DatasetGenerationError as error:  # datasets wraps what the reader has to say
         if isinstance(error.__cause__, LepError):
             raise error.__cause__ from None
@@ -68,7 +87,11 @@ def collate(samples: list[dict[str, Any]], *, isolated: bool = True) -> dict[str
 
 
 def tokens_of(blocks: Dataset) -> int:
-    return int(pyarrow.compute.sum(pyarrow.compute.list_value_length(blocks.data.column("input_ids"))).as_py())
+    return int(
+        pyarrow.compute.sum(
+            pyarrow.compute.list_value_length(blocks.data.column("input_ids"))
+        ).as_py()
+    )
 
 
 @torch.no_grad()
@@ -77,7 +100,9 @@ def isolates(model: Any) -> bool:
     ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
     positions = torch.arange(8, device=model.device).repeat(2)[None]
     try:
-        together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:].float()
+        together = (
+            model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:].float()
+        )
     except (TypeError, ValueError):  # knows no position ids
         return False
     alone = model(input_ids=ids[:, 8:], use_cache=False).logits.float()

@@ -12,7 +12,9 @@ from lep.training.processes import whole
 def digest(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """SHA-256 of the bytes of each tensor, by name."""
     return {
-        name: hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
         for name, tensor in named
     }
 

@@ -23,9 +23,12 @@ def projections(model: Any, checkpoint: Checkpoint) -> dict[str, int]:
     """
     inside = {id(module) for module in model.get_decoder().modules()}
     found = {
-        name: int(match[1]) for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in inside and (match := re.search(r"\.(\d+)\.", name))
-    }  # fmt: skip
+        name: int(match[1])
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and id(module) in inside
+        and (match := re.search(r"\.(\d+)\.", name))
+    }
     if not found:
         raise CheckpointError(
             f"{checkpoint.folder} has no linear projections in its layers that adapters could be put on "
@@ -39,11 +42,15 @@ def stored_weights(model: Any, checkpoint: Checkpoint, layers: Iterable[str]) ->
 
     Raises `CheckpointError` where a weight is not stored as it is.
     """
-    stored = Architecture.probe(checkpoint.folder, checkpoint.config).stored_names(checkpoint.entries)
+    stored = Architecture.probe(checkpoint.folder, checkpoint.config).stored_names(
+        checkpoint.entries
+    )
     names = {}
     for name in layers:
         found = stored.get(f"{name}.weight", [])
-        if len(found) != 1 or checkpoint.shape(found[0]) != tuple(model.get_submodule(name).weight.shape):
+        if len(found) != 1 or checkpoint.shape(found[0]) != tuple(
+            model.get_submodule(name).weight.shape
+        ):
             raise CheckpointError(
                 f"{checkpoint.folder} does not store {name}.weight as it is used (found: "
                 f"{', '.join(found) or 'none'}): train embeddings or new_rows"

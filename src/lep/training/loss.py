@@ -14,7 +14,9 @@ LOSS_CHUNK, GPU_LOSS_CHUNK = 256, 1_024
 LEAST_LOG = -64.0  # below it probabilities come near the least number of float32
 
 
-def linear_cross_entropy(hidden: Tensor, labels: Tensor, tables: list[Tensor], bias: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, labels: Tensor, tables: list[Tensor], bias: Tensor | None = None
+) -> Tensor:
     """Sum in nats of the cross-entropies of the logits `hidden @ [tables]' + bias`, as a float32 scalar.
 
     `hidden` is (n, h); `tables` are (V_i, h), stacked in thought; `labels` (n,) are rows of the stack; `bias` is
@@ -26,7 +28,9 @@ def linear_cross_entropy(hidden: Tensor, labels: Tensor, tables: list[Tensor], b
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, bias: Tensor | None, *tables: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, labels: Tensor, bias: Tensor | None, *tables: Tensor
+    ) -> Tensor:
         sizes = [len(table) for table in tables]
         wanted = ctx.needs_input_grad
         narrow = [table.detach().to(hidden.dtype) for table in tables]
@@ -57,7 +61,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             found = slopes.gather(1, targets).log()
             lost = (found < LEAST_LOG).flatten().nonzero().flatten()  # too unlikely for float32
             if len(lost):
-                again = _multiply(states[lost], narrow, bias, logits.new_empty(len(lost), sum(sizes)))
+                again = _multiply(
+                    states[lost], narrow, bias, logits.new_empty(len(lost), sum(sizes))
+                )
                 found[lost] = again.log_softmax(1, dtype=torch.float32).gather(1, targets[lost])
             total -= found.sum()
             if not any(wanted):
@@ -66,16 +72,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             slopes.scatter_add_(1, targets, slopes.new_full((1, 1), -1.0).expand_as(targets))
             if of_bias is not None:
                 of_bias += slopes.sum(0)
-            for table, gradient, part in zip(narrow, of_tables, made.copy_(slopes).split(sizes, 1), strict=True):
+            for table, gradient, part in zip(
+                narrow, of_tables, made.copy_(slopes).split(sizes, 1), strict=True
+            ):
                 if of_hidden is not None:
                     of_hidden[start : start + size].addmm_(part, table)
                 if gradient is not None and gradient.dtype == part.dtype:
                     gradient.addmm_(part.T, states)
                 elif gradient is not None:
-                    for rows, slope in zip(gradient.split(gradient_rows), part.T.split(gradient_rows), strict=True):
+                    for rows, slope in zip(
+                        gradient.split(gradient_rows), part.T.split(gradient_rows), strict=True
+                    ):
                         rows += slope @ states
         ctx.gradients = (of_hidden, None, of_bias, *of_tables)
-        ctx.dtypes = (hidden.dtype, None, bias.dtype if bias is not None else None, *(table.dtype for table in tables))
+        ctx.dtypes = (
+            hidden.dtype,
+            None,
+            bias.dtype if bias is not None else None,
+            *(table.dtype for table in tables),
+        )
         return total
 
     @staticmethod

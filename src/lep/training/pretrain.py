@@ -14,17 +14,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainingArguments, set_seed
 
 from lep.checkpoint.adapter import Factors, added, joined, save_factors, saved_factors
-from lep.checkpoint.mappings import copy_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import rewritten_bytes, write_checkpoint
-from lep.corpus.coverage import check_vocabulary
 from lep.corpus.read import corpus_files, file_stamps
 from lep.errors import TrainingError
 from lep.publish import check_output, check_space, fingerprint
 from lep.settings import PretrainSettings
 from lep.tokenizer.load import copy_tokenizer
-from lep.training.data import LARGEST_BLOCK, batch_of, collate, isolates, packed_blocks, schedule, tokens_of
+from lep.training.data import (
+    LARGEST_BLOCK,
+    batch_of,
+    collate,
+    isolates,
+    packed_blocks,
+    schedule,
+    tokens_of,
+)
 from lep.training.frozen import check_frozen, frozen_digest
 from lep.training.lora import adapter_factors, add_adapter
 from lep.training.processes import (
@@ -49,12 +55,19 @@ from lep.training.trainer import (
     uses_bf16,
 )
 from lep.training.watch import HeldoutText
+from lep.transfer.coverage import check_vocabulary
+from lep.transfer.mappings import copy_mappings
 
 STATE_COPIES = 3  # of the float32 tables in a saved state: weights and two moments
-SWEPT_RATES, SWEPT_SHARE = (0.1, 0.25, 0.5, 1.0), 0.2  # of the learning rate, and of the tokens (section 3.4)
+SWEPT_RATES, SWEPT_SHARE = (
+    (0.1, 0.25, 0.5, 1.0),
+    0.2,
+)  # of the learning rate, and of the tokens (section 3.4)
 
 
-def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings: PretrainSettings) -> dict[str, Any]:
+def pretrain(
+    model: str | Path, corpus: list[str | Path], output: Path, settings: PretrainSettings
+) -> dict[str, Any]:
     """Train the tables of `model`, or their new rows, on the documents of `corpus` and write the result to `output`.
 
     What trains is float32 whatever the checkpoint's dtype, and is stored in that dtype again. Documents do not see
@@ -66,7 +79,9 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     """
     for name in ("patience", "sweep"):
         if getattr(settings, name) and not settings.eval_text:
-            raise TrainingError(f"{name} needs held-out text to look at: give eval_text (--eval-text NAME=PATH)")
+            raise TrainingError(
+                f"{name} needs held-out text to look at: give eval_text (--eval-text NAME=PATH)"
+            )
     checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
     check_vocabulary(corpus, checkpoint)
     files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
@@ -76,7 +91,10 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
     names = checkpoint.tables.by_kind()
     floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
     changed = checkpoint.shard_of if "lora" in settings.train else names.values()
-    check_space(output, rewritten_bytes(checkpoint, changed) + saved_states(settings) * STATE_COPIES * 4 * floats)
+    check_space(
+        output,
+        rewritten_bytes(checkpoint, changed) + saved_states(settings) * STATE_COPIES * 4 * floats,
+    )
     join()
     with publishing_once(output, key) as folder:
         started = time.time()
@@ -85,11 +103,17 @@ def pretrain(model: str | Path, corpus: list[str | Path], output: Path, settings
         block = min(settings.block_size or LARGEST_BLOCK, context)
         with main_first():
             blocks = packed_blocks(checkpoint, corpus, block, folder / "work" / "packed", key)
-        settings = settings.model_copy(update={"tokens": settings.budget(len(blocks) * block), "epochs": None})
-        settings = settings.model_copy(update={"batch_tokens": batch_of(settings)})  # of a sweep's trials, too
+        settings = settings.model_copy(
+            update={"tokens": settings.budget(len(blocks) * block), "epochs": None}
+        )
+        settings = settings.model_copy(
+            update={"batch_tokens": batch_of(settings)}
+        )  # of a sweep's trials, too
         task = _Task(checkpoint, rows, blocks, block, heldout)
         swept = _sweep(task, folder / "work", settings) if settings.sweep else {}
-        used = settings.model_copy(update={"learning_rate": swept.get("best", settings.learning_rate)})
+        used = settings.model_copy(
+            update={"learning_rate": swept.get("best", settings.learning_rate)}
+        )
         trained, record = task.train(folder / "work" / "trainer", used)
         record |= {"seconds": round(time.time() - started, 1), "settings": used.model_dump()}
         record |= {"sweep": swept} if swept else {}
@@ -107,7 +131,10 @@ def _trained_rows(checkpoint: Checkpoint, settings: PretrainSettings) -> dict[st
     """The rows of each table that train, (n,) int64."""
     if settings.train == "new_rows":
         return new_rows(checkpoint)
-    return {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in checkpoint.tables.by_kind().items()}
+    return {
+        kind: torch.arange(checkpoint.shape(name)[0])
+        for kind, name in checkpoint.tables.by_kind().items()
+    }
 
 
 @dataclass(frozen=True)
@@ -128,9 +155,13 @@ class _Task:
 
     def train(self, folder: Path, settings: PretrainSettings) -> tuple[_Trained, dict[str, Any]]:
         set_seed(settings.seed)
-        sequences, accumulation, steps = schedule(settings, self.block, len(self.blocks), world_size())
+        sequences, accumulation, steps = schedule(
+            settings, self.block, len(self.blocks), world_size()
+        )
         dtype = "auto" if uses_bf16(settings) else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            self.checkpoint.folder, dtype=dtype, trust_remote_code=False
+        )
         model.requires_grad_(False)
         model.config.use_cache = False
         isolated = isolates(model)
@@ -146,13 +177,19 @@ class _Task:
         chosen |= _schedule_arguments(settings, steps) | _watch_arguments(settings, steps)
         arguments = TrainingArguments(
             per_device_train_batch_size=sequences // accumulation // world_size(),
-            gradient_accumulation_steps=accumulation, remove_unused_columns=False, **chosen,
-        )  # fmt: skip
+            gradient_accumulation_steps=accumulation,
+            remove_unused_columns=False,
+            **chosen,
+        )
         trainer = TablesTrainer(
-            model=model, args=on_one_device(arguments), train_dataset=self.blocks,
+            model=model,
+            args=on_one_device(arguments),
+            train_dataset=self.blocks,
             data_collator=partial(collate, isolated=isolated),
-            eval_dataset=self.blocks.select([0]) if settings.eval_text else None,  # asked for; `heldout` is looked at
-        )  # fmt: skip
+            eval_dataset=self.blocks.select([0])
+            if settings.eval_text
+            else None,  # asked for; `heldout` is looked at
+        )
         trainer.heldout = self.heldout
         add_in_float32(trainer.accelerator.state)
         if settings.patience:
@@ -166,12 +203,18 @@ class _Task:
         trained = _Trained(stored_tables(self.checkpoint, self.rows, found), factors)
         tokens = tokens_of(self.blocks)
         record = {
-            "tokens": round(trainer.state.epoch * tokens), "steps": steps, "block_size": self.block,
-            "corpus_tokens": tokens, "blocks": len(self.blocks),
+            "tokens": round(trainer.state.epoch * tokens),
+            "steps": steps,
+            "block_size": self.block,
+            "corpus_tokens": tokens,
+            "blocks": len(self.blocks),
             "trained_rows": {kind: len(found) for kind, found in self.rows.items()},
-            "documents_isolated": isolated, "frozen_tensors": len(before), "processes": world_size(),
-            "share_of_weights_held": held_share(model), "losses": losses,
-        }  # fmt: skip
+            "documents_isolated": isolated,
+            "frozen_tensors": len(before),
+            "processes": world_size(),
+            "share_of_weights_held": held_share(model),
+            "losses": losses,
+        }
         if settings.eval_text:
             if trainer.state.best_model_checkpoint is None:
                 raise TrainingError(
@@ -198,7 +241,11 @@ def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> dict[str, Any
         if score.exists():
             found[rate] = json.loads(score.read_text())
         else:
-            short = {"tokens": max(1, round(SWEPT_SHARE * settings.budget(0))), "learning_rate": rate, "checkpoints": 1}
+            short = {
+                "tokens": max(1, round(SWEPT_SHARE * settings.budget(0))),
+                "learning_rate": rate,
+                "checkpoints": 1,
+            }
             try:
                 _, record = task.train(place, settings.model_copy(update=short))
                 found[rate] = min(look["bits_per_byte"][language] for look in record["looks"])
@@ -212,7 +259,9 @@ def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> dict[str, Any
     usable = {rate: bits for rate, bits in found.items() if bits is not None}
     if not usable:
         rates = ", ".join(f"{rate:g}" for rate in found)
-        raise TrainingError(f"every rate of the sweep diverged ({rates}): give a lower learning rate")
+        raise TrainingError(
+            f"every rate of the sweep diverged ({rates}): give a lower learning rate"
+        )
     best = min(usable, key=lambda rate: usable[rate])
     return {"bits_per_byte": {f"{rate:g}": bits for rate, bits in found.items()}, "best": best}
 
@@ -234,10 +283,13 @@ def _watch_arguments(settings: PretrainSettings, steps: int) -> dict[str, Any]:
     if not settings.eval_text:
         return {}
     return {
-        "eval_strategy": "steps", "eval_steps": look_steps(steps, settings.checkpoints), "load_best_model_at_end": True,
-        "metric_for_best_model": f"eval_{next(iter(settings.eval_text))}", "greater_is_better": False,
+        "eval_strategy": "steps",
+        "eval_steps": look_steps(steps, settings.checkpoints),
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{next(iter(settings.eval_text))}",
+        "greater_is_better": False,
         "restore_callback_states_from_checkpoint": settings.patience is not None,
-    }  # fmt: skip
+    }
 
 
 def _schedule_arguments(settings: PretrainSettings, steps: int) -> dict[str, Any]:

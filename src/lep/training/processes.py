@@ -69,7 +69,9 @@ def add_in_float32(state: Any) -> None:
     """Let FSDP2 compute in bf16 and add gradients in float32, and leave losses as they are: accelerate rounds both."""
     plugin = getattr(state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 2 and state.mixed_precision == "bf16":
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -87,7 +89,9 @@ def parted(value: Tensor, parameter: Tensor) -> Tensor:
     """A tensor of a parameter's shape in the parts that the parameter is in."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return distribute_tensor(
+        value.to(parameter.device), parameter.device_mesh, parameter.placements
+    )
 
 
 def share_out(model: nn.Module) -> None:

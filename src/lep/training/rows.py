@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from lep.checkpoint.mappings import saved_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.training.processes import whole
+from lep.transfer.mappings import saved_mappings
 
 
 class SplitTable(nn.Module):
@@ -82,12 +82,17 @@ def split_tables(model: Any, rows: dict[str, Tensor]) -> dict[str, SplitTable]:
     bias = getattr(head, "bias", None)
     scale = getattr(inputs, "embed_scale", None)
     split = SplitEmbedding(tables["input"], None if scale is None else torch.as_tensor(scale))
-    split_head = SplitHead(tables.get("output", tables["input"]), None if bias is None else bias.detach())
+    split_head = SplitHead(
+        tables.get("output", tables["input"]), None if bias is None else bias.detach()
+    )
     with torch.no_grad():
         ids = torch.cat([rows["input"][:8], torch.arange(min(8, len(inputs.weight)))])
         hidden = torch.linspace(-1, 1, head.weight.shape[1]).to(head.weight)[None]
         ours, theirs = split_head(hidden), head(hidden)
-        same = torch.equal(split(ids), inputs(ids)) and (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()
+        same = (
+            torch.equal(split(ids), inputs(ids))
+            and (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()
+        )
     if not same:
         raise CheckpointError(
             f"{type(inputs).__name__} or {type(head).__name__} of this model does more than look up rows and multiply: "
@@ -113,7 +118,9 @@ def new_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return rows
 
 
-def stored_tables(checkpoint: Checkpoint, rows: dict[str, Tensor], trained: dict[str, Tensor]) -> dict[str, Tensor]:
+def stored_tables(
+    checkpoint: Checkpoint, rows: dict[str, Tensor], trained: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Trained tables by their names, in the checkpoint's dtype; all but their `rows` are proven to be its own."""
     tables = {}
     for kind, name in checkpoint.tables.by_kind().items():

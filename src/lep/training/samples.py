@@ -18,32 +18,49 @@ Records = list[dict[str, Any]]  # of `messages`
 Samples = list[dict[str, list[int]]]  # of ids, and a mask that is 1 on what is learned
 
 
-def encode_records(checkpoint: Checkpoint, records: list[dict[str, Any]], max_length: int) -> tuple[Samples, int]:
+def encode_records(
+    checkpoint: Checkpoint, records: list[dict[str, Any]], max_length: int
+) -> tuple[Samples, int]:
     """Ids and completion mask of each conversation (1 on its last message), and how many were too long.
 
     Order follows a fixed hash, so that tasks and answers mix. Raises `CorpusError` when nothing is left.
     """
     tokenizer = checkpoint.tokenizer
     if not tokenizer.chat_template:
-        raise CorpusError(f"{checkpoint.folder} has no chat template, so conversations cannot be written: give an "
-                          "instruct model")  # fmt: skip
+        raise CorpusError(
+            f"{checkpoint.folder} has no chat template, so conversations cannot be written: give an "
+            "instruct model"
+        )
     limit = min(max_length, checkpoint.config.get("max_position_embeddings", max_length))
     samples, too_long = [], 0
-    for record in sorted(records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True))):
+    for record in sorted(
+        records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True))
+    ):
         messages = record["messages"]
         if messages[-1]["role"] != "assistant":
-            raise CorpusError(f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
-                              "tuning data must hold the answers")  # fmt: skip
+            raise CorpusError(
+                f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
+                "tuning data must hold the answers"
+            )
         prompt, ids = chat_ids(tokenizer, messages[:-1], ask=True), chat_ids(tokenizer, messages)
         if ids[: len(prompt)] != prompt:
-            raise LepError(f"the chat template of {checkpoint.folder} does not continue its own prompt: the answers "
-                           "cannot be told from the questions")  # fmt: skip
+            raise LepError(
+                f"the chat template of {checkpoint.folder} does not continue its own prompt: the answers "
+                "cannot be told from the questions"
+            )
         if len(ids) > limit:
             too_long += 1
             continue
-        samples.append({"input_ids": ids, "completion_mask": [0] * len(prompt) + [1] * (len(ids) - len(prompt))})
+        samples.append(
+            {
+                "input_ids": ids,
+                "completion_mask": [0] * len(prompt) + [1] * (len(ids) - len(prompt)),
+            }
+        )
     if not samples:
-        raise CorpusError(f"no conversation to train on: {len(records)} given, {too_long} longer than {limit} tokens")
+        raise CorpusError(
+            f"no conversation to train on: {len(records)} given, {too_long} longer than {limit} tokens"
+        )
     return samples, too_long
 
 
@@ -52,9 +69,10 @@ def batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:
     accumulation, micro = _micro_batches(settings)
     steps = max(1, round(settings.epochs * samples / (micro * accumulation)))
     return steps, {
-        "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
         "train_sampling_strategy": "sequential",
-    }  # fmt: skip
+    }
 
 
 def _micro_batches(settings: LoraSettings) -> tuple[int, int]:
@@ -70,13 +88,22 @@ def in_order(samples: Samples, settings: LoraSettings) -> Samples:
     an interrupted training finds it again.
     """
     rng, micro = random.Random(settings.seed), _micro_batches(settings)[1]
-    epochs = [sample for _ in range(math.ceil(settings.epochs)) for sample in rng.sample(samples, len(samples))]
+    epochs = [
+        sample
+        for _ in range(math.ceil(settings.epochs))
+        for sample in rng.sample(samples, len(samples))
+    ]
     wanted = epochs[: max(1, round(settings.epochs * len(samples)))]
     ordered: Samples = []
     for start in range(0, len(wanted), SORTED_BATCHES * micro):
-        part = sorted(wanted[start : start + SORTED_BATCHES * micro], key=lambda sample: len(sample["input_ids"]))
+        part = sorted(
+            wanted[start : start + SORTED_BATCHES * micro],
+            key=lambda sample: len(sample["input_ids"]),
+        )
         batches = [part[i : i + micro] for i in range(0, len(part), micro)]
-        last = [batches.pop()] if len(batches[-1]) < micro else []  # stays last, so that the others stay whole
+        last = (
+            [batches.pop()] if len(batches[-1]) < micro else []
+        )  # stays last, so that the others stay whole
         rng.shuffle(batches)
         ordered += [sample for batch in batches + last for sample in batch]
     return ordered

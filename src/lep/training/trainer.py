@@ -44,7 +44,11 @@ class TrainedOnlyTrainer(Trainer):
         last = last_state(folder)
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is any of them, by who met it
+        except (
+            OSError,
+            SafetensorError,
+            RuntimeError,
+        ) as error:  # a full disk is any of them, by who met it
             free = shutil.disk_usage(folder).free
             raise OutputError(
                 f"the state {folder}/checkpoint-{self.state.global_step} could not be saved ({error}; {free / 1e9:.2f} "
@@ -67,11 +71,17 @@ class TrainedOnlyTrainer(Trainer):
         if not self.is_fsdp_enabled or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         saved = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
         for number, moments in saved["state"].items():
-            saved["state"][number] = {name: parted(value, parameters[number]) for name, value in moments.items()}
+            saved["state"][number] = {
+                name: parted(value, parameters[number]) for name, value in moments.items()
+            }
         self.optimizer.load_state_dict(saved)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        self.lr_scheduler.load_state_dict(
+            torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        )
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -104,7 +114,9 @@ class TablesTrainer(TrainedOnlyTrainer):
         share_out(self.model)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _load_best_model(self) -> None:
@@ -140,14 +152,22 @@ def chunk_loss(trainer: Trainer) -> bool:
     def head_forward(hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         return project(hidden) if labels is None else head_loss(head, hidden, labels)
 
-    def loss_forward(*args: Any, labels: Any = None, num_items_in_batch: Any = None, **others: Any) -> Any:
+    def loss_forward(
+        *args: Any, labels: Any = None, num_items_in_batch: Any = None, **others: Any
+    ) -> Any:
         if labels is None:
             return forward(*args, **others)
-        hidden = model.get_decoder()(*args, **others | {"use_cache": False}).last_hidden_state[:, :-1].flatten(0, 1)
+        hidden = (
+            model.get_decoder()(*args, **others | {"use_cache": False})
+            .last_hidden_state[:, :-1]
+            .flatten(0, 1)
+        )
         targets = labels[:, 1:].flatten()
         learned = targets != -100
         total = head(hidden[learned], targets[learned])
-        return {"loss": total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)}
+        return {
+            "loss": total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        }
 
     head.forward, model.forward = head_forward, loss_forward
     trainer.model_accepts_loss_kwargs = True
@@ -161,7 +181,9 @@ def head_loss(head: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Te
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     with torch.autocast(kind, enabled=False):
-        return linear_cross_entropy(hidden, labels if place is None else place[labels], tables, bias)
+        return linear_cross_entropy(
+            hidden, labels if place is None else place[labels], tables, bias
+        )
 
 
 @torch.no_grad()
@@ -184,7 +206,12 @@ class QuietProgress(ProgressCallback):
     """A bar with the loss beside it, instead of a line for every log entry."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+        if (
+            state.is_world_process_zero
+            and self.training_bar is not None
+            and logs
+            and "loss" in logs
+        ):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
@@ -209,7 +236,9 @@ def common_arguments(settings: TrainingSettings, folder: Path, steps: int) -> di
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "cosine",
         # The rate of a warm-up's first step is zero: the last step is never one of them.
-        "warmup_steps": min(settings.warmup_steps or ceil(settings.warmup_share * steps), steps - 1),
+        "warmup_steps": min(
+            settings.warmup_steps or ceil(settings.warmup_share * steps), steps - 1
+        ),
         "max_steps": steps,
         "logging_steps": logging_steps(steps),
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen
@@ -250,7 +279,9 @@ def free_memory() -> None:
 def _checkpointing_name() -> str:
     """`gradient_checkpointing` has another name in newer releases of transformers."""
     names = {field.name for field in fields(TrainingArguments)}
-    return next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names)
+    return next(
+        name for name in ("activation_checkpointing", "gradient_checkpointing") if name in names
+    )
 
 
 def run(trainer: Trainer, folder: Path) -> list[dict[str, float]]:
@@ -279,7 +310,9 @@ def run(trainer: Trainer, folder: Path) -> list[dict[str, float]]:
 
 def last_state(folder: Path) -> Path | None:
     """The newest whole state in a folder; states that a kill left half written are removed."""
-    states = sorted(folder.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
+    states = sorted(
+        folder.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2])
+    )
     while states:
         try:
             json.loads((states[-1] / STATE).read_text())  # the file that the trainer writes last

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from lep.checkpoint.mappings import saved_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import windows
 from lep.corpus.read import read_documents
 from lep.errors import TrainingError
 from lep.inference.likelihood import sequence_nats, start_token, text_nats
+from lep.transfer.mappings import saved_mappings
 
 WINDOW_CHARACTERS, BATCH = 800, 8
 COPIES, COPY_CHARACTERS = 16, 300  # texts that are repeated, and their length
@@ -43,7 +43,9 @@ class HeldoutText:
         model.eval()
         found = {name: self.bits_per_byte(model, texts, name) for name, texts in self.texts.items()}
         for name, texts in self.texts.items():
-            found[f"{name} copied"] = self._copied(model, [text[:COPY_CHARACTERS] for text in texts[:COPIES]])
+            found[f"{name} copied"] = self._copied(
+                model, [text[:COPY_CHARACTERS] for text in texts[:COPIES]]
+            )
         if self.new_tokens:
             found["new tokens"] = self._written(model, next(iter(self.texts.values()))[:PROMPTS])
         model.train(training)
@@ -70,7 +72,9 @@ class HeldoutText:
     def _copied(self, model: Any, texts: list[str]) -> float:
         start = start_token(self.tokenizer)
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        nats = sequence_nats(model, [([start, *ids, *ids], 1 + len(ids)) for ids in encoded], BATCH, "copied")
+        nats = sequence_nats(
+            model, [([start, *ids, *ids], 1 + len(ids)) for ids in encoded], BATCH, "copied"
+        )
         return sum(nats) / math.log(2) / sum(len(text.encode()) for text in texts)
 
     @torch.inference_mode()
@@ -82,10 +86,16 @@ class HeldoutText:
             return math.nan
         ids = torch.tensor(prompts, device=model.device)
         written = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=CONTINUED_TOKENS,
-            pad_token_id=start, use_cache=True,
-        )[:, ids.shape[1] :]  # fmt: skip
-        rows = [row[: row.index(end)] if end in row else row for row in written.tolist()]  # padding comes after the end
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=CONTINUED_TOKENS,
+            pad_token_id=start,
+            use_cache=True,
+        )[:, ids.shape[1] :]
+        rows = [
+            row[: row.index(end)] if end in row else row for row in written.tolist()
+        ]  # padding comes after the end
         tokens = [token for row in rows for token in row]
         return sum(token in self.new_tokens for token in tokens) / max(1, len(tokens))
 
@@ -102,13 +112,18 @@ class StopWhenDiverging(TrainerCallback):
         if loss is None:
             return
         if self.first is None:
-            self.first = next((entry["loss"] for entry in state.log_history if "loss" in entry), loss)
+            self.first = next(
+                (entry["loss"] for entry in state.log_history if "loss" in entry), loss
+            )
         lost = not math.isfinite(loss)
         self.bad = self.bad + 1 if lost or loss > self.first + RISE else 0
         if self.bad:
             control.should_save = False  # asked for by the step that this is the loss of
         if lost or self.bad >= PATIENCE:
-            states = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+            states = sorted(
+                Path(args.output_dir).glob("checkpoint-*"),
+                key=lambda p: int(p.name.rpartition("-")[2]),
+            )
             kept = f"the last state before is {states[-1]}" if states else "no state had been saved"
             raise TrainingError(
                 f"the loss went from {self.first:.2f} to {loss:.2f} nats a token by step {state.global_step} of "

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
-from lep.checkpoint.family import Family
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import DTYPES
 from lep.mapping import CHUNK_BYTES
 from lep.propagation.methods import FLOAT32_PRODUCTS_FROM, ONE_FIT, UNFITTED
 from lep.settings import PropagateSettings
+from lep.transfer.family import Family
 
-SQUARES = 14  # (h, h) float64 matrices alive at once in a fit: sums of two folds, their total, factors
+SQUARES = (
+    14  # (h, h) float64 matrices alive at once in a fit: sums of two folds, their total, factors
+)
 CHUNKS = 6  # widened chunks of rows alive at once
 GRAM_SHARE = 0.625  # of a Gram matrix that is computed (`lep.linear_map.GRAM_BLOCKS`)
 # Solves and held-out residuals: the whole and one half; the whole, and both halves for each finite penalty.
@@ -46,8 +48,13 @@ class PropagationPlan:
         return work + (self.read_bytes + self.copied_bytes + self.written_bytes) / self.disk_rate
 
     def __str__(self) -> str:
-        shapes = ", ".join(f"{kind} {rows:,} x {hidden:,}" for kind, (rows, hidden) in self.tables.items())
-        sizes = {name: getattr(self, f"{name}_bytes") / 1e9 for name in ("read", "written", "linked", "memory")}
+        shapes = ", ".join(
+            f"{kind} {rows:,} x {hidden:,}" for kind, (rows, hidden) in self.tables.items()
+        )
+        sizes = {
+            name: getattr(self, f"{name}_bytes") / 1e9
+            for name in ("read", "written", "linked", "memory")
+        }
         return (
             f"tables of the result: {shapes}\n"
             f"read {sizes['read']:.2f} GB of tables; write {sizes['written']:.2f} GB, of which "
@@ -59,17 +66,21 @@ class PropagationPlan:
 
 
 def plan_propagation(family: Family, settings: PropagateSettings) -> PropagationPlan:
-    """The plan of `lep.checkpoint.propagate.propagate` for these models and settings."""
+    """The plan of `lep.transfer.propagate.propagate` for these models and settings."""
     chat = family.instruct
     tables, read, memory, fit, solve = {}, 0, 0, 0.0, 0.0
     for kind in family.mappings:
-        names = [(model, model.tables.by_kind()[kind]) for model in (family.base, chat, family.adapted)]
+        names = [
+            (model, model.tables.by_kind()[kind]) for model in (family.base, chat, family.adapted)
+        ]
         rows, hidden = family.mappings[kind].target_size, chat.shape(names[1][1])[1]
         sizes = [model.entries[name].nbytes for model, name in names]
         tables[kind] = (family.recipient.rows, hidden)
         read += sum(sizes)
         once = settings.of(kind) in ONE_FIT or settings.ridge is not None
-        solves, residuals = (0, 0) if settings.of(kind) in UNFITTED else FIT_SOLVES if once else RIDGE_SOLVES
+        solves, residuals = (
+            (0, 0) if settings.of(kind) in UNFITTED else FIT_SOLVES if once else RIDGE_SOLVES
+        )
         fitted = rows if settings.of(kind) == "conversion" else family.mappings[kind].source_size
         fit += 2 * hidden**2 * (rows + fitted * (1 + GRAM_SHARE)) if solves else 0
         solve += (solves * SOLVE_PRODUCTS + residuals * RESIDUAL_PRODUCTS) * hidden**3
@@ -81,18 +92,28 @@ def plan_propagation(family: Family, settings: PropagateSettings) -> Propagation
         for kind, (rows, hidden) in tables.items()
     }
     touched = {chat.shard_of[name] for name in (*held, *chat.tables.others)}
-    sizes_of = {shard: (chat.folder / shard).stat().st_size for shard in set(chat.shard_of.values())}
-    copied = sum(sizes_of[shard] for shard in touched) - sum(chat.entries[name].nbytes for name in held)
+    sizes_of = {
+        shard: (chat.folder / shard).stat().st_size for shard in set(chat.shard_of.values())
+    }
+    copied = sum(sizes_of[shard] for shard in touched) - sum(
+        chat.entries[name].nbytes for name in held
+    )
     hidden = next(iter(tables.values()))[1]
     narrow = all(DTYPES[chat.entries[name].dtype].itemsize < 4 for name in held)
     products = torch.float32 if hidden >= FLOAT32_PRODUCTS_FROM and narrow else torch.float64
     return PropagationPlan(
-        tables, read, copied + sum(held.values()), copied,
+        tables,
+        read,
+        copied + sum(held.values()),
+        copied,
         sum(size for shard, size in sizes_of.items() if shard not in touched),
-        memory, fit, solve,
-        product_rate(products), product_rate(torch.float64),
+        memory,
+        fit,
+        solve,
+        product_rate(products),
+        product_rate(torch.float64),
         _disk_rate(chat),
-    )  # fmt: skip
+    )
 
 
 def product_rate(dtype: torch.dtype, size: int = PROBE_SIZE) -> float:
@@ -109,7 +130,8 @@ def product_rate(dtype: torch.dtype, size: int = PROBE_SIZE) -> float:
 def _disk_rate(checkpoint: Checkpoint) -> float:
     """Bytes a second of reading the checkpoint's largest shard, as far as a quarter of a gigabyte."""
     shard: Path = max(
-        (checkpoint.folder / s for s in set(checkpoint.shard_of.values())), key=lambda p: p.stat().st_size
+        (checkpoint.folder / s for s in set(checkpoint.shard_of.values())),
+        key=lambda p: p.stat().st_size,
     )
     started, total = time.perf_counter(), 0
     with shard.open("rb") as file:

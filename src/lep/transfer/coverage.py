@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from lep.checkpoint.mappings import saved_mappings
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import SHEET, corpus_files
 from lep.errors import CheckpointError, CorpusError
+from lep.transfer.mappings import saved_mappings
 
 AT_ONCE = 500  # texts that are encoded together
 
@@ -49,21 +49,30 @@ class Coverage:
 
     def _encoded(self, texts: list[str]) -> Iterator[Any]:
         for start in range(0, len(texts), AT_ONCE):
-            yield from self.tokenizer.encode_batch_fast(texts[start : start + AT_ONCE], add_special_tokens=False)
+            yield from self.tokenizer.encode_batch_fast(
+                texts[start : start + AT_ONCE], add_special_tokens=False
+            )
 
     def record(self) -> dict[str, Any]:
         return {
-            "contexts": self.contexts, "vocabulary": self.vocabulary, "new_tokens": len(self.counts),
-            "covered": int((self.counts >= self.contexts).sum()), "without_any": int((self.counts == 0).sum()),
+            "contexts": self.contexts,
+            "vocabulary": self.vocabulary,
+            "new_tokens": len(self.counts),
+            "covered": int((self.counts >= self.contexts).sum()),
+            "without_any": int((self.counts == 0).sum()),
             "documents_left_out": self.left_out,
-        }  # fmt: skip
+        }
 
 
 def check_vocabulary(paths: Iterable[str | Path], checkpoint: Checkpoint) -> None:
     """Raise `CorpusError` where a corpus was chosen for the tokens of another vocabulary."""
     for folder in sorted({file.parent for file in corpus_files(paths)}):
         sheet = folder / SHEET
-        coverage = json.loads(sheet.read_text(encoding="utf-8")).get("coverage") if sheet.exists() else None
+        coverage = (
+            json.loads(sheet.read_text(encoding="utf-8")).get("coverage")
+            if sheet.exists()
+            else None
+        )
         if coverage and coverage["vocabulary"] != checkpoint.vocabulary.fingerprint():
             raise CorpusError(
                 f"the corpus {folder} covers the new tokens of vocabulary {coverage['vocabulary'][:12]}, and "

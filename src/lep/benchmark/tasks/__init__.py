@@ -1,6 +1,6 @@
 """Benchmark tasks in the format of lm-evaluation-harness: a YAML file each, what they call in `functions.py`.
 
-They also serve plain `lm_eval --include_path FOLDER`, with FOLDER as `python -m lep.evaluation.tasks` prints it.
+They also serve plain `lm_eval --include_path FOLDER`, with FOLDER as `python -m lep.benchmark.tasks` prints it.
 """
 
 import difflib
@@ -43,6 +43,8 @@ def resolve(names: list[str]) -> list[str]:
         else:
             known = [*task_names(), *groups(), EVERYTHING, *TASKS]
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            advice = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"
+            advice = (
+                f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(known)}"
+            )
             raise LepError(f"unknown benchmark task '{name}': {advice}")
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""Scores of single answers, what becomes of many of them, and intervals."""
+"""Metrics: the score of one answer, and what a task makes of the scores of its items."""
 
 import re
 import string
@@ -11,72 +11,19 @@ from typing import Any
 import numpy as np
 
 from lep.errors import LepError
+from lep.statistics import Statistic, mean
 
 LEAST_LCS = 0.99  # the paper's bound for a copied paragraph (section 4)
 EXAM_POINTS = 34  # of a whole USE variant
 TWO_POINT_TASK = "16"  # of the USE: one point for one of two right sentences
 
-Statistic = Callable[[np.ndarray], float]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95% bootstrap interval over `count` units."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-
-def estimate(
-    numerators: Sequence[float], denominators: Sequence[float] | None = None, *, resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """`sum(numerators) / sum(denominators)` (a mean without denominators), resampled over the units."""
-    top = np.asarray(numerators, dtype=np.float64)
-    values = top if denominators is None else np.stack([top, np.asarray(denominators, dtype=np.float64)], axis=1)
-    statistic = mean if denominators is None else ratio
-    return bounds(statistic(values), draws([values], statistic, resamples, seed), len(top))
-
-
-def draws(values: Sequence[np.ndarray], statistic: Statistic, resamples: int, seed: int) -> np.ndarray:
-    """The statistic of the first array, less that of the second where there is one, on each resample, (resamples,).
-
-    Each resample draws the same units, with replacement, from every array; the same number of units and seed, the same
-    units.
-    """
-    rng, count = np.random.default_rng(seed), len(values[0])
-    found = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(count, size=count)
-        figures = [statistic(array[drawn]) for array in values]
-        found[i] = figures[0] - figures[1] if len(figures) > 1 else figures[0]
-    return found
-
-
-def bounds(value: float, drawn: np.ndarray, count: int) -> Estimate:
-    """A value with the 2.5th and 97.5th percentile of its draws."""
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high), count)
-
-
-# --- one figure of many values: (units,), or (units, 2) of tops and bottoms or of gold and predicted classes ---
-
-
-def mean(values: np.ndarray) -> float:
-    return float(values.mean())
-
-
-def ratio(values: np.ndarray) -> float:
-    """Sum of the first column over the sum of the second."""
-    top, bottom = values.sum(0)
-    return float(top / bottom)
-
 
 def _confusion(pairs: np.ndarray) -> np.ndarray:
     gold, predicted = pairs.astype(np.int64).T
     classes = int(pairs.max()) + 1
-    return np.bincount(gold * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    return np.bincount(gold * classes + predicted, minlength=classes * classes).reshape(
+        classes, classes
+    )
 
 
 def macro_f1(pairs: np.ndarray) -> float:
@@ -121,7 +68,9 @@ METRICS = {
     "f1_macro": Metric(macro_f1),
     "mcc": Metric(matthews),
     "both_orders": Metric(combine=min),  # a pair counts only if right in both orders of its options
-    "grade": Metric(combine=lambda points: sum(points) / EXAM_POINTS),  # averaged over exam variants
+    "grade": Metric(
+        combine=lambda points: sum(points) / EXAM_POINTS
+    ),  # averaged over exam variants
 }
 
 
@@ -180,7 +129,9 @@ def _morphology() -> Any:
     try:
         from pymorphy3 import MorphAnalyzer
     except ImportError as error:
-        raise LepError("summaries are compared by lemmas, which needs pymorphy3: pip install 'lep[eval]'") from error
+        raise LepError(
+            "summaries are compared by lemmas, which needs pymorphy3: pip install 'lep[eval]'"
+        ) from error
     return MorphAnalyzer()
 
 
@@ -224,7 +175,11 @@ def exam_points(kind: str, number: str, answer: str, given: str) -> int:
         return int(re.sub(r"[\d\W]+", "", given).lower() in right)
     chosen = [part.strip() for part in given.split(",")]
     if kind == "matching":
-        return sum(a == b for a, b in zip(right, chosen, strict=True)) if len(right) == len(chosen) else 0
+        return (
+            sum(a == b for a, b in zip(right, chosen, strict=True))
+            if len(right) == len(chosen)
+            else 0
+        )
     hits = len(set(right) & set(chosen))
     if number == TWO_POINT_TASK:
         return max(0, hits - max(len(chosen), len(right)) + len(right))

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from lep.checkpoint.adapter import ADAPTER, check_merged
 from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
-from lep.checkpoint.mappings import INIT_FILE, build_mappings, save_mappings
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.rows import mixed_rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.hub import local_folder
 from lep.publish import check_output, publishing
@@ -17,8 +15,14 @@ from lep.settings import InitSettings
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, copy_tokenizer, keep_chat_template, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
+from lep.transfer.mappings import INIT_FILE, build_mappings, save_mappings
+from lep.transfer.row_streams import mixed_rows
 
-LOADER_TEXTS = ["Hello, world! 1234\n\tdef f(x):", "Съешь ещё этих мягких булок.", "ქართული, 中文, हिन्दी 🙂"]
+LOADER_TEXTS = [
+    "Hello, world! 1234\n\tdef f(x):",
+    "Съешь ещё этих мягких булок.",
+    "ქართული, 中文, हिन्दी 🙂",
+]
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,17 @@ def initialise(
         write_checkpoint(source, replaced, partial, config | resized)
         remap_generation_config(partial, moved)
         copy_tokenizer(folder, partial)
-        keep_chat_template(source.folder, partial)  # an instruct model stays one, with a tokenizer made for its base
+        keep_chat_template(
+            source.folder, partial
+        )  # an instruct model stays one, with a tokenizer made for its base
         save_mappings(mappings, partial)
         if (source.folder / ADAPTER).exists():  # what its body learned, for later propagations
             shutil.copyfile(source.folder / ADAPTER, partial / ADAPTER)
         copied = len(mapping.kept()[0])
         result = Initialised(mapping.target_size, copied, mapping.target_size - copied)
-        (partial / INIT_FILE).write_text(json.dumps(settings.model_dump() | vars(result), indent=2) + "\n")
+        (partial / INIT_FILE).write_text(
+            json.dumps(settings.model_dump() | vars(result), indent=2) + "\n"
+        )
         written = Checkpoint(partial).check()
         check_loaders(partial, LOADER_TEXTS, written.tokenizer)
     return result

@@ -19,7 +19,10 @@ from lep.inference.likelihood import MOST_LOGITS
 SHARED = (DynamicLayer, DynamicSlidingWindowLayer)  # keys and values; other states are not shared
 MOST_CACHE = 1 << 32  # bytes of keys and values at once
 CPU_TOKENS = 2_048  # read at once by a CPU: what more of them leave behind does not fit into its caches (docs/log.md)
-HEAD, TOGETHER = 32, 4  # so many questions that begin with so many tokens in common are read together
+HEAD, TOGETHER = (
+    32,
+    4,
+)  # so many questions that begin with so many tokens in common are read together
 
 
 @dataclass
@@ -75,7 +78,10 @@ def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
     2
     """
     first, last = min(sequences), max(sequences)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
 
 
 def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
@@ -104,14 +110,18 @@ def _fits(model: Any, batch: list[Read], shared: int, cache: DynamicCache | None
     return max(1, fits)
 
 
-def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | None) -> Iterator[tuple[int, float, bool]]:
+def _score(
+    model: Any, batch: list[Read], shared: int, cache: DynamicCache | None
+) -> Iterator[tuple[int, float, bool]]:
     width = max(len(read.ids) for read in batch) - shared
     ids = torch.zeros(len(batch), width, dtype=torch.int64)
     mask = torch.zeros(len(batch), shared + width, dtype=torch.int64)
     for row, read in enumerate(batch):
         ids[row, : len(read.ids) - shared] = torch.tensor(read.ids[shared:])
         mask[row, : len(read.ids)] = 1
-    first = min(begin for read in batch for _, begin, _ in read.scored)  # nothing before it is scored
+    first = min(
+        begin for read in batch for _, begin, _ in read.scored
+    )  # nothing before it is scored
     kept = shared + width - first
     more: dict[str, Any] = {"use_cache": False}
     if cache is not None:
@@ -119,9 +129,12 @@ def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | Non
         more["past_key_values"].batch_repeat_interleave(len(batch))
     places = torch.arange(shared, shared + width).expand(len(batch), -1)
     logits = model(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), position_ids=places.to(model.device),
-        **more, **keep_logits(model, kept),
-    ).logits[:, -kept:]  # fmt: skip
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        position_ids=places.to(model.device),
+        **more,
+        **keep_logits(model, kept),
+    ).logits[:, -kept:]
     asked = [
         (number, row, begin - first, continuation)
         for row, read in enumerate(batch)
@@ -130,11 +143,19 @@ def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | Non
     # One after the other all the places at which something is scored, and what should follow there.
     rows = torch.tensor([row for _, row, _, tokens in asked for _ in tokens], device=logits.device)
     places = torch.tensor(
-        [start + k for _, _, start, tokens in asked for k in range(len(tokens))], device=logits.device
+        [start + k for _, _, start, tokens in asked for k in range(len(tokens))],
+        device=logits.device,
     )
-    following = torch.tensor([token for *_, tokens in asked for token in tokens], device=logits.device)
+    following = torch.tensor(
+        [token for *_, tokens in asked for token in tokens], device=logits.device
+    )
     chosen = logits[rows, places].float().log_softmax(-1)
-    nats = chosen.gather(1, following[:, None]).flatten().cpu().split([len(tokens) for *_, tokens in asked])
+    nats = (
+        chosen.gather(1, following[:, None])
+        .flatten()
+        .cpu()
+        .split([len(tokens) for *_, tokens in asked])
+    )
     greedy = (chosen.argmax(1) == following).cpu().split([len(tokens) for *_, tokens in asked])
     for (number, *_), own, best in zip(asked, nats, greedy, strict=True):
         yield number, float(own.sum()), bool(best.all())
@@ -142,4 +163,8 @@ def _score(model: Any, batch: list[Read], shared: int, cache: DynamicCache | Non
 
 def keep_logits(model: Any, places: int) -> dict[str, int]:
     """Logits of the last places only, where the model can leave the others out."""
-    return {"logits_to_keep": places} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return (
+        {"logits_to_keep": places}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters
+        else {}
+    )

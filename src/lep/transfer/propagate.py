@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 
 from lep.checkpoint.adapter import added, saved_factors
-from lep.checkpoint.family import Family, Recipient, first_rows
 from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
-from lep.checkpoint.initialise import LOADER_TEXTS
-from lep.checkpoint.mappings import save_mappings
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.rows import carried_rows, recipient_rows
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.corpus.read import stream_texts
@@ -29,6 +25,10 @@ from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, write_tokenizer
 from lep.tokenizer.prune import token_counts
 from lep.tokenizer.vocabulary import Vocabulary
+from lep.transfer.family import Family, Recipient, first_rows
+from lep.transfer.initialise import LOADER_TEXTS
+from lep.transfer.mappings import save_mappings
+from lep.transfer.row_streams import carried_rows, recipient_rows
 
 RECORD = "propagation.json"
 
@@ -55,7 +55,9 @@ def propagate(
     for kind in family.mappings:
         found = METHODS[settings.of(kind)](family.case(kind, weights, settings.ridge).problem)
         tables[kind], reports[kind] = propagated(family, kind, found), found.report
-    record = settings.model_dump() | {"fit": {kind: fit_record(report) for kind, report in reports.items()}}
+    record = settings.model_dump() | {
+        "fit": {kind: fit_record(report) for kind, report in reports.items()}
+    }
     write_result(family.recipient, all_rows(family, tables), {RECORD: as_json(record)}, output)
     return reports
 
@@ -86,7 +88,9 @@ def use_weights(family: Family, paths: list[str]) -> Tensor:
     return torch.from_numpy(np.sqrt(counts.astype(np.float64)))
 
 
-def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | Path, output: Path) -> None:
+def initialise_instruct(
+    base: str | Path, instruct: str | Path, adapted: str | Path, output: Path
+) -> None:
     """Write the instruct model with the adapted vocabulary and untrained rows, `M E_inst`, to `output`.
 
     What there is without any training: the control that every propagation has to beat.
@@ -95,7 +99,9 @@ def initialise_instruct(base: str | Path, instruct: str | Path, adapted: str | P
     names = family.instruct.tables.by_kind()
     tables = {kind: _untrained(family, kind, name) for kind, name in names.items()}
     record = {"method": "none, untrained rows", "fit": {}}
-    write_result(family.recipient, all_rows(family, tables, trained=False), {RECORD: as_json(record)}, output)
+    write_result(
+        family.recipient, all_rows(family, tables, trained=False), {RECORD: as_json(record)}, output
+    )
 
 
 def _untrained(family: Family, kind: str, name: str) -> Rows:
@@ -111,17 +117,24 @@ def all_rows(family: Family, tables: dict[str, Rows], *, trained: bool = True) -
     """The tables by their names, with every other tensor that changes; `trained`: with what was learned in it."""
     chat = family.instruct
     others = {name: carried_rows(family, name, trained=trained) for name in chat.tables.others}
-    if trained:  # what training added to the body of the base is added to that of the instruct model
+    if (
+        trained
+    ):  # what training added to the body of the base is added to that of the instruct model
         others |= added(chat, saved_factors(family.adapted.folder))
     return {chat.tables.by_kind()[kind]: table for kind, table in tables.items()} | others
 
 
-def write_result(recipient: Recipient, replaced: dict[str, Rows], notes: dict[str, str], output: Path) -> None:
+def write_result(
+    recipient: Recipient, replaced: dict[str, Rows], notes: dict[str, str], output: Path
+) -> None:
     """Publish an instruct model with new tables and the new vocabulary; `notes` are files for its `lep/`, by name."""
     chat = recipient.model
     id_map = IdMap.between(chat.vocabulary, Vocabulary.of(recipient.tokenizer))
     moved = id_map.moved | {old: new for old, new in recipient.ids.items() if old != new}
-    check_named(chat, {i for i in id_map.dropped if chat.vocabulary.tokens[i] is not None} - set(recipient.ids))
+    check_named(
+        chat,
+        {i for i in id_map.dropped if chat.vocabulary.tokens[i] is not None} - set(recipient.ids),
+    )
     with publishing(output) as partial:
         config = remap_ids(chat.config, moved)
         resized = resized_config(config, recipient.rows, chat.tables.size_settings)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lep.checkpoint.family import Family, Recipient, first_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import DTYPES, Rows, finite
 from lep.errors import CheckpointError
 from lep.mapping import VocabularyMapping
 from lep.propagation import with_own_rows
+from lep.transfer.family import Family, Recipient, first_rows
 
 
 def new_rows(model: Checkpoint, name: str, size: int, make: Callable[[], Iterator[Tensor]]) -> Rows:
@@ -51,19 +51,26 @@ def mixed_rows(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Row
 
 def carried_rows(family: Family, name: str, *, trained: bool) -> Rows:
     """`M T_inst + (T_adapted - M T_base)` for a tensor beside the tables, the last part when `trained`."""
-    entry, mapping = family.instruct.entries[name], family.mappings[family.instruct.tables.kind_of(name)]
+    entry, mapping = (
+        family.instruct.entries[name],
+        family.mappings[family.instruct.tables.kind_of(name)],
+    )
     sources = (family.base, family.adapted)
     known = all(name in model.tables.others for model in sources)
     if known and any(model.entries[name].shape[1:] != entry.shape[1:] for model in sources):
-        raise CheckpointError(f"{name} has other columns in {family.instruct.folder} than in {family.base.folder}: "
-                              "give models of one family and size")  # fmt: skip
+        raise CheckpointError(
+            f"{name} has other columns in {family.instruct.folder} than in {family.base.folder}: "
+            "give models of one family and size"
+        )
 
     def carried() -> Iterator[Tensor]:
         chat = as_table(family.instruct.tensor(name))
         old = as_table(family.base.tensor(name)) if known else chat[: mapping.source_size]
         if len(old) < mapping.source_size:
-            raise CheckpointError(f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
-                                  f"{len(old):,} rows for {mapping.source_size:,}: save both alike")  # fmt: skip
+            raise CheckpointError(
+                f"{family.base.folder} has no {name}, and that of {family.instruct.folder} has "
+                f"{len(old):,} rows for {mapping.source_size:,}: save both alike"
+            )
         new, start = as_table(family.adapted.tensor(name)) if known else None, 0
         first = first_rows(chat, old)
         for part in mapping.chunks(chat.shape[1]):

@@ -34,11 +34,15 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
     checkpoint = Checkpoint(source).check()
     torch.empty(FREED_BYTES, dtype=torch.uint8)  # and freed
     dtype = "auto" if device().type == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.folder, dtype=dtype, trust_remote_code=False
+    )
     if (checkpoint.folder / UNMERGED / "adapter_config.json").exists():
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(checkpoint.folder / UNMERGED)).merge_and_unload()
+        model = PeftModel.from_pretrained(
+            model, str(checkpoint.folder / UNMERGED)
+        ).merge_and_unload()
     return model.to(device()).eval(), checkpoint
 
 
@@ -47,7 +51,9 @@ class Description:
 
     def __init__(self, source: str | Path) -> None:
         self.folder = local_folder(source, weights=False)
-        self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = json.loads(
+            (self.folder / "config.json").read_text(encoding="utf-8")
+        )
         self.tokenizer = load_tokenizer(self.folder)
         self.vocabulary = Vocabulary.of(self.tokenizer)
 

@@ -17,9 +17,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from lm_eval.api.samplers import ContextSampler
 
-from lep.corpus.read import read_records
-from lep.errors import CorpusError
-from lep.evaluation.metrics import (
+from lep.benchmark.metrics import (
     METRICS,
     Metric,
     copied,
@@ -30,10 +28,19 @@ from lep.evaluation.metrics import (
     token_ratio,
     words,
 )
+from lep.corpus.read import read_records
+from lep.errors import CorpusError
 from lep.tokenizer.load import load_tokenizer
 
 DARUMERU, MMLU, CONVERTED = "RefalMachine/darumeru", "NLPCoreTeam/mmlu_ru", "refs/convert/parquet"
-HUB_FAULTS = (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, ValueError, RuntimeError)
+HUB_FAULTS = (
+    DatasetNotFoundError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    ConnectionError,
+    ValueError,
+    RuntimeError,
+)
 LETTERS = "ABCD"
 Row = dict[str, Any]
 Rows = Callable[[Row], Iterator[Row]]
@@ -47,7 +54,9 @@ def _read(name: str, split: str, hub: tuple[str, str | None], data: str | None) 
     if data is not None:
         files = sorted(Path(data, name).glob(f"{split}.jsonl*"))
         if not files:
-            raise CorpusError(f"{Path(data, name)} has no {split}.jsonl: write one record a line, or leave --data out")
+            raise CorpusError(
+                f"{Path(data, name)} has no {split}.jsonl: write one record a line, or leave --data out"
+            )
         return [record for _, record in read_records(files[0])]
     try:
         return _from_hub(load_dataset, *hub, split=split).to_list()
@@ -76,8 +85,10 @@ def _from_hub(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 def _not_on_the_hub(hub: str, place: str, error: Exception) -> CorpusError:
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return CorpusError(f"the data set {hub} cannot be read from the hub ({why}): go online, or give --data FOLDER with "
-                       f"{place}.jsonl in it")  # fmt: skip
+    return CorpusError(
+        f"the data set {hub} cannot be read from the hub ({why}): go online, or give --data FOLDER with "
+        f"{place}.jsonl in it"
+    )
 
 
 def _rows(name: str, split: str, records: list[Row], make: Rows) -> Dataset:
@@ -96,18 +107,26 @@ def _rows(name: str, split: str, records: list[Row], make: Rows) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def darumeru(name: str, data: str | None = None, tokenizer: str | None = None, pretrained: str | None = None,
-             **_: Any) -> DatasetDict:  # fmt: skip
+def darumeru(
+    name: str,
+    data: str | None = None,
+    tokenizer: str | None = None,
+    pretrained: str | None = None,
+    **_: Any,
+) -> DatasetDict:
     """A data set of the collection: `inputs` to ask about, `outputs` as the right answer."""
     make = COPIES if name.startswith("cp_") else DARUMERU_ROWS[name]
     found = {
-        split: _rows(name, split, _read(name, split, (DARUMERU, name), data), make) for split in ("test", "prompt")
+        split: _rows(name, split, _read(name, split, (DARUMERU, name), data), make)
+        for split in ("test", "prompt")
     }
     if name == "parus":  # as examples, a question in one order of its options
         found["prompt"] = found["prompt"].filter(lambda row: row["id"].endswith("/0"))
     if name.startswith("cp_"):
         model = [tokenizer or pretrained or ""]
-        found = {split: rows.add_column("tokenizer", model * len(rows)) for split, rows in found.items()}
+        found = {
+            split: rows.add_column("tokenizer", model * len(rows)) for split, rows in found.items()
+        }
     return DatasetDict(found)
 
 
@@ -119,7 +138,10 @@ def rucola(data: str | None = None, **_: Any) -> DatasetDict:
 
     splits = ("validation", "train")
     return DatasetDict(
-        {s: _rows("rucola", s, _read("rucola", s, ("RussianNLP/rucola", "main"), data), make) for s in splits}
+        {
+            s: _rows("rucola", s, _read("rucola", s, ("RussianNLP/rucola", "main"), data), make)
+            for s in splits
+        }
     )
 
 
@@ -129,12 +151,19 @@ def mmlu(language: str, data: str | None = None, **_: Any) -> DatasetDict:
     def make(record: Row) -> Iterator[Row]:
         options = record[f"choices_{language}"]
         yield {
-            "subject": record["subject"], "part": record["part"], "question": record[f"question_{language}"],
-            **dict(zip("abcd", options, strict=True)), "label": int(record["answer"]),
-        }  # fmt: skip
+            "subject": record["subject"],
+            "part": record["part"],
+            "question": record[f"question_{language}"],
+            **dict(zip("abcd", options, strict=True)),
+            "label": int(record["answer"]),
+        }
 
     if data is not None:
-        records = [r | {"part": part} for part in ("test", "dev") for r in _read("mmlu_ru", part, ("", None), data)]
+        records = [
+            r | {"part": part}
+            for part in ("test", "dev")
+            for r in _read("mmlu_ru", part, ("", None), data)
+        ]
     else:
         records = [
             record | {"part": part, "subject": subject}
@@ -166,13 +195,18 @@ def gazeta(data: str | None = None, **_: Any) -> DatasetDict:
         if not record["extractive_summary"]:
             raise ValueError("an empty extractive_summary")
         yield {
-            "text": " ".join(record["src_sents"]), "sentences": list(record["src_sents"]),
-            "summary": " ".join(record["summary_sents"]), "relevant": list(record["extractive_summary"]),
-        }  # fmt: skip
+            "text": " ".join(record["src_sents"]),
+            "sentences": list(record["src_sents"]),
+            "summary": " ".join(record["summary_sents"]),
+            "relevant": list(record["extractive_summary"]),
+        }
 
     hub, splits = ("dichspace/daru_treeway_eval", None), ("test", "prompt")
     return DatasetDict(
-        {s: _rows("daru_treeway_eval", s, _read("daru_treeway_eval", s, hub, data), make) for s in splits}
+        {
+            s: _rows("daru_treeway_eval", s, _read("daru_treeway_eval", s, hub, data), make)
+            for s in splits
+        }
     )
 
 
@@ -180,13 +214,18 @@ def rublimp(data: str | None = None, **_: Any) -> DatasetDict:
     """RuBLiMP: a sentence and a minimal change that makes it wrong."""
 
     def make(record: Row) -> Iterator[Row]:
-        yield {"pair": [record["source_sentence"], record["target_sentence"]], "phenomenon": record["phenomenon"]}
+        yield {
+            "pair": [record["source_sentence"], record["target_sentence"]],
+            "phenomenon": record["phenomenon"],
+        }
 
     if data is not None:
         records = _read("rublimp", "test", ("", None), data)
     else:
         hub, parts = "RussianNLP/rublimp", _configs("rublimp", "RussianNLP/rublimp")
-        records = [record for part in parts for record in _read("rublimp", "train", (hub, part), None)]
+        records = [
+            record for part in parts for record in _read("rublimp", "train", (hub, part), None)
+        ]
     return DatasetDict({"test": _rows("rublimp", "test", records, make)})
 
 
@@ -196,7 +235,11 @@ def rublimp(data: str | None = None, **_: Any) -> DatasetDict:
 def _multiq(record: Row) -> Iterator[Row]:
     inputs = record["inputs"]
     gold = [answer["segment"] for answer in record["outputs"]]
-    yield {"text": f"{inputs['support_text']}\n{inputs['main_text']}", "question": inputs["question"], "answers": gold}
+    yield {
+        "text": f"{inputs['support_text']}\n{inputs['main_text']}",
+        "question": inputs["question"],
+        "answers": gold,
+    }
 
 
 def _parus(record: Row) -> Iterator[Row]:
@@ -204,33 +247,49 @@ def _parus(record: Row) -> Iterator[Row]:
     options = inputs["choice1"], inputs["choice2"]
     for order in (0, 1):
         yield {
-            "id": f"{unit}/{order}", "unit": unit, "premise": inputs["premise"], "relation": record["meta"]["task"],
-            "first": options[order], "second": options[1 - order], "label": right ^ order,
-        }  # fmt: skip
+            "id": f"{unit}/{order}",
+            "unit": unit,
+            "premise": inputs["premise"],
+            "relation": record["meta"]["task"],
+            "first": options[order],
+            "second": options[1 - order],
+            "label": right ^ order,
+        }
 
 
 def _rcb(record: Row) -> Iterator[Row]:
     inputs = record["inputs"]
-    yield {"premise": inputs["premise"], "hypothesis": inputs["hypothesis"], "label": int(record["outputs"]) - 1}
+    yield {
+        "premise": inputs["premise"],
+        "hypothesis": inputs["hypothesis"],
+        "label": int(record["outputs"]) - 1,
+    }
 
 
 def _rwsd(record: Row) -> Iterator[Row]:
     inputs = record["inputs"]
     yield {
-        "text": inputs["text"], "thing": inputs["span1_text"], "word": inputs["span2_text"],
+        "text": inputs["text"],
+        "thing": inputs["span1_text"],
+        "word": inputs["span2_text"],
         "label": ["да", "нет"].index(str(record["outputs"]).strip().lower()),
-    }  # fmt: skip
+    }
 
 
 def _use(record: Row) -> Iterator[Row]:
     inputs, meta = record["inputs"], record["meta"]
-    parts = [inputs[name] for name in ("task", "text", "additional_text", "choices") if inputs.get(name)]
+    parts = [
+        inputs[name] for name in ("task", "text", "additional_text", "choices") if inputs.get(name)
+    ]
     if not parts:
         raise KeyError("task")
     yield {
-        "unit": str(meta["variant"]), "question": "\n".join(map(str, parts)), "answer": str(record["outputs"]),
-        "kind": meta["type"], "number": str(meta["id_task"]),
-    }  # fmt: skip
+        "unit": str(meta["variant"]),
+        "question": "\n".join(map(str, parts)),
+        "answer": str(record["outputs"]),
+        "kind": meta["type"],
+        "number": str(meta["id_task"]),
+    }
 
 
 def _four_options(question: str) -> Rows:
@@ -247,9 +306,15 @@ def COPIES(record: Row) -> Iterator[Row]:
 
 
 DARUMERU_ROWS: dict[str, Rows] = {
-    "multiq": _multiq, "parus": _parus, "rcb": _rcb, "rwsd": _rwsd, "use": _use, "rummlu": _four_options("text"),
-    "ruopenbookqa": _four_options("question"), "ruworldtree": _four_options("question"),
-}  # fmt: skip
+    "multiq": _multiq,
+    "parus": _parus,
+    "rcb": _rcb,
+    "rwsd": _rwsd,
+    "use": _use,
+    "rummlu": _four_options("text"),
+    "ruopenbookqa": _four_options("question"),
+    "ruworldtree": _four_options("question"),
+}
 
 
 # --- tasks that are made, not read ---
@@ -277,17 +342,41 @@ def python_output(**_: Any) -> DatasetDict:
         start, stop, times = rng.randint(0, 3), rng.randint(4, 8), rng.randint(2, 4)
         word = "".join(rng.choice("abcdexyz") for _ in range(rng.randint(3, 5)))
         kinds: list[tuple[str, Any, list[Any]]] = [
-            (f"list(range({start}, {stop}))", list(range(start, stop)),
-             [list(range(start, stop + 1)), list(range(start + 1, stop)), list(range(start + 1, stop + 1))]),
-            (f"[x * {times} for x in range({stop})]", [x * times for x in range(stop)],
-             [[x * times for x in range(stop + 1)], [x + times for x in range(stop)], list(range(stop))]),
+            (
+                f"list(range({start}, {stop}))",
+                list(range(start, stop)),
+                [
+                    list(range(start, stop + 1)),
+                    list(range(start + 1, stop)),
+                    list(range(start + 1, stop + 1)),
+                ],
+            ),
+            (
+                f"[x * {times} for x in range({stop})]",
+                [x * times for x in range(stop)],
+                [
+                    [x * times for x in range(stop + 1)],
+                    [x + times for x in range(stop)],
+                    list(range(stop)),
+                ],
+            ),
             (f"'{word}'[::-1]", word[::-1], [word, word[1:], word[::-1].upper()]),
-            (f"'{word}'.upper() * {times}", word.upper() * times,
-             [word.upper() * (times + 1), word * times, word.upper() * (times - 1)]),
-            (f"len('{word}') + {start}", len(word) + start,
-             [len(word) + start + 1, len(word) + start - 1, f"{word}{start}"]),
-            (f"sorted('{word}')", sorted(word), [sorted(word, reverse=True), sorted(word.upper()), sorted(word)[1:]]),
-        ]  # fmt: skip
+            (
+                f"'{word}'.upper() * {times}",
+                word.upper() * times,
+                [word.upper() * (times + 1), word * times, word.upper() * (times - 1)],
+            ),
+            (
+                f"len('{word}') + {start}",
+                len(word) + start,
+                [len(word) + start + 1, len(word) + start - 1, f"{word}{start}"],
+            ),
+            (
+                f"sorted('{word}')",
+                sorted(word),
+                [sorted(word, reverse=True), sorted(word.upper()), sorted(word)[1:]],
+            ),
+        ]
         text, value, wrong = rng.choice(kinds)
         return f">>> {text}\n", repr(value), [repr(each) for each in wrong]
 
@@ -302,9 +391,19 @@ def _made(make: Callable[[random.Random], tuple[str, str, list[str]]]) -> Datase
         if question not in seen and len({right, *wrong}) == 4:
             label = rng.randrange(4)
             choices = [*wrong[:label], right, *wrong[label:]]
-            rows.append({"id": question, "unit": question, "question": question, "choices": choices, "label": label})
+            rows.append(
+                {
+                    "id": question,
+                    "unit": question,
+                    "question": question,
+                    "choices": choices,
+                    "label": label,
+                }
+            )
             seen.add(question)
-    return DatasetDict({"prompt": Dataset.from_list(rows[:SHOTS]), "test": Dataset.from_list(rows[SHOTS:])})
+    return DatasetDict(
+        {"prompt": Dataset.from_list(rows[:SHOTS]), "test": Dataset.from_list(rows[SHOTS:])}
+    )
 
 
 # --- what becomes of answers: {metric: (unit, value)} ---
@@ -323,7 +422,9 @@ def accuracy(doc: Row, results: list[tuple[float, bool]]) -> Scores:
 def accuracy_per_byte(doc: Row, results: list[tuple[float, bool]]) -> Scores:
     """Of choices of different lengths: the likeliest for its length, or short ones would win."""
     pairs = zip(results, doc["choices"], strict=True)
-    return accuracy(doc, [(nats / len(choice.encode()), greedy) for (nats, greedy), choice in pairs])
+    return accuracy(
+        doc, [(nats / len(choice.encode()), greedy) for (nats, greedy), choice in pairs]
+    )
 
 
 def accuracy_and_f1(doc: Row, results: list[tuple[float, bool]]) -> Scores:
@@ -353,11 +454,19 @@ def answer_overlap(doc: Row, results: list[str]) -> Scores:
 
 
 def exam(doc: Row, results: list[str]) -> Scores:
-    return {"grade": (doc["unit"], exam_points(doc["kind"], doc["number"], doc["answer"], results[0].strip()))}
+    return {
+        "grade": (
+            doc["unit"],
+            exam_points(doc["kind"], doc["number"], doc["answer"], results[0].strip()),
+        )
+    }
 
 
 def summary(doc: Row, results: list[str]) -> Scores:
-    return {f"rouge{n}_recall": (doc["unit"], rouge_recall(doc["summary"], results[0], n)) for n in (1, 2)}
+    return {
+        f"rouge{n}_recall": (doc["unit"], rouge_recall(doc["summary"], results[0], n))
+        for n in (1, 2)
+    }
 
 
 def best_sentences(doc: Row, results: list[tuple[float, bool]]) -> Scores:
@@ -380,8 +489,14 @@ def copy_length(doc: Row, results: list[str]) -> Scores:
     """Tokens of the copy as it was written: a model that does not use its new tokens writes more of them."""
     length, copy = _length(doc["tokenizer"]), results[0].strip()
     written = getattr(results[0], "tokens", None)
-    n = length(copy) if written is None or not doc["tokenizer"] else written - _before(results[0], length)
-    return {"length_ratio": (doc["unit"], token_ratio(n, doc["text"].strip(), length) if copy else 0.0)}
+    n = (
+        length(copy)
+        if written is None or not doc["tokenizer"]
+        else written - _before(results[0], length)
+    )
+    return {
+        "length_ratio": (doc["unit"], token_ratio(n, doc["text"].strip(), length) if copy else 0.0)
+    }
 
 
 def _before(text: str, length: Callable[[str], int]) -> int:
@@ -395,5 +510,9 @@ def copy_whole(doc: Row, results: list[str]) -> Scores:
 
 
 average, f1_macro, mcc, paired, grade = (
-    Metric(), METRICS["f1_macro"], METRICS["mcc"], METRICS["both_orders"], METRICS["grade"],
-)  # fmt: skip
+    Metric(),
+    METRICS["f1_macro"],
+    METRICS["mcc"],
+    METRICS["both_orders"],
+    METRICS["grade"],
+)

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from lep.checkpoint.adapter import check_body, check_merged
-from lep.checkpoint.mappings import adapted_mappings, undertrained_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import finite
 from lep.errors import CheckpointError, TokenizerError
@@ -18,6 +17,7 @@ from lep.mapping import VocabularyMapping, row_chunks
 from lep.propagation import Problem, Propagation, propagated_table
 from lep.tokenizer.parts import renumber
 from lep.tokenizer.vocabulary import Vocabulary
+from lep.transfer.mappings import adapted_mappings, undertrained_rows
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Recipient:
 
     model: Checkpoint
     tokenizer: PreTrainedTokenizerFast  # of the adapted base
-    mappings: dict[str, VocabularyMapping]  # of the input table and, in untied models, of the output table
+    mappings: dict[
+        str, VocabularyMapping
+    ]  # of the input table and, in untied models, of the output table
     ids: dict[int, int]  # result id of each added token of the model, by its id there
 
     @property
@@ -58,20 +60,31 @@ class Recipient:
         spec = json.loads(self.tokenizer.backend_tokenizer.to_str())
         chat = json.loads(self.model.tokenizer.backend_tokenizer.to_str())
         ours = {entry["id"]: entry for entry in spec["added_tokens"]}
-        ours |= {self.ids[entry["id"]]: entry | {"id": self.ids[entry["id"]]} for entry in chat["added_tokens"]}
+        ours |= {
+            self.ids[entry["id"]]: entry | {"id": self.ids[entry["id"]]}
+            for entry in chat["added_tokens"]
+        }
         spec["added_tokens"] = [ours[index] for index in sorted(ours)]
         # Ids of added tokens are only kept by `tokenizers` when the model's vocabulary has them (`Parts.assemble`).
         vocabulary = spec["model"]["vocab"]
         names = {entry["id"]: entry["content"] for entry in spec["added_tokens"]}
         if isinstance(vocabulary, dict):
-            kept = {name: index for name, index in vocabulary.items() if names.get(index, name) == name}
-            spec["model"]["vocab"] = vocabulary = kept | {name: index for index, name in names.items()}
+            kept = {
+                name: index for name, index in vocabulary.items() if names.get(index, name) == name
+            }
+            spec["model"]["vocab"] = vocabulary = kept | {
+                name: index for index, name in names.items()
+            }
         else:  # Unigram: the position is the id, and a low score keeps the token out of ordinary text
             low = min(score for _, score in vocabulary)
             for index, name in names.items():
                 if index < len(vocabulary) and vocabulary[index][0] != name:
                     vocabulary[index] = [name, low]
-            vocabulary += [[entry["content"], low] for entry in spec["added_tokens"] if entry["id"] >= len(vocabulary)]
+            vocabulary += [
+                [entry["content"], low]
+                for entry in spec["added_tokens"]
+                if entry["id"] >= len(vocabulary)
+            ]
             vocabulary = {name: i for i, (name, _) in enumerate(vocabulary)}
         spec["post_processor"] = chat["post_processor"]
         renumber(spec["post_processor"], vocabulary)
@@ -85,7 +98,9 @@ class Family:
     base: Checkpoint
     instruct: Checkpoint
     adapted: Checkpoint
-    mappings: dict[str, VocabularyMapping]  # of the input table and, in untied models, of the output table
+    mappings: dict[
+        str, VocabularyMapping
+    ]  # of the input table and, in untied models, of the output table
     ids: dict[int, int]  # result id of each added token of the instruct model, by its id there
 
     @classmethod
@@ -97,14 +112,18 @@ class Family:
         ids = result_ids(len(source.vocabulary), chat, target.vocabulary, mappings["input"])
         return cls(source, chat, target, mappings, ids)
 
-    def case(self, kind: str, weights: Tensor | None = None, penalty: float | None = None) -> "TableCase":
+    def case(
+        self, kind: str, weights: Tensor | None = None, penalty: float | None = None
+    ) -> "TableCase":
         """A table to be fitted. Its tensors are mapped from disk, and given back with the case."""
         case = self.applied(kind)
         for model, table in ((self.base, case.problem.base), (self.instruct, case.instruct)):
             name = model.tables.by_kind()[kind]
             all(True for _ in finite(row_chunks(table), f"{name} in {model.folder}"))
         rows = self.fit_rows(case.problem.mapping, self.base.tables.by_kind()[kind])
-        return replace(case, problem=replace(case.problem, fit_rows=rows, weights=weights, penalty=penalty))
+        return replace(
+            case, problem=replace(case.problem, fit_rows=rows, weights=weights, penalty=penalty)
+        )
 
     def applied(self, kind: str) -> "TableCase":
         """A table to which what was fitted is applied: nothing is read before it is used."""
@@ -112,9 +131,12 @@ class Family:
         base, instruct, adapted = (model.tensor(model.tables.by_kind()[kind]) for model in models)
         mapping = self.mappings[kind]
         problem = Problem(
-            base, first_rows(instruct, base), mapping, torch.zeros(mapping.target_size, dtype=torch.bool),
+            base,
+            first_rows(instruct, base),
+            mapping,
+            torch.zeros(mapping.target_size, dtype=torch.bool),
             centred=kind == "output" and not soft_capped(self.base.config),
-        )  # fmt: skip
+        )
         return TableCase(kind, problem, adapted, instruct, self.recipient.own_rows())
 
     @property
@@ -125,7 +147,9 @@ class Family:
         """Mask of the target rows that a map may be fitted on: ordinary tokens, made of rows that were trained."""
         rows = torch.zeros(mapping.target_size, dtype=torch.bool)
         tokens = self.adapted.vocabulary.tokens
-        rows[: len(tokens)] = torch.tensor([token is not None and not token.added for token in tokens])
+        rows[: len(tokens)] = torch.tensor(
+            [token is not None and not token.added for token in tokens]
+        )
         rows[[row for row in self.ids.values() if row < len(rows)]] = False
         dead = undertrained_rows(self.base, name)[mapping.indices].double()
         counted = torch.cat([torch.zeros(1, dtype=torch.float64), dead.cumsum(0)])
@@ -150,7 +174,9 @@ def check_family(base: Checkpoint, instruct: Checkpoint, adapted: Checkpoint) ->
             )
     needed, rows = len(base.vocabulary), instruct.shape(instruct.tables.input)[0]
     if rows < needed:
-        raise CheckpointError(f"{instruct.folder} has {rows:,} rows for the {needed:,} ids of its base")
+        raise CheckpointError(
+            f"{instruct.folder} has {rows:,} rows for the {needed:,} ids of its base"
+        )
 
 
 def check_shapes(base: Checkpoint, other: Checkpoint) -> None:
@@ -163,10 +189,14 @@ def check_shapes(base: Checkpoint, other: Checkpoint) -> None:
         )
     if (other.tables.output is None) != (base.tables.output is None):
         tied, untied = (other, base) if other.tables.output is None else (base, other)
-        raise CheckpointError(f"{tied.folder} ties its embeddings and {untied.folder} does not: save both alike")
+        raise CheckpointError(
+            f"{tied.folder} ties its embeddings and {untied.folder} does not: save both alike"
+        )
 
 
-def result_ids(ids: int, instruct: Checkpoint, target: Vocabulary, mapping: VocabularyMapping) -> dict[int, int]:
+def result_ids(
+    ids: int, instruct: Checkpoint, target: Vocabulary, mapping: VocabularyMapping
+) -> dict[int, int]:
     """`{instruct id: result id}` of the instruct model's added tokens.
 
     One that the target has by name gets that id, one that took a reserved or unused id of the base (a chat model may
@@ -218,5 +248,9 @@ def first_rows(instruct: Tensor, base: Tensor) -> Tensor:
 def soft_capped(config: dict[str, Any]) -> bool:
     """Whether logits pass a soft cap, which does see what is added to all of them alike."""
     text = config.get("text_config") or {}
-    return any(value for part in (config, text) for name, value in part.items()
-               if "logit" in name and "cap" in name and "att" not in name)  # fmt: skip
+    return any(
+        value
+        for part in (config, text)
+        for name, value in part.items()
+        if "logit" in name and "cap" in name and "att" not in name
+    )

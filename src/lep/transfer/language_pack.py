@@ -16,20 +16,22 @@ from torch.nn.functional import cosine_similarity
 
 from lep import __version__
 from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
-from lep.checkpoint.family import Recipient, check_shapes, first_rows, result_ids
-from lep.checkpoint.mappings import adapted_mappings
-from lep.checkpoint.propagate import RECORD, write_result
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.rows import as_table, mix, recipient_rows
 from lep.checkpoint.stream import Rows, finite, sha256
 from lep.errors import CheckpointError, OutputError, TokenizerError
 from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks
 from lep.publish import check_output
 from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
+from lep.transfer.family import Recipient, check_shapes, first_rows, result_ids
+from lep.transfer.mappings import adapted_mappings
+from lep.transfer.propagate import RECORD, write_result
+from lep.transfer.row_streams import as_table, mix, recipient_rows
 
 SAMPLE_ROWS = 256  # of the base's tables, by which its descendants are known
-LEAST_COSINE = 0.5  # of sampled rows; unrelated models have about 0, heavily tuned ones were seen above 0.8
+LEAST_COSINE = (
+    0.5  # of sampled rows; unrelated models have about 0, heavily tuned ones were seen above 0.8
+)
 TOKENIZER_FILES = ("tokenizer.json", *(name for name in CARRIED_FILES if "." in name))
 FORMAT = 1
 
@@ -47,7 +49,9 @@ class LanguagePack:
     def save(self, path: Path) -> None:
         """Write one safetensors file; it takes its name when it is whole."""
         tensors = {"about": _packed(json.dumps(self.about).encode())}
-        tensors |= {f"tokenizer/{name}": _packed(content) for name, content in self.tokenizer.items()}
+        tensors |= {
+            f"tokenizer/{name}": _packed(content) for name, content in self.tokenizer.items()
+        }
         for kind, mapping in self.mappings.items():
             if kind != "input" and mapping.equal(self.mappings["input"]):
                 continue  # found under the input table
@@ -76,24 +80,53 @@ class LanguagePack:
                 raise ValueError(f"its format is {about['format']}, this lep reads {FORMAT}")
             kinds = list(about["tables"])
             size = about["source_rows"]
-            pairs = {title: {k: (tensors[f"{title}/{k}/rows"], tensors[f"{title}/{k}/values"]) for k in kinds}
-                     for title in ("learned", "sample")}  # fmt: skip
-            owners = {kind: kind if f"mapping/{kind}/indices" in tensors else "input" for kind in kinds}
+            pairs = {
+                title: {
+                    k: (tensors[f"{title}/{k}/rows"], tensors[f"{title}/{k}/values"]) for k in kinds
+                }
+                for title in ("learned", "sample")
+            }
+            owners = {
+                kind: kind if f"mapping/{kind}/indices" in tensors else "input" for kind in kinds
+            }
             mappings = {
-                kind: VocabularyMapping(**{n: tensors[f"mapping/{owner}/{n}"] for n in MAPPING_PARTS}, source_size=size)
+                kind: VocabularyMapping(
+                    **{n: tensors[f"mapping/{owner}/{n}"] for n in MAPPING_PARTS}, source_size=size
+                )
                 for kind, owner in owners.items()
             }
-            files = {n: _unpacked(tensors[f"tokenizer/{n}"]) for n in TOKENIZER_FILES if f"tokenizer/{n}" in tensors}
-            for kind, mapping in mappings.items():  # indices out of range would read and write elsewhere
+            files = {
+                n: _unpacked(tensors[f"tokenizer/{n}"])
+                for n in TOKENIZER_FILES
+                if f"tokenizer/{n}" in tensors
+            }
+            for (
+                kind,
+                mapping,
+            ) in mappings.items():  # indices out of range would read and write elsewhere
                 hidden = about["tables"][kind]["hidden"]
-                for title, end in (("learned", mapping.check().target_size), ("sample", mapping.source_size)):
+                for title, end in (
+                    ("learned", mapping.check().target_size),
+                    ("sample", mapping.source_size),
+                ):
                     _check_rows(*pairs[title][kind], end, hidden)
-        except (SafetensorError, KeyError, OSError, ValueError, TypeError, zstandard.ZstdError) as error:
-            raise CheckpointError(f"{path} is not a language pack ({error}): make it again with lep pack") from error
+        except (
+            SafetensorError,
+            KeyError,
+            OSError,
+            ValueError,
+            TypeError,
+            zstandard.ZstdError,
+        ) as error:
+            raise CheckpointError(
+                f"{path} is not a language pack ({error}): make it again with lep pack"
+            ) from error
         return cls(about, files, mappings, pairs["learned"], pairs["sample"])
 
 
-def make_pack(base: str | Path, adapted: str | Path, output: Path, *, new_only: bool = False) -> LanguagePack:
+def make_pack(
+    base: str | Path, adapted: str | Path, output: Path, *, new_only: bool = False
+) -> LanguagePack:
     """Write what `adapted` learned beyond `base` to one file; with `new_only`, of the rows of new tokens alone.
 
     Rows that did not change take no space. Raises `OutputError` where the file exists.
@@ -109,28 +142,48 @@ def make_pack(base: str | Path, adapted: str | Path, output: Path, *, new_only: 
         )
     check_body(check_merged(source), check_merged(target))
     mappings, names = adapted_mappings(source, target), source.tables.by_kind()
-    tables = {kind: (source.tensor(name), target.tensor(target.tables.by_kind()[kind])) for kind, name in names.items()}
+    tables = {
+        kind: (source.tensor(name), target.tensor(target.tables.by_kind()[kind]))
+        for kind, name in names.items()
+    }
     for kind, pair in tables.items():
         for model, table in zip((source, target), pair, strict=True):
             all(True for _ in finite(row_chunks(table), f"the {kind} embeddings of {model.folder}"))
     pack = LanguagePack(
         about={
-            "format": FORMAT, "lep": __version__, "base": source.config.get("_name_or_path") or source.folder.name,
-            "model_type": source.config.get("model_type"), "source_rows": mappings["input"].source_size,
-            "source_ids": len(source.vocabulary), "source_vocabulary": source.vocabulary.fingerprint(),
-            "tables": {kind: {"hidden": old.shape[1], "sha256": sha256(old)} for kind, (old, _) in tables.items()},
-            "new_only": new_only, "history": _history(target.folder),
+            "format": FORMAT,
+            "lep": __version__,
+            "base": source.config.get("_name_or_path") or source.folder.name,
+            "model_type": source.config.get("model_type"),
+            "source_rows": mappings["input"].source_size,
+            "source_ids": len(source.vocabulary),
+            "source_vocabulary": source.vocabulary.fingerprint(),
+            "tables": {
+                kind: {"hidden": old.shape[1], "sha256": sha256(old)}
+                for kind, (old, _) in tables.items()
+            },
+            "new_only": new_only,
+            "history": _history(target.folder),
         },
-        tokenizer={f: (target.folder / f).read_bytes() for f in TOKENIZER_FILES if (target.folder / f).is_file()},
+        tokenizer={
+            f: (target.folder / f).read_bytes()
+            for f in TOKENIZER_FILES
+            if (target.folder / f).is_file()
+        },
         mappings=mappings,
-        learned={kind: _learned(mappings[kind], *pair, new_only=new_only) for kind, pair in tables.items()},
+        learned={
+            kind: _learned(mappings[kind], *pair, new_only=new_only)
+            for kind, pair in tables.items()
+        },
         sample={kind: _sample(source, old) for kind, (old, _) in tables.items()},
-    )  # fmt: skip
+    )
     pack.save(output)
     return pack
 
 
-def apply_pack(pack: str | Path, model: str | Path, output: Path, *, force: bool = False) -> dict[str, float]:
+def apply_pack(
+    pack: str | Path, model: str | Path, output: Path, *, force: bool = False
+) -> dict[str, float]:
     """Give a model that was tuned from the pack's base the pack's language: `E' = M E_model + learned`.
 
     That is task arithmetic: each row of the result is the model's own, moved by what the base learned. Rows of
@@ -145,21 +198,31 @@ def apply_pack(pack: str | Path, model: str | Path, output: Path, *, force: bool
         for name, content in found.tokenizer.items():
             Path(place, name).write_bytes(content)
         tokenizer = load_tokenizer(place)
-    ids = result_ids(found.about["source_ids"], chat, Vocabulary.of(tokenizer), found.mappings["input"])
+    ids = result_ids(
+        found.about["source_ids"], chat, Vocabulary.of(tokenizer), found.mappings["input"]
+    )
     recipient = Recipient(chat, tokenizer, found.mappings, ids)
-    replaced = {name: _moved(found, recipient, kind, name) for kind, name in chat.tables.by_kind().items()}
+    replaced = {
+        name: _moved(found, recipient, kind, name) for kind, name in chat.tables.by_kind().items()
+    }
     replaced |= {name: _others(recipient, name) for name in chat.tables.others}
     record = {"method": "pack", "pack": found.about, "cosine": kinship}
     write_result(recipient, replaced, {RECORD: json.dumps(record, indent=2) + "\n"}, output)
     return kinship
 
 
-def check_kin(pack: LanguagePack, model: Checkpoint, place: str, *, force: bool) -> dict[str, float]:
+def check_kin(
+    pack: LanguagePack, model: Checkpoint, place: str, *, force: bool
+) -> dict[str, float]:
     """Mean cosine of the sampled rows. Raises `CheckpointError` for a model that the pack does not fit."""
     tables, names = pack.about["tables"], model.tables.by_kind()
     if set(tables) != set(names):
-        tied, untied = ("the pack", model.folder) if len(tables) == 1 else (model.folder, "the pack")
-        raise CheckpointError(f"{tied} ties its embeddings and {untied} does not: the pack is of another base")
+        tied, untied = (
+            ("the pack", model.folder) if len(tables) == 1 else (model.folder, "the pack")
+        )
+        raise CheckpointError(
+            f"{tied} ties its embeddings and {untied} does not: the pack is of another base"
+        )
     for kind, name in names.items():
         if model.shape(name)[1] != tables[kind]["hidden"]:
             raise CheckpointError(
@@ -174,7 +237,9 @@ def check_kin(pack: LanguagePack, model: Checkpoint, place: str, *, force: bool)
     kinship = {}
     for kind, name in names.items():
         rows, values = pack.sample[kind]
-        kinship[kind] = cosine_similarity(model.tensor(name)[rows].float(), values.float()).mean().item()
+        kinship[kind] = (
+            cosine_similarity(model.tensor(name)[rows].float(), values.float()).mean().item()
+        )
         if kinship[kind] < LEAST_COSINE and not force:
             raise CheckpointError(
                 f"{model.folder} is not tuned from {pack.about['base']}, which {place} was made on: their {kind} rows "
@@ -191,7 +256,11 @@ def _moved(pack: LanguagePack, recipient: Recipient, kind: str, name: str) -> Ro
 
     def moved() -> Iterator[Tensor]:
         table, start = recipient.model.tensor(name), 0
-        table = table[: mapping.source_size] if len(table) >= mapping.source_size else _padded(table, mapping)
+        table = (
+            table[: mapping.source_size]
+            if len(table) >= mapping.source_size
+            else _padded(table, mapping)
+        )
         for part in mapping.chunks(table.shape[1]):
             chunk, learned = part(table), place[start : start + part.target_size]
             found = learned >= 0
@@ -219,7 +288,9 @@ def _padded(table: Tensor, mapping: VocabularyMapping) -> Tensor:
     return first_rows(table, table.new_zeros(mapping.source_size, table.shape[1]))
 
 
-def _learned(mapping: VocabularyMapping, base: Tensor, adapted: Tensor, *, new_only: bool) -> tuple[Tensor, Tensor]:
+def _learned(
+    mapping: VocabularyMapping, base: Tensor, adapted: Tensor, *, new_only: bool
+) -> tuple[Tensor, Tensor]:
     found, values, start = [], [], 0
     for part in mapping.chunks(base.shape[1]):
         chunk = adapted[start : start + part.target_size]
@@ -235,14 +306,20 @@ def _learned(mapping: VocabularyMapping, base: Tensor, adapted: Tensor, *, new_o
 
 
 def _sample(source: Checkpoint, table: Tensor) -> tuple[Tensor, Tensor]:
-    ordinary = [i for i, token in enumerate(source.vocabulary.tokens) if token is not None and not token.added]
+    ordinary = [
+        i
+        for i, token in enumerate(source.vocabulary.tokens)
+        if token is not None and not token.added
+    ]
     rows = torch.tensor(ordinary[:: max(1, len(ordinary) // SAMPLE_ROWS)][:SAMPLE_ROWS])
     return rows, table[rows].clone()
 
 
 def _check_rows(rows: Tensor, values: Tensor, end: int, hidden: int) -> None:
     if rows.dtype != torch.int64 or values.shape != (len(rows), hidden):
-        raise ValueError(f"it has {list(values.shape)} values for {list(rows.shape)} rows of {hidden}")
+        raise ValueError(
+            f"it has {list(values.shape)} values for {list(rows.shape)} rows of {hidden}"
+        )
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < end:
         raise ValueError(f"a row lies beyond {end}")
 
@@ -253,7 +330,9 @@ def _history(folder: Path) -> dict[str, Any]:
     for name in ("init.json", "pretrain.json"):
         if (folder / "lep" / name).exists():
             record = json.loads((folder / "lep" / name).read_text())
-            records[name.removesuffix(".json")] = {k: v for k, v in record.items() if k not in ("losses",)}
+            records[name.removesuffix(".json")] = {
+                k: v for k, v in record.items() if k not in ("losses",)
+            }
     return records
 
 

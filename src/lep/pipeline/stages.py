@@ -7,22 +7,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.tasks import resolve
 from lep.calibration.answers import JUDGING, write_answers, write_unjudged
 from lep.calibration.calibrate import calibrate
-from lep.checkpoint.initialise import initialise
-from lep.checkpoint.propagate import initialise_instruct, propagate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import copy_records, records_apart
 from lep.corpus.prepare import Split, drawn, prepare, sample, sections
-from lep.corpus.read import Document, corpus_files, read_documents, read_messages, read_records, write_records
+from lep.corpus.read import (
+    Document,
+    corpus_files,
+    read_documents,
+    read_messages,
+    read_records,
+    write_records,
+)
 from lep.errors import CheckpointError
-from lep.evaluation.benchmark import Benchmark
 from lep.evaluation.evaluate import evaluate
-from lep.evaluation.select import propagate_auto
-from lep.evaluation.tasks import resolve
 from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import Places, Stage
 from lep.publish import fingerprint, publishing
+from lep.selection.auto import propagate_auto
 from lep.settings import (
     AnswerSettings,
     CalibrateSettings,
@@ -35,6 +40,8 @@ from lep.settings import (
 from lep.tokenizer.write import make_tokenizer
 from lep.training.pretrain import pretrain
 from lep.training.tune import tune
+from lep.transfer.initialise import initialise
+from lep.transfer.propagate import initialise_instruct, propagate
 
 RECORDS = "records.jsonl"  # of what is made from the training text
 
@@ -54,18 +61,27 @@ class Planner:
     def __init__(self, recipe: Recipe, places: Places) -> None:
         self.recipe, self.places = recipe, places
         self.stages: list[Stage] = []
-        self.base, self.instruct = (Checkpoint(m).check().folder for m in (recipe.base, recipe.instruct))
+        self.base, self.instruct = (
+            Checkpoint(m).check().folder for m in (recipe.base, recipe.instruct)
+        )
         self.texts = {code: corpus_files(paths) for code, paths in recipe.text.items()}
         self.heldout = {code: corpus_files(paths) for code, paths in recipe.heldout.items()}
-        for given in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
+        for given in (
+            recipe.calibrate and recipe.calibrate.prompts,
+            recipe.tune and recipe.tune.data,
+        ):
             if given:
                 read_messages(given)
         self.given_prompts = (
-            (Path(recipe.calibrate.prompts),) if recipe.calibrate and recipe.calibrate.prompts else ()
-        )  # fmt: skip
+            (Path(recipe.calibrate.prompts),)
+            if recipe.calibrate and recipe.calibrate.prompts
+            else ()
+        )
         self.prompts: tuple[Stage, ...] = ()  # made, where none are given
         self.replay: tuple[Stage, ...] = ()
-        if names := resolve(recipe.evaluate.benchmark.tasks):  # faults of tasks and data show before anything trains
+        if names := resolve(
+            recipe.evaluate.benchmark.tasks
+        ):  # faults of tasks and data show before anything trains
             for model in (self.base, self.instruct):
                 Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
         self.asked = bool(recipe.calibrate or recipe.tune or "auto" in recipe.propagate)
@@ -83,15 +99,19 @@ class Planner:
         instruct_init = self._add(
             "init-instruct",
             lambda output: initialise_instruct(self.base, self.instruct, self._place(init), output),
-            {}, (init,), (self.base, self.instruct),
-        )  # fmt: skip
+            {},
+            (init,),
+            (self.base, self.instruct),
+        )
         self.replay = self._replay(corpus)
         adapted = self._pretrain("pretrain", init, corpus, recipe.pretrain)
         if not self.given_prompts and (recipe.calibrate or "auto" in recipe.propagate):
             count = recipe.calibrate.prompt_tasks if recipe.calibrate else recipe.select.prompts
             self.prompts = (self._tasks("prompts", corpus, count, recipe.evaluate.seed + 1),)
         made: dict[str, Stage] = {
-            method: self._select(adapted, corpus) if method == "auto" else self._propagate(method, adapted)
+            method: self._select(adapted, corpus)
+            if method == "auto"
+            else self._propagate(method, adapted)
             for method in recipe.propagate
         }
         if recipe.direct:
@@ -99,23 +119,37 @@ class Planner:
             made["direct"] = self._pretrain("direct", instruct_init, corpus, new_rows)
         models = {"original instruct": None, "mean initialisation": instruct_init} | made
         if recipe.calibrate:
-            answers, copies = self._answers(), self._copies("calibrate-copies", corpus, recipe.calibrate.copy_tasks)
+            answers, copies = (
+                self._answers(),
+                self._copies("calibrate-copies", corpus, recipe.calibrate.copy_tasks),
+            )
             for after in recipe.calibrate.after:
-                models[f"{after} + self-calibration"] = self._calibrate(after, made[after], answers, copies)
+                models[f"{after} + self-calibration"] = self._calibrate(
+                    after, made[after], answers, copies
+                )
             for after in recipe.calibrate.new_rows:
                 models[f"{after} + self-calibration of new rows"] = self._calibrate(
                     f"{after}-new-rows", made[after], answers, copies, train="new_rows"
                 )
         if recipe.tune:
-            copies, given = self._copies("tune-copies", corpus, recipe.tune.copy_tasks), recipe.tune.data
+            copies, given = (
+                self._copies("tune-copies", corpus, recipe.tune.copy_tasks),
+                recipe.tune.data,
+            )
             # another seed than that of the prompts: tuning is no second look at the same questions
-            data = Path(given) if given else self._tasks(
-                "tuning-data", corpus, recipe.tune.data_tasks, recipe.evaluate.seed + 2
-            )  # fmt: skip
+            data = (
+                Path(given)
+                if given
+                else self._tasks(
+                    "tuning-data", corpus, recipe.tune.data_tasks, recipe.evaluate.seed + 2
+                )
+            )
             for after in recipe.tune.after:
                 models[f"{after} + tuning"] = self._tune(after, made[after], data, copies)
         bases = {"original base": None, "mean initialisation": init, "after training": adapted}
-        instruct_scores = {n: self._evaluate(s, self.instruct, corpus, "instruct") for n, s in models.items()}
+        instruct_scores = {
+            n: self._evaluate(s, self.instruct, corpus, "instruct") for n, s in models.items()
+        }
         base_scores = {n: self._evaluate(s, self.base, corpus, "base") for n, s in bases.items()}
         return Plan(self.stages, instruct_scores, base_scores)
 
@@ -150,15 +184,25 @@ class Planner:
                 for code, files in self.texts.items():
                     split = split_text(files, self.heldout.get(code), self.recipe.corpus)
                     for side, documents in (("train", split.train), ("heldout", split.heldout)):
-                        write_records(partial / f"{code}.{side}.jsonl", map(_document_record, documents))
+                        write_records(
+                            partial / f"{code}.{side}.jsonl", map(_document_record, documents)
+                        )
                         counts[f"{code}.{side}"] = {
-                            "sections": len(documents), "characters": sum(len(d.text) for d in documents)
-                        }  # fmt: skip
+                            "sections": len(documents),
+                            "characters": sum(len(d.text) for d in documents),
+                        }
                 (partial / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
 
-        files = tuple(file for texts in (self.texts, self.heldout) for files in texts.values() for file in files)
+        files = tuple(
+            file
+            for texts in (self.texts, self.heldout)
+            for files in texts.values()
+            for file in files
+        )
         names = {
-            side: {code: [f"{f.parent.name}/{f.name}" for f in files] for code, files in texts.items()}
+            side: {
+                code: [f"{f.parent.name}/{f.name}" for f in files] for code, files in texts.items()
+            }
             for side, texts in (("text", self.texts), ("heldout", self.heldout))
         }
         return self._add("corpus", action, settings | names, files=files)
@@ -166,23 +210,32 @@ class Planner:
     def _tokenizer(self, corpus: Stage) -> Stage:
         settings = self.recipe.tokenizer
         return self._add(
-            "tokenizer", lambda output: make_tokenizer(self.base, self._new_text(corpus), output, settings),
-            settings.model_dump() | {"language": self.recipe.language}, (corpus,), (self.base,),
-        )  # fmt: skip
+            "tokenizer",
+            lambda output: make_tokenizer(self.base, self._new_text(corpus), output, settings),
+            settings.model_dump() | {"language": self.recipe.language},
+            (corpus,),
+            (self.base,),
+        )
 
     def _init(self, tokenizer: Stage) -> Stage:
         settings = self.recipe.init
         return self._add(
-            "init-base", lambda output: initialise(self.base, self._place(tokenizer), output, settings),
-            settings.model_dump(), (tokenizer,), (self.base,),
-        )  # fmt: skip
+            "init-base",
+            lambda output: initialise(self.base, self._place(tokenizer), output, settings),
+            settings.model_dump(),
+            (tokenizer,),
+            (self.base,),
+        )
 
     def _replay(self, corpus: Stage) -> tuple[Stage, ...]:
         """Old text that every model that trains on plain text sees, too."""
         shares = self.recipe.pretrain.replay
 
         def action(output: Path) -> None:
-            text, new = self._text(corpus, "train"), sum(len(d.text) for d in read_documents(self._new_text(corpus)))
+            text, new = (
+                self._text(corpus, "train"),
+                sum(len(d.text) for d in read_documents(self._new_text(corpus))),
+            )
             with publishing(output) as partial:
                 for code, share in shares.items():
                     found = drawn(read_documents(text[code]), round(share * new), code)
@@ -196,21 +249,32 @@ class Planner:
         settings = PretrainSettings.model_validate(own)
 
         def action(output: Path) -> None:
-            old = [self._place(replay, f"{code}.jsonl") for replay in self.replay for code in stage.replay]
+            old = [
+                self._place(replay, f"{code}.jsonl")
+                for replay in self.replay
+                for code in stage.replay
+            ]
             pretrain(self._place(start), [*self._new_text(corpus), *old], output, settings)
 
         return self._add(
-            name, action, own | {"language": self.recipe.language}, (start, corpus, *self.replay),
+            name,
+            action,
+            own | {"language": self.recipe.language},
+            (start, corpus, *self.replay),
             tuple(corpus_files(path for paths in settings.eval_text.values() for path in paths)),
-        )  # fmt: skip
+        )
 
     def _propagate(self, method: PropagationName, adapted: Stage) -> Stage:
         settings = PropagateSettings(method=method)
         return self._add(
             f"propagate-{method}",
-            lambda output: propagate(self.base, self.instruct, self._place(adapted), output, settings),
-            settings.model_dump(), (adapted,), (self.base, self.instruct),
-        )  # fmt: skip
+            lambda output: propagate(
+                self.base, self.instruct, self._place(adapted), output, settings
+            ),
+            settings.model_dump(),
+            (adapted,),
+            (self.base, self.instruct),
+        )
 
     def _select(self, adapted: Stage, corpus: Stage) -> Stage:
         """`auto` chooses on training text and on prompts made from it, none of which is held out."""
@@ -218,29 +282,42 @@ class Planner:
         return self._add(
             "propagate-auto",
             lambda output: propagate_auto(
-                self.base, self.instruct, self._place(adapted), output, self._text(corpus, "train"),
-                self._prompts_file(), select=settings,
+                self.base,
+                self.instruct,
+                self._place(adapted),
+                output,
+                self._text(corpus, "train"),
+                self._prompts_file(),
+                select=settings,
             ),
-            settings.model_dump(), (adapted, corpus, *self.prompts), (self.base, self.instruct, *self.given_prompts),
-        )  # fmt: skip
+            settings.model_dump(),
+            (adapted, corpus, *self.prompts),
+            (self.base, self.instruct, *self.given_prompts),
+        )
 
     def _tasks(self, name: str, corpus: Stage, count: int, seed: int) -> Stage:
         """Tasks made from the training text, none of which is evaluated on."""
         tasks = list(self.recipe.evaluate.tasks)
         return self._made(
-            name, corpus, {"tasks": tasks, "count": count, "seed": seed},
+            name,
+            corpus,
+            {"tasks": tasks, "count": count, "seed": seed},
             lambda text, heldout: records_apart(text, tasks, count, seed, heldout),
-        )  # fmt: skip
+        )
 
     def _copies(self, name: str, corpus: Stage, count: int) -> Stage:
         """Copy tasks, the same."""
         seed = self.recipe.evaluate.seed + 1
         return self._made(
-            name, corpus, {"count": count, "seed": seed},
+            name,
+            corpus,
+            {"count": count, "seed": seed},
             lambda text, heldout: copy_records(text, count, seed, heldout),
-        )  # fmt: skip
+        )
 
-    def _made(self, name: str, corpus: Stage, settings: dict[str, Any], records: Callable[..., Any]) -> Stage:
+    def _made(
+        self, name: str, corpus: Stage, settings: dict[str, Any], records: Callable[..., Any]
+    ) -> Stage:
         def action(output: Path) -> None:
             found = records(self._text(corpus, "train"), self._text(corpus, "heldout"))
             with publishing(output) as partial:
@@ -252,26 +329,37 @@ class Planner:
         return [record for _, record in read_records(self._place(stage, RECORDS))]
 
     def _prompts_file(self) -> Path:
-        return self.given_prompts[0] if self.given_prompts else self._place(self.prompts[0], RECORDS)
+        return (
+            self.given_prompts[0] if self.given_prompts else self._place(self.prompts[0], RECORDS)
+        )
 
     def _answers(self) -> Stage:
         stage = self.recipe.calibrate
         assert stage is not None
-        settings = AnswerSettings.model_validate(stage.model_dump(include=set(AnswerSettings.model_fields)))
+        settings = AnswerSettings.model_validate(
+            stage.model_dump(include=set(AnswerSettings.model_fields))
+        )
         judge = [Path(stage.judge)] if stage.judge and Path(stage.judge).is_dir() else []
         unjudged = self._add(
-            "unjudged", lambda output: write_unjudged(self.instruct, self._prompts_file(), output, settings),
-            settings.model_dump(exclude=JUDGING), self.prompts, (self.instruct, *self.given_prompts),
-        )  # fmt: skip
+            "unjudged",
+            lambda output: write_unjudged(self.instruct, self._prompts_file(), output, settings),
+            settings.model_dump(exclude=JUDGING),
+            self.prompts,
+            (self.instruct, *self.given_prompts),
+        )
         return self._add(
             "answers",
             lambda output: write_answers(
                 self.instruct, self._prompts_file(), output, settings, self._place(unjudged)
             ),
-            settings.model_dump(), (unjudged,), tuple(judge),
-        )  # fmt: skip
+            settings.model_dump(),
+            (unjudged,),
+            tuple(judge),
+        )
 
-    def _calibrate(self, after: str, model: Stage, answers: Stage, copies: Stage, **changes: str) -> Stage:
+    def _calibrate(
+        self, after: str, model: Stage, answers: Stage, copies: Stage, **changes: str
+    ) -> Stage:
         stage = self.recipe.calibrate
         assert stage is not None
         own = stage.model_dump(include=set(CalibrateSettings.model_fields)) | changes
@@ -281,20 +369,25 @@ class Planner:
             lambda output: calibrate(
                 self._place(model), self._place(answers), output, settings, self._records(copies)
             ),
-            settings.model_dump(), (model, answers, copies),
-        )  # fmt: skip
+            settings.model_dump(),
+            (model, answers, copies),
+        )
 
     def _tune(self, after: str, model: Stage, data: Stage | Path, copies: Stage) -> Stage:
         stage = self.recipe.tune
         assert stage is not None
-        settings = TuneSettings.model_validate(stage.model_dump(include=set(TuneSettings.model_fields)))
+        settings = TuneSettings.model_validate(
+            stage.model_dump(include=set(TuneSettings.model_fields))
+        )
 
         def action(output: Path) -> None:
             given = data if isinstance(data, Path) else self._place(data, RECORDS)
             tune(self._place(model), given, output, settings, self._records(copies))
 
         made, files = ((), (data,)) if isinstance(data, Path) else ((data,), ())
-        return self._add(f"tune-{after}", action, settings.model_dump(), (model, copies, *made), files)
+        return self._add(
+            f"tune-{after}", action, settings.model_dump(), (model, copies, *made), files
+        )
 
     def _evaluate(self, model: Stage | None, original: Path, corpus: Stage, kind: str) -> Stage:
         settings = self.recipe.evaluate
@@ -302,21 +395,35 @@ class Planner:
         return self._add(
             f"evaluate-{model.name if model else kind}",
             lambda output: write_evaluation(
-                self._place(model) if model else original, self._text(corpus, "heldout"), output, settings,
+                self._place(model) if model else original,
+                self._text(corpus, "heldout"),
+                output,
+                settings,
                 base=kind == "base",
             ),
-            settings.model_dump(), (corpus, model) if model else (corpus,), data if model else (original, *data),
-        )  # fmt: skip
+            settings.model_dump(),
+            (corpus, model) if model else (corpus,),
+            data if model else (original, *data),
+        )
 
 
 def write_evaluation(
-    model: str | Path, text: dict[str, list[str | Path]], output: Path, settings: Any, *, base: bool = False
+    model: str | Path,
+    text: dict[str, list[str | Path]],
+    output: Path,
+    settings: Any,
+    *,
+    base: bool = False,
 ) -> None:
     """Evaluate a model into a folder of `scores.json` and `records.jsonl`."""
-    kept = output.with_name(f"{output.name}.{fingerprint([Checkpoint(model).stamp(), settings.model_dump()])}")
+    kept = output.with_name(
+        f"{output.name}.{fingerprint([Checkpoint(model).stamp(), settings.model_dump()])}"
+    )
     found = evaluate(model, text, settings, kept, base=base)
     with publishing(output) as partial:
-        (partial / "scores.json").write_text(json.dumps([asdict(score) for score in found.scores], indent=1) + "\n")
+        (partial / "scores.json").write_text(
+            json.dumps([asdict(score) for score in found.scores], indent=1) + "\n"
+        )
         write_records(partial / "records.jsonl", found.records)
     shutil.rmtree(kept, ignore_errors=True)
 
@@ -325,9 +432,16 @@ def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSe
     """Training and held-out sections of a language: split by hash, or as the recipe gives them."""
     if heldout is None:
         return prepare(read_documents(files), **settings.model_dump())
-    cut = ([piece for d in read_documents(side) for piece in sections(d)] for side in (files, heldout))
+    cut = (
+        [piece for d in read_documents(side) for piece in sections(d)] for side in (files, heldout)
+    )
     limits = (settings.limit_characters, settings.limit_heldout_characters)
-    return Split(*(sample(side, limit, settings.source_share) for side, limit in zip(cut, limits, strict=True)))
+    return Split(
+        *(
+            sample(side, limit, settings.source_share)
+            for side, limit in zip(cut, limits, strict=True)
+        )
+    )
 
 
 def _document_record(document: Document) -> dict[str, str]:

@@ -23,7 +23,9 @@ def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> Voca
         return mapping
     rows = mapping.new_rows()
     parts = mapping.select(rows).chunks(table.shape[1])
-    lengths = torch.cat([torch.zeros(0), *(part(table, dtype=torch.float32).double().norm(dim=1) for part in parts)])
+    lengths = torch.cat(
+        [torch.zeros(0), *(part(table, dtype=torch.float32).double().norm(dim=1) for part in parts)]
+    )
     scale = torch.where(lengths > 0, norms.median().double() / lengths, 1.0)
     return mapping.scaled(rows, scale)
 

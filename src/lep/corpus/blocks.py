@@ -9,7 +9,11 @@ from lep.corpus.read import Document
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LONGEST, BATCH_TEXTS, BATCH_CHARACTERS = 1_000_000, 256, 4_000_000  # what the tokenizer is given at once
+LONGEST, BATCH_TEXTS, BATCH_CHARACTERS = (
+    1_000_000,
+    256,
+    4_000_000,
+)  # what the tokenizer is given at once
 OPEN_BLOCKS = 512  # blocks that still wait for a piece that fits
 
 
@@ -25,7 +29,11 @@ def token_pieces(
     for batch in _batches(text for document in documents for text in _texts(document.text)):
         texts = [text for text, _ in batch]
         for (text, last), ids in zip(batch, tokenizer(texts)["input_ids"], strict=True):
-            parts = [ids] if len(ids) + len(end) <= block_size else _cut(text, tokenizer, block_size - len(end))
+            parts = (
+                [ids]
+                if len(ids) + len(end) <= block_size
+                else _cut(text, tokenizer, block_size - len(end))
+            )
             if last and end and parts[-1][-1:] != end:
                 parts[-1] = parts[-1] + end
             yield from parts
@@ -68,7 +76,9 @@ def packed(pieces: Iterable[list[int]], block_size: int) -> Iterator[list[list[i
     number = 0
     for piece in pieces:
         if len(piece) > block_size:
-            raise ValueError(f"a piece of {len(piece)} tokens is longer than a block of {block_size}")
+            raise ValueError(
+                f"a piece of {len(piece)} tokens is longer than a block of {block_size}"
+            )
         place = bisect_left(room, (len(piece), 0))
         if place == len(room):
             if len(room) == OPEN_BLOCKS:

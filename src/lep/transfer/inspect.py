@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lep.checkpoint.mappings import undertrained_rows, unused_rows
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256
-from lep.embedding.rows import row_norms
+from lep.embedding.norms import row_norms
 from lep.tokenizer.idmap import IdMap
+from lep.transfer.mappings import undertrained_rows, unused_rows
 
 SHOWN = 8  # tokens named in a list of suspicious rows
 
@@ -47,15 +47,19 @@ def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
     norms = row_norms(table)
     used = ~unused_rows(model, len(table))
     rows: dict[str, Tensor] = {
-        "not finite": ~norms.isfinite(), "zero": (norms == 0) & used, "equal to another row": _repeated(table) & used,
+        "not finite": ~norms.isfinite(),
+        "zero": (norms == 0) & used,
+        "equal to another row": _repeated(table) & used,
         "never trained": undertrained_rows(model, name) & used,
-    }  # fmt: skip
+    }
     median = norms[used & norms.isfinite()].median().item() if used.any() else 0.0
     return {
         "shape": list(table.shape),
         "dtype": str(table.dtype).removeprefix("torch."),
         "bytes": table.nbytes,
-        "rows without a token": int(len(table) - sum(token is not None for token in model.vocabulary.tokens)),
+        "rows without a token": int(
+            len(table) - sum(token is not None for token in model.vocabulary.tokens)
+        ),
         "median_norm": median,
         "suspicious": {title: _named(model, mask) for title, mask in rows.items() if mask.any()},
     }
@@ -65,22 +69,29 @@ def compare_checkpoints(before: str | Path, after: str | Path) -> dict[str, Any]
     """Every tensor of two checkpoints by its SHA-256: same, changed, resized, only in one; rows of tables by token."""
     one, other = Checkpoint(before).check(), Checkpoint(after).check()
     id_map = IdMap.between(one.vocabulary, other.vocabulary)
-    tensors = {name: _compare_tensor(one, other, name) for name in sorted({*one.shard_of, *other.shard_of})}
+    tensors = {
+        name: _compare_tensor(one, other, name) for name in sorted({*one.shard_of, *other.shard_of})
+    }
     config = {
         name: [one.config.get(name), other.config.get(name)]
         for name in sorted({*one.config, *other.config})
         if one.config.get(name) != other.config.get(name)
     }
     return {
-        "before": str(one.folder), "after": str(other.folder), "tensors": tensors,
+        "before": str(one.folder),
+        "after": str(other.folder),
+        "tensors": tensors,
         "counts": dict(Counter(entry["state"] for entry in tensors.values())),
-        "tokens": {name: len(getattr(id_map, name)) for name in ("kept", "moved", "new", "dropped")},
+        "tokens": {
+            name: len(getattr(id_map, name)) for name in ("kept", "moved", "new", "dropped")
+        },
         "rows": {
             kind: _compare_rows(one, other, name, other.tables.by_kind()[kind])
-            for kind, name in one.tables.by_kind().items() if kind in other.tables.by_kind()
+            for kind, name in one.tables.by_kind().items()
+            if kind in other.tables.by_kind()
         },
         "config": config,
-    }  # fmt: skip
+    }
 
 
 def _compare_tensor(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, Any]:
@@ -93,14 +104,19 @@ def _compare_tensor(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, 
     shapes = [list(model.shape(name)) for model in (one, other)]
     if shapes[0] != shapes[1]:
         return {"state": "resized", "shapes": shapes, "sha256": hashes}
-    return {"state": "same" if hashes[0] == hashes[1] else "changed", "sha256": hashes[0] if hashes[0] == hashes[1]
-            else hashes}  # fmt: skip
+    return {
+        "state": "same" if hashes[0] == hashes[1] else "changed",
+        "sha256": hashes[0] if hashes[0] == hashes[1] else hashes,
+    }
 
 
 def _compare_rows(one: Checkpoint, other: Checkpoint, name: str, other_name: str) -> dict[str, int]:
     """How many tokens that both have keep their row, bit for bit."""
-    pairs = [(i, index) for i, token in enumerate(one.vocabulary.tokens)
-             if token is not None and (index := other.vocabulary.ids.get(token)) is not None]  # fmt: skip
+    pairs = [
+        (i, index)
+        for i, token in enumerate(one.vocabulary.tokens)
+        if token is not None and (index := other.vocabulary.ids.get(token)) is not None
+    ]
     before, after = one.tensor(name), other.tensor(other_name)
     if before.shape[1] != after.shape[1] or before.dtype != after.dtype:
         return {"tokens": len(pairs), "same": 0}
@@ -121,7 +137,10 @@ def _named(model: Checkpoint, mask: Tensor) -> dict[str, Any]:
     tokens = model.vocabulary.tokens
     shown = [tokens[row] if row < len(tokens) else None for row in rows[:SHOWN]]
     names = [token.content.decode(errors="backslashreplace") if token else "" for token in shown]
-    return {"count": len(rows), "first": [[name, row] for name, row in zip(names, rows, strict=False)]}
+    return {
+        "count": len(rows),
+        "first": [[name, row] for name, row in zip(names, rows, strict=False)],
+    }
 
 
 def inspection_text(found: dict[str, Any]) -> str:
@@ -140,10 +159,15 @@ def inspection_text(found: dict[str, Any]) -> str:
         )
         for title, rows in table["suspicious"].items():
             first = ", ".join(f"{token!r} ({row})" for token, row in rows["first"])
-            lines.append(f"  {title}: {rows['count']:,} rows, {first}{' ...' * (rows['count'] > SHOWN)}")
+            lines.append(
+                f"  {title}: {rows['count']:,} rows, {first}{' ...' * (rows['count'] > SHOWN)}"
+            )
     shown = list(found["special_tokens"].items())[:SHOWN]
-    lines.append("special tokens: " + ", ".join(f"{name} {index}" for name, index in shown)
-                 + " ..." * (len(found["special_tokens"]) > SHOWN))  # fmt: skip
+    lines.append(
+        "special tokens: "
+        + ", ".join(f"{name} {index}" for name, index in shown)
+        + " ..." * (len(found["special_tokens"]) > SHOWN)
+    )
     return "\n".join(lines)
 
 
@@ -152,14 +176,24 @@ def comparison_text(found: dict[str, Any]) -> str:
     lines = []
     for name, entry in found["tensors"].items():
         if entry["state"] != "same":
-            shapes = " -> ".join(" x ".join(f"{n:,}" for n in shape) for shape in entry.get("shapes", []))
+            shapes = " -> ".join(
+                " x ".join(f"{n:,}" for n in shape) for shape in entry.get("shapes", [])
+            )
             digests = entry.get("sha256", [])
-            hashes = " -> ".join(digest[:12] for digest in digests) if isinstance(digests, list) else digests[:12]
+            hashes = (
+                " -> ".join(digest[:12] for digest in digests)
+                if isinstance(digests, list)
+                else digests[:12]
+            )
             lines.append(f"{entry['state']}: {name} {shapes} {hashes}".rstrip())
     counts, tokens = found["counts"], found["tokens"]
-    lines.append("tensors: " + ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items())))
+    lines.append(
+        "tensors: " + ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
+    )
     lines.append("tokens: " + ", ".join(f"{count:,} {state}" for state, count in tokens.items()))
     for kind, rows in found["rows"].items():
-        lines.append(f"{kind} rows of the {rows['tokens']:,} tokens that both have: {rows['same']:,} are the same bits")
+        lines.append(
+            f"{kind} rows of the {rows['tokens']:,} tokens that both have: {rows['same']:,} are the same bits"
+        )
     lines += [f"config {name}: {old!r} -> {new!r}" for name, (old, new) in found["config"].items()]
     return "\n".join(lines)

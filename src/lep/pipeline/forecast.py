@@ -41,9 +41,13 @@ class Device:
 
 
 DEVICES = {
-    "h200": Device(989e12, 141e9), "h100": Device(989e12, 80e9), "a100": Device(312e12, 80e9),
-    "l40s": Device(362e12, 48e9), "rtx4090": Device(165e12, 24e9), "rtx3090": Device(71e12, 24e9),
-}  # fmt: skip
+    "h200": Device(989e12, 141e9),
+    "h100": Device(989e12, 80e9),
+    "a100": Device(312e12, 80e9),
+    "l40s": Device(362e12, 48e9),
+    "rtx4090": Device(165e12, 24e9),
+    "rtx3090": Device(71e12, 24e9),
+}
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,25 @@ class Shape:
         text = probed.model.config.get_text_config()
         rows, hidden = probed.model.get_input_embeddings().weight.shape
         unique = {id(tensor): tensor for tensor in probed.tensors.values()}
-        tables = {id(module.weight) for module in
-                  (probed.model.get_input_embeddings(), probed.model.get_output_embeddings())}  # fmt: skip
+        tables = {
+            id(module.weight)
+            for module in (
+                probed.model.get_input_embeddings(),
+                probed.model.get_output_embeddings(),
+            )
+        }
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
         return cls(
-            sum(t.numel() for key, t in unique.items() if key not in tables), rows, hidden, len(tables),
-            text.num_hidden_layers, getattr(text, "intermediate_size", None) or 4 * hidden,
+            sum(t.numel() for key, t in unique.items() if key not in tables),
+            rows,
+            hidden,
+            len(tables),
+            text.num_hidden_layers,
+            getattr(text, "intermediate_size", None) or 4 * hidden,
             2 * text.num_hidden_layers * heads * head,
             not any(getattr(text, name, None) for name in LOGIT_SETTINGS),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,9 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        return ceil(self.tokens / batch_of(self.recipe.pretrain.model_copy(update={"tokens": self.tokens})))
+        return ceil(
+            self.tokens / batch_of(self.recipe.pretrain.model_copy(update={"tokens": self.tokens}))
+        )
 
     @property
     def hours(self) -> float:
@@ -162,12 +177,20 @@ class Plan:
         recipe, found = self.recipe, {"pretrain": self.memory}
         for name, settings in (("calibrate", recipe.calibrate), ("tune", recipe.tune)):
             if settings is not None:
-                some = name == "calibrate" and recipe.calibrate and recipe.calibrate.train == "new_rows"
+                some = (
+                    name == "calibrate"
+                    and recipe.calibrate
+                    and recipe.calibrate.train == "new_rows"
+                )
                 tokens = settings.micro_batch_size * settings.max_length
-                found[name] = self._memory(self.rows - self.shape.rows if some else self.rows, tokens, settings)
+                found[name] = self._memory(
+                    self.rows - self.shape.rows if some else self.rows, tokens, settings
+                )
                 if not some:  # peft keeps what it trains a copy of; tuning trains the head alone
                     copies = self.shape.tables if name == "calibrate" else 1
-                    found[name]["the tables as they were"] = 2 * self.rows * self.shape.hidden * copies
+                    found[name]["the tables as they were"] = (
+                        2 * self.rows * self.shape.hidden * copies
+                    )
         return found
 
     def _memory(self, rows: int, tokens: int, settings: TrainingSettings) -> dict[str, float]:
@@ -176,7 +199,11 @@ class Plan:
         table, trained = self.rows * shape.hidden, rows * shape.hidden * shape.tables
         frozen = shape.body + (table * shape.tables if rows < self.rows else 0)
         layer = 2 * (8 * shape.hidden + 4 * shape.inner)
-        layers = 4 * shape.hidden * shape.layers + layer if settings.activation_checkpointing else layer * shape.layers
+        layers = (
+            4 * shape.hidden * shape.layers + layer
+            if settings.activation_checkpointing
+            else layer * shape.layers
+        )
         return {
             "weights that stay": 2 * frozen,
             "rows that train, their gradients and moments": 16 * trained,
@@ -194,7 +221,12 @@ class Plan:
         models = 3 + len(recipe.propagate) + recipe.direct + linked + sum(after)
         table = self.rows * self.shape.hidden * self.shape.tables
         states = (
-            saved_states(recipe.pretrain) * STATE_COPIES * 4 * self.trained_rows * self.shape.hidden * self.shape.tables
+            saved_states(recipe.pretrain)
+            * STATE_COPIES
+            * 4
+            * self.trained_rows
+            * self.shape.hidden
+            * self.shape.tables
         )
         rewritten = (
             models - 2 - linked if "lora" in recipe.pretrain.train else sum(after)
@@ -205,7 +237,9 @@ class Plan:
     def __str__(self) -> str:
         shape, most = self.shape, self.device.memory_bytes
         needed = {name: sum(parts.values()) for name, parts in self.stages.items()}
-        others = "".join(f"; {name} {size / 1e9:.0f}" for name, size in needed.items() if name != "pretrain")
+        others = "".join(
+            f"; {name} {size / 1e9:.0f}" for name, size in needed.items() if name != "pretrain"
+        )
         parts = ", ".join(f"{what} {size / 1e9:.1f}" for what, size in self.memory.items())
         lines = [
             f"{shape.body / 1e9:.2f}B parameters in the body, {shape.tables} table(s) of {shape.rows:,} to "
@@ -234,7 +268,10 @@ class Plan:
     def _worth(self) -> list[str]:
         if self.savings is None:
             return ["tokens saved: the sample is too small to learn so many tokens from"]
-        speed, ratio = self.savings.speed(self.shape, self.rows), self.savings.before / self.savings.after
+        speed, ratio = (
+            self.savings.speed(self.shape, self.rows),
+            self.savings.before / self.savings.after,
+        )
         saved = (
             f"tokens saved, learned on {self.savings.characters / 1e6:.1f}M characters (more text saves more): "
             f"{ratio:.2f} times fewer; generation {speed:.2f} times as fast, {ratio:.2f} times the context"
@@ -260,7 +297,9 @@ def make_plan(recipe: Recipe, device: str, hours: float | None = None) -> Plan:
         raise LepError(f"--hours is {hours:g}: give a time above 0")
     folder = local_folder(recipe.base, weights=False)
     paths = recipe.text[recipe.language]
-    savings = sampled_savings(folder, paths if isinstance(paths, list) else [paths], recipe.tokenizer)
+    savings = sampled_savings(
+        folder, paths if isinstance(paths, list) else [paths], recipe.tokenizer
+    )
     plan = Plan(recipe, Shape.of(folder), device, LARGEST_BLOCK, savings)
     if hours is None:
         return replace(plan, tokens=_budget(recipe, folder, savings))
@@ -272,7 +311,9 @@ def _budget(recipe: Recipe, folder: Path, savings: Savings | None) -> int:
     if recipe.pretrain.tokens is not None:
         return recipe.pretrain.tokens
     if savings is None:
-        raise CorpusError("pretrain.epochs of so small a sample cannot be told in tokens: give pretrain.tokens")
+        raise CorpusError(
+            "pretrain.epochs of so small a sample cannot be told in tokens: give pretrain.tokens"
+        )
     limit, characters = recipe.corpus.limit_characters, 0
     for text in stream_texts(recipe.text[recipe.language]):
         characters += len(text)
@@ -282,7 +323,10 @@ def _budget(recipe: Recipe, folder: Path, savings: Savings | None) -> int:
         characters = round(characters * (1 - recipe.corpus.heldout_share))
     characters = min(characters, limit or characters)
     tokens = characters * savings.after / savings.heldout
-    for code, share in recipe.pretrain.replay.items():  # in the base's tokens, which an extension keeps
+    for (
+        code,
+        share,
+    ) in recipe.pretrain.replay.items():  # in the base's tokens, which an extension keeps
         tokens += share * characters * _cost(folder, recipe.text[code])
     return recipe.pretrain.budget(round(tokens))
 
@@ -290,8 +334,14 @@ def _budget(recipe: Recipe, folder: Path, savings: Savings | None) -> int:
 def _cost(folder: Path, paths: str | list[str]) -> float:
     """Tokens a character of a sample of text."""
     files = corpus_files([paths] if isinstance(paths, str) else paths)
-    pieces = [piece for file in files for piece in _sample(file, SAMPLE_CHARACTERS // HELDOUT_EVERY // len(files))]
-    encoded = load_tokenizer(folder).backend_tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+    pieces = [
+        piece
+        for file in files
+        for piece in _sample(file, SAMPLE_CHARACTERS // HELDOUT_EVERY // len(files))
+    ]
+    encoded = load_tokenizer(folder).backend_tokenizer.encode_batch_fast(
+        pieces, add_special_tokens=False
+    )
     return sum(len(each.ids) for each in encoded) / max(1, sum(map(len, pieces)))
 
 
@@ -337,4 +387,7 @@ def _sample(file: Path, characters: int) -> list[str]:
         for text in (document.text for document in read_file(file) if document.text.strip())
         for start in range(0, len(text), SAMPLE_PIECE)
     )
-    return ["".join(texts) for texts in itertools.islice(batches(cut, SAMPLE_PIECE), ceil(characters / SAMPLE_PIECE))]
+    return [
+        "".join(texts)
+        for texts in itertools.islice(batches(cut, SAMPLE_PIECE), ceil(characters / SAMPLE_PIECE))
+    ]

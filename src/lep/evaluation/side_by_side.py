@@ -7,17 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.quiet import NEEDS_HARNESS
+from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import file_stamps, question, read_messages, write_records
 from lep.errors import LepError
-from lep.evaluation.benchmark import NEEDS_HARNESS, Benchmark
 from lep.evaluation.evaluate import items, model_records, served_text_records, summarise, windows
 from lep.evaluation.guards import Messages, prompt_records
 from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
-from lep.evaluation.tasks import resolve
 from lep.hub import short_names
-from lep.inference.load import Description, load_model
+from lep.inference.models import Description, load_model
 from lep.publish import fingerprint, publishing
 from lep.settings import EvaluateSettings
 
@@ -37,7 +38,11 @@ class Subject:
     def parse(cls, argument: str) -> "Subject":
         """MODEL, or MODEL@URL. Raises what opening the model raises."""
         source, at, url = argument.partition("@http")
-        return cls(source, "http" + url, Description(source)) if at else cls(source, None, Checkpoint(source).check())
+        return (
+            cls(source, "http" + url, Description(source))
+            if at
+            else cls(source, None, Checkpoint(source).check())
+        )
 
 
 def compare(models: list[str], text: Text, output: Path, settings: EvaluateSettings) -> str:
@@ -49,16 +54,25 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
     subjects = [Subject.parse(model) for model in models]
     names = resolve(settings.benchmark.tasks)
     if not (text or names or settings.prompts):
-        raise LepError("nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts")
+        raise LepError(
+            "nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts"
+        )
     items(text, settings)
     if settings.prompts and (subjects[0].url or not subjects[0].checkpoint.tokenizer.chat_template):
         raise LepError(
             f"prompts are answered beside the first model, and {subjects[0].source} is behind a server or has no chat "
             "template: name the original instruct model's folder first"
         )
-    prompts = [question(r["messages"]) for r in read_messages(settings.prompts)] if settings.prompts else []
+    prompts = (
+        [question(r["messages"]) for r in read_messages(settings.prompts)]
+        if settings.prompts
+        else []
+    )
     servers = [_server(subject) for subject in subjects]
-    benchmarks = [Benchmark(subject.checkpoint, names, settings.benchmark) if names else None for subject in subjects]
+    benchmarks = [
+        Benchmark(subject.checkpoint, names, settings.benchmark) if names else None
+        for subject in subjects
+    ]
     files = [path for paths in text.values() for path in paths]
     stamps = file_stamps([*files, *([settings.benchmark.data] if settings.benchmark.data else [])])
     made = [text, stamps, settings.model_dump(), prompts]
@@ -71,15 +85,26 @@ def compare(models: list[str], text: Text, output: Path, settings: EvaluateSetti
             saved = place / "records.jsonl"
             if not saved.exists():
                 first = (subjects[0], next(iter(found.values()), None))
-                records = list(_records(subject, servers[i], text, settings, benchmarks[i], prompts, first, place))
+                records = list(
+                    _records(
+                        subject, servers[i], text, settings, benchmarks[i], prompts, first, place
+                    )
+                )
                 write_records(saved.with_suffix(".part"), records)
                 saved.with_suffix(".part").rename(saved)
-            found[name] = [json.loads(line) for line in saved.read_text(encoding="utf-8").split("\n") if line]
+            found[name] = [
+                json.loads(line) for line in saved.read_text(encoding="utf-8").split("\n") if line
+            ]
         rows = comparison(found, settings.bootstrap, settings.seed)
-        scores = {name: [asdict(score) for score in summarise(records, settings)] for name, records in found.items()}
+        scores = {
+            name: [asdict(score) for score in summarise(records, settings)]
+            for name, records in found.items()
+        }
         table = _table(scores, rows)
         (partial / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-        (partial / "comparison.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        (partial / "comparison.json").write_text(
+            json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+        )
         write_records(
             partial / "records.jsonl",
             ({"model": name} | record for name, records in found.items() for record in records),
@@ -94,16 +119,22 @@ def _server(subject: Subject) -> Any:
     if subject.url is None:
         return None
     try:
-        from lep.evaluation.backend import Server
+        from lep.benchmark.backend import Server
     except ImportError as error:
         raise LepError(NEEDS_HARNESS) from error
     return Server(subject.checkpoint, subject.source, subject.url)
 
 
 def _records(
-    subject: Subject, server: Any, text: Text, settings: EvaluateSettings, benchmark: Benchmark | None,
-    prompts: list[Messages], first: tuple[Subject, Records | None], place: Path,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    subject: Subject,
+    server: Any,
+    text: Text,
+    settings: EvaluateSettings,
+    benchmark: Benchmark | None,
+    prompts: list[Messages],
+    first: tuple[Subject, Records | None],
+    place: Path,
+) -> Iterator[dict[str, Any]]:
     heldout = windows(text, settings)
     if server is not None:
         yield from served_text_records(server, subject.checkpoint, heldout, place)
@@ -113,8 +144,14 @@ def _records(
     model, checkpoint = load_model(subject.source)
     yield from model_records(model, checkpoint, text, settings, benchmark, place)
     if prompts and checkpoint.tokenizer.chat_template:
-        said = None if first[1] is None else [r["original_answer"] for r in first[1] if r["kind"] == "prompt"]
-        yield from prompt_records(model, checkpoint, prompts, said, first[0].checkpoint.vocabulary, settings)
+        said = (
+            None
+            if first[1] is None
+            else [r["original_answer"] for r in first[1] if r["kind"] == "prompt"]
+        )
+        yield from prompt_records(
+            model, checkpoint, prompts, said, first[0].checkpoint.vocabulary, settings
+        )
     if settings.speed:
         yield from speed_records(model, checkpoint, heldout, settings.speed)
 

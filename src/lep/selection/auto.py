@@ -15,20 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lep.checkpoint.family import Family
-from lep.checkpoint.propagate import RECORD, all_rows, as_json, fit_record, propagated, use_weights, write_result
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import question, read_messages
 from lep.errors import CheckpointError, CorpusError
 from lep.evaluation.evaluate import items, windows
-from lep.evaluation.metrics import Estimate, estimate
-from lep.evaluation.probe import HALVES, Probe
-from lep.inference.load import device, load_model
+from lep.inference.models import device, load_model
 from lep.propagation import METHODS, Propagation
 from lep.publish import check_output
+from lep.selection.probe import HALVES, Probe
 from lep.settings import EvaluateSettings, PropagateSettings, SelectSettings
+from lep.statistics import Estimate, estimate
+from lep.transfer.family import Family
+from lep.transfer.propagate import (
+    RECORD,
+    all_rows,
+    as_json,
+    fit_record,
+    propagated,
+    use_weights,
+    write_result,
+)
 
 BITS = 1 / math.log(2)
 UNCHANGED = 0.99  # tokens of a text after over before: at least this in a language that the adaptation leaves alone
@@ -55,9 +63,12 @@ class Selection:
         lines = [" | ".join(["candidate".ljust(32), *columns])]
         for name, found in rows.items():
             title = ("* " if name == self.chosen else "  ") + label(name)
-            cells = [f"{e.value:.4f} ({e.low:.4f}-{e.high:.4f})".rjust(len(c)) for c, e in found.items()]
+            cells = [
+                f"{e.value:.4f} ({e.low:.4f}-{e.high:.4f})".rjust(len(c)) for c, e in found.items()
+            ]
             lines.append(
-                " | ".join([title.ljust(32), *cells]) + (f" | {self.vetoed[name]}" if name in self.vetoed else "")
+                " | ".join([title.ljust(32), *cells])
+                + (f" | {self.vetoed[name]}" if name in self.vetoed else "")
             )
         return "\n".join(lines)
 
@@ -100,20 +111,29 @@ def propagate_auto(
     finally:
         candidates.close()
     record = {
-        "method": "auto", "input": selection.chosen[0], "output": selection.chosen[1],
-        "fit": {kind: fit_record(found.report) for kind, found in candidates.fits(selection.chosen).items()},
-    }  # fmt: skip
+        "method": "auto",
+        "input": selection.chosen[0],
+        "output": selection.chosen[1],
+        "fit": {
+            kind: fit_record(found.report)
+            for kind, found in candidates.fits(selection.chosen).items()
+        },
+    }
     described = {
-        "chosen": label(selection.chosen), "chosen_vetoed": selection.vetoed.get(selection.chosen),
+        "chosen": label(selection.chosen),
+        "chosen_vetoed": selection.vetoed.get(selection.chosen),
         "languages": selection.languages,
         "best on the other half": label(selection.best_reported),
         "vetoed": {label(name): why for name, why in selection.vetoed.items()},
         "measures": {
-            half: {label(name): {m: asdict(e) for m, e in found.items()} for name, found in rows.items()}
+            half: {
+                label(name): {m: asdict(e) for m, e in found.items()}
+                for name, found in rows.items()
+            }
             for half, rows in selection.measures.items()
         },
         "settings": select.model_dump(),
-    }  # fmt: skip
+    }
     lines = [{"candidate": label(name)} | each for name, found in records.items() for each in found]
     notes = {
         RECORD: as_json(record),
@@ -139,7 +159,11 @@ class Candidates:
         for kind, method in self._named(name):
             if kind in self.cases and (kind, method) not in self._fits:
                 self._fits[kind, method] = METHODS[method](self.cases[kind].problem)
-        return {kind: self._fits[kind, method] for kind, method in self._named(name) if kind in self.cases}
+        return {
+            kind: self._fits[kind, method]
+            for kind, method in self._named(name)
+            if kind in self.cases
+        }
 
     def tables(self, name: Name) -> dict[str, Tensor]:
         """The tables of the result."""
@@ -148,7 +172,9 @@ class Candidates:
     def rows(self, name: Name) -> dict[str, Rows]:
         """Everything that is written for a candidate."""
         fits = self.fits(name).items()
-        return all_rows(self.family, {kind: propagated(self.family, kind, found) for kind, found in fits})
+        return all_rows(
+            self.family, {kind: propagated(self.family, kind, found) for kind, found in fits}
+        )
 
     def load(self, name: Name) -> tuple[Any, Checkpoint]:
         """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
@@ -184,7 +210,9 @@ def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -
         for method in ("overlap", "conversion", "ridge", "procrustes"):
             fit = METHODS[method](case.problem).report
             penalty = "-" if fit.penalty is None else f"{fit.penalty:g}"
-            lines.append(f"{case.kind:6} | {method:10} | {fit.heldout:17.4f} | {fit.identity:13.4f} | {penalty}")
+            lines.append(
+                f"{case.kind:6} | {method:10} | {fit.heldout:17.4f} | {fit.identity:13.4f} | {penalty}"
+            )
     return "\n".join(lines)
 
 
@@ -196,7 +224,10 @@ def check_memory(checkpoint: Checkpoint) -> None:
     gpu = device().type == "cuda"
     if gpu:
         torch.cuda.empty_cache()  # what an earlier stage left
-    sizes = {name: entry.nbytes if gpu else 4 * math.prod(entry.shape) for name, entry in checkpoint.entries.items()}
+    sizes = {
+        name: entry.nbytes if gpu else 4 * math.prod(entry.shape)
+        for name, entry in checkpoint.entries.items()
+    }
     needed = sum(sizes.values()) + sum(sizes[name] for name in checkpoint.tables.names)
     free = torch.cuda.mem_get_info()[0] if gpu else free_memory()
     if needed > free:
@@ -216,12 +247,17 @@ def free_memory() -> float:
 
 
 def _ask(
-    instruct: Checkpoint, text: dict[str, list[str | Path]], prompts: list[Any], select: SelectSettings
+    instruct: Checkpoint,
+    text: dict[str, list[str | Path]],
+    prompts: list[Any],
+    select: SelectSettings,
 ) -> tuple[Probe, list[dict[str, Any]]]:
     settings = EvaluateSettings(
-        characters=select.characters, tasks=["copy_sentence"] if select.copies else [], items=max(select.copies, 1),
+        characters=select.characters,
+        tasks=["copy_sentence"] if select.copies else [],
+        items=max(select.copies, 1),
         seed=select.seed,
-    )  # fmt: skip
+    )
     documents, copies = windows(text, settings), items(text, settings)
     model, checkpoint = load_model(instruct.folder)
     probe = Probe.of(model, checkpoint, documents, copies, prompts, select)
@@ -256,10 +292,14 @@ def _search(
         try_all([(best("choose")[0], method) for method in select.candidates])
         try_all([(method, best("choose")[1]) for method in select.candidates])
     chosen = best("choose")
-    vetoed = {name: why for name in records if (why := _veto(records[name], original, "choose", select))}
+    vetoed = {
+        name: why for name in records if (why := _veto(records[name], original, "choose", select))
+    }
     languages = _languages(records[chosen], original)
     measures = {
-        half: {name: _measures(found, records[chosen], half, select) for name, found in records.items()}
+        half: {
+            name: _measures(found, records[chosen], half, select) for name, found in records.items()
+        }
         for half in HALVES
     }
     return Selection(chosen, best("report"), vetoed, languages, measures), records
@@ -267,7 +307,11 @@ def _search(
 
 def _score(records: list[dict[str, Any]], half: str) -> float:
     members = [r for r in records if r["kind"] == "answer" and r["half"] == half]
-    return sum(r["nats"] + r["divergence_nats"] for r in members) / sum(r["bytes"] for r in members) * BITS
+    return (
+        sum(r["nats"] + r["divergence_nats"] for r in members)
+        / sum(r["bytes"] for r in members)
+        * BITS
+    )
 
 
 def _languages(records: list[dict[str, Any]], original: list[dict[str, Any]]) -> dict[str, str]:
@@ -278,10 +322,15 @@ def _languages(records: list[dict[str, Any]], original: list[dict[str, Any]]) ->
             sums = tokens.setdefault(after["language"], [0, 0])
             sums[0] += after["tokens"]
             sums[1] += before["tokens"]
-    return {code: "original" if now >= UNCHANGED * then else "new" for code, (now, then) in tokens.items()}
+    return {
+        code: "original" if now >= UNCHANGED * then else "new"
+        for code, (now, then) in tokens.items()
+    }
 
 
-def _veto(records: list[dict[str, Any]], original: list[dict[str, Any]], half: str, select: SelectSettings) -> str:
+def _veto(
+    records: list[dict[str, Any]], original: list[dict[str, Any]], half: str, select: SelectSettings
+) -> str:
     """Why a candidate is out, or nothing."""
     kept = {code for code, side in _languages(records, original).items() if side == "original"}
     groups: dict[str, list[tuple[Any, Any]]] = {}
@@ -291,7 +340,10 @@ def _veto(records: list[dict[str, Any]], original: list[dict[str, Any]], half: s
         if after["half"] == half and after["kind"] == "answer" and after["same_cuts"]:
             groups.setdefault("answers without new tokens", []).append((after, before))
     for title, pairs in groups.items():
-        parts = by_document([pair[0] for pair in pairs], [a["nats"] - (1 + select.veto) * b["nats"] for a, b in pairs])
+        parts = by_document(
+            [pair[0] for pair in pairs],
+            [a["nats"] - (1 + select.veto) * b["nats"] for a, b in pairs],
+        )
         if len(parts) < LEAST_UNITS:
             continue  # of so few nothing is sure
         lost = estimate(parts, resamples=select.bootstrap, seed=select.seed)
@@ -317,22 +369,43 @@ def _measures(
     mine = [(r, c) for r, c in zip(records, chosen, strict=True) if r["half"] == half]
     found: dict[str, Estimate] = {}
 
-    def add(title: str, members: list[Any], top: Callable[[Any], float], bottom: Callable[[Any], float]) -> None:
+    def add(
+        title: str, members: list[Any], top: Callable[[Any], float], bottom: Callable[[Any], float]
+    ) -> None:
         if members:
-            parts = (by_document([m[0] for m in members], [side(m) for m in members]) for side in (top, bottom))
+            parts = (
+                by_document([m[0] for m in members], [side(m) for m in members])
+                for side in (top, bottom)
+            )
             found[title] = estimate(*parts, resamples=select.bootstrap, seed=select.seed)
 
     answers = [pair for pair in mine if pair[0]["kind"] == "answer"]
-    add("score", answers, lambda p: BITS * (p[0]["nats"] + p[0]["divergence_nats"]), lambda p: p[0]["bytes"])
-    add("score less chosen", answers, lambda p: BITS * sum(
-        p[0][name] - p[1][name] for name in ("nats", "divergence_nats")), lambda p: p[0]["bytes"])  # fmt: skip
+    add(
+        "score",
+        answers,
+        lambda p: BITS * (p[0]["nats"] + p[0]["divergence_nats"]),
+        lambda p: p[0]["bytes"],
+    )
+    add(
+        "score less chosen",
+        answers,
+        lambda p: BITS * sum(p[0][name] - p[1][name] for name in ("nats", "divergence_nats")),
+        lambda p: p[0]["bytes"],
+    )
     add("answers bits/byte", answers, lambda p: BITS * p[0]["nats"], lambda p: p[0]["bytes"])
-    add("next-byte KL bits", answers, lambda p: BITS * p[0]["divergence_nats"], lambda p: p[0]["borders"])
+    add(
+        "next-byte KL bits",
+        answers,
+        lambda p: BITS * p[0]["divergence_nats"],
+        lambda p: p[0]["borders"],
+    )
     add("end of turn bits", answers, lambda p: BITS * p[0]["end_nats"], lambda p: 1.0)
     for code in sorted({r["language"] for r, _ in mine if r["kind"] == "text"}):
         texts = [pair for pair in mine if pair[0]["kind"] == "text" and pair[0]["language"] == code]
         add(f"{code} bits/byte", texts, lambda p: BITS * p[0]["nats"], lambda p: p[0]["bytes"])
     for code in sorted({r["language"] for r, _ in mine if r["kind"] == "task"}):
-        copies = [pair for pair in mine if pair[0]["kind"] == "task" and pair[0]["language"] == code]
+        copies = [
+            pair for pair in mine if pair[0]["kind"] == "task" and pair[0]["language"] == code
+        ]
         add(f"{code} copied", copies, lambda p: p[0]["exact"], lambda p: 1.0)
     return found

@@ -39,13 +39,24 @@ class Probe:
 
     @classmethod
     def of(
-        cls, model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], copies: list[TaskItem],
-        prompts: list[list[dict[str, Any]]], settings: SelectSettings,
-    ) -> "Probe":  # fmt: skip
+        cls,
+        model: Any,
+        checkpoint: Checkpoint,
+        text: dict[str, list[Document]],
+        copies: list[TaskItem],
+        prompts: list[list[dict[str, Any]]],
+        settings: SelectSettings,
+    ) -> "Probe":
         """Ask the original model. Raises `CorpusError` when it ends no answer by itself."""
         conversations = []
-        for batch in answers(model, checkpoint.tokenizer, prompts, max_new_tokens=settings.max_new_tokens,
-                             batch_size=settings.batch_size, label="own answers"):  # fmt: skip
+        for batch in answers(
+            model,
+            checkpoint.tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            label="own answers",
+        ):
             for answer in batch:
                 if answer.finished and answer.text:
                     said = {"role": "assistant", "content": answer.text}
@@ -64,8 +75,12 @@ class Probe:
                 f"the chat template of {checkpoint.folder} changes every answer that becomes part of a "
                 "conversation: choosing by the model's own answers is not possible, name a --method"
             )
-        classes = first_bytes(checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0])
-        expected = next_byte_nats(model, classes, [(s.ids, list(s.places.values())) for s in spoken])
+        classes = first_bytes(
+            checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0]
+        )
+        expected = next_byte_nats(
+            model, classes, [(s.ids, list(s.places.values())) for s in spoken]
+        )
         return cls(text, copies, ordered, spoken, expected, settings)
 
     def measure(self, model: Any, checkpoint: Checkpoint) -> list[dict[str, Any]]:
@@ -76,25 +91,49 @@ class Probe:
         if self.copies:
             records += task_records(model, checkpoint, self.copies, settings)
         # sections of one document, `document#number`, stay together
-        return [r | {"half": half_of(r["id"].rsplit("#", 1)[0] if "id" in r else r["question"])} for r in records]
+        return [
+            r | {"half": half_of(r["id"].rsplit("#", 1)[0] if "id" in r else r["question"])}
+            for r in records
+        ]
 
     def _answer_records(self, model: Any, checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
         made = [Spoken.of(checkpoint, messages) for messages in self.conversations]
         here = [now or then for now, then in zip(made, self.spoken, strict=True)]
         assert all(made), "the result has the instruct model's template"
-        nats = sequence_nats(model, [(s.ids, s.start) for s in here], self.settings.batch_size, "own answers, bits")
-        ends = sequence_nats(model, [(s.ids, s.stop) for s in here], self.settings.batch_size, "ends of turn")
-        shared = [sorted(then.places.keys() & now.places.keys()) for then, now in zip(self.spoken, here, strict=True)]
-        classes = first_bytes(checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0])
+        nats = sequence_nats(
+            model, [(s.ids, s.start) for s in here], self.settings.batch_size, "own answers, bits"
+        )
+        ends = sequence_nats(
+            model, [(s.ids, s.stop) for s in here], self.settings.batch_size, "ends of turn"
+        )
+        shared = [
+            sorted(then.places.keys() & now.places.keys())
+            for then, now in zip(self.spoken, here, strict=True)
+        ]
+        classes = first_bytes(
+            checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0]
+        )
         found = next_byte_nats(
-            model, classes, [(s.ids, [s.places[b] for b in borders]) for s, borders in zip(here, shared, strict=True)]
+            model,
+            classes,
+            [
+                (s.ids, [s.places[b] for b in borders])
+                for s, borders in zip(here, shared, strict=True)
+            ],
         )
         for index, (then, borders) in enumerate(zip(self.spoken, shared, strict=True)):
             rows = [list(then.places).index(border) for border in borders]
             messages = self.conversations[index]
             yield {
-                "kind": "answer", "question": messages[-2]["content"], "answer": messages[-1]["content"],
-                "nats": nats[index], "end_nats": ends[index], "bytes": len(messages[-1]["content"].encode()),
-                "divergence_nats": divergence(self.expected[index][rows], found[index]).sum().item(),
-                "borders": len(borders), "same_cuts": then.places.keys() == here[index].places.keys(),
-            }  # fmt: skip
+                "kind": "answer",
+                "question": messages[-2]["content"],
+                "answer": messages[-1]["content"],
+                "nats": nats[index],
+                "end_nats": ends[index],
+                "bytes": len(messages[-1]["content"].encode()),
+                "divergence_nats": divergence(self.expected[index][rows], found[index])
+                .sum()
+                .item(),
+                "borders": len(borders),
+                "same_cuts": then.places.keys() == here[index].places.keys(),
+            }

@@ -1,0 +1,3 @@
+from lep.benchmark.tasks import FOLDER
+
+print(FOLDER)

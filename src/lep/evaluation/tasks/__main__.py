@@ -1,3 +1,0 @@
-from lep.evaluation.tasks import FOLDER
-
-print(FOLDER)
