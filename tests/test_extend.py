@@ -183,7 +183,7 @@ def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
     assert by_letters.excluded == []  # letters are symbols: no other text can change
     assert next(iter(by_letters.new)).decode() == "ა"  # the most frequent letter first
     for tokenizer, extension in ((byte_level, by_bytes), (byte_fallback, by_letters)):
-        after = extension.parts.vocabulary.tokenizer
+        after = extension.parts.tokenizer
         assert after.get_vocab_size() == tokenizer.get_vocab_size() + 12
         assert len(after.encode(texts[0]).ids) < 0.4 * len(tokenizer.encode(texts[0]).ids)
         assert after.decode(after.encode(texts[0]).ids) == tokenizer.decode(
@@ -195,12 +195,12 @@ def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
 
 
 @pytest.mark.parametrize("method", ["continue", "merge"])
-@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
-def test_both_methods_on_both_families(method, kind, request, russian, english) -> None:
-    tokenizer = request.getfixturevalue(kind)
+@pytest.mark.parametrize("family", ["byte_level", "byte_fallback"])
+def test_both_methods_on_both_families(method, family, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(family)
     words = count_texts(tokenizer, russian, "cyrillic")
     extension = METHODS[method](Parts.of(tokenizer), words, 150)
-    after = extension.parts.vocabulary.tokenizer
+    after = extension.parts.tokenizer
     assert len(extension.new) == 150
     assert after.get_vocab_size() == tokenizer.get_vocab_size() + 150
     assert tokenizer.get_vocab().items() <= after.get_vocab().items()
@@ -234,12 +234,12 @@ def test_unused_ids_are_filled_first(byte_level, russian) -> None:
     model = spec["model"]
     used = {part for merge in model["merges"] for part in merge}
     leaves = [name for name in map("".join, model["merges"]) if name not in used]
-    holes = [model["vocab"].pop(name) for name in leaves[:2]]
+    free_ids = [model["vocab"].pop(name) for name in leaves[:2]]
     model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in leaves[:2]]
     extension = extend(Tokenizer.from_str(json.dumps(spec)), russian, 6)
     assert list(extension.new.values()) == [
-        *sorted(holes),
+        *sorted(free_ids),
         *range(byte_level.get_vocab_size(), byte_level.get_vocab_size() + 4),
     ]
-    ids = extension.parts.vocabulary.tokenizer.get_vocab().values()
+    ids = extension.parts.tokenizer.get_vocab().values()
     assert sorted(ids) == list(range(len(ids)))
