@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from lep.sums import Moments, RunningSums
+from lep.sums import Moments, NoRowsError, RunningSums
 
 # The same for what rounding, of the table and of the products, leaves in directions that a table does not span, as
 # shares of the mean eigenvalue: so many squared unit roundoffs of the table, so many epsilons of the products.
@@ -125,7 +125,7 @@ class LinearMapFitter:
     def fit(self, penalty: float = 0.0) -> tuple[LinearMap, FitReport]:
         """The minimiser of `||A W - B||^2 + penalty e ||W - I||^2` (e: mean eigenvalue of A'A), and how good it is.
 
-        Raises `ValueError` without rows.
+        Raises `NoRowsError` without rows.
         """
         total, heldout = self._total(), self._heldout(penalty, self._halves()[:1])
         return _solved(total, penalty, self._floor(), heldout)
@@ -149,7 +149,7 @@ class LinearMapFitter:
     def _total(self) -> "Moments":
         filled = [sums.closed() for sums in self.sums if sums.rows]
         if not filled:
-            raise ValueError("a linear map needs rows to be fitted on, and there are none")
+            raise NoRowsError("a linear map needs rows to be fitted on, and there are none")
         return reduce(lambda one, other: one + other, filled).moments(self.centred)
 
     def _halves(self) -> list[tuple["Moments", "Moments"]]:

@@ -18,6 +18,10 @@ INVERSE_ITERATIONS = 8  # each costs two triangular solves of a vector
 GRAM_BLOCKS = 4  # a Gram matrix is symmetric: with 4 rows of blocks 10 of 16 blocks are computed
 
 
+class NoRowsError(ValueError):
+    """A fit without rows."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """A'A, A'(B - A) and the squares needed for residuals, about the means or about zero."""
