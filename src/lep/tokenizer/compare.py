@@ -4,10 +4,11 @@ import json
 import operator
 import statistics
 import time
+import timeit
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class Cost:
     new_share: float  # of the tokens used
     new_used: float  # of the new tokens, those that occur
 
+    def __str__(self) -> str:
+        return (
+            f"{self.symbols_per_token:6.3f} symbols  {self.bytes_per_token:6.3f} bytes  "
+            f"{self.words_per_token:6.3f} words a token  new {self.new_share:6.1%} of the tokens  "
+            f"round trip {self.round_trip:7.2%}"
+        )
+
 
 @dataclass(frozen=True)
 class TextCosts:
@@ -67,6 +75,13 @@ class TokenizerFacts:
     unreachable: int
     unreachable_examples: list[str]
     characters_per_second: float
+
+    def __str__(self) -> str:
+        loading, speed = self.loading_seconds, self.characters_per_second / 1e6
+        return (
+            f"{self.size:>9,} tokens  {self.unreachable:>6,} unreachable  "
+            f"loads in {loading:.2f} s  encodes {speed:.2f}M symbols/s"
+        )
 
 
 @dataclass(frozen=True)
@@ -102,18 +117,9 @@ class Comparison(Result):
                 f"(one token a word: {text.characters / text.words_cut:.2f})"
             )
             for name, cost in text.costs.items():
-                lines.append(
-                    f"  {name:<{width}}  {cost.symbols_per_token:6.3f} symbols  "
-                    f"{cost.bytes_per_token:6.3f} bytes  {cost.words_per_token:6.3f} words a token  "
-                    f"new {cost.new_share:6.1%} of the tokens  round trip {cost.round_trip:7.2%}"
-                )
+                lines.append(f"  {name:<{width}}  {cost}")
         lines.append("")
-        for name, facts in self.tokenizers.items():
-            lines.append(
-                f"{name:<{width}}  {facts.size:>9,} tokens  {facts.unreachable:>6,} unreachable  "
-                f"loads in {facts.loading_seconds:.2f} s  "
-                f"encodes {facts.characters_per_second / 1e6:.2f}M symbols/s"
-            )
+        lines += [f"{name:<{width}}  {facts}" for name, facts in self.tokenizers.items()]
         return "\n".join(lines)
 
 
@@ -162,15 +168,12 @@ def unreachable_tokens(tokenizer: Tokenizer) -> list[int]:
     if spec["model"].get("ignore_merges"):
         spec["model"]["ignore_merges"] = False
         tokenizer = Tokenizer.from_str(json.dumps(spec))
-    names = {i: name for name, i in tokenizer.get_vocab(with_added_tokens=True).items()}
-    return [
+    contents = Vocabulary.of(tokenizer).contents
+    return sorted(
         i
-        for i, token in enumerate(Vocabulary.of(tokenizer).tokens)
-        if token
-        and not token.added
-        and not token.is_byte
-        and [piece.id for piece in tokenizer.model.tokenize(names[i])] != [i]
-    ]
+        for name, i in tokenizer.get_vocab(with_added_tokens=True).items()
+        if contents[i] is not None and [p.id for p in tokenizer.model.tokenize(name)] != [i]
+    )
 
 
 @dataclass(frozen=True)
@@ -202,9 +205,15 @@ class _Loaded:
 
     def facts(self, sample: list[str]) -> TokenizerFacts:
         lost = unreachable_tokens(self.tokenizer)
-        size = sum(token is not None for token in self.vocabulary.tokens)
-        examples, speed = self.shown(lost[:SHOWN_WORDS]), _speed(self.tokenizer, sample)
-        return TokenizerFacts(size, self.loading_seconds, len(lost), examples, speed)
+        encode = partial(self.tokenizer.encode_batch_fast, sample, add_special_tokens=False)
+        seconds = statistics.median(timeit.repeat(encode, number=1, repeat=SPEED_RUNS))
+        return TokenizerFacts(
+            size=sum(token is not None for token in self.vocabulary.tokens),
+            loading_seconds=self.loading_seconds,
+            unreachable=len(lost),
+            unreachable_examples=self.shown(lost[:SHOWN_WORDS]),
+            characters_per_second=sum(map(len, sample)) / seconds,
+        )
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -266,16 +275,6 @@ def _cost(one: _Loaded, pieces: list[str], words: int) -> Cost:
         new_share=float(new.sum() / tokens),
         new_used=float((new > 0).mean()) if len(new) else 0.0,
     )
-
-
-def _speed(tokenizer: Tokenizer, sample: list[str]) -> float:
-    """Characters a second of encoding a batch on all cores: the median of several runs."""
-    seconds = []
-    for _ in range(SPEED_RUNS):
-        started = time.perf_counter()
-        tokenizer.encode_batch_fast(sample, add_special_tokens=False)
-        seconds.append(time.perf_counter() - started)
-    return sum(map(len, sample)) / statistics.median(seconds)
 
 
 def _differences(first: _Loaded, one: _Loaded, sample: list[str]) -> list[Difference]:

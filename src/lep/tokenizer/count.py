@@ -1,4 +1,4 @@
-"""How often each word occurs in a corpus: streamed, on all cores, in bounded memory, and by shard."""
+"""How often each word occurs in a corpus: streamed, on all cores, in bounded memory."""
 
 import json
 from collections import Counter
@@ -158,12 +158,10 @@ def count_words(
         if not path.name.endswith(COUNTS_SUFFIX):
             paths.append(path)
             continue
-        parts.append(read_counts(path, WordCutter.of(tokenizer)))
-        if script not in ("auto", "any") and parts[-1].script != script.capitalize():
-            raise CorpusError(
-                f"{path} holds counts of {parts[-1].script} words, not of {script}: count again "
-                "for that script"
-            )
+        words = read_counts(path, WordCutter.of(tokenizer))
+        if script not in ("auto", "any") and words.script != script.capitalize():
+            raise CorpusError(f"{path} holds {words.script} words: count again for {script}")
+        parts.append(words)
     if paths:
         parts.append(count_texts(tokenizer, stream_texts(paths), script))
     return merge_counts(parts)
@@ -187,9 +185,7 @@ def count_texts(
         characters += length
         halvings = _bounded(counts, halvings)
     if name is not None and not counts:
-        raise CorpusError(
-            f"the corpus holds no {name} text: give text in that script, or name another script"
-        )
+        raise CorpusError(f"the corpus holds no {name} text: give some, or name another script")
     return WordCounts(counts, name, characters, halvings)
 
 
@@ -219,18 +215,13 @@ def check_counts_path(path: Path) -> None:
 def write_counts(path: Path, words: WordCounts, cutter: WordCutter) -> None:
     """Write a line of facts, then `[word, count]` lines, compressed."""
     check_counts_path(path)
-    facts = {
-        "cutter": cutter.fingerprint,
-        "script": words.script,
-        "characters": words.characters,
-        "halvings": words.halvings,
-    }
-    partial_file = path.with_name(path.name + ".partial")
-    with partial_file.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
-        out.write((json.dumps(facts) + "\n").encode())
-        for word, count in sorted(words.counts.items()):
-            out.write(json.dumps([word, count], ensure_ascii=False).encode() + b"\n")
-    partial_file.rename(path)
+    facts = {name: getattr(words, name) for name in ("script", "characters", "halvings")}
+    lines = [{"cutter": cutter.fingerprint} | facts, *map(list, sorted(words.counts.items()))]
+    unfinished = path.with_name(path.name + ".partial")
+    with unfinished.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
+        for line in lines:
+            out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    unfinished.rename(path)
 
 
 def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
@@ -240,16 +231,13 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     lines = read_lines(path)
     try:
         facts = json.loads(next(lines))
-        counts = Counter(dict(map(json.loads, lines)))
-        same = facts["cutter"] == cutter.fingerprint
-        words = WordCounts(counts, facts["script"], facts["characters"], facts["halvings"])
+        same_cutter = facts.pop("cutter") == cutter.fingerprint
+        words = WordCounts(Counter(dict(map(json.loads, lines))), **facts)
     except (StopIteration, ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{path} is no file of counts: use `lep tokenizer count`") from error
+    if not same_cutter:
         raise CorpusError(
-            f"{path} is no file of counts: write it with `lep tokenizer count`"
-        ) from error
-    if not same:
-        raise CorpusError(
-            f"{path} was counted for a tokenizer that cuts words differently: count it again (for "
+            f"{path} was counted for a tokenizer that cuts words differently: count again (for "
             "`lep tokenizer train`: with --fresh)"
         )
     return words

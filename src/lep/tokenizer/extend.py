@@ -44,13 +44,15 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
     prefixes = _prefixes(parts, words) if byte_level else ()
     accept = ScriptFilter(words.script, prefixes, taken=parts.taken)
     missing = new_tokens - len(letters)
-    merges, contents = continue_bpe(spelled, parts.contents, parts.merges, missing, accept)
+    merges, contents = continue_bpe(
+        spelled, parts.vocabulary.contents, parts.merges, missing, accept
+    )
     learned = [content for content in contents[len(parts.vocabulary) :] if content is not None]
     if len(learned) < missing:
+        total = len(letters) + len(learned)
         raise CorpusError(
-            f"the corpus yields only {len(letters) + len(learned)} of {new_tokens} new tokens "
-            f"({words.script or 'any'} script, seen at least {MINIMUM_COUNT} times): give more "
-            "text or ask for fewer tokens"
+            f"the corpus yields only {total} of {new_tokens} new tokens ({words.script or 'any'} "
+            f"script, seen at least {MINIMUM_COUNT} times): give more text or ask for fewer"
         )
     parts, more_ids = _with_tokens(parts, learned, merges)
     excluded = accept.excluded(learned) + accept.normalised(parts.tokenizer.normalizer)
@@ -65,7 +67,7 @@ def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extens
 
     Raises `CorpusError` when the corpus yields fewer tokens.
     """
-    ids, size = first_ids(parts.contents), len(parts.vocabulary)
+    ids, size = first_ids(parts.vocabulary.contents), len(parts.vocabulary)
     known = {(merge.left, merge.right) for merge in parts.merges}
     new: list[bytes] = []
     merges: list[Merge] = []
@@ -79,10 +81,7 @@ def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extens
         if left and (ids[left], ids[right]) not in known:
             merges.append(Merge(ids[left], ids[right], ids[left + right]))
     if len(new) < new_tokens:
-        raise CorpusError(
-            f"the second vocabulary gives only {len(new)} of {new_tokens} new tokens: give more "
-            "text"
-        )
+        raise CorpusError(f"the corpus yields only {len(new)} of {new_tokens} new tokens")
     parts, new_ids = _with_tokens(parts, new, merges)
     return Extension(parts, new_ids, None, [])
 
@@ -94,7 +93,7 @@ def _second_vocabulary(
     parts: Parts, words: WordCounts, new_tokens: int
 ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     """A fresh vocabulary with at least `new_tokens` tokens that the parts lack, if there are."""
-    known, size = set(parts.contents), new_tokens
+    known, size = set(parts.vocabulary.contents), new_tokens
     while True:
         alphabet, learned = fresh_merges(words, size, byte_level=parts.vocabulary.byte_level)
         new = {left + right for left, right in learned} | set(alphabet)
@@ -106,7 +105,7 @@ def _second_vocabulary(
 
 def _missing_letters(parts: Parts, words: WordCounts) -> list[str]:
     """Characters of the script that have no token, the most frequent first."""
-    known, accept = set(parts.contents), ScriptFilter(words.script, taken=parts.taken)
+    known, accept = set(parts.vocabulary.contents), ScriptFilter(words.script, taken=parts.taken)
     missing = [
         (-count, c)
         for c, count in words.character_counts().items()
@@ -140,7 +139,7 @@ def _prefixes(parts: Parts, words: WordCounts) -> set[bytes]:
     """Byte sequences that must become tokens so that each character of the script can."""
     if words.script is None:
         return set()
-    known, accept, spelled = set(parts.contents), ScriptFilter(words.script), {}
+    known, accept, spelled = set(parts.vocabulary.contents), ScriptFilter(words.script), {}
     for c in filter(accept.has_character, words.character_counts()):
         alone, spaced = (_spelled(parts, text) for text in (c, f" {c}"))
         if c.encode() not in known:

@@ -23,7 +23,7 @@ class Merge(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """Names by id (None for an unused id; added tokens included), merges in order, the whole file."""
+    """The whole file, names by id (None for an unused id; added tokens included), and merges."""
 
     spec: dict[str, Any]
     names: list[str | None]
@@ -44,9 +44,7 @@ class Parts:
                 "or pruned; replace it with `lep tokenizer train`"
             )
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-            raise TokenizerError(
-                "the tokenizer marks word ends or continuations: this is not supported"
-            )
+            raise TokenizerError("tokenizers that mark word ends or continuations cannot change")
         if not vocabulary.byte_level and not model.get("byte_fallback"):
             raise TokenizerError(
                 "the tokenizer is neither byte-level nor has byte fallback: it is not lossless"
@@ -62,12 +60,6 @@ class Parts:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that these are the parts of."""
         return self.vocabulary.tokenizer
-
-    @property
-    def contents(self) -> list[bytes | None]:
-        """Bytes of each token that merges may use; None for added and byte-fallback tokens."""
-        tokens = self.vocabulary.tokens
-        return [t.content if t and not t.added and not t.is_byte else None for t in tokens]
 
     @property
     def taken(self) -> list[bytes]:

@@ -34,7 +34,7 @@ def last_merges(parts: Parts) -> list[Pair | None]:
     ranks: dict[Pair, Pair] = {}
     for rank, merge in enumerate(parts.merges):
         ranks.setdefault((merge.left, merge.right), (rank, merge.result))
-    merged, contents = {merge.result for merge in parts.merges}, parts.contents
+    merged, contents = {merge.result for merge in parts.merges}, parts.vocabulary.contents
     letters = {
         name: i
         for i, name in enumerate(parts.names)
@@ -61,9 +61,8 @@ def kept_tokens(parts: Parts, counts: np.ndarray, keep: int, protected: np.ndarr
     fixed = _fixed(parts, parents, protected & kept)
     if len(fixed) > keep:
         raise TokenizerError(
-            f"{keep:,} tokens shall stay, but {len(fixed):,} must: added tokens, single "
-            f"characters, bytes, and what protected texts use ({(protected & kept).sum():,}): ask "
-            "for a larger vocabulary or protect less"
+            f"{keep:,} tokens shall stay, but {len(fixed):,} must: added tokens, characters, bytes "
+            f"and what protected texts use ({(protected & kept).sum():,}): keep more, protect less"
         )
     children = Counter(parent for pair in parents for parent in pair or ())
     ids = np.flatnonzero(kept).tolist()

@@ -1,4 +1,4 @@
-"""Which byte strings may become tokens of a script, so that text without the script stays the same."""
+"""Which byte strings may become tokens of a script, so that other text stays the same."""
 
 import re
 import sys
@@ -22,10 +22,7 @@ def resolve_script(name: str, sample: str) -> str | None:
         return None
     script = dominant_script(sample) if name == "auto" else name.capitalize()
     if script is None:
-        raise CorpusError(
-            "the corpus has no letters of a known script: name one with --script, or use "
-            "--script any"
-        )
+        raise CorpusError("the corpus has no letters of a known script: give --script NAME or any")
     try:
         regex.compile(rf"\p{{Script={script}}}" if re.fullmatch(r"\w+", script) else "(")
     except regex.error as error:
@@ -79,7 +76,7 @@ class ScriptFilter:
         return [c for c in self._outside() if c.encode().startswith(tails)] if tails else []
 
     def normalised(self, normalizer: Any) -> list[str]:
-        """Characters outside the script that a normaliser turns into it (NFKC: U+00B5 to U+03BC)."""
+        """Characters outside the script that a normaliser turns into it (NFKC: µ into μ)."""
         if normalizer is None:
             return []
         return [c for c in self._outside() if self.has_character(normalizer.normalize_str(c))]

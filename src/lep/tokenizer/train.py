@@ -1,4 +1,4 @@
-"""Train a new vocabulary for a model: byte-level BPE or Unigram, with the model's special tokens."""
+"""Train a new vocabulary for a model, byte-level BPE or Unigram, with its special tokens."""
 
 import io
 import json
@@ -92,7 +92,7 @@ def replacement(
     """
     if algorithm not in ALGORITHMS:
         raise LepError(f"unknown algorithm '{algorithm}': choose one of {', '.join(ALGORITHMS)}")
-    spec, vocabulary = json.loads(base.to_str()), Vocabulary.of(base)
+    spec, tokens = json.loads(base.to_str()), Vocabulary.of(base).tokens
     added = sorted(spec["added_tokens"], key=lambda entry: entry["id"])
     least = len(added) + len(ALPHABET)
     if size < least:
@@ -100,20 +100,19 @@ def replacement(
             f"a vocabulary of {size:,} tokens is too small: the alphabet of {len(ALPHABET)} bytes "
             f"and {len(added):,} added tokens need {least:,}"
         )
-    ordinary = next((i for i, t in enumerate(vocabulary.tokens) if t and not t.added), 0)
+    ordinary = next((i for i, t in enumerate(tokens) if t and not t.added), 0)
     first = [entry["content"] for entry in added if entry["id"] < ordinary]
     last = [entry["content"] for entry in added if entry["id"] >= ordinary]
     names, model = ALGORITHMS[algorithm](words, size - len(added), first, last)
     if len(names) < size:
         raise CorpusError(
-            f"the corpus yields only {len(names):,} of {size:,} tokens: give more text or ask for "
-            "fewer"
+            f"the corpus yields {len(names):,} of {size:,} tokens: give more text or ask for fewer"
         )
     ids = {name: i for i, name in enumerate(names)}
     spec |= {
         "model": model,
         "normalizer": None,
-        "pre_tokenizer": _pre_tokenizer(base, vocabulary.byte_level),
+        "pre_tokenizer": described(_pre_tokenizer(base)),
         "decoder": described(decoders.ByteLevel()),
         "added_tokens": [entry | {"id": ids[entry["content"]]} for entry in added],
     }
@@ -126,9 +125,9 @@ def replacement_cutter(base: Tokenizer) -> Tokenizer:
 
     That is as the base cuts them, or by `PRE_TOKENS` when the base cuts at spaces only.
     """
-    cut = _pre_tokenizer(base, Vocabulary.of(base).byte_level)
-    spec = json.loads(Tokenizer(models.BPE()).to_str()) | {"pre_tokenizer": cut}
-    return Tokenizer.from_str(json.dumps(spec))
+    cutter = Tokenizer(models.BPE())
+    cutter.pre_tokenizer = _pre_tokenizer(base)
+    return cutter
 
 
 Model = tuple[list[str], dict[str, Any]]  # names by id, and the model part of tokenizer.json
@@ -164,16 +163,12 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
         )
     except RuntimeError as error:  # the library's message names its own options
         raise CorpusError(
-            f"the corpus is too small for a Unigram vocabulary of {size:,} tokens: give more text "
-            "or ask for fewer"
+            f"the corpus is too small for {size:,} Unigram tokens: give more text or ask for fewer"
         ) from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = {trained.id_to_piece(i): trained.get_score(i) for i in range(1, len(trained))}
-    scores = {
-        byte_level_name(_unmarked(piece).encode()): score
-        for piece, score in pieces.items()
-        if piece not in ENDS
-    }
+    pieces = {i: trained.id_to_piece(i) for i in range(1, len(trained))}
+    names = {i: _unmarked(piece).encode() for i, piece in pieces.items() if piece not in ENDS}
+    scores = {byte_level_name(name): trained.get_score(i) for i, name in names.items()}
     low = min(scores.values()) - 1
     alphabet = [(letter, scores.pop(letter, low)) for letter in ALPHABET]
     # Letters that occur only joined to others have no piece, and the library used their room.
@@ -228,9 +223,9 @@ def _unmarked(piece: str) -> str:
     return piece.translate(TO_HIDDEN)
 
 
-def _pre_tokenizer(base: Tokenizer, byte_level: bool) -> dict[str, Any] | None:
-    if byte_level:
-        return described(base.pre_tokenizer)
+def _pre_tokenizer(base: Tokenizer) -> Any:
+    if Vocabulary.of(base).byte_level:
+        return base.pre_tokenizer
     split = pre_tokenizers.Split(Regex(PRE_TOKENS), "isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return described(pre_tokenizers.Sequence([split, as_bytes]))
+    return pre_tokenizers.Sequence([split, as_bytes])

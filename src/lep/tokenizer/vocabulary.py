@@ -75,9 +75,7 @@ class Vocabulary:
         raw = getattr(tokenizer, "backend_tokenizer", tokenizer)
         model_type = type(raw.model).__name__
         if model_type not in ("BPE", "Unigram"):
-            raise TokenizerError(
-                f"the tokenizer is a {model_type} model: only BPE and Unigram are supported"
-            )
+            raise TokenizerError(f"the tokenizer is a {model_type} model: give BPE or Unigram")
         components = [described(part) for part in (raw.pre_tokenizer, raw.decoder)]
         byte_level = any('"type": "ByteLevel"' in json.dumps(part) for part in components)
         added = raw.get_added_tokens_decoder()
@@ -92,7 +90,7 @@ class Vocabulary:
         return len(self.tokens)
 
     def fingerprint(self, ids: int | None = None) -> str:
-        """SHA-256 of the ordinary tokens (among the first `ids`) and their ids, without added ones."""
+        """SHA-256 of all tokens but added ones, with their ids; of the first `ids` ids if given."""
         digest = hashlib.sha256()
         for index, token in enumerate(self.tokens[:ids]):
             if token is not None and not token.added:
@@ -103,6 +101,11 @@ class Vocabulary:
     def ids(self) -> dict[Token, int]:
         """Id of each token; the first of several ids with the same token."""
         return first_ids(self.tokens)
+
+    @cached_property
+    def contents(self) -> list[bytes | None]:
+        """Bytes of each ordinary token; None for added and byte-fallback tokens and unused ids."""
+        return [t.content if t and not (t.added or t.is_byte) else None for t in self.tokens]
 
     def has(self, token: Token, index: int) -> bool:
         """Whether the id `index` stands for the token here."""
@@ -123,8 +126,7 @@ class Vocabulary:
             ids = self._model_ids(byte_level_name(content))
             if content and not ids:
                 raise TokenizerError(
-                    f"the source tokenizer has no tokens for {content!r}: its byte alphabet is "
-                    "not whole"
+                    f"the tokenizer lacks bytes of {content!r}: it is not lossless"
                 )
             return ids
         ids = []
@@ -163,9 +165,7 @@ class Vocabulary:
     def _byte_id(self, byte: int) -> int:
         index = self.find(Token(bytes([byte]), is_byte=True))
         if index is None:
-            raise TokenizerError(
-                f"the source tokenizer has no byte token <0x{byte:02X}>: it is not lossless"
-            )
+            raise TokenizerError(f"the tokenizer has no token <0x{byte:02X}>: it is not lossless")
         return index
 
 

@@ -15,14 +15,7 @@ from lep.hub import local_folder
 from lep.publish import check_output, publishing
 from lep.result import Result
 from lep.settings import TokenizerSettings
-from lep.tokenizer.count import (
-    COUNTS_SUFFIX,
-    WordCounts,
-    WordCutter,
-    check_counts_path,
-    count_words,
-    write_counts,
-)
+from lep.tokenizer import count
 from lep.tokenizer.extend import METHODS, Extension, extend_bpe
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import check_loaders, load_tokenizer, write_tokenizer
@@ -33,17 +26,18 @@ from lep.tokenizer.vocabulary import Vocabulary
 
 CHANGES_FILE = "changes.json"
 SAMPLE_TEXTS, SAMPLE_CHARACTERS = 200, 20_000  # of the corpus, and of each of these texts
-SHOWN = 40  # characters or tokens in a printed result
+SHOWN_TOKENS, SHOWN_CHARACTERS = 10, 40  # in a printed result
+LEARNED = ("new_tokens", "script", "excluded", "tokens")  # facts of an extension
 Paths = Iterable[str | Path]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerChange(Result):
-    """What a verb did to a tokenizer: how many tokens were kept, moved to other ids, dropped, new.
+    """How many tokens a verb kept, moved to other ids, dropped and added, and what that saves.
 
-    `tokens` are the new tokens in the order in which they were learned, `excluded` the characters
-    outside the script whose texts may be tokenised differently now, `corpus_sample` the characters
-    of a sample of the corpus and the tokens that it takes before and after.
+    `tokens` are the new tokens as they were learned, `excluded` the characters outside the script
+    whose texts may be tokenised differently now, `corpus_sample` the characters of a sample of the
+    corpus and its tokens before and after.
     """
 
     output: Path
@@ -62,9 +56,7 @@ class TokenizerChange(Result):
 
     def record(self) -> dict[str, Any]:
         """The content of `changes.json`."""
-        hidden = {"output", "options"}
-        if not self.tokens:
-            hidden |= {"new_tokens", "script", "excluded", "tokens"}
+        hidden = ("output", "options", *(() if self.tokens else LEARNED))
         return self.options | {k: v for k, v in vars(self).items() if k not in hidden}
 
     def __str__(self) -> str:
@@ -73,30 +65,28 @@ class TokenizerChange(Result):
             f"{self.moved:,} moved, {self.new:,} new, {self.dropped:,} dropped"
         ]
         if self.tokens:
-            lines.append("new tokens: " + "  ".join(map(repr, self.tokens[: SHOWN // 4])))
+            lines.append("new tokens: " + "  ".join(map(repr, self.tokens[:SHOWN_TOKENS])))
         if self.script:
             lines.append(f"text without the {self.script} script is tokenised as before")
         if self.excluded:
-            lines.append(f"except text with one of {' '.join(self.excluded[:SHOWN])}")
-        characters, before, after = self.corpus_sample.values()
+            lines.append(f"except text with one of {' '.join(self.excluded[:SHOWN_CHARACTERS])}")
+        characters, *tokens = self.corpus_sample.values()
         if characters:
-            before_rate, after_rate = characters / before, characters / after
-            lines.append(
-                f"symbols per token on the corpus: {before_rate:.2f} before, {after_rate:.2f} after"
-            )
+            before, after = (f"{characters / number:.2f}" for number in tokens)
+            lines.append(f"symbols per token on the corpus: {before} before, {after} after")
         return "\n".join([*lines, f"written to {self.output}"])
 
 
 @dataclass(frozen=True)
 class CorpusCounts(Result):
-    """Word counts of a corpus, and the file that they were written to."""
+    """Word counts of a corpus, and the file that holds them."""
 
-    words: WordCounts
+    words: count.WordCounts
     output: Path
 
     def __str__(self) -> str:
-        words = self.words
-        return f"{len(words.counts):,} different words in {words.characters:,} characters: {self.output}"
+        words, characters = len(self.words.counts), self.words.characters
+        return f"{words:,} different words in {characters:,} characters: {self.output}"
 
 
 def extend_tokenizer(
@@ -127,9 +117,7 @@ def extend_tokenizer(
         raise LepError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
     source = _Source.open(base, corpus, output, tokens=new_tokens)
     parts = Parts.of(source.tokenizer)
-    words = count_words(
-        source.tokenizer, source.corpus, "any" if (method, script) == ("merge", "auto") else script
-    )
+    words = source.words("any" if (method, script) == ("merge", "auto") else script)
     extension = METHODS[method](parts, words, new_tokens)
     options = {"verb": "extend", "method": method}
     return source.publish(extension.parts.tokenizer, options, **_learned(extension))
@@ -173,8 +161,7 @@ def optimize_tokenizer(
     if keep >= vocab_size:
         raise TokenizerError(f"--keep {keep:,} of {vocab_size:,} leaves no room for new tokens")
     smaller = source.pruned(keep, protect, in_place=in_place)
-    words = count_words(source.tokenizer, source.corpus, script)
-    extension = extend_bpe(smaller, words, vocab_size - keep)
+    extension = extend_bpe(smaller, source.words(script), vocab_size - keep)
     options = {"verb": "optimize", "in_place": in_place, "kept_tokens": keep}
     return source.publish(extension.parts.tokenizer, options, **_learned(extension))
 
@@ -187,7 +174,7 @@ def train_tokenizer(
     Special tokens and chat template are those of `base`.
     """
     source = _Source.open(base, corpus, output, tokens=vocab_size)
-    words = count_words(replacement_cutter(source.tokenizer), source.corpus, "any")
+    words = count.count_words(replacement_cutter(source.tokenizer), source.corpus, "any")
     if words.script is not None:
         raise CorpusError(
             f"the files of counts hold {words.script} words only, but a new vocabulary needs all: "
@@ -230,12 +217,12 @@ def count_corpus(
     output = Path(output)
     if output.exists():
         raise OutputError(f"the output {output} exists already: delete it or choose another place")
-    check_counts_path(output)
+    count.check_counts_path(output)
     tokenizer = load_tokenizer(base).backend_tokenizer
     if fresh:
         tokenizer, script = replacement_cutter(tokenizer), "any"
-    words = count_words(tokenizer, corpus, script)
-    write_counts(output, words, WordCutter.of(tokenizer))
+    words = count.count_words(tokenizer, corpus, script)
+    count.write_counts(output, words, count.WordCutter.of(tokenizer))
     return CorpusCounts(words, output)
 
 
@@ -257,6 +244,10 @@ class _Source:
         tokenizer = load_tokenizer(folder).backend_tokenizer
         return cls(folder, tokenizer, list(corpus), output)
 
+    def words(self, script: str) -> count.WordCounts:
+        """The words of the corpus as the tokenizer cuts them."""
+        return count.count_words(self.tokenizer, self.corpus, script)
+
     def pruned(self, keep: int, protect: Paths, *, in_place: bool) -> Parts:
         """The parts with the `keep` most used tokens."""
         parts, protect = Parts.of(self.tokenizer), list(protect)
@@ -265,23 +256,26 @@ class _Source:
             raise TokenizerError(
                 f"{keep:,} tokens shall stay, but there are only {size:,}: ask for fewer"
             )
-        counts, protected = (
-            token_counts(self.tokenizer, stream_texts(paths) if paths else (), len(parts.names))
-            for paths in (self.corpus, protect)
-        )
-        return pruned(parts, kept_tokens(parts, counts, keep, protected > 0), in_place=in_place)
+        ids = len(parts.names)
+        counts = token_counts(self.tokenizer, stream_texts(self.corpus), ids)
+        protected = token_counts(self.tokenizer, stream_texts(protect) if protect else (), ids) > 0
+        return pruned(parts, kept_tokens(parts, counts, keep, protected), in_place=in_place)
 
     def publish(
         self, tokenizer: Tokenizer, options: dict[str, Any], **learned: Any
     ) -> TokenizerChange:
         """Check the new tokenizer on a sample of the corpus and write it."""
-        paths = [path for path in self.corpus if not str(path).endswith(COUNTS_SUFFIX)]
-        sample = islice(stream_texts(paths), SAMPLE_TEXTS) if paths else ()
-        texts = [text[:SAMPLE_CHARACTERS] for text in sample]
+        texts = self._sample()
         before, after = Vocabulary.of(self.tokenizer), Vocabulary.of(tokenizer)
         _check_unused(before, after)
-        for text in texts:
-            _check_round_trip(self.tokenizer, tokenizer, text)
+        tokens_before, decoded_before = _round_trips(self.tokenizer, texts)
+        tokens_after, decoded_after = _round_trips(tokenizer, texts)
+        for text, old, new in zip(texts, decoded_before, decoded_after, strict=True):
+            if new not in (old, text):
+                raise TokenizerError(
+                    f"the new tokenizer would not give back {text[:60]!r} as the old one does: its "
+                    "normaliser or decoder is not supported"
+                )
         id_map = IdMap.between(before, after)
         change = TokenizerChange(
             output=self.output,
@@ -295,26 +289,28 @@ class _Source:
             new=len(id_map.new),
             corpus_sample={
                 "characters": sum(map(len, texts)),
-                "tokens_before": _tokens(self.tokenizer, texts),
-                "tokens_after": _tokens(tokenizer, texts),
+                "tokens_before": tokens_before,
+                "tokens_after": tokens_after,
             },
         )
         with publishing(self.output) as partial:
             write_tokenizer(json.loads(tokenizer.to_str()), self.folder, partial)
-            text = json.dumps(change.record(), ensure_ascii=False, indent=1)
-            (partial / CHANGES_FILE).write_text(text + "\n")
+            record = json.dumps(change.record(), ensure_ascii=False, indent=1)
+            (partial / CHANGES_FILE).write_text(record + "\n")
             id_map.save(partial / ID_MAP_FILE)
             check_loaders(partial, [text[:2000] for text in texts[:20]])
         return change
 
+    def _sample(self) -> list[str]:
+        paths = [path for path in self.corpus if not str(path).endswith(count.COUNTS_SUFFIX)]
+        texts = islice(stream_texts(paths), SAMPLE_TEXTS) if paths else ()
+        return [text[:SAMPLE_CHARACTERS] for text in texts]
+
 
 def _learned(extension: Extension) -> dict[str, Any]:
-    return {
-        "new_tokens": len(extension.new),
-        "script": extension.script,
-        "excluded": extension.excluded,
-        "tokens": [token.decode(errors="replace") for token in extension.new],
-    }
+    tokens = [token.decode(errors="replace") for token in extension.new]
+    facts = (len(tokens), extension.script, extension.excluded, tokens)
+    return dict(zip(LEARNED, facts, strict=True))
 
 
 def _check_unused(before: Vocabulary, after: Vocabulary) -> None:
@@ -328,18 +324,7 @@ def _check_unused(before: Vocabulary, after: Vocabulary) -> None:
         )
 
 
-def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
-    return sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))
-
-
-def _check_round_trip(before: Tokenizer, after: Tokenizer, text: str) -> None:
-    """The new tokenizer must give back the text, or at least what the old one gave back."""
-    expected, decoded = (
-        t.decode(t.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
-        for t in (before, after)
-    )
-    if decoded not in (expected, text):
-        raise TokenizerError(
-            f"the new tokenizer would not give back {text[:60]!r} as the old one does: its "
-            "normaliser or decoder is not supported"
-        )
+def _round_trips(tokenizer: Tokenizer, texts: list[str]) -> tuple[int, list[str]]:
+    """How many tokens the texts take, and each text as it is decoded again."""
+    ids = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return sum(map(len, ids)), tokenizer.decode_batch(ids, skip_special_tokens=False)
