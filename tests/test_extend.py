@@ -44,9 +44,9 @@ def test_every_new_token_is_reachable_and_saves_tokens(extended, pair, russian) 
     assert record["script"] == "Cyrillic"
     for token in record["tokens"]:
         assert len(after.model.tokenize(after.pre_tokenizer.pre_tokenize_str(token)[0][0])) == 1
-    old, new = load_tokenizer(pair["base"]), load_tokenizer(pair["tokenizer"])
+    base, longer = load_tokenizer(pair["base"]), load_tokenizer(pair["tokenizer"])
     before, after = (
-        sum(len(tokenizer(text)["input_ids"]) for text in russian) for tokenizer in (old, new)
+        sum(len(tokenizer(text)["input_ids"]) for text in russian) for tokenizer in (base, longer)
     )
     assert before > 1.15 * after
 
@@ -69,8 +69,8 @@ def test_english_is_tokenised_as_before(extended, english) -> None:
 
 def test_special_tokens_keep_ids_and_flags(extended) -> None:
     before, after = extended
-    old, new = (json.loads(t.to_str())["added_tokens"] for t in extended)
-    assert old == new
+    added_before, added_after = (json.loads(t.to_str())["added_tokens"] for t in extended)
+    assert added_before == added_after
     assert after.encode("<|user|>hi<|end|>").ids == before.encode("<|user|>hi<|end|>").ids
 
 
@@ -151,7 +151,7 @@ def test_other_kinds_are_refused() -> None:
         (Tokenizer(models.BPE({"a": 0}, [])), "neither byte-level nor has byte fallback"),
         (
             Tokenizer(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")),
-            "marks word ends or continuations",
+            "mark word ends or continuations",
         ),
     ]:
         with pytest.raises(TokenizerError, match=message):
@@ -224,7 +224,7 @@ def test_a_merge_to_a_known_token_sets_off_the_known_merges() -> None:
     merges, grown = continue_bpe(
         [([7, 2, 3], 5), ([7, 2], 9), ([6, 3], 2)], list(contents), known, 1, ANY
     )
-    # ab+c (14 times) first: it gives abc, at once abc+d, so that the next new token is abcd+d and not abc+d.
+    # ab+c (14 times) comes first: it gives abc and at once abc+d. So the next is abcd+d, not abc+d.
     assert merges == [Merge(7, 2, 5), Merge(6, 3, 8)]
     assert grown[8] == b"abcdd"
 

@@ -1,4 +1,4 @@
-"""The real Llama 3 tokenizer on a small random body (needs LEP_DATA, the folder of development data)."""
+"""The real Llama 3 tokenizer on a small random model (needs LEP_DATA, the development data)."""
 
 import json
 import os

@@ -30,11 +30,11 @@ NAMES = [
     "gpt-2",
 ]
 NEW_TOKENS, RANDOM_TEXTS, TEXTS = 1_000, 6_000, 300
-ONE_OF_EACH_KIND = [
+ONE_OF_EACH = [
     "llama-3",
     "mistral-7b-v0.1",
 ]  # what does not depend on the rest of a tokenizer: two are enough
-OTHER_SCRIPTS = [*ONE_OF_EACH_KIND, "gpt-2"]  # GPT-2 knows fewest letters
+OTHER_SCRIPTS = [*ONE_OF_EACH, "gpt-2"]  # GPT-2 knows fewest letters
 CYRILLIC = ScriptFilter("Cyrillic")
 
 pytestmark = [
@@ -73,7 +73,7 @@ def russian() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def changed(original, russian, tmp_path_factory) -> dict[str, Path]:
-    """The tokenizer extended, extended in place, and replaced (by a Unigram vocabulary where `ONE_OF_EACH_KIND`)."""
+    """The tokenizer extended, extended in place, and replaced (by Unigram if in `ONE_OF_EACH`)."""
     folder, size = tmp_path_factory.mktemp("changed"), len(Vocabulary.of(load_tokenizer(original)))
     out = {name: folder / name for name in ("extended", "in_place", "bpe", "unigram")}
     english = DATA / "train" / "en" / "tech_rustbook.jsonl.zst"
@@ -87,7 +87,7 @@ def changed(original, russian, tmp_path_factory) -> dict[str, Path]:
         script="cyrillic",
         in_place=True,
     )
-    for algorithm in ("bpe", "unigram") if original.name in ONE_OF_EACH_KIND else ("bpe",):
+    for algorithm in ("bpe", "unigram") if original.name in ONE_OF_EACH else ("bpe",):
         train_tokenizer(original, [russian[1], english], algorithm, 5_000, out[algorithm])
     return {name: path for name, path in out.items() if path.exists()}
 
@@ -111,7 +111,7 @@ def english_and_code(megabytes: float) -> list[str]:
 
 
 def random_texts(count: int) -> list[str]:
-    """Any code points, and what tokenizers stumble over: code, emoji, mixed scripts, white space, bare marks."""
+    """Any code points, and code, emoji, mixed scripts, white space and bare marks."""
     rng = random.Random(0)
     pieces = [
         "def f(x):\n\treturn x",
@@ -235,7 +235,7 @@ def test_ids_where_no_new_token_applies(original, changed, russian) -> None:
 @pytest.mark.parametrize("variant", ["extended", "in_place", "bpe", "unigram"])
 def test_sizes_reach_and_loaders(original, changed, variant) -> None:
     if variant not in changed:
-        pytest.skip("replaced for one tokenizer of each kind")
+        pytest.skip("replaced for one tokenizer of each family")
     before, after = (
         load_tokenizer(folder).backend_tokenizer for folder in (original, changed[variant])
     )
@@ -249,11 +249,11 @@ def test_sizes_reach_and_loaders(original, changed, variant) -> None:
         known = set(Vocabulary.of(before).ids)
         lost = [vocabulary.tokens[i] for i in unreachable_tokens(after)]
         assert not [token for token in lost if token not in known]  # every new token is reached
-    old, new = (
+    added_before, added_after = (
         {e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (before, after)
     )
-    assert {name: e | {"id": 0} for name, e in old.items()} == {
-        name: e | {"id": 0} for name, e in new.items()
+    assert {name: e | {"id": 0} for name, e in added_before.items()} == {
+        name: e | {"id": 0} for name, e in added_after.items()
     }
     loaded = [
         cls.from_pretrained(changed[variant]) for cls in (AutoTokenizer, PreTrainedTokenizerFast)
@@ -270,7 +270,7 @@ def test_sizes_reach_and_loaders(original, changed, variant) -> None:
 @pytest.mark.parametrize("variant", ["extended", "in_place", "bpe", "unigram"])
 def test_round_trips(original, changed, variant) -> None:
     if variant not in changed:
-        pytest.skip("replaced for one tokenizer of each kind")
+        pytest.skip("replaced for one tokenizer of each family")
     before, after = (
         load_tokenizer(folder).backend_tokenizer for folder in (original, changed[variant])
     )

@@ -1,4 +1,4 @@
-"""Tokenizers and texts of kinds that are rarer: other scripts, words that were added by hand, unused ids, shards."""
+"""Rarer tokenizers and texts: other scripts, words added by hand, unused ids, shards."""
 
 import json
 from collections import Counter
@@ -69,7 +69,7 @@ def test_a_unigram_vocabulary_has_the_size_that_was_asked_for(byte_level, size, 
 
 
 def test_clauses_are_sampled_and_not_forgotten(byte_level, monkeypatch) -> None:
-    """Of a script without spaces nearly every word is seen once; the frequent ones are not the text."""
+    """In a script without spaces nearly every word is seen once: frequent ones are not the text."""
     clauses = [chr(0x4E00 + i % 3000) + chr(0x5000 + i // 3) + "。" for i in range(3000)]
     texts = [*clauses, *["年。"] * 400]
     whole = count_texts(byte_level, texts, "han")
@@ -198,11 +198,11 @@ def test_words_are_shown_as_they_stand_in_a_sentence(tmp_path) -> None:
     base = saved(tokenizer, tmp_path / "base")
     extend_tokenizer(base, [RU], 60, tmp_path / "more")
     comparison = compare_tokenizers([base, tmp_path / "more"], {"ru": [RU]})
-    (shown,) = comparison.differences.values()
-    assert shown
+    (differences,) = comparison.differences.values()
+    assert differences
     assert not [
         one
-        for one in shown
+        for one in differences
         if one.after[0] == " " and tokenizer.encode("a").tokens[0].startswith("\u2581")
     ]
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
+import lep
 from lep.corpus.read import read_documents, stream_texts
 from lep.errors import CorpusError, LepError, OutputError, TokenizerError
 from lep.tokenizer import count as counting
@@ -38,6 +39,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import (
     count_corpus,
     extend_tokenizer,
+    make_tokenizer,
     optimize_tokenizer,
     prune_tokenizer,
     train_tokenizer,
@@ -108,7 +110,7 @@ def test_uses_go_to_the_pieces() -> None:
     nothing = np.zeros(7, dtype=bool)
     kept = {keep: kept_tokens(parts, uses, keep, nothing) for keep in (6, 5)}
     assert [parts.names[i] for i in np.flatnonzero(~kept[6])] == ["abc"]
-    # the two uses of abc made four of ab, so that cd (3) goes next and not ab, which had 2 of its own
+    # The two uses of abc raised ab from two to four, so cd (three) goes next.
     assert [parts.names[i] for i in np.flatnonzero(~kept[5])] == ["abc", "cd"]
 
 
@@ -163,12 +165,12 @@ def test_optimize_is_exact_and_moves_special_tokens(pair, tmp_path) -> None:
     assert after.chat_template == before.chat_template
     assert after.backend_tokenizer.get_vocab_size() == 480
     chat = [{"role": "user", "content": "Привет, hello"}]
-    shown = [
+    prompts = [
         t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         for t in (before, after)
     ]
-    assert shown[0] == shown[1]
-    assert after.decode(after(shown[1], add_special_tokens=False)["input_ids"]) == shown[1]
+    assert prompts[0] == prompts[1]
+    assert after.decode(after(prompts[1], add_special_tokens=False)["input_ids"]) == prompts[1]
     assert after("x")["input_ids"][0] == after.bos_token_id
     with pytest.raises(TokenizerError, match="--keep 480 of 480 leaves no room for new tokens"):
         optimize_tokenizer(pair["base"], [RU], 480, 480, tmp_path / "no")
@@ -208,11 +210,11 @@ def test_replacement_is_exact_and_lossless(algorithm, family, request, russian, 
     words = count_texts(replacement_cutter(base), russian + english, "any")
     after = replacement(base, words, 600, algorithm=algorithm)
     assert sorted(after.get_vocab().values()) == list(range(600))
-    old, new = (
+    added_before, added_after = (
         {e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (base, after)
     )
-    assert {name: e | {"id": 0} for name, e in old.items()} == {
-        name: e | {"id": 0} for name, e in new.items()
+    assert {name: e | {"id": 0} for name, e in added_before.items()} == {
+        name: e | {"id": 0} for name, e in added_after.items()
     }
     for text in [*russian[:3], *english[:3], "\t\n\r\n  a\u2581b \u0301 ё 🙂 ჻\x00", "   "]:
         assert (
@@ -225,7 +227,7 @@ def test_replacement_is_exact_and_lossless(algorithm, family, request, russian, 
         assert unreachable_tokens(after) == []
     with pytest.raises(
         LepError,
-        match=r"a vocabulary of 250 tokens is too small: the alphabet of 256 bytes and \d added tokens need",
+        match=r"of 250 tokens is too small: the alphabet of 256 bytes and \d added tokens need",
     ):
         replacement(base, words, 250, algorithm=algorithm)
     with pytest.raises(LepError, match="unknown algorithm 'wordpiece': choose one of bpe, unigram"):
@@ -357,7 +359,7 @@ def test_counts_of_another_tokenizer(byte_level, byte_fallback, russian, tmp_pat
         read_counts(tmp_path / "b.counts.zst", WordCutter.of(byte_level))
     with pytest.raises(CorpusError, match="does not exist"):
         count_words(byte_level, [tmp_path / "c.counts.zst"])
-    with pytest.raises(CorpusError, match="holds counts of Cyrillic words, not of georgian"):
+    with pytest.raises(CorpusError, match="holds Cyrillic words: count again for georgian"):
         count_words(byte_level, [tmp_path / "a.counts.zst"], "georgian")
 
 
@@ -368,6 +370,30 @@ def test_memory_is_bounded(byte_level, russian, monkeypatch) -> None:
     assert 0 < len(few) <= 300
     assert few.items() <= whole.items()
     assert min(few.values()) > min(whole.values())
+
+
+def test_verbs_take_strings_and_their_results_print(pair, tmp_path) -> None:
+    base, output = str(pair["base"]), str(tmp_path / "extended")
+    change = lep.extend_tokenizer(base, [str(RU)], new_tokens=50, output=output)
+    record = json.loads((tmp_path / "extended" / "changes.json").read_text())
+    assert record == {"verb": "extend", "method": "continue"} | {
+        name: value for name, value in vars(change).items() if name not in ("output", "options")
+    }
+    assert len(change.tokens) == change.new == change.new_tokens == 50
+    lines = str(change).splitlines()
+    assert lines[0] == "500 tokens before, 550 after: 500 kept, 0 moved, 50 new, 0 dropped"
+    assert repr(change.tokens[0]) in lines[1]
+    assert lines[2] == "text without the Cyrillic script is tokenised as before"
+    assert lines[-1] == f"written to {output}"
+    sizes = lep.prune_tokenizer(base, [str(RU)], vocab_size=450, output=str(tmp_path / "pruned"))
+    assert "435 kept, 15 moved, 0 new, 50 dropped" in str(sizes)
+    assert "new_tokens" not in sizes.record()
+    counts = count_corpus(base, [str(RU)], str(tmp_path / "ru.counts.zst"))
+    assert str(counts).endswith(f"characters: {tmp_path / 'ru.counts.zst'}")
+    trained = make_tokenizer(base, [str(RU)], str(tmp_path / "bpe"), method="bpe", vocab_size=450)
+    assert trained.options == {"verb": "train", "algorithm": "bpe"}
+    with pytest.raises(LepError, match="the method bpe needs vocab_size"):
+        make_tokenizer(base, [RU], tmp_path / "no", method="bpe")
 
 
 def test_extend_from_counts(pair, tmp_path) -> None:
@@ -445,7 +471,7 @@ def test_unreachable_tokens_are_found(byte_level) -> None:
 
 
 def test_lengths_in_a_tokenizer_file_cut_nothing(pair, tmp_path) -> None:
-    """Some makers leave the truncation and padding of their own tests in tokenizer.json."""
+    """Some published tokenizer.json files still hold the truncation and padding of a test."""
     shutil.copytree(pair["base"], tmp_path / "base")
     path = tmp_path / "base" / "tokenizer.json"
     raw = Tokenizer.from_file(str(path))
@@ -468,5 +494,5 @@ def test_pieces_of_the_report_are_text_in_any_family(russian, english, tmp_path)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_fallback_tokenizer(english + russian[:4], 600)
     )
-    shown = [piece for _, piece in pieces(tokenizer, "Снег идёт, it was cold.")]
-    assert "".join(shown) == "Снег идёт, it was cold."
+    texts = [piece for _, piece in pieces(tokenizer, "Снег идёт, it was cold.")]
+    assert "".join(texts) == "Снег идёт, it was cold."

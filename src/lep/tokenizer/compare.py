@@ -201,7 +201,7 @@ class _Loaded:
     @cached_property
     def spaces(self) -> bool:
         """Whether it puts a space before every text."""
-        return any(text.startswith(" ") for text in self.shown(self.encode(["a"])[0][:1]))
+        return any(text.startswith(" ") for text in self.as_text(self.encode(["a"])[0][:1]))
 
     def facts(self, sample: list[str]) -> TokenizerFacts:
         lost = unreachable_tokens(self.tokenizer)
@@ -211,7 +211,7 @@ class _Loaded:
             size=sum(token is not None for token in self.vocabulary.tokens),
             loading_seconds=self.loading_seconds,
             unreachable=len(lost),
-            unreachable_examples=self.shown(lost[:SHOWN_WORDS]),
+            unreachable_examples=self.as_text(lost[:SHOWN_WORDS]),
             characters_per_second=sum(map(len, sample)) / seconds,
         )
 
@@ -224,9 +224,9 @@ class _Loaded:
 
     def cut(self, word: str) -> list[str]:
         """The tokens of a word with a space before it, as text."""
-        return self.shown(self.encode([word if self.spaces else " " + word])[0])
+        return self.as_text(self.encode([word if self.spaces else " " + word])[0])
 
-    def shown(self, ids: list[int]) -> list[str]:
+    def as_text(self, ids: list[int]) -> list[str]:
         tokens = (self.vocabulary.tokens[i] for i in ids)
         return [token.content.decode(errors="replace") if token else "" for token in tokens]
 
