@@ -116,6 +116,15 @@ def test_equals_the_slow_definition(words) -> None:
     assert all(grown[m.left] + grown[m.right] == grown[m.result] for m in merges)
 
 
+def test_overlapping_pairs_that_appear_out_of_order() -> None:
+    """Each word becomes abc abc abc in two ways; its two pairs overlap, and only one merges."""
+    contents = [b"a", b"b", b"c", b"ab", b"bc"]
+    words = [([0, 4, 3, 2, 0, 4], 3), ([0, 4, 3, 2, 0, 4], 3), ([3, 2], 50)]
+    merges, grown = continue_bpe(words, contents, [], 3, ANY)
+    assert [(merge.left, merge.right) for merge in merges] == slow_bpe(words, contents, len(merges))
+    assert grown[5:] == [b"abc", b"abcabc", b"abcabcabc"]
+
+
 def test_script_filter() -> None:
     letter = "ქ".encode()
     georgian = ScriptFilter(
