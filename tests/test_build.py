@@ -403,6 +403,12 @@ def test_slurm_keeps_what_tasks_on_one_machine_keep(tmp_path, monkeypatch) -> No
         results = [list(read_documents([tmp_path / name])) for name in ("out", "local")]
         assert len(results[0]) == 90
         assert results[0] == results[1]
+        last = tmp_path / "out.work" / "logs" / "4" / "completions" / "00002"
+        for lost in (last, *(tmp_path / "out").glob("wiki2*")):
+            lost.unlink()
+        clean_corpus([tmp_path / "raw"], tmp_path / "out", **on_slurm)  # the last task only
+        wait_for_jobs(environment, 60)
+        assert list(read_documents([tmp_path / "out"])) == results[1]
         (tmp_path / "broken.jsonl").write_text("{\n")
         clean_corpus([tmp_path / "broken.jsonl"], tmp_path / "broken", **on_slurm)
         wait_for_jobs(environment, 60)

@@ -248,7 +248,7 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check_messages(messages: Any, where: str) -> None:
-    if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
+    if not (messages and isinstance(messages, list) and all(map(_is_message, messages))):
         raise CorpusError(f"{where}: 'messages' must be a list of role/content objects")
     if all(message["role"] == "assistant" for message in messages):
         raise CorpusError(f"{where}: there is an answer, and no question before it")

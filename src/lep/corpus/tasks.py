@@ -3,7 +3,6 @@
 Evaluation makes them from held-out text, calibration and tuning from training text.
 """
 
-import difflib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -121,15 +120,6 @@ TASKS: dict[str, Callable[[str, random.Random], tuple[str, str] | None]] = {
 }
 
 
-def check_tasks(names: Iterable[str]) -> None:
-    """Raise `LepError` for an unknown task, with the nearest name or all names."""
-    for name in names:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1)
-            advice = f"did you mean '{near[0]}'?" if near else f"the tasks are {', '.join(TASKS)}"
-            raise LepError(f"unknown task '{name}': {advice}")
-
-
 def make_tasks(
     documents: Iterable[Document],
     language: str,
@@ -145,7 +135,8 @@ def make_tasks(
 
     Raises `CorpusError` when the text yields no item of some task, `LepError` for an unknown task.
     """
-    check_tasks(tasks)
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise LepError(f"unknown task '{unknown[0]}': the tasks are {', '.join(TASKS)}")
     pools = _pools(documents, language, enough)
     items: list[TaskItem] = []
     for task in tasks:
