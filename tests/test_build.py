@@ -238,12 +238,13 @@ def test_weights_and_long_documents(tmp_path) -> None:
         build_corpus([tmp_path / "latin.txt"], tmp_path / "no")
 
 
-def test_every_new_token_gets_its_contexts_and_no_more_text_is_kept(adapted, tmp_path) -> None:
+@pytest.mark.parametrize("contexts", [1, 20])
+def test_every_new_token_gets_its_contexts_and_no_more(adapted, contexts, tmp_path) -> None:
     """Counted by hand: tokens get the contexts that the text has; each document was needed."""
     from lep.checkpoint.reader import Checkpoint
     from lep.transfer.mappings import saved_mappings
 
-    model, contexts = adapted.parent / "initialised", 20
+    model = adapted.parent / "initialised"
     whole = build_corpus([SAMPLE], tmp_path / "all", dedup="none")
     settings = BuildSettings(dedup="none", cover=str(model), contexts=contexts)
     covered = build_corpus([SAMPLE], tmp_path / "covered", settings)
@@ -263,7 +264,7 @@ def test_every_new_token_gets_its_contexts_and_no_more_text_is_kept(adapted, tmp
     assert all(kept[token] >= min(contexts, everything[token]) for token in new)
     assert covered.coverage.covered == sum(kept[token] >= contexts for token in new)
     assert covered.coverage.without_any == sum(everything[token] == 0 for token in new)
-    assert f"of {len(new)} new tokens occur 20 times or more" in str(covered)
+    assert f"of {len(new)} new tokens occur {contexts} times or more" in str(covered)
     assert 0 < covered.written.documents < whole.written.documents
 
 
