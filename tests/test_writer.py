@@ -92,7 +92,7 @@ def test_rows_are_computed_when_they_are_written(tmp_path) -> None:
     longer, wider = replace(rows, shape=(101, 7)), replace(rows, dtype=torch.float64)
     with pytest.raises(ValueError, match="have 2,800 bytes, 2,828 were promised"):
         rewrite(tmp_path / "old", {"b.weight": longer}, tmp_path / "no")
-    with pytest.raises(ValueError, match="b.weight is torch.float32, torch.float64 was promised"):
+    with pytest.raises(ValueError, match=r"b\.weight is torch\.float32, torch\.float64 was"):
         rewrite(tmp_path / "old", {"b.weight": wider}, tmp_path / "no")
 
 

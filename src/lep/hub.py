@@ -36,7 +36,7 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
 
 
 def short_names(models: list[str]) -> list[str]:
-    """The last part of each path. Models that share it keep their path, numbered if that repeats."""
+    """The last part of each path; the whole path where two share it, numbered where it repeats."""
     last = [Path(model.partition("@http")[0]).name or model for model in models]
     counts = Counter(last)
     names = [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]

@@ -27,7 +27,7 @@ Key = tuple[int, int]  # sample (0 is the greedy one) and prompt
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """A line of `answers.jsonl`: a conversation that ends with the answer, and what became of it."""
+    """A line of `answers.jsonl`: a conversation, ending with an answer, and its outcome."""
 
     messages: Conversation
     sample: int
@@ -37,13 +37,14 @@ class AnswerRecord:
 
 @dataclass(frozen=True)
 class Answers(Result):
-    """What became of the prompts: how many have an answer that is kept, or why they have none."""
+    """Prompts by outcome: those whose answer is `kept`, and those without by reason."""
 
     counts: dict[str, int]
     output: Path
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}: {count:,}" for name, count in self.counts.items())
+        counts = ", ".join(f"{name}: {count:,}" for name, count in self.counts.items())
+        return f"{counts}\nwrote {self.output}"
 
 
 def write_unjudged(
@@ -174,7 +175,9 @@ class _Run:
             usable = [record for record in samples if not record.dropped]
             best = max(usable, key=lambda record: record.grade or 0, default=None)
             counts["kept" if best else str(samples[0].dropped)] += 1
-            records += [r if r is best or r.dropped else replace(r, dropped=BEATEN) for r in samples]
+            for record in samples:
+                beaten = record is not best and not record.dropped
+                records.append(replace(record, dropped=BEATEN) if beaten else record)
         return records, dict(counts)
 
     def _grade(self, keys: list[Key]) -> None:

@@ -23,7 +23,7 @@ def reason_to_drop(question: str, answer: Answer) -> str | None:
 
 
 def repeats(text: str) -> bool:
-    """Whether one run of four words occurs three times and fills more than a quarter of the text."""
+    """Whether a run of four words occurs three times and fills over a quarter of the text."""
     words = text.split()
     starts = range(len(words) - REPEATED_WORDS + 1)
     runs = Counter(tuple(words[i : i + REPEATED_WORDS]) for i in starts)

@@ -104,8 +104,8 @@ class Judge:
         except requests.HTTPError as error:
             body = error.response.text[:200] if error.response is not None else ""
             raise LepError(
-                f"the judge {self.model.name} refuses ({error}: {body!r}); {saved}: mend its name, "
-                "URL or key, and give the same command"
+                f"the judge {self.model.name} refuses ({error}: {body!r}); {saved}: correct its "
+                "name, URL or key, and give the same command"
             ) from error
         except requests.RequestException as error:
             raise LepError(

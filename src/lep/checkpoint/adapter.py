@@ -1,4 +1,4 @@
-"""What training added to a model's body: low-rank factors that any sibling of the model can take."""
+"""What training added to a model's body: low-rank factors that its siblings can take too."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -139,7 +139,7 @@ def _parts(config: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def _size_keys(text: Any) -> tuple[int, list[str], list[str]]:
-    """The vocabulary's size, the settings that hold it (main one first), and those of other sizes."""
+    """The vocabulary's size, the settings that hold it, and those of other sizes."""
     main = type(text).attribute_map.get("vocab_size", "vocab_size")
     size = getattr(text, main, None)
     if not isinstance(size, int):

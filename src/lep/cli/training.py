@@ -160,12 +160,7 @@ def answer(
     )
     from lep.calibration.answers import write_answers
 
-    say(
-        ", ".join(
-            f"{name}: {count:,}"
-            for name, count in write_answers(original, prompts, output, settings).items()
-        )
-    )
+    say(str(write_answers(original, prompts, output, settings)))
 
 
 @app.command()
