@@ -37,7 +37,7 @@ SOUND = (
     "its configuration is that of a text encoder, a decoder and a codec; it writes sound, not text"
 )
 NOT_BUILT = {
-    "gemma3n": "its vision tower needs the package timm (its text model, `gemma3n_text`, is covered)",
+    "gemma3n": "its vision tower needs timm (its text model, `gemma3n_text`, is covered)",
     "gemma4_assistant": DRAFTING,
     "gemma4_unified_assistant": DRAFTING,
     "musicgen": SOUND,

@@ -13,7 +13,7 @@ from lep.calibration import answers as module
 from lep.calibration.answers import Answers, write_answers, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.calibration.filters import reason_to_drop, repeats
-from lep.calibration.judge import MOST_UNGRADED, Judge, make_judge
+from lep.calibration.judge import MOST_UNGRADED, grades, load_judge
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import write_records
 from lep.errors import CorpusError, LepError
@@ -124,7 +124,7 @@ def test_sampled_answers_differ_and_the_best_is_kept(
         def replies(self, conversations):
             return [str(1 + len(c[0]["content"]) % 5) for c in conversations]
 
-    monkeypatch.setattr(module, "make_judge", lambda source: Judge(Longest()))
+    monkeypatch.setattr(module, "load_judge", lambda source: Longest())
     settings = AnswerSettings(max_new_tokens=8, samples=4, judge="longest", least_grade=1)
     write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
     records = read(tmp_path / "out" / "answers.jsonl")
@@ -188,8 +188,8 @@ ANSWERED = [([{"role": "user", "content": f"Вопрос {i}?"}], f"Ответ {
 
 
 def test_a_served_judge_sees_question_and_answer(judge) -> None:
-    grades = list(make_judge(judge.source).grades(ANSWERED[:3], "cache"))
-    assert grades == [4, 4, 4]
+    given = list(grades(load_judge(judge.source), ANSWERED[:3], "cache"))
+    assert given == [4, 4, 4]
     shown = judge.requests[1]["messages"][0]["content"]
     assert "user: Вопрос 1?" in shown
     assert "assistant: Ответ 1." in shown
@@ -199,14 +199,14 @@ def test_a_served_judge_sees_question_and_answer(judge) -> None:
 def test_nonsense_is_asked_for_once_more(judge) -> None:
     replies = {1: "well", 2: "well", 3: "hm", 4: "5"}  # 3 and 4 are second requests
     judge.reply = lambda number: (200, replies[number])
-    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [None, 5]
+    assert list(grades(load_judge(judge.source), ANSWERED[:2], "cache")) == [None, 5]
     assert judge.requests[3]["messages"][-2]["content"] == "well"
     assert "digit" in judge.requests[3]["messages"][-1]["content"]
 
 
 def test_a_busy_judge_is_asked_again(judge) -> None:
     judge.reply = lambda number: (503, "") if number == 1 else (200, "3")
-    assert list(make_judge(judge.source).grades(ANSWERED[:1], "cache")) == [3]
+    assert list(grades(load_judge(judge.source), ANSWERED[:1], "cache")) == [3]
 
 
 def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(
@@ -240,9 +240,9 @@ def test_a_judge_that_refuses_is_quoted_and_a_long_answer_has_no_grade(judge) ->
     judge.reply = lambda number: (401, "no key")
     message = r"the judge judge refuses \(401 .*no key.*: correct its name, URL or key"
     with pytest.raises(LepError, match=message):
-        list(make_judge(judge.source).grades(ANSWERED[:1], "cache"))
+        list(grades(load_judge(judge.source), ANSWERED[:1], "cache"))
     judge.reply = lambda number: (400, "context length") if number in (2, 4) else (200, "5")
-    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [None, 5]
+    assert list(grades(load_judge(judge.source), ANSWERED[:2], "cache")) == [None, 5]
 
 
 def test_another_judge_grades_the_same_answers(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lep.calibration.filters import reason_to_drop
-from lep.calibration.judge import Conversation, make_judge
+from lep.calibration.judge import Conversation, grades, load_judge
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError
@@ -187,8 +187,8 @@ class _Run:
             return
         judge = str(self.settings.judge)
         pairs = [(self.prompts[key[1]], self.answers[key].text) for key in missing]
-        grades = make_judge(judge).grades(pairs, str(self.path))
-        for (sample, index), grade in zip(missing, grades, strict=True):
+        given = grades(load_judge(judge), pairs, str(self.path))
+        for (sample, index), grade in zip(missing, given, strict=True):
             self.grades[sample, index] = grade
             self._save([{"sample": sample, "index": index, "grade": grade, "judge": judge}])
 

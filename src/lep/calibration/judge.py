@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -56,62 +55,61 @@ def read_grade(reply: str) -> int | None:
     return int(grades.pop()) if len(grades) == 1 else None
 
 
-class Model(Protocol):
-    """Something that replies to conversations."""
+class Judge(Protocol):
+    """A model that replies to conversations."""
 
     name: str
 
     def replies(self, conversations: Sequence[Conversation]) -> list[str]: ...
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Grades by a model's replies, asking once more after a reply without a grade."""
+def load_judge(source: str) -> Judge:
+    """A judge by its name: `MODEL@URL` behind a server, else a local folder or hub id."""
+    name, at, url = source.partition("@http")
+    return ServedModel(name, f"http{url}") if at else LocalModel(name)
 
-    model: Model
 
-    def grades(
-        self, answered: Sequence[tuple[Conversation, str]], saved_in: str
-    ) -> Iterator[int | None]:
-        """The grade of each (conversation, answer), in order; None after two replies without one.
+def grades(
+    judge: Judge, answered: Sequence[tuple[Conversation, str]], saved_in: str
+) -> Iterator[int | None]:
+    """The grade of each (conversation, answer), in order; None after two replies without one.
 
-        Raises `LepError` when the model does not reply, or gives no grade ten times in a row. The
-        message says where answers and grades are saved.
-        """
-        saved, ungraded = f"answers and grades so far are kept in {saved_in}", 0
-        for start in range(0, len(answered), BATCH):
-            prompts = [_prompt(*pair) for pair in answered[start : start + BATCH]]
-            for reply in self._replies(prompts, saved):
-                grade = read_grade(reply)
-                ungraded = ungraded + 1 if grade is None else 0
-                if ungraded >= MOST_UNGRADED:
-                    raise LepError(
-                        f"the judge {self.model.name} gives no grades: asked for a digit from 1 to "
-                        f"5 it said {reply[:60]!r}; {saved}: give another judge, or none"
-                    )
-                yield grade
+    Raises `LepError` when the judge does not reply, or gives no grade ten times in a row. The
+    message names the file `saved_in` of the answers and grades so far.
+    """
+    saved, ungraded = f"answers and grades so far are kept in {saved_in}", 0
+    for start in range(0, len(answered), BATCH):
+        prompts = [_prompt(*pair) for pair in answered[start : start + BATCH]]
+        for reply in _replies(judge, prompts, saved):
+            grade = read_grade(reply)
+            ungraded = ungraded + 1 if grade is None else 0
+            if ungraded >= MOST_UNGRADED:
+                raise LepError(
+                    f"the judge {judge.name} gives no grades: asked for a digit from 1 to 5 it "
+                    f"said {reply[:60]!r}; {saved}: give another judge, or none"
+                )
+            yield grade
 
-    def _replies(self, prompts: list[Conversation], saved: str) -> list[str]:
-        """One reply to each prompt: the second one where the first has no grade."""
-        try:
-            replies = self.model.replies(prompts)
-            again = [i for i, reply in enumerate(replies) if read_grade(reply) is None]
-            reminder = {"role": "user", "content": REMINDER}
-            second = [[*prompts[i], _assistant(replies[i]), reminder] for i in again]
-            for i, reply in zip(again, self.model.replies(second), strict=True):
-                replies[i] = reply
-            return replies
-        except requests.HTTPError as error:
-            body = error.response.text[:200] if error.response is not None else ""
-            raise LepError(
-                f"the judge {self.model.name} refuses ({error}: {body!r}); {saved}: correct its "
-                "name, URL or key, and give the same command"
-            ) from error
-        except requests.RequestException as error:
-            raise LepError(
-                f"the judge {self.model.name} does not answer after {TRIES} tries ({error}); "
-                f"{saved}: give the same command when it is back"
-            ) from error
+
+def _replies(judge: Judge, prompts: list[Conversation], saved: str) -> list[str]:
+    """A reply to each prompt: the second one where the first has no grade."""
+    try:
+        replies = judge.replies(prompts)
+        again = [i for i, reply in enumerate(replies) if read_grade(reply) is None]
+        reminder = {"role": "user", "content": REMINDER}
+        second = [[*prompts[i], _assistant(replies[i]), reminder] for i in again]
+        for i, reply in zip(again, judge.replies(second), strict=True):
+            replies[i] = reply
+        return replies
+    except requests.HTTPError as error:
+        body = error.response.text[:200] if error.response is not None else ""
+        reason = f"refuses ({error}: {body!r})"
+        way_out = "correct its name, URL or key, and give the same command"
+        raise LepError(f"the judge {judge.name} {reason}; {saved}: {way_out}") from error
+    except requests.RequestException as error:
+        reason = f"does not answer after {TRIES} tries ({error})"
+        way_out = "give the same command when it is back"
+        raise LepError(f"the judge {judge.name} {reason}; {saved}: {way_out}") from error
 
 
 def _prompt(conversation: Conversation, answer: str) -> Conversation:
@@ -122,12 +120,6 @@ def _prompt(conversation: Conversation, answer: str) -> Conversation:
 
 def _assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
-
-
-def make_judge(source: str) -> Judge:
-    """A judge by its name: `MODEL@URL` behind a server, else a local folder or hub id."""
-    name, at, url = source.partition("@http")
-    return Judge(ServedModel(name, f"http{url}") if at else LocalModel(name))
 
 
 class LocalModel:

@@ -68,10 +68,7 @@ def resized_config(
 
 def rewritten_bytes(source: Checkpoint, names: Iterable[str]) -> int:
     """Size of the shards that hold the named tensors."""
-    return _size(source, {source.shard_of[name] for name in names})
-
-
-def _size(source: Checkpoint, shards: Iterable[str]) -> int:
+    shards = {source.shard_of[name] for name in names}
     return sum((source.folder / shard).stat().st_size for shard in shards)
 
 
