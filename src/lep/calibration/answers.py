@@ -48,17 +48,12 @@ class Answers(Result):
 
 
 def write_unjudged(
-    original: str | Path,
-    prompts: str | Path,
-    output: str | Path,
-    settings: AnswerSettings | None = None,
-    **options: Any,
+    original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings
 ) -> None:
     """Let `original` answer prompts, and write what `write_answers` judges to the folder `output`.
 
     Raises `CorpusError` for prompts in another format.
     """
-    output, settings = Path(output), AnswerSettings.given(settings, options)
     check_output(output)
     run = _Run(output, original, prompts, settings)
     run.answer(original)
@@ -147,13 +142,15 @@ class _Run:
             return
         model, checkpoint = load_model(original)
         for sample in samples:
+            seed = self.settings.sample_seed + sample
+            sampling = Sampling(self.settings.temperature, self.settings.top_p, seed)
             for batch in answers(
                 model,
                 checkpoint.tokenizer,
                 self.prompts,
                 max_new_tokens=self.settings.max_new_tokens,
                 batch_size=self.settings.generation_batch,
-                sampling=_sampling(self.settings, sample),
+                sampling=sampling if sample else None,
                 done={index for other, index in self.answers if other == sample},
             ):
                 self.answers |= {(sample, answer.index): answer for answer in batch}
@@ -205,12 +202,6 @@ class _Run:
     def _save(self, entries: list[dict[str, Any]]) -> None:
         with self.path.open("a", encoding="utf-8") as out:
             out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-
-
-def _sampling(settings: AnswerSettings, sample: int) -> Sampling | None:
-    if sample == 0:
-        return None
-    return Sampling(settings.temperature, settings.top_p, settings.sample_seed + sample)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
