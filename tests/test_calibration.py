@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lep.calibration import answers as module
-from lep.calibration.answers import Answers, write_answers, write_unjudged
+from lep.calibration.answers import Answers, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.calibration.filters import reason_to_drop, repeats
 from lep.calibration.judge import MOST_UNGRADED, grades, load_judge
@@ -72,7 +72,7 @@ def read(path: Path) -> list[dict]:
 def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None:
     verdicts = iter(["repeating", None, None])
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: next(verdicts))
-    result = write_answers(pair["instruct"], prompts, str(tmp_path / "out"), max_new_tokens=8)
+    result = answer(pair["instruct"], prompts, str(tmp_path / "out"), max_new_tokens=8)
     assert result == Answers({"repeating": 1, "kept": 2}, tmp_path / "out")
     assert str(result) == f"repeating: 1, kept: 2\nwrote {tmp_path / 'out'}"
     assert json.loads((tmp_path / "out" / "answers.json").read_text()) == result.counts
@@ -99,15 +99,15 @@ def test_answers_of_a_killed_run_are_used_again(
 
     monkeypatch.setattr(module, "answers", counting)
     stop = 0
-    write_answers(pair["instruct"], prompts, tmp_path / "whole", settings)
+    answer(pair["instruct"], prompts, tmp_path / "whole", settings)
     assert count == 6
     count, stop = 0, 5  # in the middle of the second sample
     with pytest.raises(KeyboardInterrupt):
-        write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+        answer(pair["instruct"], prompts, tmp_path / "out", settings)
     cache = tmp_path / "out.answers.jsonl"
     cache.write_text(cache.read_text() + '{"sample": 1, "ans')  # killed while it wrote
     count, stop = 0, 0
-    write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    answer(pair["instruct"], prompts, tmp_path / "out", settings)
     assert count == 2
     whole, resumed = (tmp_path / name / "answers.jsonl" for name in ("whole", "out"))
     assert resumed.read_bytes() == whole.read_bytes()
@@ -126,7 +126,7 @@ def test_sampled_answers_differ_and_the_best_is_kept(
 
     monkeypatch.setattr(module, "load_judge", lambda source: Longest())
     settings = AnswerSettings(max_new_tokens=8, samples=4, judge="longest", least_grade=1)
-    write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    answer(pair["instruct"], prompts, tmp_path / "out", settings)
     records = read(tmp_path / "out" / "answers.jsonl")
     kept = [[m["content"] for m in r["messages"]] for r in read(tmp_path / "out" / "kept.jsonl")]
     kept = dict(kept)
@@ -144,7 +144,7 @@ def test_nothing_passes(pair, prompts, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
     message = r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"
     with pytest.raises(CorpusError, match=message):
-        write_answers(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
+        answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
     assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
 
 
@@ -217,11 +217,11 @@ def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(
     judge.reply = lambda number: (200, "4" if number <= 16 else "who knows")
     message = r"gives no grades: .* it said 'who knows'; answers and grades so far are kept"
     with pytest.raises(LepError, match=message):
-        write_answers(pair["instruct"], many, tmp_path / "out", settings)
+        answer(pair["instruct"], many, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
     before = len(judge.requests)
     judge.reply = lambda number: (200, "2" if number == before + 1 else "5")
-    result = write_answers(pair["instruct"], many, tmp_path / "out", settings)
+    result = answer(pair["instruct"], many, tmp_path / "out", settings)
     # Judged answers are not judged again.
     assert len(judge.requests) - before == 40 - 16 - (MOST_UNGRADED - 1)
     assert result.counts == {"kept": 30, "not graded": 9, "grade below 4": 1}
@@ -232,7 +232,7 @@ def test_an_unreachable_judge_is_named(pair, prompts, tmp_path, all_pass, monkey
     settings = AnswerSettings(max_new_tokens=4, judge="judge@http://127.0.0.1:9/v1")
     message = r"the judge judge does not answer after 2 tries .*: give the same command"
     with pytest.raises(LepError, match=message):
-        write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+        answer(pair["instruct"], prompts, tmp_path / "out", settings)
     assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
 
 
@@ -253,16 +253,16 @@ def test_another_judge_grades_the_same_answers(
     judge.reply = lambda number: (200, "who knows")
     settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
     with pytest.raises(LepError, match="gives no grades"):
-        write_answers(pair["instruct"], many, tmp_path / "out", settings)
+        answer(pair["instruct"], many, tmp_path / "out", settings)
     monkeypatch.setattr(module, "load_model", None)  # no answers are generated again
     other = settings.model_copy(update={"judge": judge.source.replace("judge@", "better@")})
     judge.reply = lambda number: (200, "2")
     message = r"none of 12 prompts .*'grade below 4': 12.*the answers are in .*out.answers"
     with pytest.raises(CorpusError, match=message):
-        write_answers(pair["instruct"], many, tmp_path / "out", other)
+        answer(pair["instruct"], many, tmp_path / "out", other)
     before = len(judge.requests)
     lower = other.model_copy(update={"least_grade": 2})
-    assert write_answers(pair["instruct"], many, tmp_path / "out", lower).counts == {"kept": 12}
+    assert answer(pair["instruct"], many, tmp_path / "out", lower).counts == {"kept": 12}
     assert len(judge.requests) == before  # nor are grades
     assert not list(tmp_path.glob("*.answers.jsonl"))
 
@@ -271,16 +271,16 @@ def test_unjudged_answers_are_judged_and_not_generated_again(
     pair, prompts, tmp_path, all_pass, monkeypatch
 ) -> None:
     settings = AnswerSettings(max_new_tokens=8, samples=2)
-    write_answers(pair["instruct"], prompts, tmp_path / "at once", settings)
+    answer(pair["instruct"], prompts, tmp_path / "at once", settings)
     write_unjudged(pair["instruct"], prompts, tmp_path / "unjudged", settings)
     monkeypatch.setattr(module, "load_model", None)  # no model may answer
-    write_answers(pair["instruct"], prompts, tmp_path / "out", settings, tmp_path / "unjudged")
+    answer(pair["instruct"], prompts, tmp_path / "out", settings, tmp_path / "unjudged")
     for name in ("answers.jsonl", "kept.jsonl", "answers.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
     assert not list(tmp_path.glob("*.answers.jsonl"))
     other = settings.model_copy(update={"max_new_tokens": 4})
     with pytest.raises(TypeError):  # answers of other settings do not count: a model must answer
-        write_answers(pair["instruct"], prompts, tmp_path / "other", other, tmp_path / "unjudged")
+        answer(pair["instruct"], prompts, tmp_path / "other", other, tmp_path / "unjudged")
 
 
 def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:
@@ -291,12 +291,12 @@ def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:
     ):
         settings = AnswerSettings(max_new_tokens=4, judge=str(pair[model]))
         with pytest.raises(LepError, match=message):
-            write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+            answer(pair["instruct"], prompts, tmp_path / "out", settings)
 
 
 @pytest.fixture
 def answered(pair, prompts, tmp_path, all_pass) -> Path:
-    write_answers(pair["instruct"], prompts, tmp_path / "answers", max_new_tokens=8)
+    answer(pair["instruct"], prompts, tmp_path / "answers", max_new_tokens=8)
     return tmp_path / "answers"
 
 

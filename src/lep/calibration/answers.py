@@ -50,7 +50,7 @@ class Answers(Result):
 def write_unjudged(
     original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings
 ) -> None:
-    """Let `original` answer prompts, and write what `write_answers` judges to the folder `output`.
+    """Let `original` answer prompts, and write what `answer` judges to the folder `output`.
 
     Raises `CorpusError` for prompts in another format.
     """
@@ -62,7 +62,7 @@ def write_unjudged(
     run.path.unlink()
 
 
-def write_answers(
+def answer(
     original: str | Path,
     prompts: str | Path,
     output: str | Path,

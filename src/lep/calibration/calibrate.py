@@ -27,7 +27,7 @@ def calibrate(
     merge: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    """Tune `model` on the folder of `write_answers` and on copy tasks, and write it to `output`.
+    """Tune `model` on the folder of `answer` and on copy tasks, and write it to `output`.
 
     `copy_tasks` of each language are made from `text`, {language: files}, and share no text with
     `heldout`; or `copies` are given as records. `lep/tune.json` counts the answers by outcome,
