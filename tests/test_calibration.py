@@ -18,7 +18,7 @@ from lep.corpus.read import write_records
 from lep.errors import CorpusError, LepError
 from lep.inference.generate import Answer
 from lep.settings import AnswerSettings, CalibrateSettings
-from lep.training.frozen import digest
+from lep.training.trainable_rows import digest
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def answered(pair, prompts, tmp_path, all_pass) -> Path:
 def test_calibration_as_published(pair, answered, tmp_path) -> None:
     settings = CalibrateSettings(batch_size=2, learning_rate=1e-2)
     record = calibrate(pair["instruct"], answered, tmp_path / "out", settings)
-    assert record["answers"] == {"kept": 3}
+    assert record.answers == {"kept": 3}
     assert (tmp_path / "out" / "lep" / "answers.jsonl").read_bytes() == (
         answered / "answers.jsonl"
     ).read_bytes()
@@ -349,13 +349,13 @@ def test_calibration_as_published(pair, answered, tmp_path) -> None:
 
 def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> None:
     from lep.checkpoint.reader import Checkpoint
-    from lep.training.rows import new_rows
+    from lep.training.trainable_rows import new_token_rows
     from lep.transfer.propagate import propagate
 
     propagate(pair["base"], pair["instruct"], adapted, tmp_path / "propagated")
     settings = CalibrateSettings(batch_size=2, learning_rate=1e-2, train="new_rows")
     calibrate(tmp_path / "propagated", answered, tmp_path / "out", settings)
-    rows = new_rows(Checkpoint(tmp_path / "propagated"))
+    rows = new_token_rows(Checkpoint(tmp_path / "propagated"))
     before, after = (load_file(tmp_path / p / "model.safetensors") for p in ("propagated", "out"))
     names = {"input": "model.embed_tokens.weight", "output": "lm_head.weight"}
     for kind, name in names.items():
@@ -365,7 +365,7 @@ def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> Non
     assert all(
         torch.equal(before[name], after[name]) for name in before.keys() - set(names.values())
     )
-    again = new_rows(Checkpoint(tmp_path / "out"))  # what is new is still known
+    again = new_token_rows(Checkpoint(tmp_path / "out"))  # what is new is still known
     assert all(torch.equal(again[kind], rows[kind]) for kind in rows)
 
 

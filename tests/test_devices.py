@@ -178,7 +178,7 @@ def inferred(source: Path, device: torch.device) -> list[Any]:
     from lep.inference.likelihood import text_nats
     from lep.inference.next_byte import first_bytes, next_byte_nats
     from lep.training.data import isolates
-    from lep.training.frozen import frozen_digest
+    from lep.training.trainable_rows import frozen_digest
 
     load.device = lambda: device
     model, checkpoint = load.load_model(source)
@@ -210,23 +210,24 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
 
     from lep.checkpoint.reader import Checkpoint
     from lep.training.data import collate
-    from lep.training.rows import new_rows, split_tables, stored_tables, whole_tables
+    from lep.training.trainable_rows import (
+        new_token_rows,
+        split_tables,
+        stored_tables,
+        whole_tables,
+    )
     from lep.training.trainer import TrainedOnlyTrainer, chunk_loss, decay_touched_rows
     from lep.training.watch import HeldoutText
 
     checkpoint = Checkpoint(source)
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto").requires_grad_(False)
     if train == "new_rows":
-        rows = new_rows(checkpoint)
-        tables: dict[str, Any] = {
-            kind: table.whole for kind, table in split_tables(model, rows).items()
-        }
+        rows = new_token_rows(checkpoint)
+        split_tables(model, rows)
     else:
-        rows = {
-            kind: torch.arange(checkpoint.shape(name)[0])
-            for kind, name in checkpoint.tables.by_kind().items()
-        }
-        tables = whole_tables(model, rows)
+        names = checkpoint.tables.by_kind()
+        rows = {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in names.items()}
+        whole_tables(model, rows)
     model.to(device).train()
 
     def autocast() -> torch.autocast:
@@ -257,7 +258,7 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
     assert losses[-1] < losses[0] - 0.1
     with autocast():
         look = HeldoutText({"ru": [str(SAMPLE / "ru")]}, 2_000, checkpoint).look(model)
-    stored_tables(checkpoint, rows, {kind: table() for kind, table in tables.items()})
+    stored_tables(checkpoint, rows, model)
     saver: Any = SimpleNamespace(
         model=model, args=SimpleNamespace(output_dir=str(folder / train), should_save=True)
     )

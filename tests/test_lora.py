@@ -63,11 +63,11 @@ def test_what_is_written_is_what_trained(adapted, trained, tmp_path) -> None:
     settings = SETTINGS.model_copy(
         update={"eval_text": text, "eval_characters": 2_000, "precision": "float32"}
     )
-    record = pretrain(adapted.parent / "initialised", [SAMPLE], tmp_path / "out", settings)
+    result = pretrain(adapted.parent / "initialised", [SAMPLE], tmp_path / "out", settings)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     seen = HeldoutText(text, 2_000, Checkpoint(tmp_path / "out")).look(model)["ru"]
-    best = next(look for look in record["looks"] if look["step"] == record["best_step"])
-    assert seen == pytest.approx(best["bits_per_byte"]["ru"], rel=1e-5)
+    best = next(look for look in result.looks if look.step == result.best_step)
+    assert seen == pytest.approx(best.bits_per_byte["ru"], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["swap", "new-rows"])

@@ -20,7 +20,7 @@ from lep.errors import CheckpointError
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
 from lep.training.pretrain import pretrain
-from lep.training.rows import new_rows, split_tables
+from lep.training.trainable_rows import new_token_rows, split_tables
 from lep.training.trainer import head_is_plain, head_loss
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
@@ -69,7 +69,7 @@ def initialised(folder: Path, tokenizer, *, in_place: bool = False, **model) -> 
 )
 def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> None:
     source = initialised(tmp_path, byte_level, **model)
-    record = pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    result = pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
     before, after = (load_file(place / "model.safetensors") for place in (source, tmp_path / "out"))
     tables = set(Checkpoint(source).tables.names)
     assert {name for name in before if not torch.equal(before[name], after[name])} == tables
@@ -78,8 +78,8 @@ def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> Non
         changed = (before[name] != after[name]).any(1).nonzero().flatten()
         assert len(changed)
         assert set(changed.tolist()) <= set(new.tolist())
-    assert record["trained_rows"]["input"] == len(new)
-    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+    assert result.trained_rows["input"] == len(new)
+    assert result.losses[-1].loss < result.losses[0].loss
 
 
 def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, tmp_path) -> None:
@@ -92,7 +92,7 @@ def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, 
     initialise(pair["base"], pair["tokenizer"], tmp_path / "base")
     initialise_instruct(pair["base"], tmp_path / "instruct", tmp_path / "base", tmp_path / "start")
     start = Checkpoint(tmp_path / "start")
-    rows = new_rows(start)
+    rows = new_token_rows(start)
     assert {kind: len(found) for kind, found in rows.items()} == {"input": 100, "output": 100}
     assert start.shape(start.tables.input)[0] == 502 + 100
     pretrain(tmp_path / "start", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ from lep.training import trainer as trainer_module
 from lep.training.data import collate, isolates, schedule
 from lep.training.loss import linear_cross_entropy
 from lep.training.pretrain import pretrain
-from lep.training.samples import in_order
+from lep.training.samples import Sample, in_order
 from lep.training.trainer import (
     TablesTrainer,
     decay_touched_rows,
@@ -167,15 +168,15 @@ def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> No
         seen.extend(tuple(sample["input_ids"]) for sample in samples)
         return collate(samples, **options)
 
-    monkeypatch.setattr("lep.training.pretrain.collate", counting)
+    monkeypatch.setattr("lep.training.data.collate", counting)
     settings = PretrainSettings(epochs=epochs, learning_rate=1e-3, block_size=64, batch_tokens=1024)
-    record = pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", settings)
-    blocks = record["blocks"]
+    result = pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", settings)
+    blocks = result.blocks
     assert len(seen) == pytest.approx(
         epochs * blocks, abs=32
     )  # up to a whole step, and what is read ahead
     assert len(set(seen)) == (blocks if epochs >= 1 else len(seen))
-    assert record["tokens"] == pytest.approx(epochs * record["corpus_tokens"], rel=0.02)
+    assert result.tokens == pytest.approx(epochs * result.corpus_tokens, rel=0.02)
 
 
 @pytest.mark.parametrize(("blocks", "epochs"), [(48, 3), (48, 1.5), (100, 2)])
@@ -193,15 +194,15 @@ def test_passes_over_a_corpus_are_whole(blocks, epochs) -> None:
 
 def test_one_step_of_tuning_learns(pair, tmp_path) -> None:
     """The first step of a warm-up has the rate zero."""
-    record = tune(
+    result = tune(
         pair["instruct"],
         conversations(tmp_path),
         tmp_path / "out",
         TuneSettings(learning_rate=1e-2),
     )
-    assert record["steps"] == 1
-    assert record["losses"][0]["learning_rate"] == 1e-2
-    assert "lm_head.weight" in record["changed_tensors"]
+    assert result.steps == 1
+    assert result.losses[0].learning_rate == 1e-2
+    assert "lm_head.weight" in result.changed_tensors
 
 
 def test_tuning_follows_the_names_of_the_file(tmp_path, pair) -> None:
@@ -211,12 +212,12 @@ def test_tuning_follows_the_names_of_the_file(tmp_path, pair) -> None:
     renamed = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
     save_file(renamed, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     settings = TuneSettings(learning_rate=1e-2, batch_size=8)
-    record = tune(tmp_path / "model", conversations(tmp_path), tmp_path / "out", settings)
-    assert {"lm_head.weight", "layers.0.mlp.up_proj.weight"} <= set(record["changed_tensors"])
+    result = tune(tmp_path / "model", conversations(tmp_path), tmp_path / "out", settings)
+    assert {"lm_head.weight", "layers.0.mlp.up_proj.weight"} <= set(result.changed_tensors)
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert after.keys() == renamed.keys()
     changed = {name for name in after if not torch.equal(after[name], renamed[name])}
-    assert changed == set(record["changed_tensors"])
+    assert changed == set(result.changed_tensors)
 
 
 def test_half_a_character_is_mended(tmp_path) -> None:
@@ -252,14 +253,14 @@ def test_arithmetic_follows_the_hardware(monkeypatch) -> None:
 def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
     save_model(tmp_path / "model", byte_level, dtype=dtype)
     settings = SETTINGS.model_copy(update={"precision": precision})
-    record = pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", settings)
+    result = pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", settings)
     before, after = (
         load_file(tmp_path / place / "model.safetensors") for place in ("model", "out")
     )
     assert {t.dtype for t in after.values()} == {dtype}
     assert {name for name in before if not torch.equal(before[name], after[name])} == TABLES
-    assert record["frozen_tensors"] == len(before) - 2
-    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] - 0.1
+    assert result.frozen_tensors == len(before) - 2
+    assert result.losses[-1].loss < result.losses[0].loss - 0.1
     assert not (tmp_path / "out" / "work").exists()
 
 
@@ -325,7 +326,7 @@ def test_a_capped_head_is_not_taken_for_a_plain_one(pair) -> None:
 def test_a_frozen_tensor_that_moves_is_named(pair) -> None:
     from transformers import AutoModelForCausalLM
 
-    from lep.training.frozen import check_frozen, frozen_digest
+    from lep.training.trainable_rows import check_frozen, frozen_digest
 
     model = AutoModelForCausalLM.from_pretrained(pair["base"])
     model.requires_grad_(False)
@@ -409,7 +410,7 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_pa
         tokens=40_000, learning_rate=5e-3, block_size=64, batch_tokens=256, train=train
     )
     whole = pretrain(model, [SAMPLE / "ru"], tmp_path / "whole", settings)
-    assert killed["losses"] == whole["losses"]
+    assert killed["losses"] == [asdict(loss) for loss in whole.losses]
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
@@ -462,8 +463,8 @@ def test_activation_checkpointing_changes_memory_not_results(adapted, tmp_path) 
     plain = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", settings)
     settings = settings.model_copy(update={"activation_checkpointing": True})
     saving = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "saving", settings)
-    assert [e["loss"] for e in saving["losses"]] == pytest.approx(
-        [e["loss"] for e in plain["losses"]], rel=1e-4
+    assert [e.loss for e in saving.losses] == pytest.approx(
+        [e.loss for e in plain.losses], rel=1e-4
     )
 
 
@@ -478,10 +479,10 @@ def watched(**changes) -> PretrainSettings:
 def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> None:
     """English is trained on and Russian looked at, so that the end is not the best."""
     settings = watched(learning_rate=0.02, tokens=12_000, schedule="wsd", precision="float32")
-    record = pretrain(adapted, [SAMPLE / "en"], tmp_path / "out", settings)
-    looks = record["looks"]
-    best = min(looks, key=lambda look: look["bits_per_byte"]["ru"])
-    assert record["best_step"] == best["step"] < looks[-1]["step"]
+    result = pretrain(adapted, [SAMPLE / "en"], tmp_path / "out", settings)
+    looks = result.looks
+    best = min(looks, key=lambda look: look.bits_per_byte["ru"])
+    assert result.best_step == best.step < looks[-1].step
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -490,15 +491,15 @@ def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> N
     )
     found = heldout.look(model)
     assert {name: found[name] for name in ("ru", "en")} == pytest.approx(
-        best["bits_per_byte"], rel=1e-4
+        best.bits_per_byte, rel=1e-4
     )
     copied = {name: found[f"{name} copied"] for name in ("ru", "en")}
-    assert copied == pytest.approx(best["copied_bits_per_byte"], rel=1e-4)
+    assert copied == pytest.approx(best.copied_bits_per_byte, rel=1e-4)
     stopped = pretrain(
         adapted, [SAMPLE / "en"], tmp_path / "early", settings.model_copy(update={"patience": 1})
     )
-    assert len(stopped["looks"]) < len(looks)
-    assert stopped["best_step"] == record["best_step"]
+    assert len(stopped.looks) < len(looks)
+    assert stopped.best_step == result.best_step
 
 
 def test_copying_and_new_tokens_are_looked_at(adapted) -> None:
@@ -531,20 +532,18 @@ def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path)
     settings = watched(
         learning_rate=0.4, precision="float32"
     )  # far too high: one of the lower ones must win
-    record = pretrain(
+    result = pretrain(
         adapted, [SAMPLE / "ru"], tmp_path / "swept", settings.model_copy(update={"sweep": True})
     )
-    seen, best = record["sweep"]["bits_per_byte"], record["sweep"]["best"]
+    seen, best = result.sweep.bits_per_byte, result.sweep.best
     assert list(seen) == ["0.04", "0.1", "0.2", "0.4"]
     scores = [bits for bits in seen.values() if bits is not None]  # none where it diverged
     assert len(set(scores)) == len(scores) >= 2  # each rate was trained, with its own result
     assert seen[f"{best:g}"] == min(bits for bits in seen.values() if bits is not None)
     assert best < 0.4
-    assert record["settings"]["learning_rate"] == best
+    assert result.settings.learning_rate == best
     plain = settings.model_copy(update={"learning_rate": best})
-    assert (
-        pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain)["losses"] == record["losses"]
-    )
+    assert pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain).losses == result.losses
 
 
 def test_a_full_disk_ends_the_training_and_keeps_the_last_state(
@@ -575,7 +574,7 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_state(
     assert not (tmp_path / "out").exists()
     again = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
     whole = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "whole", SETTINGS)
-    assert again["losses"] == whole["losses"]
+    assert again.losses == whole.losses
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
     assert one == two
 
@@ -645,10 +644,10 @@ def test_accumulation_changes_the_loss_by_rounding_only(train, adapted, tmp_path
         settings = SETTINGS.model_copy(
             update={"precision": "float32", "micro_batch_tokens": micro, "train": train}
         )
-        record = pretrain(
+        result = pretrain(
             adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / str(micro), settings
         )
-        losses.append([entry["loss"] for entry in record["losses"]])
+        losses.append([entry.loss for entry in result.losses])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
@@ -673,28 +672,28 @@ def conversations(folder: Path, count: int = 40) -> Path:
 def test_tuning_changes_projections_and_head(pair, tmp_path) -> None:
     settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, copy_tasks=4)
     copies = copy_records({"ru": [SAMPLE / "ru"]}, 4, seed=0)
-    record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, copies)
+    result = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, copies)
     before, after = (
         load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out")
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == set(record["changed_tensors"])
+    assert changed == set(result.changed_tensors)
     assert {n for n in before if n.endswith("_proj.weight")} | {"lm_head.weight"} == changed
-    assert record["merge_error"] < 1e-4
-    assert record["samples"] + record["too_long"] == 44
-    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+    assert result.merge_error < 1e-4
+    assert result.samples + result.too_long == 44
+    assert result.losses[-1].loss < result.losses[0].loss
 
 
 def test_samples_of_a_batch_are_of_like_length_and_none_is_lost() -> None:
-    samples = [{"input_ids": [i] * (1 + 7 * i % 101)} for i in range(203)]
+    samples = [Sample([i] * (1 + 7 * i % 101), 0) for i in range(203)]
     settings = TuneSettings(batch_size=16, micro_batch_size=4, epochs=2.5, seed=3)
     ordered = in_order(samples, settings)
-    counts = Counter(sample["input_ids"][0] for sample in ordered)
+    counts = Counter(sample.ids[0] for sample in ordered)
     assert len(ordered) == round(2.5 * 203)
     assert set(counts.values()) == {2, 3}
-    widths = [[len(s["input_ids"]) for s in ordered[i : i + 4]] for i in range(0, len(ordered), 4)]
+    widths = [[len(s.ids) for s in ordered[i : i + 4]] for i in range(0, len(ordered), 4)]
     padded = sum(max(batch) * len(batch) for batch in widths) / sum(map(sum, widths))
-    shuffled = random.Random(0).sample([len(s["input_ids"]) for s in samples], 200)
+    shuffled = random.Random(0).sample([len(s.ids) for s in samples], 200)
     assert padded < 1.06
     assert (
         sum(4 * max(shuffled[i : i + 4]) for i in range(0, 200, 4)) / sum(shuffled) > 1.4

@@ -3,13 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lep.calibration.answers import ANSWERS, COUNTS, KEPT
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import read_messages, read_records
 from lep.errors import CheckpointError, CorpusError
 from lep.settings import CalibrateSettings
+from lep.training.results import TuneResult
 from lep.training.samples import Records
 from lep.training.tune import CALIBRATION, NEW_ROWS, train_adapter
 
@@ -22,7 +22,7 @@ def calibrate(
     copies: Records | None = None,
     *,
     merge: bool = True,
-) -> dict[str, Any]:
+) -> TuneResult:
     """Tune `model` on answers that `write_answers` left in a folder, and on copy tasks; write the result to `output`.
 
     `lep/tune.json` counts what was kept and dropped, `lep/answers.jsonl` holds all answers with their grades.
