@@ -1,4 +1,4 @@
-"""Adapters beside the tables: they are merged, carried into the instruct model, and refused where they cannot be."""
+"""Adapters beside the tables are merged, carried into the instruct model, or refused."""
 
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def test_a_model_of_another_shape_is_refused(pair, byte_level, trained, tmp_path
 
 @pytest.mark.slow
 def test_what_was_added_before_is_kept(trained, tmp_path) -> None:
-    """Trained again, with adapters or without: the instruct model still gets all that was added to the body."""
+    """After another training, with adapters or without, all that was added still propagates."""
     before = saved_factors(trained)
     pretrain(
         trained, [SAMPLE], tmp_path / "rows", SETTINGS.model_copy(update={"train": "embeddings"})

@@ -19,8 +19,8 @@ from lep.settings import LoraSettings
 from lep.training.processes import whole
 
 
-def projections(model: Any, checkpoint: Checkpoint) -> dict[str, int]:
-    """The linear projections in the decoder's layers: {name of the module: its layer}.
+def projections(model: Any, checkpoint: Checkpoint, *, outer: bool = False) -> list[str]:
+    """Names of the linear projections in the decoder's layers, or in the first and last alone.
 
     Raises `CheckpointError` where there is none.
     """
@@ -37,7 +37,8 @@ def projections(model: Any, checkpoint: Checkpoint) -> dict[str, int]:
             f"{checkpoint.folder} has no linear projections in its layers to put adapters on "
             f"({type(model).__name__}): train embeddings or new_rows"
         )
-    return layers
+    ends = (min(layers.values()), max(layers.values()))
+    return [name for name, layer in layers.items() if layer in ends or not outer]
 
 
 def stored_weights(model: Any, checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, str]:
@@ -60,39 +61,28 @@ def stored_weights(model: Any, checkpoint: Checkpoint, modules: Iterable[str]) -
     return weights
 
 
-def add_adapter(model: Any, checkpoint: Checkpoint, rank: int, alpha: float) -> dict[str, str]:
-    """Put a float32 adapter on every projection in the decoder's layers; nothing else trains then.
+def add_adapter(
+    model: Any, checkpoint: Checkpoint, rank: int, alpha: float, *, outer: bool = False
+) -> dict[str, str]:
+    """Put a float32 adapter on each of `projections`; nothing else trains then.
 
     Returns the name of each adapted weight in the checkpoint, by the name of its module. Raises
     `CheckpointError` where there is nothing to adapt, or a weight is not stored as it is used.
     """
-    names = stored_weights(model, checkpoint, projections(model, checkpoint))
+    names = stored_weights(model, checkpoint, projections(model, checkpoint, outer=outer))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names)), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    train_in_float32(model)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return names
 
 
-def lora_config(settings: LoraSettings, modules: Iterable[str], **options: Any) -> LoraConfig:
-    """peft's configuration of an adapter on `modules`."""
-    shape = {"r": settings.rank, "lora_alpha": settings.alpha}
-    return LoraConfig(**shape, task_type="CAUSAL_LM", target_modules=list(modules), **options)
-
-
-def full_tables(checkpoint: Checkpoint, kinds: Iterable[str]) -> dict[str, Any]:
-    """Options of `lora_config` that train the tables of `kinds` ("input", "output") in full."""
-    tables = [getattr(checkpoint.tables, kind) or checkpoint.tables.input for kind in kinds]
-    modules = [name.removesuffix(".weight").rpartition(".")[2] for name in tables]
-    tied = checkpoint.tables.output is None
-    return {"modules_to_save": modules[:1] if tied else modules, "ensure_weight_tying": tied}
-
-
-def train_in_float32(model: nn.Module) -> None:
-    """Keep what trains in float32, in which Adam's small steps do not vanish."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+def merge(model: nn.Module) -> None:
+    """Add every adapter to the weight that it is on."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.merge()
 
 
 @torch.no_grad()
@@ -108,10 +98,20 @@ def adapter_factors(model: nn.Module, names: dict[str, str]) -> Factors:
     return factors
 
 
-def save_adapter(model: Any, config: LoraConfig, folder: Path) -> None:
-    """Write the adapter of the body in peft's format, without tables that trained in full."""
-    state = get_peft_model_state_dict(model)
-    factors = {name: tensor.contiguous() for name, tensor in state.items() if "lora_" in name}
+def save_adapter(model: Any, names: Iterable[str], settings: LoraSettings, folder: Path) -> None:
+    """Write the adapter on the modules `names` in peft's format."""
     folder.mkdir(exist_ok=True)
+    state = get_peft_model_state_dict(model)
+    factors = {
+        f"base_model.model.{name}": tensor.contiguous()
+        for name, tensor in state.items()
+        if "lora_" in name
+    }
     save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(str(folder))
+    LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        task_type="CAUSAL_LM",
+        target_modules=list(names),
+        inference_mode=True,
+    ).save_pretrained(str(folder))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from torch import Tensor
 from transformers import EarlyStoppingCallback, set_seed
@@ -24,7 +25,6 @@ from lep.training import data, lora, processes, trainable_rows
 from lep.training.results import PretrainResult, Sweep, write_record
 from lep.training.trainer import (
     TablesTrainer,
-    free_memory,
     load_to_train,
     look_steps,
     run,
@@ -55,7 +55,7 @@ def pretrain(
     is called again with the same arguments. Under `torchrun` or `accelerate launch`, all processes
     call this, and the first one writes.
 
-    Raises `CheckpointError`, `CorpusError` and `OutputError` for inputs and output that do not do,
+    Raises `CheckpointError`, `CorpusError` and `OutputError` for unusable inputs or output,
     `TrainingError` for a loss that diverges.
     """
     output, settings = Path(output), PretrainSettings.given(settings, options)
@@ -80,12 +80,12 @@ def pretrain(
         with processes.main_first():
             blocks = data.packed_blocks(checkpoint, corpus, block, work / "packed", key)
         tokens = settings.budget(len(blocks) * block)
-        settings = _changed(settings, tokens=tokens, epochs=None)
-        settings = _changed(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
+        settings = _updated(settings, tokens=tokens, epochs=None)
+        settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
         task = _Task(checkpoint, rows, blocks, block, heldout, output)
         sweep = _sweep(task, work, settings) if settings.sweep else None
         if sweep:
-            settings = _changed(settings, learning_rate=sweep.best)
+            settings = _updated(settings, learning_rate=sweep.best)
         result, tables, factors = task.train(work / "trainer", settings)
         result = replace(result, seconds=round(time.time() - started, 1), sweep=sweep)
         if processes.is_main():
@@ -100,7 +100,7 @@ def saved_states(settings: PretrainSettings) -> int:
     return 3 if settings.eval_text else 2
 
 
-def _changed(settings: PretrainSettings, **values: Any) -> PretrainSettings:
+def _updated(settings: PretrainSettings, **values: Any) -> PretrainSettings:
     return settings.model_copy(update=values)
 
 
@@ -182,7 +182,7 @@ class _Task:
             output=self.output,
         )
         del trainer, model, state
-        free_memory()
+        clear_device_cache(garbage_collection=True)
         return result, tables, factors
 
     def _trainer(
@@ -246,7 +246,7 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
     if file.exists():
         return json.loads(file.read_text())
     tokens, language = settings.budget(0), next(iter(settings.eval_text))
-    short = _changed(
+    short = _updated(
         settings, tokens=max(1, round(SWEPT_SHARE * tokens)), learning_rate=rate, checkpoints=1
     )
     try:
@@ -254,7 +254,7 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
         bits = min(look.bits_per_byte[language] for look in looks)
     except TrainingError:
         bits = None
-    free_memory()
+    clear_device_cache(garbage_collection=True)
     if processes.is_main():
         file.write_text(json.dumps(bits))
         shutil.rmtree(folder, ignore_errors=True)

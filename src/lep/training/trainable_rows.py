@@ -74,13 +74,18 @@ class SplitHead(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
+def table_layers(model: Any) -> dict[str, Any]:
+    """The layers that hold the tables "input" and "output"."""
+    return {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+
+
 def split_tables(model: Any, rows: Mapping[str, Tensor]) -> dict[str, SplitTable]:
     """Put split tables into a model; `rows` (n,) of "input" and, where untied, "output" train.
 
     Raises `CheckpointError` where embeddings or head do more than look up and multiply.
     """
-    inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
-    layers = {"input": inputs, "output": head}
+    layers = table_layers(model)
+    inputs, head = layers["input"], layers["output"]
     tables = {kind: SplitTable(layers[kind].weight.detach(), rows[kind]) for kind in rows}
     bias, scale = getattr(head, "bias", None), getattr(inputs, "embed_scale", None)
     split = SplitEmbedding(tables["input"], None if scale is None else torch.as_tensor(scale))
@@ -104,10 +109,10 @@ def split_tables(model: Any, rows: Mapping[str, Tensor]) -> dict[str, SplitTable
 
 def whole_tables(model: Any, kinds: Iterable[str]) -> None:
     """Let whole tables train, in float32, in which Adam's small steps do not vanish."""
-    layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     for kind in kinds:
-        layers[kind].weight.data = layers[kind].weight.data.float()
-        layers[kind].weight.requires_grad_(True)
+        weight = table_layers(model)[kind].weight
+        weight.data = weight.data.float()
+        weight.requires_grad_(True)
 
 
 def head_tables(head: Any) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
@@ -142,10 +147,9 @@ def stored_tables(
 
     Raises `AssertionError` when a row outside `rows` is not the checkpoint's own, bit for bit.
     """
-    layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     stored = {}
     for kind, name in checkpoint.tables.by_kind().items():
-        layer, before = layers[kind], checkpoint.tensor(name)
+        layer, before = table_layers(model)[kind], checkpoint.tensor(name)
         split = isinstance(layer, SplitEmbedding | SplitHead)
         table = layer.table.whole() if split else whole(layer.weight)
         stored[name] = table.cpu().to(before.dtype)

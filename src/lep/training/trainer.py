@@ -1,6 +1,5 @@
 """Where our trainings differ from the stock Trainer."""
 
-import gc
 import json
 import shutil
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ from lep.training.loss import linear_cross_entropy
 from lep.training.processes import local, reshard, shard_like, whole, world_size
 from lep.training.results import Loss
 from lep.training.trainable_rows import head_tables
-from lep.training.watch import HeldoutText, StopWhenDiverging, saved_states
+from lep.training.watch import HeldoutText, StopWhenDiverging, states_in
 from lep.transfer.mappings import copy_mappings
 
 WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
@@ -150,8 +149,6 @@ def chunk_loss(trainer: Trainer) -> bool:
     nothing, and returns False, where the logits are not plain.
     """
     model: Any = trainer.model
-    if hasattr(model, "get_base_model"):  # of peft
-        model = model.get_base_model()
     with trainer.accelerator.autocast():
         if not head_is_plain(model):
             return False
@@ -305,20 +302,14 @@ def run(trainer: Trainer) -> list[Loss]:
 
 def last_state(folder: Path) -> Path | None:
     """The newest whole state in a folder. Deletes states that a kill left half written."""
-    for state in reversed(saved_states(folder)):
+    for state in reversed(states_in(folder)):
         try:
-            json.loads((state / STATE).read_text())  # the file that the Trainer writes last
+            (state / WEIGHTS).stat()  # a state of an older version has other files
+            json.loads((state / STATE).read_text())  # what the Trainer writes last
             return state
         except (OSError, ValueError):
             shutil.rmtree(state, ignore_errors=True)  # another process may have done so
     return None
-
-
-def free_memory() -> None:
-    """Give back what a finished training held: trainer and model refer to each other."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def write_trained(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import get_peft_model
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import Trainer, set_seed
 
@@ -25,7 +25,7 @@ from lep.training.results import Loss, TuneResult, write_record
 from lep.training.samples import Records, Sample, batches, collate_answers, encode_records, in_order
 from lep.training.trainer import (
     TablesTrainer,
-    free_memory,
+    TrainedOnlyTrainer,
     load_to_train,
     run,
     training_arguments,
@@ -132,17 +132,16 @@ class _Task:
     scope: Scope
     folder: Path
 
-    def run(self, trainer: type[Trainer], model: Any) -> Any:
-        """Train `model`; returns its trainer and the losses."""
+    def load(self) -> Any:
+        return load_to_train(self.checkpoint, self.settings).requires_grad_(False)
+
+    def run(self, trainer: type[Trainer], model: Any) -> list[Loss]:
         steps, options = batches(self.settings, len(self.samples))
-        folder = self.folder / "work" / "trainer"
-        started = trainer(
-            model=model,
-            args=training_arguments(self.settings, folder, steps, options),
-            train_dataset=in_order(self.samples, self.settings),
-            data_collator=collate_answers,
+        arguments = training_arguments(
+            self.settings, self.folder / "work" / "trainer", steps, options
         )
-        return started, run(started)
+        samples = in_order(self.samples, self.settings)
+        return run(trainer(model, arguments, collate_answers, samples))
 
 
 @dataclass(frozen=True)
@@ -158,39 +157,35 @@ def _train_new_rows(task: _Task) -> _Trained:
             "training new rows makes no adapter that could be left beside the model: leave "
             "--no-merge out"
         )
-    rows = trainable_rows.new_token_rows(task.checkpoint)
-    model = load_to_train(task.checkpoint, task.settings).requires_grad_(False)
+    rows, model = trainable_rows.new_token_rows(task.checkpoint), task.load()
     trainable_rows.split_tables(model, rows)
     before = trainable_rows.frozen_digest(model)
-    _, losses = task.run(TablesTrainer, model)
+    losses = task.run(TablesTrainer, model)
     trainable_rows.check_frozen(before, model)
     return _Trained(trainable_rows.stored_tables(task.checkpoint, rows, model), losses)
 
 
 def _train_adapter(task: _Task) -> _Trained:
     checkpoint, settings, scope = task.checkpoint, task.settings, task.scope
-    model = load_to_train(checkpoint, settings)
-    layers = lora.projections(model, checkpoint)
-    outer = (min(layers.values()), max(layers.values()))
-    chosen = [name for name, layer in layers.items() if scope.layers == "all" or layer in outer]
-    names = lora.stored_weights(model, checkpoint, chosen)
-    config = lora.lora_config(settings, names, **lora.full_tables(checkpoint, scope.tables))
-    adapter = get_peft_model(model, config)
-    lora.train_in_float32(adapter)
-    trainer, losses = task.run(Trainer, adapter)
-    # Unwrapped: else the Trainer's bf16 autocast stays on the model and hides a wrong merge.
-    unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    trained = unwrapped.cpu().float().eval()
-    del trainer, model, adapter, unwrapped
-    free_memory()
+    model, tables = task.load(), checkpoint.tables
+    outer = scope.layers == "outer"
+    names = lora.add_adapter(model, checkpoint, settings.rank, settings.alpha, outer=outer)
+    trainable_rows.whole_tables(model, scope.tables if tables.output else ["input"])
+    losses = task.run(TrainedOnlyTrainer, model)
+    # The forward with the Trainer's bf16 autocast goes: it would hide a wrong merge in rounding.
+    vars(model).pop("forward", None)
+    model.cpu().float().eval()
+    clear_device_cache(garbage_collection=True)
     if not scope.merge:
-        config = lora.lora_config(settings, names, inference_mode=True)
-        lora.save_adapter(trained, config, task.folder / UNMERGED)
-    merged, error = _merge(trained, task.samples)
-    heads = {"input": merged.get_input_embeddings(), "output": merged.get_output_embeddings()}
-    weights = {name: heads[kind].weight for kind, name in checkpoint.tables.by_kind().items()}
+        lora.save_adapter(model, names, settings, task.folder / UNMERGED)
+    error = _merge(model, task.samples)
+    layers = trainable_rows.table_layers(model)
+    weights = {name: layers[kind].weight for kind, name in tables.by_kind().items()}
     if scope.merge:
-        weights |= {stored: merged.get_submodule(name).weight for name, stored in names.items()}
+        weights |= {
+            stored: model.get_submodule(module).base_layer.weight
+            for module, stored in names.items()
+        }
     changed = _changed(checkpoint, weights)
     if not changed and scope.merge:
         raise TrainingError(
@@ -200,23 +195,23 @@ def _train_adapter(task: _Task) -> _Trained:
     return _Trained(changed, losses, error)
 
 
-def _merge(trained: Any, samples: list[Sample]) -> tuple[Any, float]:
-    """The merged model, and how far its logits are from the adapter's, as a share of the largest.
+def _merge(model: Any, samples: list[Sample]) -> float:
+    """Merge the adapter; returns how far this moves logits, as a share of the largest one.
 
     Raises `LepError` when that is more than rounding.
     """
     longest = max(samples, key=lambda sample: len(sample.ids))
     probe = torch.tensor([longest.ids[:PROBE_TOKENS]])
     with torch.inference_mode():
-        expected = trained(input_ids=probe).logits
-        merged = trained.merge_and_unload()
-        difference = (merged(input_ids=probe).logits - expected).abs().max()
+        expected = model(input_ids=probe).logits
+        lora.merge(model)
+        difference = (model(input_ids=probe).logits - expected).abs().max()
         error = (difference / expected.abs().max()).item()
     if error > MERGE_TOLERANCE:
         raise LepError(
             f"the merged model's logits differ from the adapter's by {error:.1e} of the largest one"
         )
-    return merged, error
+    return error
 
 
 def _changed(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, Tensor]:

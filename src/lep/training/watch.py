@@ -123,7 +123,7 @@ class StopWhenDiverging(TrainerCallback):
         if self.bad:
             control.should_save = False  # the step of this loss has asked for a save
         if lost or self.bad >= PATIENCE:
-            states = saved_states(Path(args.output_dir))
+            states = states_in(Path(args.output_dir))
             kept = f"the last state before is {states[-1]}" if states else "no state had been saved"
             raise TrainingError(
                 f"the loss went from {self.first:.2f} to {loss:.2f} nats a token by step "
@@ -136,7 +136,7 @@ class StopWhenDiverging(TrainerCallback):
             control.should_save = False
 
 
-def saved_states(folder: Path) -> list[Path]:
+def states_in(folder: Path) -> list[Path]:
     """The states that a Trainer saved in a folder, `checkpoint-STEP`, by step."""
     return sorted(folder.glob("checkpoint-*"), key=state_step)
 
