@@ -55,9 +55,7 @@ def packed_blocks(
 
     features = Features({"input_ids": List(Value("int32")), "lengths": List(Value("int32"))})
     try:
-        return Dataset.from_generator(
-            generate, features=features, cache_dir=str(folder), fingerprint=key
-        )
+        return Dataset.from_generator(generate, features, str(folder), fingerprint=key)
     except DatasetGenerationError as error:  # datasets wraps the reader's own error
         if isinstance(error.__cause__, LepError):
             raise error.__cause__ from None

@@ -71,10 +71,10 @@ def add_adapter(
     """
     names = stored_weights(model, checkpoint, projections(model, checkpoint, outer=outer))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names)), model)
+    model.requires_grad_(False)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+        if "lora_" in name:
+            parameter.data = parameter.requires_grad_().float()
     return names
 
 
@@ -101,17 +101,9 @@ def adapter_factors(model: nn.Module, names: dict[str, str]) -> Factors:
 def save_adapter(model: Any, names: Iterable[str], settings: LoraSettings, folder: Path) -> None:
     """Write the adapter on the modules `names` in peft's format."""
     folder.mkdir(exist_ok=True)
-    state = get_peft_model_state_dict(model)
-    factors = {
-        f"base_model.model.{name}": tensor.contiguous()
-        for name, tensor in state.items()
-        if "lora_" in name
-    }
+    state = {name: t for name, t in get_peft_model_state_dict(model).items() if "lora_" in name}
+    factors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
     save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        task_type="CAUSAL_LM",
-        target_modules=list(names),
-        inference_mode=True,
-    ).save_pretrained(str(folder))
+    shape = {"r": settings.rank, "lora_alpha": settings.alpha, "target_modules": list(names)}
+    config = LoraConfig(**shape, task_type="CAUSAL_LM", inference_mode=True)
+    config.save_pretrained(str(folder))

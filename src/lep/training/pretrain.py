@@ -70,7 +70,11 @@ def pretrain(
     key = fingerprint([checkpoint.stamp(), file_stamps(files), settings.model_dump()])
     check_output(output)
     rows = _trained_rows(checkpoint, settings)
-    check_space(output, _needed_bytes(checkpoint, rows, settings))
+    names = checkpoint.tables.by_kind()
+    floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
+    states = saved_states(settings) * STATE_COPIES * 4 * floats
+    changed = checkpoint.shard_of if "lora" in settings.train else names.values()
+    check_space(output, states + rewritten_bytes(checkpoint, changed))
     processes.join()
     with processes.publishing_once(output, key) as folder:
         started, work = time.time(), folder / "work"
@@ -89,7 +93,9 @@ def pretrain(
         result, tables, factors = task.train(work / "trainer", settings)
         result = replace(result, seconds=round(time.time() - started, 1), sweep=sweep)
         if processes.is_main():
-            _write(checkpoint, tables, factors, folder)
+            write_trained(checkpoint, {**tables, **added(checkpoint, factors)}, folder)
+            if factors := joined(saved_factors(checkpoint.folder), factors):
+                save_factors(factors, folder)
             write_record(result, folder / "lep" / "pretrain.json")
             shutil.rmtree(work)
     return result
@@ -112,17 +118,6 @@ def _trained_rows(checkpoint: Checkpoint, settings: PretrainSettings) -> dict[st
     return {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in names.items()}
 
 
-def _needed_bytes(
-    checkpoint: Checkpoint, rows: dict[str, Tensor], settings: PretrainSettings
-) -> int:
-    """Disk space for the result and for saved states."""
-    names = checkpoint.tables.by_kind()
-    floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
-    changed = checkpoint.shard_of if "lora" in settings.train else names.values()
-    states = saved_states(settings) * STATE_COPIES * 4 * floats
-    return rewritten_bytes(checkpoint, changed) + states
-
-
 @dataclass(frozen=True)
 class _Task:
     """What a training and the trials of its sweep have in common."""
@@ -143,9 +138,8 @@ class _Task:
         model = load_to_train(self.checkpoint, settings).requires_grad_(False)
         isolated, names = data.isolates(model), {}
         if "lora" in settings.train:
-            names = lora.add_adapter(
-                model, self.checkpoint, settings.lora_rank, settings.lora_alpha
-            )
+            rank, alpha = settings.lora_rank, settings.lora_alpha
+            names = lora.add_adapter(model, self.checkpoint, rank, alpha)
         if settings.train == "new_rows":
             trainable_rows.split_tables(model, self.rows)
         else:
@@ -159,8 +153,7 @@ class _Task:
         state, corpus_tokens = trainer.state, data.tokens_of(self.blocks)
         if settings.eval_text and state.best_model_checkpoint is None:
             raise TrainingError(
-                f"no state of the training at {settings.learning_rate:g} could be used: its last "
-                f"report is {losses[-1]}"
+                f"no state of the training at {settings.learning_rate:g} is usable: {losses[-1]}"
             )
         best, factors = state.best_model_checkpoint, lora.adapter_factors(model, names)
         result = PretrainResult(
@@ -188,10 +181,8 @@ class _Task:
     def _trainer(
         self, model: Any, folder: Path, settings: PretrainSettings, *, isolated: bool
     ) -> TablesTrainer:
-        count = processes.world_size()
-        sequences, accumulation, steps = data.schedule(
-            settings, self.block, len(self.blocks), count
-        )
+        blocks, count = len(self.blocks), processes.world_size()
+        sequences, accumulation, steps = data.schedule(settings, self.block, blocks, count)
         options: dict[str, Any] = {
             "per_device_train_batch_size": sequences // accumulation // count,
             "gradient_accumulation_steps": accumulation,
@@ -245,12 +236,10 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
     file = folder.with_name(f"{folder.name}.json")
     if file.exists():
         return json.loads(file.read_text())
-    tokens, language = settings.budget(0), next(iter(settings.eval_text))
-    short = _updated(
-        settings, tokens=max(1, round(SWEPT_SHARE * tokens)), learning_rate=rate, checkpoints=1
-    )
+    tokens = max(1, round(SWEPT_SHARE * settings.budget(0)))
+    short = _updated(settings, tokens=tokens, learning_rate=rate, checkpoints=1)
     try:
-        looks = task.train(folder, short)[0].looks or []
+        looks, language = task.train(folder, short)[0].looks or [], next(iter(settings.eval_text))
         bits = min(look.bits_per_byte[language] for look in looks)
     except TrainingError:
         bits = None
@@ -260,11 +249,3 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
         shutil.rmtree(folder, ignore_errors=True)
     processes.wait()
     return bits
-
-
-def _write(
-    checkpoint: Checkpoint, tables: dict[str, Tensor], factors: Factors, folder: Path
-) -> None:
-    write_trained(checkpoint, {**tables, **added(checkpoint, factors)}, folder)
-    if every := joined(saved_factors(checkpoint.folder), factors):
-        save_factors(every, folder)

@@ -37,8 +37,7 @@ def encode_records(
     """
     if not checkpoint.tokenizer.chat_template:
         raise CorpusError(
-            f"{checkpoint.folder} has no chat template, so conversations cannot be written: give "
-            "an instruct model"
+            f"{checkpoint.folder} has no chat template for conversations: give an instruct model"
         )
     limit = min(max_length, checkpoint.config.get("max_position_embeddings", max_length))
     ordered = sorted(records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True)))
@@ -47,8 +46,7 @@ def encode_records(
     too_long = len(encoded) - len(samples)
     if not samples:
         raise CorpusError(
-            f"no conversation to train on: {len(records)} given, {too_long} longer than {limit} "
-            "tokens"
+            f"no conversation to train on: {len(records)} given, {too_long} above {limit} tokens"
         )
     return samples, too_long
 

@@ -13,6 +13,8 @@ from lep.errors import CheckpointError
 from lep.training.processes import whole
 from lep.transfer.mappings import saved_mappings
 
+TableRows = Mapping[str, Tensor]  # of the tables "input" and "output" that train, (n,) int64
+
 
 class SplitTable(nn.Module):
     """A (V, h) table as frozen rows `kept` (V - n, h) and trained rows `new` (n, h) in float32.
@@ -79,7 +81,7 @@ def table_layers(model: Any) -> dict[str, Any]:
     return {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
 
 
-def split_tables(model: Any, rows: Mapping[str, Tensor]) -> dict[str, SplitTable]:
+def split_tables(model: Any, rows: TableRows) -> dict[str, SplitTable]:
     """Put split tables into a model; `rows` (n,) of "input" and, where untied, "output" train.
 
     Raises `CheckpointError` where embeddings or head do more than look up and multiply.
@@ -140,9 +142,7 @@ def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return rows
 
 
-def stored_tables(
-    checkpoint: Checkpoint, rows: Mapping[str, Tensor], model: Any
-) -> dict[str, Tensor]:
+def stored_tables(checkpoint: Checkpoint, rows: TableRows, model: Any) -> dict[str, Tensor]:
     """The tables of a trained model by their names, in the checkpoint's dtype.
 
     Raises `AssertionError` when a row outside `rows` is not the checkpoint's own, bit for bit.

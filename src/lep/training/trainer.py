@@ -70,10 +70,8 @@ class TrainedOnlyTrainer(Trainer):
         if not self.is_fsdp_enabled:  # where it is, the stock method saves the frozen body too
             return super()._save_optimizer_and_scheduler(output_dir)
         saved = self.optimizer.state_dict()
-        saved["state"] = {
-            number: {name: whole(value).cpu() for name, value in moments.items()}
-            for number, moments in saved["state"].items()
-        }
+        for number, moments in saved["state"].items():
+            saved["state"][number] = {name: whole(t).cpu() for name, t in moments.items()}
         if self.args.should_save:
             torch.save(saved, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -122,9 +120,8 @@ class TablesTrainer(TrainedOnlyTrainer):
         reshard(self.model)  # type: ignore[arg-type]
         metrics = {f"eval_{name}": value for name, value in look.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        on_evaluate = self.callback_handler.on_evaluate
+        self.control = on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _load_best_model(self) -> None:
@@ -224,9 +221,8 @@ def uses_bf16(settings: TrainingSettings) -> bool:
 def load_to_train(checkpoint: Checkpoint, settings: TrainingSettings) -> PreTrainedModel:
     """The model, in float32 unless products are computed in bf16."""
     dtype = "auto" if uses_bf16(settings) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder, dtype=dtype, trust_remote_code=False
-    )
+    options = {"dtype": dtype, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, **options)
     model.config.use_cache = False
     return model
 
@@ -312,11 +308,9 @@ def last_state(folder: Path) -> Path | None:
     return None
 
 
-def write_trained(
-    checkpoint: Checkpoint, changed: Mapping[str, Tensor | Rows], folder: Path
-) -> None:
+def write_trained(source: Checkpoint, changed: Mapping[str, Tensor | Rows], folder: Path) -> None:
     """Write a checkpoint with trained tensors, its tokenizer and mappings into `folder`."""
-    write_checkpoint(checkpoint, changed, folder)
-    copy_tokenizer(checkpoint.folder, folder)
+    write_checkpoint(source, changed, folder)
+    copy_tokenizer(source.folder, folder)
     (folder / "lep").mkdir(exist_ok=True)
-    copy_mappings(checkpoint, folder)
+    copy_mappings(source, folder)

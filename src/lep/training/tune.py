@@ -137,9 +137,8 @@ class _Task:
 
     def run(self, trainer: type[Trainer], model: Any) -> list[Loss]:
         steps, options = batches(self.settings, len(self.samples))
-        arguments = training_arguments(
-            self.settings, self.folder / "work" / "trainer", steps, options
-        )
+        states = self.folder / "work" / "trainer"
+        arguments = training_arguments(self.settings, states, steps, options)
         samples = in_order(self.samples, self.settings)
         return run(trainer(model, arguments, collate_answers, samples))
 
@@ -154,8 +153,7 @@ class _Trained:
 def _train_new_rows(task: _Task) -> _Trained:
     if not task.scope.merge:
         raise LepError(
-            "training new rows makes no adapter that could be left beside the model: leave "
-            "--no-merge out"
+            "training new rows makes no adapter to leave beside the model: leave --no-merge out"
         )
     rows, model = trainable_rows.new_token_rows(task.checkpoint), task.load()
     trainable_rows.split_tables(model, rows)
@@ -182,10 +180,8 @@ def _train_adapter(task: _Task) -> _Trained:
     layers = trainable_rows.table_layers(model)
     weights = {name: layers[kind].weight for kind, name in tables.by_kind().items()}
     if scope.merge:
-        weights |= {
-            stored: model.get_submodule(module).base_layer.weight
-            for module, stored in names.items()
-        }
+        modules = {stored: model.get_submodule(module) for module, stored in names.items()}
+        weights |= {stored: module.base_layer.weight for stored, module in modules.items()}
     changed = _changed(checkpoint, weights)
     if not changed and scope.merge:
         raise TrainingError(
