@@ -33,7 +33,7 @@ from lep.training import trainer as trainer_module
 from lep.training.data import collate, isolates, schedule
 from lep.training.loss import linear_cross_entropy
 from lep.training.pretrain import pretrain
-from lep.training.samples import Sample, in_order
+from lep.training.samples import Sample, collate_answers, in_order
 from lep.training.trainer import (
     TablesTrainer,
     decay_touched_rows,
@@ -697,6 +697,13 @@ def test_samples_of_a_batch_are_of_like_length_and_none_is_lost() -> None:
     assert in_order(samples, settings.model_copy(update={"seed": 4})) != ordered
 
 
+def test_answers_are_learned_and_prompts_are_not() -> None:
+    batch = collate_answers([Sample([5, 6, 7, 8], 2), Sample([9, 10], 1)])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 10, -100, -100]]
+
+
 def test_calibration_leaves_the_middle_layers_alone(pair, tmp_path) -> None:
     settings = CalibrateSettings(learning_rate=1e-2, batch_size=8)
     from lep.corpus.read import read_messages
@@ -798,6 +805,7 @@ def test_settings_are_keywords_and_results_print(pair, tmp_path) -> None:
     record = json.loads((tmp_path / "trained" / "lep" / "pretrain.json").read_text())
     assert record["settings"] == trained.settings.model_dump()
     assert record["looks"] == [asdict(look) for look in trained.looks]
+    assert not {"sweep", "output"} & set(record)  # no sweep was asked for
     tuned = tune(
         str(pair["instruct"]),
         str(conversations(tmp_path, 6)),
