@@ -27,7 +27,7 @@ def lep(*arguments: object, code: int = 0) -> str:
 
 def test_help_is_quick() -> None:
     # What makes help slow is what it imports: that can be checked on a machine as busy as it likes.
-    heavy = "torch transformers datasets peft trl plotly tokenizers"
+    heavy = "torch transformers datasets peft plotly tokenizers"
     check = (
         f"import sys, lep.cli; sys.exit(' '.join(m for m in '{heavy}'.split() if m in sys.modules))"
     )

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from lep.checkpoint.reader import Checkpoint
 from lep.cli import app
 from lep.errors import CorpusError, LepError
-from lep.selection import auto as module
 from lep.inference.next_byte import CONTROL, byte_offsets, divergence, first_bytes, next_byte_nats
+from lep.selection import auto as module
 from lep.selection.auto import BodyTooLarge, label, propagate_auto, weight_report
 from lep.selection.probe import Spoken, half_of
 from lep.settings import SelectSettings

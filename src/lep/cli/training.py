@@ -100,21 +100,8 @@ def pretrain(
     )
     from lep.training.pretrain import pretrain as run_pretrain
 
-    record = run_pretrain(model, list(corpus), output, settings)
-    if settings.sweep:
-        looked = "; ".join(
-            f"{rate}: {bits}" for rate, bits in record["sweep"]["bits_per_byte"].items()
-        )
-        say(
-            f"bits per byte by rate: {looked}; the best one, {record['sweep']['best']:g}, was taken"
-        )
-    say(
-        f"{record['tokens']:,} tokens in {record['seconds']} s; loss {record['losses'][-1]['loss']:.3f} nats a token"
-    )
-    if not record["documents_isolated"]:
-        say(
-            "this architecture does not look at positions: documents in a block saw those before them"
-        )
+    result = run_pretrain(model, list(corpus), output, settings)
+    say(str(result))
 
 
 @app.command()
@@ -206,10 +193,8 @@ def calibrate(
     copies = copy_records(
         texts_of(text) or {}, copy_tasks, seed, texts_of(eval_text, "--eval-text")
     )
-    record = run_calibrate(model, answers, output, settings, copies, merge=merge)
-    say(
-        f"answers: {record['answers']}; copy tasks: {record['copy_tasks']}; {record['steps']} steps"
-    )
+    result = run_calibrate(model, answers, output, settings, copies, merge=merge)
+    say(f"answers: {result.answers}; copy tasks: {result.copy_tasks}; {result.steps} steps")
 
 
 @app.command()
@@ -245,11 +230,11 @@ def tune(
         activation_checkpointing=activation_checkpointing,
         seed=seed,
     )
-    from lep.corpus.copies import copy_records
     from lep.training.tune import tune as run_tune
 
-    copies = copy_records(
-        texts_of(text) or {}, copy_tasks, seed, texts_of(eval_text, "--eval-text")
+    heldout = texts_of(eval_text, "--eval-text")
+    text_by_language = texts_of(text)
+    result = run_tune(
+        model, data, output, settings, text=text_by_language, heldout=heldout, merge=merge
     )
-    record = run_tune(model, data, output, settings, copies, merge=merge)
-    say(f"{record['samples']} samples, {record['steps']} steps")
+    say(str(result))
