@@ -14,6 +14,7 @@ _PLACES = {
     "LinearMapFitter": "lep.linear_map",
     "VocabularyMapping": "lep.mapping",
     "Vocabulary": "lep.tokenizer.vocabulary",
+    "bits_per_byte": "lep.evaluation.score",
     "calibrate": "lep.calibration.calibrate",
     "evaluate": "lep.evaluation.evaluate",
     "extend_tokenizer": "lep.tokenizer.write",

@@ -1,0 +1,277 @@
+"""Data sets of the benchmark tasks, from the hub or a folder, as rows for lm-evaluation-harness.
+
+A folder has NAME/SPLIT.jsonl (or .jsonl.zst) with the fields of the hub's records; the task's
+metadata name it as `data`. A record becomes one row or several, each with an `id` and the `unit` that
+scores are averaged over.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, get_dataset_config_names, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from lm_eval.api.samplers import ContextSampler
+
+from lep.corpus.read import read_records
+from lep.errors import CorpusError
+
+DARUMERU, MMLU, RUBLIMP = "RefalMachine/darumeru", "NLPCoreTeam/mmlu_ru", "RussianNLP/rublimp"
+CONVERTED = "refs/convert/parquet"
+HUB_FAULTS = (
+    DatasetNotFoundError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    ConnectionError,
+    ValueError,
+    RuntimeError,
+)
+LETTERS = "ABCD"
+Row = dict[str, Any]
+Rows = Callable[[Row], list[Row]]  # the rows of a record
+Hub = tuple[str, str | None]  # data set and configuration
+
+
+def darumeru(
+    name: str,
+    data: str | None = None,
+    tokenizer: str | None = None,
+    pretrained: str | None = None,
+    **_: Any,
+) -> DatasetDict:
+    """A data set of the collection: `inputs` to ask about, `outputs` as the right answer.
+
+    `pretrained` is what plain lm-evaluation-harness calls the model, whose tokenizer counts copies.
+    """
+    copies = partial(_copies, tokenizer=tokenizer or pretrained or "")
+    rows = copies if name.startswith("cp_") else DARUMERU_ROWS[name]
+    splits = _splits(name, ("test", "prompt"), (DARUMERU, name), data, rows)
+    if name == "parus":  # as examples, each question in one order of its options
+        splits["prompt"] = splits["prompt"].filter(lambda row: row["id"].endswith("/0"))
+    return splits
+
+
+def rucola(data: str | None = None, **_: Any) -> DatasetDict:
+    """RuCoLA: sentences with 1 for acceptable, 0 for not."""
+    hub = ("RussianNLP/rucola", "main")
+    return _splits("rucola", ("validation", "train"), hub, data, _rucola)
+
+
+def gazeta(data: str | None = None, **_: Any) -> DatasetDict:
+    """News articles by sentences, their summaries, and the sentences that say the most."""
+    hub = ("dichspace/daru_treeway_eval", None)
+    return _splits("daru_treeway_eval", ("test", "prompt"), hub, data, _gazeta)
+
+
+def mmlu(language: str, data: str | None = None, **_: Any) -> DatasetDict:
+    """All subjects of MMLU in one split; `part` is the original one."""
+    read, parts = partial(_read, "mmlu_ru", data=data), ("test", "dev")
+    if data is not None:
+        records = [r | {"part": part} for part in parts for r in read(part, ("", None))]
+    else:
+        records = [
+            record | {"part": part, "subject": subject}
+            for subject, part in product(_configs("mmlu_ru", MMLU), parts)
+            for record in read(part, (MMLU, subject))
+        ]
+    return DatasetDict({"all": _rows("mmlu_ru", "all", records, partial(_mmlu, language))})
+
+
+def of_test(rows: Dataset) -> Dataset:
+    return rows.select([i for i, part in enumerate(rows["part"]) if part == "test"])
+
+
+def of_dev(rows: Dataset) -> Dataset:
+    return rows.select([i for i, part in enumerate(rows["part"]) if part == "dev"])
+
+
+class SameSubject(ContextSampler):
+    """The first examples of the question's own subject, as in MMLU."""
+
+    def sample(self, n: int, eval_doc: Any = None, df: Any = None, **_: Any) -> list[Row]:
+        return [row for row in self.df if row["subject"] == eval_doc["subject"]][:n]
+
+
+def rublimp(data: str | None = None, **_: Any) -> DatasetDict:
+    """RuBLiMP: a sentence and a minimal change that makes it wrong."""
+    if data is not None:
+        records = _read("rublimp", "test", ("", None), data)
+    else:
+        parts = _configs("rublimp", RUBLIMP)
+        records = [r for part in parts for r in _read("rublimp", "train", (RUBLIMP, part))]
+    return DatasetDict({"test": _rows("rublimp", "test", records, _rublimp)})
+
+
+def _splits(
+    name: str, splits: Iterable[str], hub: Hub, data: str | None, rows: Rows
+) -> DatasetDict:
+    return DatasetDict(
+        {split: _rows(name, split, _read(name, split, hub, data), rows) for split in splits}
+    )
+
+
+def _read(name: str, split: str, hub: Hub, data: str | None = None) -> list[Row]:
+    """The records of a split, from the folder if there is one, else from the hub."""
+    if data is not None:
+        folder = Path(data, name)
+        files = sorted(folder.glob(f"{split}.jsonl*"))
+        if not files:
+            raise CorpusError(
+                f"{folder} has no {split}.jsonl: write one record a line, or leave --data out"
+            )
+        return [record for _, record in read_records(files[0])]
+    local = "test" if name == "rublimp" else split
+    return _from_hub(f"{name}/{local}", load_dataset, *hub, split=split).to_list()
+
+
+def _configs(name: str, hub: str) -> list[str]:
+    """The configurations of a data set on the hub, one for each subject or phenomenon."""
+    return _from_hub(f"{name}/test", get_dataset_config_names, hub)
+
+
+def _from_hub(
+    file: str, call: Callable[..., Any], hub: str, *arguments: Any, **options: Any
+) -> Any:
+    """What the hub gives; `file` is what a folder would need instead.
+
+    Of data sets with a loading script the hub's own conversion is taken; scripts are never run.
+    """
+    try:
+        try:
+            return call(hub, *arguments, **options)
+        except RuntimeError as error:
+            if "script" not in str(error):
+                raise
+            return call(hub, *arguments, **options, revision=CONVERTED)
+    except HUB_FAULTS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorpusError(
+            f"the data set {hub} cannot be read from the hub ({reason}): go online, or give "
+            f"--data FOLDER with {file}.jsonl in it"
+        ) from error
+
+
+def _rows(name: str, split: str, records: list[Row], rows: Rows) -> Dataset:
+    result = []
+    for number, record in enumerate(records, start=1):
+        try:
+            result += [{"id": str(number), "unit": str(number)} | row for row in rows(record)]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            fault = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise CorpusError(
+                f"record {number} of {name}/{split} has {fault}; it has "
+                f"{', '.join(map(str, record))}: give the fields that docs/evaluation.md lists"
+            ) from error
+    if not result:
+        raise CorpusError(f"{name}/{split} holds no record")
+    return Dataset.from_list(result)
+
+
+def _copies(record: Row, tokenizer: str) -> list[Row]:
+    return [{"text": record["inputs"]["text"], "tokenizer": tokenizer}]
+
+
+def _rucola(record: Row) -> list[Row]:
+    return [{"sentence": record["sentence"], "label": int(record["label"])}]
+
+
+def _gazeta(record: Row) -> list[Row]:
+    if not record["extractive_summary"]:
+        raise ValueError("an empty extractive_summary")
+    row = {
+        "text": " ".join(record["src_sents"]),
+        "sentences": list(record["src_sents"]),
+        "summary": " ".join(record["summary_sents"]),
+        "relevant": list(record["extractive_summary"]),
+    }
+    return [row]
+
+
+def _mmlu(language: str, record: Row) -> list[Row]:
+    row = {name: record[name] for name in ("subject", "part")}
+    row["question"] = record[f"question_{language}"]
+    row |= zip("abcd", record[f"choices_{language}"], strict=True)
+    return [row | {"label": int(record["answer"])}]
+
+
+def _rublimp(record: Row) -> list[Row]:
+    pair = [record["source_sentence"], record["target_sentence"]]
+    return [{"pair": pair, "phenomenon": record["phenomenon"]}]
+
+
+def _multiq(record: Row) -> list[Row]:
+    inputs = record["inputs"]
+    row = {
+        "text": f"{inputs['support_text']}\n{inputs['main_text']}",
+        "question": inputs["question"],
+        "answers": [answer["segment"] for answer in record["outputs"]],
+    }
+    return [row]
+
+
+def _parus(record: Row) -> list[Row]:
+    """A question twice, in both orders of its options."""
+    inputs, unit, right = record["inputs"], str(record["meta"]["id"]), int(record["outputs"]) - 1
+    options = inputs["choice1"], inputs["choice2"]
+    return [
+        {
+            "id": f"{unit}/{order}",
+            "unit": unit,
+            "premise": inputs["premise"],
+            "relation": record["meta"]["task"],
+            "first": options[order],
+            "second": options[1 - order],
+            "label": right ^ order,
+        }
+        for order in (0, 1)
+    ]
+
+
+def _rcb(record: Row) -> list[Row]:
+    inputs = record["inputs"]
+    row = {name: inputs[name] for name in ("premise", "hypothesis")}
+    return [row | {"label": int(record["outputs"]) - 1}]
+
+
+def _rwsd(record: Row) -> list[Row]:
+    inputs, answer = record["inputs"], str(record["outputs"]).strip().lower()
+    row = {"text": inputs["text"], "thing": inputs["span1_text"], "word": inputs["span2_text"]}
+    return [row | {"label": ["да", "нет"].index(answer)}]
+
+
+def _use(record: Row) -> list[Row]:
+    inputs, meta = record["inputs"], record["meta"]
+    names = ("task", "text", "additional_text", "choices")
+    parts = [str(inputs[name]) for name in names if inputs.get(name)]
+    if not parts:
+        raise KeyError("task")
+    row = {
+        "unit": str(meta["variant"]),
+        "question": "\n".join(parts),
+        "answer": str(record["outputs"]),
+        "form": meta["type"],
+        "number": str(meta["id_task"]),
+    }
+    return [row]
+
+
+def _four_options(question: str, record: Row) -> list[Row]:
+    inputs = record["inputs"]
+    row = {"question": inputs[question]}
+    row |= {letter: inputs[f"option_{letter}"] for letter in "abcd"}
+    return [row | {"label": LETTERS.index(record["outputs"])}]
+
+
+DARUMERU_ROWS: dict[str, Rows] = {
+    "multiq": _multiq,
+    "parus": _parus,
+    "rcb": _rcb,
+    "rwsd": _rwsd,
+    "use": _use,
+    "rummlu": partial(_four_options, "text"),
+    "ruopenbookqa": partial(_four_options, "question"),
+    "ruworldtree": partial(_four_options, "question"),
+}

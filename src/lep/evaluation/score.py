@@ -1,0 +1,233 @@
+"""Score one model: every score with count, unit and interval, and a record behind each."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.metrics import copied, token_ratio
+from lep.benchmark.tasks import resolve
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus import prepare
+from lep.corpus.read import Document, read_documents
+from lep.corpus.tasks import TaskItem, make_tasks
+from lep.evaluation.measures import figure, measures
+from lep.evaluation.records import Record, Score, TaskRecord, TextRecord, save_records
+from lep.evaluation.spans import answer_nats, greedy_answers
+from lep.inference.generate import Answer
+from lep.inference.likelihood import text_nats
+from lep.inference.models import Description, load_model
+from lep.result import Result
+from lep.settings import EvaluateSettings
+from lep.statistics import Estimate
+
+SPARE_TOKENS = 16  # beyond the longest right answer: enough to see that a model does not stop
+Paths = Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of a model, and the records behind them: text windows, answers, benchmark items."""
+
+    scores: list[Score]
+    records: list[Record]
+
+    def write(self, folder: Path) -> None:
+        """Write `scores.json` and `records.jsonl` into a folder."""
+        scores = json.dumps([asdict(score) for score in self.scores], indent=1)
+        (folder / "scores.json").write_text(scores + "\n")
+        save_records(folder / "records.jsonl", self.records)
+
+
+@dataclass(frozen=True)
+class BitsPerByte(Estimate, Result):
+    """Bits per byte of held-out text with a 95% interval over `count` documents (or `windows`, if
+    there is only one document).
+    """
+
+    windows: int
+
+    def __str__(self) -> str:
+        interval = f"95% interval {self.low:.4f} to {self.high:.4f}"
+        return f"{self.value:.4f} bits per byte ({interval}, {self.windows:,} windows)"
+
+
+def bits_per_byte(
+    model: str | Path, paths: Paths, settings: EvaluateSettings | None = None, **options: Any
+) -> BitsPerByte:
+    """How well a model predicts held-out text: -log2 p per byte of UTF-8, so that tokenizers compare.
+
+    `paths` are text files or folders. `settings` (or its fields as options) bound the text:
+    `characters` in all, in windows of `window_characters`.
+
+    Raises `CorpusError` for text that cannot be read, `CheckpointError` for the model.
+    """
+    settings = EvaluateSettings.given(settings, options)
+    windows = heldout_windows({"text": paths}, settings)
+    records = list(text_records(*load_model(model), windows, settings))
+    (bits,) = (m for m in measures(records) if m.metric == "bits per byte")
+    estimate = figure(bits, settings.bootstrap, settings.seed)
+    assert estimate is not None
+    return BitsPerByte(**asdict(estimate.estimate()), windows=len(records))
+
+
+def heldout_windows(
+    text: Mapping[str, Paths], settings: EvaluateSettings
+) -> dict[str, list[Document]]:
+    """The held-out text of each language in bounded windows, the same for every model."""
+    limits = settings.characters, settings.window_characters
+    return {
+        language: prepare.windows(read_documents(paths), *limits)
+        for language, paths in text.items()
+    }
+
+
+def task_items(text: Mapping[str, Paths], settings: EvaluateSettings) -> list[TaskItem]:
+    """The chat tasks made from the held-out text, the same for every model."""
+    if not settings.tasks:
+        return []
+    count, seed = settings.items, settings.seed
+    return [
+        item
+        for language, paths in text.items()
+        for item in make_tasks(
+            read_documents(paths), language, settings.tasks, count=count, seed=seed
+        )
+    ]
+
+
+def score_model(
+    model: str | Path,
+    text: Mapping[str, Paths],
+    settings: EvaluateSettings,
+    folder: Path | None = None,
+    *,
+    base: bool = False,
+) -> Evaluation:
+    """Score a model on `text` by language. Chat tasks need a chat template, and are left out without.
+
+    A `base` model is not asked through its template; some have one for those who tune them. Answers
+    to benchmark tasks are kept in `folder`, where an interrupted run finds them again.
+    """
+    if base:
+        plain = settings.benchmark.model_copy(update={"chat": False})
+        settings = settings.model_copy(update={"tasks": [], "benchmark": plain})
+    task_items(text, settings)  # faults of the text show before the model is loaded
+    loaded, checkpoint = load_model(model)
+    names = resolve(settings.benchmark.tasks)
+    benchmark = Benchmark(checkpoint, names, settings.benchmark) if names else None
+    with tempfile.TemporaryDirectory() as temporary:
+        answers = folder or Path(temporary)
+        answers.mkdir(parents=True, exist_ok=True)
+        records = list(model_records(loaded, checkpoint, text, settings))
+        records += benchmark_records(loaded, checkpoint, benchmark, answers)
+    return Evaluation(list(summarise(records, settings)), records)
+
+
+def model_records(
+    model: Any, checkpoint: Checkpoint, text: Mapping[str, Paths], settings: EvaluateSettings
+) -> Iterator[Record]:
+    """Text windows and chat tasks of a loaded model."""
+    yield from text_records(model, checkpoint, heldout_windows(text, settings), settings)
+    if checkpoint.tokenizer.chat_template:
+        yield from task_records(model, checkpoint, task_items(text, settings), settings)
+
+
+def benchmark_records(
+    model: Any, checkpoint: Checkpoint, benchmark: Benchmark | None, folder: Path
+) -> Iterator[Record]:
+    """Benchmark items of a loaded model; answers are kept in `folder`."""
+    if benchmark is not None:
+        from lep.benchmark.backend import InMemory
+
+        backend = InMemory(model, checkpoint, benchmark.settings.batch_size)
+        yield from benchmark.records(backend.answering, folder)
+
+
+def text_records(
+    model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], settings: EvaluateSettings
+) -> Iterator[TextRecord]:
+    """Nats, tokens, characters and bytes of each text window."""
+    for language, documents in text.items():
+        texts, label = [document.text for document in documents], f"{language} bits per byte"
+        losses = text_nats(model, checkpoint.tokenizer, texts, settings.batch_size, label)
+        for document, (tokens, nats) in zip(documents, losses, strict=True):
+            yield _text_record(language, document, tokens, nats)
+
+
+def served_text_records(
+    server: Any, checkpoint: Checkpoint | Description, text: dict[str, list[Document]], folder: Path
+) -> Iterator[TextRecord]:
+    """The same from a server: log-probabilities of each window as a prompt."""
+    for language, documents in text.items():
+        texts = [document.text for document in documents]
+        losses = server.text_nats(texts, folder / f"text-{language}.jsonl")
+        for document, nats in zip(documents, losses, strict=True):
+            ids = checkpoint.tokenizer(document.text, add_special_tokens=False)["input_ids"]
+            yield _text_record(language, document, len(ids), nats)
+
+
+def _text_record(language: str, document: Document, tokens: int, nats: float) -> TextRecord:
+    return TextRecord(
+        language=language,
+        id=document.id,
+        group=document.group,
+        nats=nats,
+        tokens=tokens,
+        characters=len(document.text),
+        bytes=len(document.text.encode()),
+    )
+
+
+def task_records(
+    model: Any, checkpoint: Checkpoint, items: list[TaskItem], settings: EvaluateSettings
+) -> list[TaskRecord]:
+    """The greedy answer to each task, how right it is, and the nats of the right one."""
+    size = settings.batch_size
+    messages = [item.record()["messages"] for item in items]
+    nats = answer_nats(model, checkpoint, messages, size, "answers, bits")
+
+    def length(text: str) -> int:
+        return len(checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    tasks: dict[tuple[str, str], list[int]] = {}
+    for i, item in enumerate(items):
+        tasks.setdefault((item.language, item.task), []).append(i)
+    answers: dict[int, Answer] = {}
+    for name, members in tasks.items():  # answers to one task are of similar length
+        most = max(length(items[i].answer) for i in members) + 1 + SPARE_TOKENS
+        prompts = [messages[i][:1] for i in members]
+        group = greedy_answers(model, checkpoint, prompts, most, size, label=" ".join(name))
+        answers |= zip(members, group, strict=True)
+    return [task_record(item, answers[i], nats.get(i), length) for i, item in enumerate(items)]
+
+
+def task_record(
+    item: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]
+) -> TaskRecord:
+    """How right an answer is; `length` counts tokens."""
+    copy = item.task.startswith("copy")
+    return TaskRecord(
+        language=item.language,
+        task=item.task,
+        question=item.question,
+        expected=item.answer,
+        answer=answer.text,
+        finished=answer.finished,
+        exact=float(answer.text == item.answer),
+        nats=nats,
+        bytes=None if nats is None else len(item.answer.encode()),
+        length_ratio=token_ratio(answer.tokens, item.answer, length) if copy else None,
+        copied=float(copied(answer.text, item.answer)) if copy else None,
+    )
+
+
+def summarise(records: Iterable[Record], settings: EvaluateSettings) -> Iterator[Score]:
+    """Every metric by language and task, and exact match over all tasks of a language (task None)."""
+    for measure in measures(records):
+        estimate = figure(measure, settings.bootstrap, settings.seed)
+        if estimate is not None:
+            yield Score(*measure.key, measure.unit, **asdict(estimate.estimate()))
