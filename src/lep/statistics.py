@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Statistic = Callable[[np.ndarray], float]
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,7 @@ class Estimate:
 
 
 def estimate(
-    numerators: Sequence[float],
-    denominators: Sequence[float] | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    numerators: Values, denominators: Values | None = None, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
     """`sum(numerators) / sum(denominators)`, or the mean without denominators, over the units."""
     values, statistic = np.asarray(numerators, dtype=np.float64), mean

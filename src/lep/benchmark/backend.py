@@ -27,7 +27,7 @@ SECONDS, CONCURRENT, TRIES = 600, 8, 3
 
 
 class InMemory(HFLM):
-    """A loaded model. Scores continuations itself: many times faster when questions have examples."""
+    """A loaded model. Scores continuations itself: much faster where questions have examples."""
 
     spare = 1  # tokens of a scored text beyond the context: the last one is predicted, not seen
 

@@ -36,7 +36,7 @@ class BenchmarkRecord:
     id: str
     unit: str  # that scores are averaged over: the item, a pair, an exam variant
     chat: bool
-    shots: int | None
+    shots: int
     prompt: str
     target: Any
     too_long: bool | None = None  # for the model's context; then nothing below is known
@@ -56,16 +56,15 @@ class Benchmark:
         self, checkpoint: Checkpoint | Description, names: list[str], settings: BenchmarkSettings
     ) -> None:
         self.checkpoint, self.settings = checkpoint, settings
-        template = bool(checkpoint.tokenizer.chat_template)
-        if settings.chat and not template:
+        self.chat = bool(checkpoint.tokenizer.chat_template)
+        if settings.chat and not self.chat:
             raise LepError(
                 f"{checkpoint.folder} has no chat template, so it cannot be asked as a chat model: "
                 "leave --chat out, or give its instruct version"
             )
-        self.chat = template if settings.chat is None else settings.chat
-        self.shots = settings.shots
-        if self.shots is None:
-            self.shots = 0 if self.chat else BASE_SHOTS
+        self.chat = self.chat if settings.chat is None else settings.chat
+        default = 0 if self.chat else BASE_SHOTS
+        self.shots = default if settings.shots is None else settings.shots
         self.tasks = self._load(names)
         configs = [task.config for task in self.tasks.values() if self._is_chat(task)]
         for prefix in sorted({config.gen_prefix for config in configs if config.gen_prefix}):
@@ -85,9 +84,7 @@ class Benchmark:
         if self.settings.data:
             metadata["data"] = str(self.settings.data)
         with quiet():
-            manager = TaskManager(
-                include_path=str(FOLDER), include_defaults=False, metadata=metadata
-            )
+            manager = TaskManager(include_path=FOLDER, include_defaults=False, metadata=metadata)
             return manager.load(names)["tasks"]
 
     def _is_chat(self, task: Any) -> bool:
@@ -208,14 +205,10 @@ def quiet() -> Iterator[None]:
 
     Its faults are exceptions all the same.
     """
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    shown = nullcontext(sys.stderr) if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with shown:
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

@@ -35,7 +35,7 @@ def macro_f1(pairs: np.ndarray) -> float:
 
 
 def matthews(pairs: np.ndarray) -> float:
-    """Matthews' correlation of gold and predicted classes (Gorodkin 2004); 0 if either is constant."""
+    """Matthews' correlation of the classes; 0 if one is constant (Gorodkin 2004)."""
     table = _confusion(pairs).astype(np.float64)
     total, right, gold, predicted = table.sum(), np.trace(table), table.sum(1), table.sum(0)
     spread = (total**2 - predicted @ predicted) * (total**2 - gold @ gold)
@@ -134,7 +134,7 @@ def lemma(word: str) -> str:
 
 
 def rouge_recall(reference: str, text: str, n: int) -> float:
-    """Share of the reference's n-grams of lemmas, with multiplicity, that the text has (Lin 2004)."""
+    """Share of the reference's n-grams of lemmas that the text has, with counts (Lin 2004)."""
     wanted, written = (
         Counter(ngrams([lemma(word) for word in words(side)], n)) for side in (reference, text)
     )
@@ -162,8 +162,8 @@ def exam_points(form: str, number: str, answer: str, given: str) -> int:
     """Points for the answer to a task of the Unified State Exam (USE), as MERA counts them.
 
     `text`: one for any of the right words, which commas separate. `matching`: one for each right
-    position of a list of the right length. All other forms are choices in any order: one for exactly
-    the right set; in task 16, of two points, each missing or superfluous choice costs one.
+    position of a list of the right length. All other forms are choices in any order: one for
+    exactly the right set; in task 16, of two points, each missing or superfluous choice costs one.
     """
     right = answer.split(",")
     if form == "text":

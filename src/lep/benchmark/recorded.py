@@ -94,12 +94,12 @@ class Recorded(LM):
         return most if most <= limit else self.length(text) + 1
 
     def _answers(
-        self, method: str, asked: list[Any], length: Callable[[tuple[Any, ...]], int]
+        self, method: str, requests: list[Any], length: Callable[[tuple[Any, ...]], int]
     ) -> list[Any]:
         """The answer to each request, None where it is too long; only new requests are asked."""
-        keys = [request_key(method, request.args) for request in asked]
+        keys = [request_key(method, request.args) for request in requests]
         todo = []
-        for key, request in zip(keys, asked, strict=True):
+        for key, request in zip(keys, requests, strict=True):
             if length(request.args) > self.context:
                 self.too_long.add(key)
             elif key not in self.known:

@@ -26,7 +26,7 @@ HEAD, TOGETHER = 32, 4  # so many questions with so many first tokens in common 
 
 @dataclass
 class Reading:
-    """Tokens that the model reads, and the continuations scored on them: (request, begin, tokens)."""
+    """Tokens that the model reads, and what is scored on them: (request, begin, continuation)."""
 
     ids: tuple[int, ...]
     scored: list[tuple[int, int, list[int]]] = field(default_factory=list)
@@ -123,7 +123,7 @@ def _prefix(model: Any, group: list[Reading]) -> Prefix:
 
 
 def _fits(model: Any, batch: list[Reading], prefix: Prefix) -> int:
-    """How many of a batch to read at once: memory must hold logits and a copy of the prefix each."""
+    """How many of a batch to read at once: memory holds logits and a prefix for each."""
     longest = max(len(reading.ids) for reading in batch)
     scored = longest - min(reading.begin for reading in batch)
     fits = MOST_LOGITS // (scored * model.config.get_text_config().vocab_size)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,28 +58,23 @@ class Subject:
     source: str  # folder or hub id
     url: str | None
     checkpoint: Checkpoint | Description
-    server: Any = None
-    benchmark: Benchmark | None = None
+    server: Any
+    benchmark: Benchmark | None
 
     @classmethod
-    def parse(cls, argument: str) -> "Subject":
-        """MODEL, or MODEL@URL. Raises what opening the model raises."""
-        source, at, url = argument.partition("@http")
-        if at:
-            return cls(source, "http" + url, Description(source))
-        return cls(source, None, Checkpoint(source).check())
-
-    def connected(self, tasks: list[str], settings: BenchmarkSettings) -> "Subject":
-        """With its server and its benchmark tasks. Raises `LepError` when no server answers."""
-        server = None
-        if self.url is not None:
+    def parse(cls, argument: str, tasks: list[str], settings: BenchmarkSettings) -> "Subject":
+        """MODEL, or MODEL@URL. Raises `LepError` for a model, server or task that is not there."""
+        source, at, address = argument.partition("@http")
+        checkpoint = Description(source) if at else Checkpoint(source).check()
+        url, server = "http" + address if at else None, None
+        if url is not None:
             try:
                 from lep.benchmark.backend import Server
             except ImportError as error:
                 raise LepError(NEEDS_HARNESS) from error
-            server = Server(self.checkpoint, self.source, self.url)
-        benchmark = Benchmark(self.checkpoint, tasks, settings) if tasks else None
-        return replace(self, server=server, benchmark=benchmark)
+            server = Server(checkpoint, source, url)
+        benchmark = Benchmark(checkpoint, tasks, settings) if tasks else None
+        return cls(source, url, checkpoint, server, benchmark)
 
 
 @dataclass(frozen=True)
@@ -100,24 +95,23 @@ def evaluate(
 ) -> Comparison:
     """Score models on held-out text by language, benchmark tasks and prompts, and compare them.
 
-    `models` are folders or hub ids, or MODEL@URL behind an OpenAI-compatible server. Every figure of
-    a model but the first has its paired difference from the first. `output` gets `table.txt`,
-    `scores.json`, `comparison.json` and `records.jsonl`. All models are opened and all tasks made
-    before the first is scored, so that faults show at once. An interrupted run is continued.
+    `models` are folders or hub ids, or MODEL@URL behind an OpenAI-compatible server. Models after
+    the first have their paired differences from it. `output` gets `table.txt`, `scores.json`,
+    `comparison.json` and `records.jsonl`. All models are opened and all tasks made before the first
+    is scored, so that faults show at once. An interrupted run is continued.
 
     Raises `LepError` for a model, server, text or task that cannot be used.
     """
     output, settings = Path(output), EvaluateSettings.given(settings, options)
     sources = list(map(str, models))
-    subjects = [Subject.parse(source) for source in sources]
     tasks = resolve(settings.benchmark.tasks)
     if not (text or tasks or settings.prompts):
         raise LepError(
             "nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts"
         )
     task_items(text, settings)
+    subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
     material = Material(text, _prompts(subjects[0], settings), settings)
-    subjects = [subject.connected(tasks, settings.benchmark) for subject in subjects]
     records: dict[str, list[Record]] = {}
     with publishing(output, resume_key=_resume_key(subjects, material)) as partial:
         for i, name in enumerate(short_names(sources)):
@@ -175,7 +169,9 @@ def _records(
     settings = material.settings
     windows = heldout_windows(material.text, settings)
     if subject.server is not None:
-        yield from served_text_records(subject.server, subject.checkpoint, windows, folder)
+        yield from served_text_records(
+            subject.server, subject.checkpoint.tokenizer, windows, folder
+        )
         if subject.benchmark is not None:
             yield from subject.benchmark.records(subject.server.answering, folder)
         return

@@ -15,7 +15,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Original:
-    """The original model: its vocabulary, and its answers (empty if unfinished) once they are known."""
+    """The original model: its vocabulary, and its answers (empty if unfinished) once known."""
 
     vocabulary: Vocabulary
     answers: list[str] | None

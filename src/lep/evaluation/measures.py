@@ -3,16 +3,16 @@
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.metrics import Metric, metric
-from lep.evaluation.records import Record
-from lep.statistics import Estimate, Statistic, bounds, draws, mean, ratio
+from lep.evaluation.records import AnswerRecord, Record
+from lep.statistics import Estimate, bounds, draws, mean, ratio
 
 BITS = 1 / math.log(2)
 Key = tuple[str, str, str | None]  # metric, language, task
@@ -55,6 +55,12 @@ METRICS: dict[str, dict[str, Formula]] = {  # by kind of record
         "context": Formula("characters", "context_characters", "tokens"),
         "KV cache": Formula("bytes/character", "cache_bytes", "characters"),
     },
+    "answer": {
+        "score": Formula("bits/byte", "score_nats", "bytes", BITS),
+        "answers bits/byte": Formula("bits/byte", "nats", "bytes", BITS),
+        "next-byte KL bits": Formula("bits", "divergence_nats", "borders", BITS),
+        "end of turn bits": Formula("bits", "end_nats", "turns", BITS),
+    },
 }
 BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others are shares
 
@@ -63,39 +69,34 @@ def _sum(values: list[Any]) -> Any:
     return np.sum(values, axis=0).tolist()
 
 
-WINDOWS = Metric(combine=_sum)  # windows of a document are alike, and are drawn together
-
-
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one model: a value for each item (text, question, answer), and how they combine."""
+    """One metric of one model: the value of each item (text, question, answer)."""
 
     metric: str
     language: str
     task: str | None
     unit: str
-    values: dict[str, Any]
-    statistic: Statistic
+    values: dict[str, tuple[str, Any]]  # item -> (document, pair or exam variant, value)
+    aggregation: Metric
     left_out: int = 0  # items that are longer than the model's context
-    units: dict[str, str] = field(default_factory=dict)  # document, pair or exam variant of items
-    combination: Metric = field(default_factory=Metric)
 
     def array(self, items: list[str]) -> np.ndarray:
-        """The values of these items, combined within units."""
-        pairs = [(self.units.get(item, item), self.values[item]) for item in items]
-        return np.asarray(list(self.combination.units(pairs).values()), dtype=np.float64)
+        """The values of these items, combined where they belong together."""
+        units = self.aggregation.units([self.values[item] for item in items])
+        return np.asarray(list(units.values()), dtype=np.float64)
 
     @property
     def key(self) -> Key:
         return self.metric, self.language, self.task
 
 
-def measures(records: Iterable[Record]) -> list[Measure]:
+def measures(records: Iterable[Record | AnswerRecord]) -> list[Measure]:
     """Every metric by language and task; chat tasks of a language also together (task None)."""
     groups: dict[Key, list[Any]] = {}
     for record in records:
-        kind, language = record.kind, record.language
-        groups.setdefault((kind, language, getattr(record, "task", None)), []).append(record)
+        kind, language, task = record.kind, record.language, getattr(record, "task", None)
+        groups.setdefault((kind, language, task), []).append(record)
         if kind == "task":
             groups.setdefault((kind, language, None), []).append(record)
     return [
@@ -105,44 +106,40 @@ def measures(records: Iterable[Record]) -> list[Measure]:
     ]
 
 
-def _plain(language: str, task: str | None, members: list[Any]) -> list[Measure]:
-    """Measures of records of one kind but the benchmark's."""
+def _plain(language: str, task: str | None, members: list[Any]) -> Iterator[Measure]:
+    """Measures of records of one kind; windows of a document are alike, and are drawn together."""
     ids = [getattr(member, "id", str(i)) for i, member in enumerate(members)]
     if len(set(ids)) < len(ids):
         ids = list(map(str, range(len(ids))))
-    named = dict(zip(ids, members, strict=True))
-    units = {name: member.group for name, member in named.items() if getattr(member, "group", None)}
-    if len(set(units.values())) < 2:  # a single document: its windows are the units
-        units = {}
-    result = []
+    documents = {getattr(member, "group", None) for member in members} - {None}
+    alone = len(documents) < 2  # then windows are the units
     for title, formula in METRICS[members[0].kind].items():
-        known = {n: m for n, m in named.items() if getattr(m, formula.top) is not None}
-        values = {name: formula.of(member) for name, member in known.items()}
-        statistic = mean if formula.bottom is None else ratio
+        values = {
+            item: (item if alone else member.group or item, formula.of(member))
+            for item, member in zip(ids, members, strict=True)
+            if getattr(member, formula.top) is not None
+        }
+        aggregation = Metric(mean if formula.bottom is None else ratio, _sum)
         if values:
-            result.append(
-                Measure(title, language, task, formula.unit, values, statistic, 0, units, WINDOWS)
-            )
-    return result
+            yield Measure(title, language, task, formula.unit, values, aggregation)
 
 
-def _benchmark(language: str, task: str | None, members: list[BenchmarkRecord]) -> list[Measure]:
-    scored = {member.id: (member.unit, member.scores) for member in members if member.scores}
+def _benchmark(
+    language: str, task: str | None, members: list[BenchmarkRecord]
+) -> Iterator[Measure]:
+    """Measures of the items of a benchmark task that fit into the context."""
+    scores = {member.id: member.scores for member in members if member.scores}
     left_out = sum(not member.scores for member in members)
-    if not scored:
-        return [Measure("score", language, task, "share", {}, mean, left_out)]
-    units = {item: unit for item, (unit, _) in scored.items()}
-    count = Counter(units.values())
-    result = []
-    for name in next(iter(scored.values()))[1]:
-        values = {item: scores[name][1] for item, (_, scores) in scored.items()}
+    if not scores:
+        yield Measure("score", language, task, "share", {}, Metric(), left_out)
+        return
+    for name in next(iter(scores.values())):
+        values = {item: each[name] for item, each in scores.items()}
         if name == "both_orders":  # half a pair says nothing
-            values = {item: value for item, value in values.items() if count[units[item]] == 2}
-        unit, known = BENCHMARK_UNITS.get(name, "share"), metric(name)
-        result.append(
-            Measure(name, language, task, unit, values, known.statistic, left_out, units, known)
-        )
-    return result
+            count = Counter(pair for pair, _ in values.values())
+            values = {item: value for item, value in values.items() if count[value[0]] == 2}
+        unit = BENCHMARK_UNITS.get(name, "share")
+        yield Measure(name, language, task, unit, values, metric(name), left_out)
 
 
 def task_score(parts: Sequence[Measure]) -> Measure:
@@ -150,24 +147,23 @@ def task_score(parts: Sequence[Measure]) -> Measure:
     first = parts[0]
     if len(parts) == 1:
         return first
-    widths = [np.size(next(iter(part.values.values()))) for part in parts]
-    ends = np.cumsum(widths)
-    values = {
-        item: np.concatenate([np.atleast_1d(part.values[item]) for part in parts])
-        for item in first.values
-    }
+    columns = {item: [np.atleast_1d(p.values[item][1]) for p in parts] for item in first.values}
+    widths = [len(column) for column in next(iter(columns.values()))]
 
     def statistic(array: np.ndarray) -> float:
-        columns = np.split(array, ends[:-1], axis=1)
-        sides = zip(parts, columns, widths, strict=True)
-        return float(np.mean([p.statistic(c[:, 0] if n == 1 else c) for p, c, n in sides]))
+        sides = zip(parts, np.split(array, np.cumsum(widths)[:-1], axis=1), widths, strict=True)
+        return float(
+            np.mean([p.aggregation.statistic(c[:, 0] if n == 1 else c) for p, c, n in sides])
+        )
 
-    return Measure("score", first.language, first.task, "share", values, statistic, first.left_out)
+    values = {item: (item, np.concatenate(each)) for item, each in columns.items()}
+    key = first.language, first.task
+    return Measure("score", *key, "share", values, Metric(statistic), first.left_out)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its bootstrap draws, which give the interval and can be averaged with others'."""
+    """A value with its bootstrap draws, which give its interval and average with other figures'."""
 
     value: float
     drawn: np.ndarray
@@ -182,16 +178,18 @@ def figure(
 ) -> Figure | None:
     """The measure, or its difference from another model's over the items that both have.
 
-    None without common items. The same measure and seed draw the same units: differences are paired.
+    None without common items. The same measure and seed draw the same units: differences are
+    paired.
     """
     sides = [measure] if against is None else [measure, against]
     items = [item for item in measure.values if all(item in side.values for side in sides)]
     if not items:
         return None
     arrays = [side.array(items) for side in sides]
-    first, *second = map(measure.statistic, arrays)
+    statistic = measure.aggregation.statistic
+    first, *second = map(statistic, arrays)
     stream = seed ^ zlib.crc32("/".join(map(str, measure.key)).encode())
-    drawn = draws(arrays, measure.statistic, resamples, stream)
+    drawn = draws(arrays, statistic, resamples, stream)
     return Figure(first - sum(second), drawn, len(arrays[0]))
 
 

@@ -1,13 +1,13 @@
-"""The records behind every score, and their form on disk, which is encoded and decoded only here."""
+"""The records behind every score; only this module encodes and decodes their form on disk."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from lep.benchmark.harness import BenchmarkRecord
-from lep.corpus.read import write_records
+from lep.corpus.read import Document, write_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,18 @@ class TextRecord:
     tokens: int
     characters: int
     bytes: int
+
+    @classmethod
+    def of(cls, language: str, document: Document, tokens: int, nats: float) -> "TextRecord":
+        return cls(
+            language=language,
+            id=document.id,
+            group=document.group,
+            nats=nats,
+            tokens=tokens,
+            characters=len(document.text),
+            bytes=len(document.text.encode()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,8 @@ class AnswerRecord:
     """An answer of the original model under a candidate, for choosing a propagation."""
 
     kind: ClassVar[str] = "answer"
+    language: ClassVar[str] = "answers"
+    turns: ClassVar[int] = 1
     question: str
     answer: str
     nats: float
@@ -91,16 +105,18 @@ class AnswerRecord:
     borders: int
     same_cuts: bool  # whether both vocabularies cut the answer in the same places
 
+    @property
+    def score_nats(self) -> float:
+        return self.nats + self.divergence_nats
+
 
 Record = TextRecord | TaskRecord | PromptRecord | SpeedRecord | BenchmarkRecord
-KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (TextRecord, TaskRecord, PromptRecord, SpeedRecord, BenchmarkRecord)
-}
+KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in get_args(Record)}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure: `metric` in `unit` over `count` units of `language`, of one task where it has one."""
+    """`metric` in `unit` over `count` units of `language`, and of one task where it has one."""
 
     metric: str
     language: str

@@ -19,18 +19,19 @@ from lep.evaluation.records import Record, Score, TaskRecord, TextRecord, save_r
 from lep.evaluation.spans import answer_nats, greedy_answers
 from lep.inference.generate import Answer
 from lep.inference.likelihood import text_nats
-from lep.inference.models import Description, load_model
+from lep.inference.models import load_model
 from lep.result import Result
 from lep.settings import EvaluateSettings
 from lep.statistics import Estimate
 
 SPARE_TOKENS = 16  # beyond the longest right answer: enough to see that a model does not stop
 Paths = Sequence[str | Path]
+Windows = dict[str, list[Document]]  # by language
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All scores of a model, and the records behind them: text windows, answers, benchmark items."""
+    """All scores of a model, and the records of texts, answers and benchmark items behind them."""
 
     scores: list[Score]
     records: list[Record]
@@ -58,7 +59,7 @@ class BitsPerByte(Estimate, Result):
 def bits_per_byte(
     model: str | Path, paths: Paths, settings: EvaluateSettings | None = None, **options: Any
 ) -> BitsPerByte:
-    """How well a model predicts held-out text: -log2 p per byte of UTF-8, so that tokenizers compare.
+    """How well a model predicts held-out text: -log2 p per byte of UTF-8, for any tokenizer.
 
     `paths` are text files or folders. `settings` (or its fields as options) bound the text:
     `characters` in all, in windows of `window_characters`.
@@ -74,29 +75,19 @@ def bits_per_byte(
     return BitsPerByte(**asdict(estimate.estimate()), windows=len(records))
 
 
-def heldout_windows(
-    text: Mapping[str, Paths], settings: EvaluateSettings
-) -> dict[str, list[Document]]:
+def heldout_windows(text: Mapping[str, Paths], settings: EvaluateSettings) -> Windows:
     """The held-out text of each language in bounded windows, the same for every model."""
     limits = settings.characters, settings.window_characters
-    return {
-        language: prepare.windows(read_documents(paths), *limits)
-        for language, paths in text.items()
-    }
+    return {code: prepare.windows(read_documents(p), *limits) for code, p in text.items()}
 
 
 def task_items(text: Mapping[str, Paths], settings: EvaluateSettings) -> list[TaskItem]:
     """The chat tasks made from the held-out text, the same for every model."""
-    if not settings.tasks:
-        return []
-    count, seed = settings.items, settings.seed
-    return [
-        item
-        for language, paths in text.items()
-        for item in make_tasks(
-            read_documents(paths), language, settings.tasks, count=count, seed=seed
-        )
-    ]
+    items: list[TaskItem] = []
+    for language, paths in text.items() if settings.tasks else ():
+        documents, limits = read_documents(paths), {"count": settings.items, "seed": settings.seed}
+        items += make_tasks(documents, language, settings.tasks, **limits)
+    return items
 
 
 def score_model(
@@ -107,7 +98,7 @@ def score_model(
     *,
     base: bool = False,
 ) -> Evaluation:
-    """Score a model on `text` by language. Chat tasks need a chat template, and are left out without.
+    """Score a model on `text` by language; chat tasks only where it has a chat template.
 
     A `base` model is not asked through its template; some have one for those who tune them. Answers
     to benchmark tasks are kept in `folder`, where an interrupted run finds them again.
@@ -117,8 +108,8 @@ def score_model(
         settings = settings.model_copy(update={"tasks": [], "benchmark": plain})
     task_items(text, settings)  # faults of the text show before the model is loaded
     loaded, checkpoint = load_model(model)
-    names = resolve(settings.benchmark.tasks)
-    benchmark = Benchmark(checkpoint, names, settings.benchmark) if names else None
+    tasks = resolve(settings.benchmark.tasks)
+    benchmark = Benchmark(checkpoint, tasks, settings.benchmark) if tasks else None
     with tempfile.TemporaryDirectory() as temporary:
         answers = folder or Path(temporary)
         answers.mkdir(parents=True, exist_ok=True)
@@ -148,38 +139,26 @@ def benchmark_records(
 
 
 def text_records(
-    model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], settings: EvaluateSettings
+    model: Any, checkpoint: Checkpoint, text: Windows, settings: EvaluateSettings
 ) -> Iterator[TextRecord]:
     """Nats, tokens, characters and bytes of each text window."""
     for language, documents in text.items():
         texts, label = [document.text for document in documents], f"{language} bits per byte"
         losses = text_nats(model, checkpoint.tokenizer, texts, settings.batch_size, label)
         for document, (tokens, nats) in zip(documents, losses, strict=True):
-            yield _text_record(language, document, tokens, nats)
+            yield TextRecord.of(language, document, tokens, nats)
 
 
 def served_text_records(
-    server: Any, checkpoint: Checkpoint | Description, text: dict[str, list[Document]], folder: Path
+    server: Any, tokenizer: Any, text: Windows, folder: Path
 ) -> Iterator[TextRecord]:
     """The same from a server: log-probabilities of each window as a prompt."""
     for language, documents in text.items():
         texts = [document.text for document in documents]
         losses = server.text_nats(texts, folder / f"text-{language}.jsonl")
-        for document, nats in zip(documents, losses, strict=True):
-            ids = checkpoint.tokenizer(document.text, add_special_tokens=False)["input_ids"]
-            yield _text_record(language, document, len(ids), nats)
-
-
-def _text_record(language: str, document: Document, tokens: int, nats: float) -> TextRecord:
-    return TextRecord(
-        language=language,
-        id=document.id,
-        group=document.group,
-        nats=nats,
-        tokens=tokens,
-        characters=len(document.text),
-        bytes=len(document.text.encode()),
-    )
+        ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+        for document, nats, tokens in zip(documents, losses, ids, strict=True):
+            yield TextRecord.of(language, document, len(tokens), nats)
 
 
 def task_records(
@@ -226,8 +205,7 @@ def task_record(
 
 
 def summarise(records: Iterable[Record], settings: EvaluateSettings) -> Iterator[Score]:
-    """Every metric by language and task, and exact match over all tasks of a language (task None)."""
+    """Every metric by language and task; chat tasks of a language also together (task None)."""
     for measure in measures(records):
-        estimate = figure(measure, settings.bootstrap, settings.seed)
-        if estimate is not None:
-            yield Score(*measure.key, measure.unit, **asdict(estimate.estimate()))
+        if result := figure(measure, settings.bootstrap, settings.seed):
+            yield Score(*measure.key, measure.unit, **asdict(result.estimate()))

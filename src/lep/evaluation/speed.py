@@ -1,4 +1,4 @@
-"""Speed as a user feels it: characters a second, the wait for the first token, what a context holds.
+"""Speed as a user feels it: characters a second, time to the first token, what a context holds.
 
 All models read and write the same text, so that a better tokenizer shows as it would in use: fewer
 steps for the same words. Writing is timed by feeding the text's own tokens one by one through the
@@ -61,7 +61,7 @@ def speed_records(
 
 @torch.inference_mode()
 def _timed(model: Any, ids: list[int]) -> tuple[float, float, int]:
-    """Seconds to read the first part, seconds to write the rest, and bytes of the cache at the end."""
+    """Seconds to read the first part and to write the rest, and bytes of the cache at the end."""
     tokens = torch.tensor([ids], device=model.device)
     read = int(len(ids) * PROMPT_SHARE)
     began = _now()

@@ -6,8 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.tasks import groups, task_names
-from lep.evaluation.measures import METRICS, Figure, Measure, average, figure, measures, task_score
+from lep.evaluation.measures import (
+    METRICS,
+    Figure,
+    Key,
+    Measure,
+    average,
+    figure,
+    measures,
+    task_score,
+)
 from lep.evaluation.records import Record, Score, load_records
 from lep.settings import EvaluateSettings
 
@@ -39,7 +49,7 @@ def cells(scores: Iterable[Score]) -> dict[str, Score]:
 
 
 def text_table(models: dict[str, list[Score]]) -> str:
-    """The table as aligned text with two lines of heading; a dash where a model has no such score."""
+    """The table as aligned text with two lines of heading; a dash where a model has no score."""
     rows = {name: cells(scores) for name, scores in models.items()}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     heads = [[f"{word:>6}" for word in column.rsplit(" ", 1)] for column in columns]
@@ -77,7 +87,7 @@ class Row:
 
 def comparison(records: dict[str, list[Record]], resamples: int, seed: int) -> list[Row]:
     """Micro-Avg, group scores and task scores of the benchmark, then every other measure."""
-    known = {name: {m.key: m for m in measures(each)} for name, each in records.items()}
+    by_key = {name: {m.key: m for m in measures(each)} for name, each in records.items()}
     first = next(iter(records))
 
     def row(title: str, depth: int, sides: dict[str, Measure]) -> Row:
@@ -88,27 +98,29 @@ def comparison(records: dict[str, list[Record]], resamples: int, seed: int) -> l
             for name, m in sides.items()
             if first in sides and name != first
         }
-        both = ({n: f for n, f in each.items() if f} for each in (figures, differences))
-        return Row(title, depth, *both, {n: m.left_out for n, m in sides.items() if m.left_out})
+        known, apart = ({n: f for n, f in each.items() if f} for each in (figures, differences))
+        left_out = {name: m.left_out for name, m in sides.items() if m.left_out}
+        return Row(title, depth, known, apart, left_out)
 
-    rows = {task: row(task, 2, sides) for task, sides in _task_scores(records, known).items()}
+    rows = {task: row(task, 2, sides) for task, sides in _task_scores(records, by_key).items()}
     lines = _benchmark_rows(rows)
-    for key in dict.fromkeys(key for each in known.values() for key in each):
-        if key[2] is None:  # chat tasks together; each is in scores.json
-            sides = {name: each[key] for name, each in known.items() if key in each}
-            unit = f" ({METRICS['speed'][key[0]].unit})" if key[0] in METRICS["speed"] else ""
-            lines.append(row(f"{key[0]} {key[1]}{unit}", 1, sides))
+    for key in dict.fromkeys(key for each in by_key.values() for key in each):
+        metric, language, task = key
+        if task is None:  # chat tasks together; each is in scores.json
+            sides = {name: each[key] for name, each in by_key.items() if key in each}
+            unit = f" ({METRICS['speed'][metric].unit})" if metric in METRICS["speed"] else ""
+            lines.append(row(f"{metric} {language}{unit}", 1, sides))
     return lines
 
 
 def _task_scores(
-    records: dict[str, list[Record]], known: dict[str, dict[Any, Measure]]
+    records: dict[str, list[Record]], by_key: dict[str, dict[Key, Measure]]
 ) -> dict[str, dict[str, Measure]]:
     """Each model's score in each benchmark task."""
     scores: dict[str, dict[str, Measure]] = {}
     for name, each in records.items():
-        for task in dict.fromkeys(r.task for r in each if r.kind == "benchmark"):
-            parts = [measure for measure in known[name].values() if measure.task == task]
+        for task in dict.fromkeys(r.task for r in each if isinstance(r, BenchmarkRecord)):
+            parts = [measure for measure in by_key[name].values() if measure.task == task]
             scores.setdefault(task, {})[name] = task_score(parts)
     return scores
 
@@ -180,7 +192,7 @@ def _interval(figure: Figure, sign: str = "") -> str:
 
 
 def benchmark_table(folder: Path, models: dict[str, str]) -> str:
-    """The comparison of benchmark tasks from each model's stage under a run's folder; or nothing."""
+    """The comparison of benchmark tasks from the records of each model's stage; may be empty."""
     records = {
         name: [r for r in load_records(folder / stage / "records.jsonl") if r.kind == "benchmark"]
         for name, stage in models.items()

@@ -32,50 +32,45 @@ ORIGINAL = ("original", "original")
 
 @dataclass(frozen=True)
 class Selection(Result):
-    """What was chosen and why: the measures of every candidate on both halves."""
+    """What was chosen and why: the measures of every candidate, by its label, on both halves."""
 
     output: Path
-    chosen: Name
-    best_reported: Name  # what the other half would have chosen
-    vetoed: dict[Name, str]
+    chosen: str
+    best_reported: str  # what the other half would have chosen
+    vetoed: dict[str, str]
     languages: dict[str, str]  # language -> "new" or "original"
-    measures: dict[str, dict[Name, dict[str, Estimate]]]  # half -> candidate -> measure
+    measures: dict[str, dict[str, dict[str, Estimate]]]  # half -> candidate -> measure
 
     def table(self, half: str = "report") -> str:
         """The measures of one half, the chosen candidate marked."""
         rows = self.measures[half]
-        columns = list(next(iter(rows.values())))
-        lines = [" | ".join([f"{'candidate':32}", *columns])]
+        lines = [" | ".join([f"{'candidate':32}", *next(iter(rows.values()))])]
         for name, row in rows.items():
-            title = ("* " if name == self.chosen else "  ") + label(name)
-            values = [f"{e.value:.4f} ({e.low:.4f}-{e.high:.4f})" for e in row.values()]
-            cells = [f"{value:>{len(column)}}" for value, column in zip(values, row, strict=True)]
+            title = ("* " if name == self.chosen else "  ") + name
+            cells = [
+                f"{e.value:.4f} ({e.low:.4f}-{e.high:.4f})".rjust(len(column))
+                for column, e in row.items()
+            ]
             reason = [self.vetoed[name]] if name in self.vetoed else []
             lines.append(" | ".join([f"{title:32}", *cells, *reason]))
         return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
         """The choice as JSON."""
-        measures = {
-            half: {label(n): {m: asdict(e) for m, e in row.items()} for n, row in rows.items()}
-            for half, rows in self.measures.items()
-        }
         return {
-            "chosen": label(self.chosen),
+            "chosen": self.chosen,
             "chosen_vetoed": self.vetoed.get(self.chosen),
             "languages": self.languages,
-            "best on the other half": label(self.best_reported),
-            "vetoed": {label(name): reason for name, reason in self.vetoed.items()},
-            "measures": measures,
+            "best on the other half": self.best_reported,
+            "vetoed": self.vetoed,
+            "measures": asdict(self)["measures"],
         }
 
     def __str__(self) -> str:
-        reported = f"on the reported half: {label(self.best_reported)}"
-        lines = [self.table(), f"chosen: {label(self.chosen)}; {reported}"]
+        other = self.best_reported
+        lines = [self.table(), f"chosen: {self.chosen}; on the reported half: {other}"]
         if reason := self.vetoed.get(self.chosen):
-            lines.append(
-                f"every candidate does more harm than is allowed; the one that was taken: {reason}"
-            )
+            lines.append(f"every candidate does more harm than is allowed; the one taken: {reason}")
         return "\n".join(lines)
 
 
@@ -104,7 +99,8 @@ def propagate_auto(
     each for the output and the input table of the best one. `lep/selection.json` and `.jsonl` hold
     every figure. `options` are fields of `SelectSettings`.
 
-    Raises `BodyTooLarge` when the body does not fit into memory, `CorpusError` without usable prompts.
+    Raises `BodyTooLarge` when the body does not fit into memory, and `CorpusError` when no prompt
+    can be used.
     """
     output, settings = Path(output), settings or PropagateSettings()
     select = SelectSettings.given(select, options)
@@ -118,8 +114,8 @@ def propagate_auto(
         records = _measured(candidates, probe, original)
     finally:
         candidates.close()
-    selection = _selection(output, records, select)
-    chosen = selection.chosen
+    chosen = _best(records, "choose", select)
+    selection = _selection(output, chosen, records, select)
     fits = {kind: fit_record(fit.report) for kind, fit in candidates.fits(chosen).items()}
     record = {"method": "auto", "input": chosen[0], "output": chosen[1], "fit": fits}
     lines = (
@@ -197,19 +193,20 @@ def _best(records: dict[Name, list[Record]], half: str, select: SelectSettings) 
 
 
 def _selection(
-    output: Path, records: dict[Name, list[Record]], select: SelectSettings
+    output: Path, chosen: Name, records: dict[Name, list[Record]], select: SelectSettings
 ) -> Selection:
-    original, chosen = records[ORIGINAL], _best(records, "choose", select)
-    reasons = {name: veto(each, original, "choose", select) for name, each in records.items()}
+    original, nearest = records[ORIGINAL], records[chosen]
+    named = {label(name): each for name, each in records.items()}
+    reasons = {name: veto(each, original, "choose", select) for name, each in named.items()}
     measures = {
-        half: {n: all_measures(r, records[chosen], half, select) for n, r in records.items()}
+        half: {name: all_measures(each, nearest, half, select) for name, each in named.items()}
         for half in HALVES
     }
     return Selection(
-        output,
-        chosen,
-        _best(records, "report", select),
-        {name: reason for name, reason in reasons.items() if reason},
-        language_sides(records[chosen], original),
-        measures,
+        output=output,
+        chosen=label(chosen),
+        best_reported=label(_best(records, "report", select)),
+        vetoed={name: reason for name, reason in reasons.items() if reason},
+        languages=language_sides(nearest, original),
+        measures=measures,
     )

@@ -20,7 +20,7 @@ Name = tuple[str, str]  # methods of the input and of the output table
 
 
 class Candidates:
-    """The candidates' tables in one loaded body. Close it to remove what was written for the trial."""
+    """The candidates' tables in one loaded body. Close it to remove the files of the trial."""
 
     def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
         self.family, self.folder = family, output.with_name(output.name + ".candidate")

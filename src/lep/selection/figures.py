@@ -1,37 +1,23 @@
 """How near candidates stay to the original model: score, veto, and all measures with intervals."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-from lep.evaluation.records import AnswerRecord, TaskRecord, TextRecord
+from lep.evaluation.measures import BITS, Measure, measures
+from lep.evaluation.records import AnswerRecord, TextRecord
 from lep.selection.probe import Record, record_half
 from lep.settings import SelectSettings
 from lep.statistics import Estimate, estimate
 
-BITS = 1 / math.log(2)
 UNCHANGED = 0.99  # tokens after over before: an original language keeps at least this share
 LEAST_UNITS = 5  # documents or answers below which nothing is significant
-
-# title -> (numerator of an answer and the chosen candidate's same answer, denominator)
-ANSWER_MEASURES: dict[
-    str, tuple[Callable[[AnswerRecord, AnswerRecord], float], Callable[[AnswerRecord], float]]
-] = {
-    "score": (lambda r, _: BITS * (r.nats + r.divergence_nats), lambda r: r.bytes),
-    "score less chosen": (
-        lambda r, c: BITS * ((r.nats - c.nats) + (r.divergence_nats - c.divergence_nats)),
-        lambda r: r.bytes,
-    ),
-    "answers bits/byte": (lambda r, _: BITS * r.nats, lambda r: r.bytes),
-    "next-byte KL bits": (lambda r, _: BITS * r.divergence_nats, lambda r: r.borders),
-    "end of turn bits": (lambda r, _: BITS * r.end_nats, lambda r: 1.0),
-}
+TITLES = {"bits per byte": "{} bits/byte", "exact match": "{} copied"}  # in a language
 
 
 def score(records: Sequence[Record], half: str) -> float:
-    """Bits per byte of the original's answers plus divergence from what it expected: low is near."""
+    """Bits per byte of the original's answers and divergence from what it expected; low is near."""
     answers = [r for r in records if isinstance(r, AnswerRecord) and record_half(r) == half]
-    nats = sum(r.nats + r.divergence_nats for r in answers)
-    return nats / sum(r.bytes for r in answers) * BITS
+    return sum(r.score_nats for r in answers) / sum(r.bytes for r in answers) * BITS
 
 
 def language_sides(records: Sequence[Record], original: Sequence[Record]) -> dict[str, str]:
@@ -39,12 +25,11 @@ def language_sides(records: Sequence[Record], original: Sequence[Record]) -> dic
     tokens: dict[str, list[int]] = {}
     for now, then in zip(records, original, strict=True):
         if isinstance(now, TextRecord) and isinstance(then, TextRecord):
-            sums = tokens.setdefault(now.language, [0, 0])
-            sums[0] += now.tokens
-            sums[1] += then.tokens
+            after, before = tokens.get(now.language, [0, 0])
+            tokens[now.language] = [after + now.tokens, before + then.tokens]
     return {
-        code: "original" if now >= UNCHANGED * then else "new"
-        for code, (now, then) in tokens.items()
+        code: "original" if after >= UNCHANGED * before else "new"
+        for code, (after, before) in tokens.items()
     }
 
 
@@ -55,21 +40,20 @@ def veto(
     sides = language_sides(records, original)
     groups: dict[str, list[tuple[TextRecord | AnswerRecord, float]]] = {}
     for now, then in zip(records, original, strict=True):
-        if isinstance(now, TaskRecord) or isinstance(then, TaskRecord) or record_half(now) != half:
-            continue
-        if isinstance(now, AnswerRecord) and now.same_cuts:
-            groups.setdefault("answers without new tokens", []).append((now, then.nats))
-        elif isinstance(now, TextRecord) and sides[now.language] == "original":
-            groups.setdefault(f"{now.language} text", []).append((now, then.nats))
+        if isinstance(then, TextRecord | AnswerRecord) and record_half(now) == half:
+            if isinstance(now, TextRecord) and sides[now.language] == "original":
+                groups.setdefault(f"{now.language} text", []).append((now, then.nats))
+            elif isinstance(now, AnswerRecord) and now.same_cuts:
+                groups.setdefault("answers without new tokens", []).append((now, then.nats))
     for title, pairs in groups.items():
-        members = [record for record, _ in pairs]
-        losses = [record.nats - (1 + settings.veto) * nats for record, nats in pairs]
-        parts = by_document(members, losses)
+        parts = by_document(
+            [record for record, _ in pairs],
+            [record.nats - (1 + settings.veto) * nats for record, nats in pairs],
+        )
         if len(parts) < LEAST_UNITS:
             continue
-        lost = estimate(parts, resamples=settings.bootstrap, seed=settings.seed)
-        if lost.low > 0:
-            more = sum(r.nats for r in members) / sum(nats for _, nats in pairs) - 1
+        if estimate(parts, resamples=settings.bootstrap, seed=settings.seed).low > 0:
+            more = sum(r.nats for r, _ in pairs) / sum(nats for _, nats in pairs) - 1
             return f"{title}: {more:+.1%} bits"
     return ""
 
@@ -81,7 +65,7 @@ def by_document(records: Sequence[Record], values: Sequence[float]) -> list[floa
     """
     sums: dict[object, float] = {}
     for i, (record, value) in enumerate(zip(records, values, strict=True)):
-        unit = record.group if isinstance(record, TextRecord) and record.group else i
+        unit = getattr(record, "group", None) or i
         sums[unit] = sums.get(unit, 0.0) + value
     return list(sums.values() if len(sums) > 1 else values)
 
@@ -90,31 +74,31 @@ def all_measures(
     records: Sequence[Record], chosen: Sequence[Record], half: str, settings: SelectSettings
 ) -> dict[str, Estimate]:
     """All measures of a candidate on one half, with intervals over texts, answers and copies."""
+    interval = partial(estimate, resamples=settings.bootstrap, seed=settings.seed)
     pairs = [(r, c) for r, c in zip(records, chosen, strict=True) if record_half(r) == half]
-
-    def interval(
-        members: Sequence[Record], tops: Sequence[float], bottoms: Sequence[float]
-    ) -> Estimate:
-        sides = by_document(members, tops), by_document(members, bottoms)
-        return estimate(*sides, resamples=settings.bootstrap, seed=settings.seed)
-
-    result: dict[str, Estimate] = {}
-    answers = [
-        (r, c) for r, c in pairs if isinstance(r, AnswerRecord) and isinstance(c, AnswerRecord)
-    ]
-    for title, (top, bottom) in ANSWER_MEASURES.items() if answers else ():
-        members = [r for r, _ in answers]
-        result[title] = interval(members, [top(*p) for p in answers], list(map(bottom, members)))
-    texts: dict[str, list[TextRecord]] = {}
-    copies: dict[str, list[TaskRecord]] = {}
-    for record, _ in pairs:
-        if isinstance(record, TextRecord):
-            texts.setdefault(record.language, []).append(record)
-        elif isinstance(record, TaskRecord):
-            copies.setdefault(record.language, []).append(record)
-    for code, windows in sorted(texts.items()):
-        nats, sizes = [BITS * r.nats for r in windows], [r.bytes for r in windows]
-        result[f"{code} bits/byte"] = interval(windows, nats, sizes)
-    for code, items in sorted(copies.items()):
-        result[f"{code} copied"] = interval(items, [r.exact for r in items], [1.0] * len(items))
+    shown: dict[str, Measure] = {}
+    for measure in measures(record for record, _ in pairs):
+        if measure.language == AnswerRecord.language:
+            shown[measure.metric] = measure
+        elif measure.metric in TITLES and measure.task is None:
+            shown[TITLES[measure.metric].format(measure.language)] = measure
+    result = {}
+    for title, measure in sorted(shown.items(), key=lambda pair: _rank(pair[1])):
+        array = measure.array(list(measure.values))
+        columns = array.T if array.ndim > 1 else [array]
+        result[title] = interval(*columns)
+        if title == "score":
+            less = [
+                BITS * ((r.nats - c.nats) + (r.divergence_nats - c.divergence_nats))
+                for r, c in pairs
+                if isinstance(r, AnswerRecord) and isinstance(c, AnswerRecord)
+            ]
+            result["score less chosen"] = interval(less, columns[1])
     return result
+
+
+def _rank(measure: Measure) -> tuple[int, str]:
+    """Answers, then texts, then copies, each by language."""
+    if measure.language == AnswerRecord.language:
+        return 0, ""
+    return 1 + (measure.metric == "exact match"), measure.language

@@ -1,6 +1,6 @@
 """Benchmark tasks for lm-evaluation-harness: a YAML file each, whose code is in `functions.py`.
 
-They also serve plain `lm_eval --include_path FOLDER`; `python -m lep.benchmark.tasks` prints FOLDER.
+They also serve plain `lm_eval --include_path FOLDER`: `python -m lep.benchmark.tasks` prints it.
 """
 
 import difflib

@@ -1,13 +1,12 @@
 """Data sets of the benchmark tasks, from the hub or a folder, as rows for lm-evaluation-harness.
 
-A folder has NAME/SPLIT.jsonl (or .jsonl.zst) with the fields of the hub's records; the task's
-metadata name it as `data`. A record becomes one row or several, each with an `id` and the `unit` that
+A folder has NAME/SPLIT.jsonl (or .jsonl.zst) with the fields of the hub's records; the metadata of
+a task name it as `data`. A record becomes one row or two, each with an `id`, and the `unit` that
 scores are averaged over.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,10 @@ from lep.errors import CorpusError
 
 DARUMERU, MMLU, RUBLIMP = "RefalMachine/darumeru", "NLPCoreTeam/mmlu_ru", "RussianNLP/rublimp"
 CONVERTED = "refs/convert/parquet"
-HUB_FAULTS = (
-    DatasetNotFoundError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    ConnectionError,
-    ValueError,
-    RuntimeError,
-)
-LETTERS = "ABCD"
+REFUSALS = (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled)
+HUB_FAULTS = (*REFUSALS, ConnectionError, ValueError, RuntimeError)
 Row = dict[str, Any]
-Rows = Callable[[Row], list[Row]]  # the rows of a record
+Rows = Callable[[Row], Iterator[Row]]  # the rows of a record
 Hub = tuple[str, str | None]  # data set and configuration
 
 
@@ -68,15 +60,13 @@ def gazeta(data: str | None = None, **_: Any) -> DatasetDict:
 
 def mmlu(language: str, data: str | None = None, **_: Any) -> DatasetDict:
     """All subjects of MMLU in one split; `part` is the original one."""
-    read, parts = partial(_read, "mmlu_ru", data=data), ("test", "dev")
-    if data is not None:
-        records = [r | {"part": part} for part in parts for r in read(part, ("", None))]
-    else:
-        records = [
-            record | {"part": part, "subject": subject}
-            for subject, part in product(_configs("mmlu_ru", MMLU), parts)
-            for record in read(part, (MMLU, subject))
-        ]
+    subjects = [None] if data is not None else _configs("mmlu_ru", MMLU)
+    records = [
+        record | {"part": part} | ({"subject": subject} if subject else {})
+        for subject in subjects
+        for part in ("test", "dev")
+        for record in _read("mmlu_ru", part, (MMLU, subject), data)
+    ]
     return DatasetDict({"all": _rows("mmlu_ru", "all", records, partial(_mmlu, language))})
 
 
@@ -98,7 +88,7 @@ class SameSubject(ContextSampler):
 def rublimp(data: str | None = None, **_: Any) -> DatasetDict:
     """RuBLiMP: a sentence and a minimal change that makes it wrong."""
     if data is not None:
-        records = _read("rublimp", "test", ("", None), data)
+        records = _read("rublimp", "test", (RUBLIMP, None), data)
     else:
         parts = _configs("rublimp", RUBLIMP)
         records = [r for part in parts for r in _read("rublimp", "train", (RUBLIMP, part))]
@@ -106,25 +96,23 @@ def rublimp(data: str | None = None, **_: Any) -> DatasetDict:
 
 
 def _splits(
-    name: str, splits: Iterable[str], hub: Hub, data: str | None, rows: Rows
+    name: str, splits: tuple[str, ...], hub: Hub, data: str | None, rows: Rows
 ) -> DatasetDict:
-    return DatasetDict(
-        {split: _rows(name, split, _read(name, split, hub, data), rows) for split in splits}
-    )
+    return DatasetDict({s: _rows(name, s, _read(name, s, hub, data), rows) for s in splits})
 
 
 def _read(name: str, split: str, hub: Hub, data: str | None = None) -> list[Row]:
     """The records of a split, from the folder if there is one, else from the hub."""
-    if data is not None:
-        folder = Path(data, name)
-        files = sorted(folder.glob(f"{split}.jsonl*"))
-        if not files:
-            raise CorpusError(
-                f"{folder} has no {split}.jsonl: write one record a line, or leave --data out"
-            )
-        return [record for _, record in read_records(files[0])]
-    local = "test" if name == "rublimp" else split
-    return _from_hub(f"{name}/{local}", load_dataset, *hub, split=split).to_list()
+    if data is None:
+        local = "test" if name == "rublimp" else split
+        return _from_hub(f"{name}/{local}", load_dataset, *hub, split=split).to_list()
+    folder = Path(data, name)
+    files = sorted(folder.glob(f"{split}.jsonl*"))
+    if not files:
+        raise CorpusError(
+            f"{folder} has no {split}.jsonl: write one record a line, or leave --data out"
+        )
+    return [record for _, record in read_records(files[0])]
 
 
 def _configs(name: str, hub: str) -> list[str]:
@@ -132,20 +120,18 @@ def _configs(name: str, hub: str) -> list[str]:
     return _from_hub(f"{name}/test", get_dataset_config_names, hub)
 
 
-def _from_hub(
-    file: str, call: Callable[..., Any], hub: str, *arguments: Any, **options: Any
-) -> Any:
-    """What the hub gives; `file` is what a folder would need instead.
+def _from_hub(file: str, call: Callable[..., Any], hub: str, *names: Any, **options: Any) -> Any:
+    """What `call` gets from the hub; `file` is what a folder would need instead.
 
     Of data sets with a loading script the hub's own conversion is taken; scripts are never run.
     """
     try:
         try:
-            return call(hub, *arguments, **options)
+            return call(hub, *names, **options)
         except RuntimeError as error:
             if "script" not in str(error):
                 raise
-            return call(hub, *arguments, **options, revision=CONVERTED)
+            return call(hub, *names, **options, revision=CONVERTED)
     except HUB_FAULTS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorpusError(
@@ -170,108 +156,77 @@ def _rows(name: str, split: str, records: list[Row], rows: Rows) -> Dataset:
     return Dataset.from_list(result)
 
 
-def _copies(record: Row, tokenizer: str) -> list[Row]:
-    return [{"text": record["inputs"]["text"], "tokenizer": tokenizer}]
+def _copies(record: Row, tokenizer: str) -> Iterator[Row]:
+    yield {"text": record["inputs"]["text"], "tokenizer": tokenizer}
 
 
-def _rucola(record: Row) -> list[Row]:
-    return [{"sentence": record["sentence"], "label": int(record["label"])}]
+def _rucola(record: Row) -> Iterator[Row]:
+    yield {"sentence": record["sentence"], "label": int(record["label"])}
 
 
-def _gazeta(record: Row) -> list[Row]:
-    if not record["extractive_summary"]:
+def _gazeta(record: Row) -> Iterator[Row]:
+    sentences, summary = record["src_sents"], record["summary_sents"]
+    if not (relevant := record["extractive_summary"]):
         raise ValueError("an empty extractive_summary")
-    row = {
-        "text": " ".join(record["src_sents"]),
-        "sentences": list(record["src_sents"]),
-        "summary": " ".join(record["summary_sents"]),
-        "relevant": list(record["extractive_summary"]),
-    }
-    return [row]
+    row = {"text": " ".join(sentences), "summary": " ".join(summary)}
+    yield row | {"sentences": list(sentences), "relevant": list(relevant)}
 
 
-def _mmlu(language: str, record: Row) -> list[Row]:
-    row = {name: record[name] for name in ("subject", "part")}
-    row["question"] = record[f"question_{language}"]
+def _mmlu(language: str, record: Row) -> Iterator[Row]:
+    row = {"subject": record["subject"], "part": record["part"], "label": int(record["answer"])}
     row |= zip("abcd", record[f"choices_{language}"], strict=True)
-    return [row | {"label": int(record["answer"])}]
+    yield row | {"question": record[f"question_{language}"]}
 
 
-def _rublimp(record: Row) -> list[Row]:
+def _rublimp(record: Row) -> Iterator[Row]:
     pair = [record["source_sentence"], record["target_sentence"]]
-    return [{"pair": pair, "phenomenon": record["phenomenon"]}]
+    yield {"pair": pair, "phenomenon": record["phenomenon"]}
 
 
-def _multiq(record: Row) -> list[Row]:
-    inputs = record["inputs"]
-    row = {
-        "text": f"{inputs['support_text']}\n{inputs['main_text']}",
-        "question": inputs["question"],
-        "answers": [answer["segment"] for answer in record["outputs"]],
-    }
-    return [row]
+def _choice(columns: dict[str, str], labels: list[str], record: Row) -> Iterator[Row]:
+    """Columns of the row from `inputs`, and the label by its place among `labels`."""
+    inputs, output = record["inputs"], str(record["outputs"]).strip().lower()
+    row = {column: inputs[name] for column, name in columns.items()}
+    yield row | {"label": labels.index(output)}
 
 
-def _parus(record: Row) -> list[Row]:
+def _multiq(record: Row) -> Iterator[Row]:
+    inputs, answers = record["inputs"], [answer["segment"] for answer in record["outputs"]]
+    text = f"{inputs['support_text']}\n{inputs['main_text']}"
+    yield {"text": text, "question": inputs["question"], "answers": answers}
+
+
+def _parus(record: Row) -> Iterator[Row]:
     """A question twice, in both orders of its options."""
-    inputs, unit, right = record["inputs"], str(record["meta"]["id"]), int(record["outputs"]) - 1
-    options = inputs["choice1"], inputs["choice2"]
-    return [
-        {
-            "id": f"{unit}/{order}",
-            "unit": unit,
-            "premise": inputs["premise"],
-            "relation": record["meta"]["task"],
-            "first": options[order],
-            "second": options[1 - order],
-            "label": right ^ order,
-        }
-        for order in (0, 1)
-    ]
+    inputs, meta, right = record["inputs"], record["meta"], int(record["outputs"]) - 1
+    unit, options = str(meta["id"]), (inputs["choice1"], inputs["choice2"])
+    row = {"unit": unit, "premise": inputs["premise"], "relation": meta["task"]}
+    for order in (0, 1):
+        first, second = options[order], options[1 - order]
+        question = {"first": first, "second": second, "label": right ^ order}
+        yield row | question | {"id": f"{unit}/{order}"}
 
 
-def _rcb(record: Row) -> list[Row]:
-    inputs = record["inputs"]
-    row = {name: inputs[name] for name in ("premise", "hypothesis")}
-    return [row | {"label": int(record["outputs"]) - 1}]
-
-
-def _rwsd(record: Row) -> list[Row]:
-    inputs, answer = record["inputs"], str(record["outputs"]).strip().lower()
-    row = {"text": inputs["text"], "thing": inputs["span1_text"], "word": inputs["span2_text"]}
-    return [row | {"label": ["да", "нет"].index(answer)}]
-
-
-def _use(record: Row) -> list[Row]:
-    inputs, meta = record["inputs"], record["meta"]
+def _use(record: Row) -> Iterator[Row]:
+    inputs, meta, answer = record["inputs"], record["meta"], str(record["outputs"])
     names = ("task", "text", "additional_text", "choices")
     parts = [str(inputs[name]) for name in names if inputs.get(name)]
     if not parts:
         raise KeyError("task")
-    row = {
-        "unit": str(meta["variant"]),
-        "question": "\n".join(parts),
-        "answer": str(record["outputs"]),
-        "form": meta["type"],
-        "number": str(meta["id_task"]),
-    }
-    return [row]
+    row = {"unit": str(meta["variant"]), "question": "\n".join(parts), "answer": answer}
+    yield row | {"form": meta["type"], "number": str(meta["id_task"])}
 
 
-def _four_options(question: str, record: Row) -> list[Row]:
-    inputs = record["inputs"]
-    row = {"question": inputs[question]}
-    row |= {letter: inputs[f"option_{letter}"] for letter in "abcd"}
-    return [row | {"label": LETTERS.index(record["outputs"])}]
-
-
+OPTIONS = {letter: f"option_{letter}" for letter in "abcd"}
+SPANS = {"text": "text", "thing": "span1_text", "word": "span2_text"}
+QUESTION = {"question": "question", **OPTIONS}
 DARUMERU_ROWS: dict[str, Rows] = {
     "multiq": _multiq,
     "parus": _parus,
-    "rcb": _rcb,
-    "rwsd": _rwsd,
+    "rcb": partial(_choice, {"premise": "premise", "hypothesis": "hypothesis"}, list("123")),
+    "rwsd": partial(_choice, SPANS, ["да", "нет"]),
     "use": _use,
-    "rummlu": partial(_four_options, "text"),
-    "ruopenbookqa": partial(_four_options, "question"),
-    "ruworldtree": partial(_four_options, "question"),
+    "rummlu": partial(_choice, {"question": "text", **OPTIONS}, list("abcd")),
+    "ruopenbookqa": partial(_choice, QUESTION, list("abcd")),
+    "ruworldtree": partial(_choice, QUESTION, list("abcd")),
 }

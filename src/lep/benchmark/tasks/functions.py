@@ -1,37 +1,17 @@
-"""What the task files call: their data sets, and the scores of a model's answers."""
+"""What the task files call: the scores of a model's answers, `{metric: (unit, value)}`."""
 
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from lep.benchmark.metrics import (
-    METRICS,
-    Metric,
-    copied,
-    exam_points,
-    r_precision,
-    rouge_recall,
-    token_f1,
-    token_ratio,
-    words,
-)
-from lep.benchmark.tasks.data import (  # noqa: F401
-    Row,
-    SameSubject,
-    darumeru,
-    gazeta,
-    mmlu,
-    of_dev,
-    of_test,
-    rublimp,
-    rucola,
-)
-from lep.benchmark.tasks.generated import arithmetic, python_output  # noqa: F401
+from lep.benchmark import metrics
 from lep.tokenizer.load import load_tokenizer
 
-average = Metric()
-f1_macro, mcc, paired, grade = (METRICS[n] for n in ("f1_macro", "mcc", "both_orders", "grade"))
-Scores = dict[str, tuple[str, object]]  # {metric: (unit, value)}
+average = metrics.Metric()
+f1_macro, mcc, paired, grade = map(metrics.metric, ("f1_macro", "mcc", "both_orders", "grade"))
+Row = dict[str, Any]
+Scores = dict[str, tuple[str, Any]]
 Likelihoods = list[tuple[float, bool]]  # of each choice: log p in nats, whether it is greedy
 
 
@@ -78,30 +58,29 @@ def best_sentences(doc: Row, results: Likelihoods) -> Scores:
     """Sentences ranked by log-likelihood per byte, which favours no length and no tokenizer."""
     pairs = zip(results, doc["sentences"], strict=True)
     likely = [nats / max(1, len(sentence.encode())) for (nats, _), sentence in pairs]
-    return {"r_precision": (doc["unit"], r_precision(doc["relevant"], likely))}
+    return {"r_precision": (doc["unit"], metrics.r_precision(doc["relevant"], likely))}
 
 
 def answer_overlap(doc: Row, results: list[str]) -> Scores:
     """Best over the right answers."""
     unit, given, gold = doc["unit"], results[0].strip(), doc["answers"]
-    exact = max(float(words(given) == words(each)) for each in gold)
-    return {"f1": (unit, max(token_f1(given, each) for each in gold)), "em": (unit, exact)}
+    exact = max(float(metrics.words(given) == metrics.words(each)) for each in gold)
+    return {"f1": (unit, max(metrics.token_f1(given, each) for each in gold)), "em": (unit, exact)}
 
 
 def exam(doc: Row, results: list[str]) -> Scores:
-    points = exam_points(doc["form"], doc["number"], doc["answer"], results[0].strip())
+    points = metrics.exam_points(doc["form"], doc["number"], doc["answer"], results[0].strip())
     return {"grade": (doc["unit"], points)}
 
 
 def summary(doc: Row, results: list[str]) -> Scores:
-    return {
-        f"rouge{n}_recall": (doc["unit"], rouge_recall(doc["summary"], results[0], n))
-        for n in (1, 2)
-    }
+    recalls = {n: metrics.rouge_recall(doc["summary"], results[0], n) for n in (1, 2)}
+    return {f"rouge{n}_recall": (doc["unit"], recall) for n, recall in recalls.items()}
 
 
 def copy_whole(doc: Row, results: list[str]) -> Scores:
-    return {"copied": (doc["unit"], float(copied(results[0].strip(), doc["text"].strip())))}
+    whole = metrics.copied(results[0].strip(), doc["text"].strip())
+    return {"copied": (doc["unit"], float(whole))}
 
 
 def copy_length(doc: Row, results: list[str]) -> Scores:
@@ -109,7 +88,7 @@ def copy_length(doc: Row, results: list[str]) -> Scores:
     length, copy = _length(doc["tokenizer"]), results[0].strip()
     written = getattr(results[0], "tokens", None) if doc["tokenizer"] else None
     n = length(copy) if written is None else written - _before(results[0], length)
-    ratio = token_ratio(n, doc["text"].strip(), length) if copy else 0.0
+    ratio = metrics.token_ratio(n, doc["text"].strip(), length) if copy else 0.0
     return {"length_ratio": (doc["unit"], ratio)}
 
 
