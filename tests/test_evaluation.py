@@ -16,7 +16,7 @@ from lep.corpus.read import read_documents
 from lep.errors import LepError, TokenizerError
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.records import TextRecord, load_records, load_scores
-from lep.evaluation.score import bits_per_byte, heldout_windows, score_model, summarise, task_record
+from lep.evaluation.score import Material, bits_per_byte, score_model, summarise, task_record
 from lep.evaluation.spans import answer_nats
 from lep.evaluation.table import text_table
 from lep.hub import short_names
@@ -345,6 +345,7 @@ def test_names_in_the_table() -> None:
 
 
 def test_heldout_text_is_read_in_a_fixed_order(pair) -> None:
-    first = heldout_windows({"ru": [TEXT / "ru"]}, SETTINGS)["ru"]
-    assert first == heldout_windows({"ru": [TEXT / "ru"]}, SETTINGS)["ru"]
+    text = {"ru": [TEXT / "ru"]}
+    first, again = (Material.of(text, SETTINGS).windows["ru"] for _ in range(2))
+    assert first == again
     assert first[0].id.split("#")[0] in {d.id for d in read_documents([TEXT / "ru"])}

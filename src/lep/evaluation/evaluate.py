@@ -14,15 +14,7 @@ from lep.corpus.read import file_stamps, question, read_messages, write_records
 from lep.errors import LepError
 from lep.evaluation.guards import Original, prompt_records
 from lep.evaluation.records import PromptRecord, Record, Score, encode, load_records, save_records
-from lep.evaluation.score import (
-    Paths,
-    benchmark_records,
-    heldout_windows,
-    model_records,
-    served_text_records,
-    summarise,
-    task_items,
-)
+from lep.evaluation.score import Material, Paths, model_records, served_text_records, summarise
 from lep.evaluation.spans import Messages
 from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
@@ -77,15 +69,6 @@ class Subject:
         return cls(source, url, checkpoint, server, benchmark)
 
 
-@dataclass(frozen=True)
-class Material:
-    """What every model is measured on."""
-
-    text: Mapping[str, Paths]
-    prompts: list[Messages]
-    settings: EvaluateSettings
-
-
 def evaluate(
     models: Sequence[str | Path],
     text: Mapping[str, Paths],
@@ -109,11 +92,10 @@ def evaluate(
         raise LepError(
             "nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts"
         )
-    task_items(text, settings)
     subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
-    material = Material(text, _prompts(subjects[0], settings), settings)
+    material = Material.of(text, settings, _prompts(subjects[0], settings))
     records: dict[str, list[Record]] = {}
-    with publishing(output, resume_key=_resume_key(subjects, material)) as partial:
+    with publishing(output, resume_key=_resume_key(subjects, text, material)) as partial:
         for i, name in enumerate(short_names(sources)):
             folder = partial / f"checkpoint-{i}"
             saved = folder / "records.jsonl"
@@ -145,13 +127,13 @@ def _prompts(first: Subject, settings: EvaluateSettings) -> list[Messages]:
     return [question(record["messages"]) for record in read_messages(settings.prompts)]
 
 
-def _resume_key(subjects: list[Subject], material: Material) -> str:
+def _resume_key(subjects: list[Subject], text: Mapping[str, Paths], material: Material) -> str:
     """What must be the same for an interrupted run to be continued."""
     settings = material.settings
-    files = [path for paths in material.text.values() for path in paths]
+    files = [path for paths in text.values() for path in paths]
     stamps = file_stamps([*files, *filter(None, [settings.benchmark.data])])
     models = [[subject.checkpoint.stamp(), subject.url] for subject in subjects]
-    return fingerprint([*models, material.text, stamps, settings.model_dump(), material.prompts])
+    return fingerprint([*models, text, stamps, settings.model_dump(), material.prompts])
 
 
 def _original_answers(records: dict[str, list[Record]]) -> list[str] | None:
@@ -166,22 +148,19 @@ def _records(
     subject: Subject, material: Material, original: Original, folder: Path
 ) -> Iterator[Record]:
     """All records of one model; benchmark answers and a server's are kept in `folder`."""
-    settings = material.settings
-    windows = heldout_windows(material.text, settings)
-    if subject.server is not None:
-        yield from served_text_records(
-            subject.server, subject.checkpoint.tokenizer, windows, folder
-        )
-        if subject.benchmark is not None:
-            yield from subject.benchmark.records(subject.server.answering, folder)
+    server, benchmark, settings = subject.server, subject.benchmark, material.settings
+    if server is not None:
+        tokenizer = subject.checkpoint.tokenizer
+        yield from served_text_records(server, tokenizer, material.windows, folder)
+        if benchmark is not None:
+            yield from benchmark.records(server.answering, folder)
         return
     model, checkpoint = load_model(subject.source)
-    yield from model_records(model, checkpoint, material.text, settings)
-    yield from benchmark_records(model, checkpoint, subject.benchmark, folder)
+    yield from model_records(model, checkpoint, material, benchmark, folder)
     if material.prompts and checkpoint.tokenizer.chat_template:
         yield from prompt_records(model, checkpoint, material.prompts, original, settings)
     if settings.speed:
-        yield from speed_records(model, checkpoint, windows, settings.speed)
+        yield from speed_records(model, checkpoint, material.windows, settings.speed)
 
 
 def _write(result: Comparison, records: dict[str, list[Record]], folder: Path) -> None:

@@ -16,7 +16,7 @@ from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TaskItem, make_tasks
 from lep.evaluation.measures import figure, measures
 from lep.evaluation.records import Record, Score, TaskRecord, TextRecord, save_records
-from lep.evaluation.spans import answer_nats, greedy_answers
+from lep.evaluation.spans import Messages, answer_nats, greedy_answers
 from lep.inference.generate import Answer
 from lep.inference.likelihood import text_nats
 from lep.inference.models import load_model
@@ -56,6 +56,31 @@ class BitsPerByte(Estimate, Result):
         return f"{self.value:.4f} bits per byte ({interval}, {self.windows:,} windows)"
 
 
+@dataclass(frozen=True)
+class Material:
+    """What models are measured on, the same for each."""
+
+    settings: EvaluateSettings
+    windows: Windows
+    items: list[TaskItem]  # chat tasks made from the text
+    prompts: list[Messages]
+
+    @classmethod
+    def of(
+        cls, text: Mapping[str, Paths], settings: EvaluateSettings, prompts: Iterable[Messages] = ()
+    ) -> "Material":
+        """Read held-out text by language; raises `CorpusError` when it gives no window or task."""
+        limits = settings.characters, settings.window_characters
+        windows, items = {}, []
+        for language, paths in text.items():
+            documents = list(read_documents(paths))
+            windows[language] = prepare.windows(documents, *limits)
+            if settings.tasks:
+                count = {"count": settings.items, "seed": settings.seed}
+                items += make_tasks(documents, language, settings.tasks, **count)
+        return cls(settings, windows, items, list(prompts))
+
+
 def bits_per_byte(
     model: str | Path, paths: Paths, settings: EvaluateSettings | None = None, **options: Any
 ) -> BitsPerByte:
@@ -66,28 +91,13 @@ def bits_per_byte(
 
     Raises `CorpusError` for text that cannot be read, `CheckpointError` for the model.
     """
-    settings = EvaluateSettings.given(settings, options)
-    windows = heldout_windows({"text": paths}, settings)
-    records = list(text_records(*load_model(model), windows, settings))
+    settings = EvaluateSettings.given(settings, options).model_copy(update={"tasks": []})
+    material = Material.of({"text": paths}, settings)
+    records = list(text_records(*load_model(model), material))
     (bits,) = (m for m in measures(records) if m.metric == "bits per byte")
-    estimate = figure(bits, settings.bootstrap, settings.seed)
-    assert estimate is not None
-    return BitsPerByte(**asdict(estimate.estimate()), windows=len(records))
-
-
-def heldout_windows(text: Mapping[str, Paths], settings: EvaluateSettings) -> Windows:
-    """The held-out text of each language in bounded windows, the same for every model."""
-    limits = settings.characters, settings.window_characters
-    return {code: prepare.windows(read_documents(p), *limits) for code, p in text.items()}
-
-
-def task_items(text: Mapping[str, Paths], settings: EvaluateSettings) -> list[TaskItem]:
-    """The chat tasks made from the held-out text, the same for every model."""
-    items: list[TaskItem] = []
-    for language, paths in text.items() if settings.tasks else ():
-        documents, limits = read_documents(paths), {"count": settings.items, "seed": settings.seed}
-        items += make_tasks(documents, language, settings.tasks, **limits)
-    return items
+    result = figure(bits, settings.bootstrap, settings.seed)
+    assert result is not None, "a corpus without text is refused"
+    return BitsPerByte(**asdict(result.estimate()), windows=len(records))
 
 
 def score_model(
@@ -106,31 +116,28 @@ def score_model(
     if base:
         plain = settings.benchmark.model_copy(update={"chat": False})
         settings = settings.model_copy(update={"tasks": [], "benchmark": plain})
-    task_items(text, settings)  # faults of the text show before the model is loaded
+    material = Material.of(text, settings)  # its faults show before the model is loaded
     loaded, checkpoint = load_model(model)
     tasks = resolve(settings.benchmark.tasks)
     benchmark = Benchmark(checkpoint, tasks, settings.benchmark) if tasks else None
     with tempfile.TemporaryDirectory() as temporary:
         answers = folder or Path(temporary)
         answers.mkdir(parents=True, exist_ok=True)
-        records = list(model_records(loaded, checkpoint, text, settings))
-        records += benchmark_records(loaded, checkpoint, benchmark, answers)
+        records = list(model_records(loaded, checkpoint, material, benchmark, answers))
     return Evaluation(list(summarise(records, settings)), records)
 
 
 def model_records(
-    model: Any, checkpoint: Checkpoint, text: Mapping[str, Paths], settings: EvaluateSettings
+    model: Any,
+    checkpoint: Checkpoint,
+    material: Material,
+    benchmark: Benchmark | None,
+    folder: Path,
 ) -> Iterator[Record]:
-    """Text windows and chat tasks of a loaded model."""
-    yield from text_records(model, checkpoint, heldout_windows(text, settings), settings)
+    """Text windows, chat tasks and benchmark items of a model; benchmark answers go to `folder`."""
+    yield from text_records(model, checkpoint, material)
     if checkpoint.tokenizer.chat_template:
-        yield from task_records(model, checkpoint, task_items(text, settings), settings)
-
-
-def benchmark_records(
-    model: Any, checkpoint: Checkpoint, benchmark: Benchmark | None, folder: Path
-) -> Iterator[Record]:
-    """Benchmark items of a loaded model; answers are kept in `folder`."""
+        yield from task_records(model, checkpoint, material)
     if benchmark is not None:
         from lep.benchmark.backend import InMemory
 
@@ -138,22 +145,21 @@ def benchmark_records(
         yield from benchmark.records(backend.answering, folder)
 
 
-def text_records(
-    model: Any, checkpoint: Checkpoint, text: Windows, settings: EvaluateSettings
-) -> Iterator[TextRecord]:
+def text_records(model: Any, checkpoint: Checkpoint, material: Material) -> Iterator[TextRecord]:
     """Nats, tokens, characters and bytes of each text window."""
-    for language, documents in text.items():
+    size = material.settings.batch_size
+    for language, documents in material.windows.items():
         texts, label = [document.text for document in documents], f"{language} bits per byte"
-        losses = text_nats(model, checkpoint.tokenizer, texts, settings.batch_size, label)
+        losses = text_nats(model, checkpoint.tokenizer, texts, size, label)
         for document, (tokens, nats) in zip(documents, losses, strict=True):
             yield TextRecord.of(language, document, tokens, nats)
 
 
 def served_text_records(
-    server: Any, tokenizer: Any, text: Windows, folder: Path
+    server: Any, tokenizer: Any, windows: Windows, folder: Path
 ) -> Iterator[TextRecord]:
     """The same from a server: log-probabilities of each window as a prompt."""
-    for language, documents in text.items():
+    for language, documents in windows.items():
         texts = [document.text for document in documents]
         losses = server.text_nats(texts, folder / f"text-{language}.jsonl")
         ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
@@ -161,11 +167,9 @@ def served_text_records(
             yield TextRecord.of(language, document, len(tokens), nats)
 
 
-def task_records(
-    model: Any, checkpoint: Checkpoint, items: list[TaskItem], settings: EvaluateSettings
-) -> list[TaskRecord]:
+def task_records(model: Any, checkpoint: Checkpoint, material: Material) -> list[TaskRecord]:
     """The greedy answer to each task, how right it is, and the nats of the right one."""
-    size = settings.batch_size
+    size, items = material.settings.batch_size, material.items
     messages = [item.record()["messages"] for item in items]
     nats = answer_nats(model, checkpoint, messages, size, "answers, bits")
 

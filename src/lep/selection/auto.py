@@ -15,13 +15,13 @@ from lep.corpus.prepare import unit_hash
 from lep.corpus.read import question, read_messages
 from lep.errors import CorpusError
 from lep.evaluation.records import AnswerRecord, encode
-from lep.evaluation.score import heldout_windows, task_items
+from lep.evaluation.score import Material
 from lep.inference.models import load_model
 from lep.publish import check_output
 from lep.result import Result
 from lep.selection.candidates import Candidates, Name, check_memory
 from lep.selection.figures import all_measures, language_sides, score, veto
-from lep.selection.probe import HALVES, Material, Probe, Record, record_half
+from lep.selection.probe import HALVES, Probe, Record, record_half
 from lep.settings import EvaluateSettings, PropagateSettings, SelectSettings
 from lep.statistics import Estimate
 from lep.transfer.family import Family
@@ -143,9 +143,9 @@ def _material(
         tasks=["copy_sentence"] if select.copies else [],
         items=max(select.copies, 1),
         seed=select.seed,
+        batch_size=select.batch_size,
     )
-    windows, copies = heldout_windows(text, settings), task_items(text, settings)
-    return Material(windows, copies, questions[: select.prompts])
+    return Material.of(text, settings, questions[: select.prompts])
 
 
 def _ask(

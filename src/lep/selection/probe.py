@@ -8,15 +8,13 @@ from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
-from lep.corpus.read import Document
-from lep.corpus.tasks import TaskItem
 from lep.errors import CorpusError
 from lep.evaluation.records import AnswerRecord, TaskRecord, TextRecord
-from lep.evaluation.score import task_records, text_records
+from lep.evaluation.score import Material, task_records, text_records
 from lep.evaluation.spans import AnswerSpan, Messages, greedy_answers
 from lep.inference.likelihood import sequence_nats
 from lep.inference.next_byte import divergence, first_bytes, next_byte_nats
-from lep.settings import EvaluateSettings, SelectSettings
+from lep.settings import SelectSettings
 
 HALVES = ("choose", "report")
 Record = TextRecord | AnswerRecord | TaskRecord
@@ -32,15 +30,6 @@ def record_half(record: Record) -> str:
     if isinstance(record, TextRecord):
         return half_of(record.id.rsplit("#", 1)[0])
     return half_of(record.question)
-
-
-@dataclass(frozen=True)
-class Material:
-    """What candidates are measured on: held-out text by language, copy tasks, and prompts."""
-
-    text: dict[str, list[Document]]
-    copies: list[TaskItem]
-    prompts: list[Messages]
 
 
 @dataclass(frozen=True)
@@ -86,11 +75,10 @@ class Probe:
 
     def measure(self, model: Any, checkpoint: Checkpoint) -> list[Record]:
         """A record for each text window, answer and copy under a candidate."""
-        settings = EvaluateSettings(batch_size=self.settings.batch_size)
-        records: list[Record] = list(text_records(model, checkpoint, self.material.text, settings))
+        records: list[Record] = list(text_records(model, checkpoint, self.material))
         records += self._answer_records(model, checkpoint)
-        if self.material.copies:
-            records += task_records(model, checkpoint, self.material.copies, settings)
+        if self.material.items:
+            records += task_records(model, checkpoint, self.material)
         return records
 
     def _answer_records(self, model: Any, checkpoint: Checkpoint) -> Iterator[AnswerRecord]:
