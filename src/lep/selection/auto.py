@@ -25,7 +25,8 @@ from lep.selection.probe import HALVES, Probe, Record, record_half
 from lep.settings import EvaluateSettings, PropagateSettings, SelectSettings
 from lep.statistics import Estimate
 from lep.transfer.family import Family
-from lep.transfer.propagate import RECORD, as_json, fit_record, write_result
+from lep.transfer.propagate import RECORD, as_json, fit_record
+from lep.transfer.write import write_recipient
 
 ORIGINAL = ("original", "original")
 
@@ -128,7 +129,7 @@ def propagate_auto(
         "selection.json": as_json(selection.record() | {"settings": select.model_dump()}),
         "selection.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
     }
-    write_result(family.recipient, candidates.rows(chosen), notes, output)
+    write_recipient(family.recipient, candidates.tensors(chosen), notes, output)
     return selection
 
 
@@ -176,7 +177,7 @@ def _measured(
                 records[name] = probe.measure(*candidates.load(name))
 
     measure((method, method) for method in select.candidates)
-    if "output" in candidates.cases:
+    if "output" in candidates.problems:
         best = _best(records, "choose", select)[0]
         measure((best, method) for method in select.candidates)
         best = _best(records, "choose", select)[1]

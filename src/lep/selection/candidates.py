@@ -11,10 +11,11 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.errors import CheckpointError
 from lep.inference.models import device, load_model
-from lep.propagation import METHODS, Propagation
+from lep.propagation import Propagation
 from lep.settings import PropagateSettings
 from lep.transfer.family import Family
-from lep.transfer.propagate import all_rows, propagated, use_weights, write_result
+from lep.transfer.propagate import fit, result_tensors, token_weights
+from lep.transfer.write import write_recipient
 
 Name = tuple[str, str]  # methods of the input and of the output table
 
@@ -24,37 +25,38 @@ class Candidates:
 
     def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
         self.family, self.folder = family, output.with_name(output.name + ".candidate")
-        weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
-        self.cases = {kind: family.case(kind, weights, settings.ridge) for kind in family.mappings}
+        weights, ridge = token_weights(family, settings.frequency_text), settings.ridge
+        self.problems = {kind: family.problem(kind, weights, ridge) for kind in family.mappings}
         self._fits: dict[tuple[str, str], Propagation] = {}
         self._loaded: tuple[Any, Checkpoint] | None = None
 
     def fits(self, name: Name) -> dict[str, Propagation]:
         """The propagation of each table; each method is fitted once."""
-        keys = [key for key in zip(("input", "output"), name, strict=True) if key[0] in self.cases]
+        pairs = zip(("input", "output"), name, strict=True)
+        keys = [(kind, method) for kind, method in pairs if kind in self.problems]
         for kind, method in keys:
             if (kind, method) not in self._fits:
-                self._fits[kind, method] = METHODS[method](self.cases[kind].problem)
+                self._fits[kind, method] = fit(self.problems[kind], method)
         return {kind: self._fits[kind, method] for kind, method in keys}
 
-    def rows(self, name: Name) -> dict[str, Rows]:
+    def tensors(self, name: Name) -> dict[str, Rows]:
         """Everything that is written for a candidate."""
-        fits = self.fits(name).items()
-        return all_rows(self.family, {kind: propagated(self.family, kind, p) for kind, p in fits})
+        return result_tensors(self.family, self.fits(name))
 
     def load(self, name: Name) -> tuple[Any, Checkpoint]:
         """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
         if self._loaded is None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            write_result(self.family.recipient, self.rows(name), {}, self.folder)
+            write_recipient(self.family.recipient, self.tensors(name), {}, self.folder)
             self._loaded = load_model(self.folder)
         model = self._loaded[0]
         embeddings = {
             "input": model.get_input_embeddings(),
             "output": model.get_output_embeddings(),
         }
-        for kind, fit in self.fits(name).items():
-            embeddings[kind].weight.data.copy_(self.cases[kind].result(fit))
+        for kind, propagation in self.fits(name).items():
+            rows = self.family.propagated(kind, propagation).chunks()
+            embeddings[kind].weight.data.copy_(torch.cat(list(rows)))
         return self._loaded
 
     def close(self) -> None:
@@ -70,11 +72,11 @@ def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -
     lines = ["table  | method     | held-out residual |         W = I | penalty"]
     family = Family.open(base, instruct, adapted)
     for kind in family.mappings:
-        problem = family.case(kind).problem
+        problem = family.problem(kind)
         for method in ("overlap", "conversion", "ridge", "procrustes"):
-            fit = METHODS[method](problem).report
-            penalty = "-" if fit.penalty is None else f"{fit.penalty:g}"
-            figures = f"{fit.heldout:17.4f} | {fit.identity:13.4f} | {penalty}"
+            report = fit(problem, method).report
+            penalty = "-" if report.penalty is None else f"{report.penalty:g}"
+            figures = f"{report.heldout:17.4f} | {report.identity:13.4f} | {penalty}"
             lines.append(f"{kind:6} | {method:10} | {figures}")
     return "\n".join(lines)
 
