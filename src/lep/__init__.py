@@ -31,7 +31,8 @@ _MODULES = {
     "lep.calibration.answers": ("answer",),
     "lep.calibration.calibrate": ("calibrate",),
     "lep.training.tune": ("tune",),
-    "lep.evaluation.evaluate": ("bits_per_byte", "evaluate"),
+    "lep.evaluation.evaluate": ("evaluate",),
+    "lep.evaluation.score": ("bits_per_byte", "score_model"),
     "lep.pipeline.run": ("run",),
     # objects: tensors in, tensors out
     "lep.checkpoint.reader": ("Checkpoint",),

@@ -103,20 +103,17 @@ def propagate(
                 "--method auto chooses on text and prompts: give --text LANGUAGE=PATH (the new and an "
                 "original language) and --prompts FILE"
             )
-        from lep.selection.auto import BodyTooLarge, label, propagate_auto, weight_report
+        from lep.selection.auto import propagate_auto
+        from lep.selection.candidates import BodyTooLarge, weight_report
 
         try:
-            found = propagate_auto(
+            selection = propagate_auto(
                 base, instruct, adapted, output, texts_of(text) or {}, prompts, settings
             )
         except BodyTooLarge:
             say(weight_report(base, instruct, adapted))
             raise
-        say(
-            f"{found.table()}\nchosen: {label(found.chosen)}; on the reported half: {label(found.best_reported)}"
-        )
-        if why := found.vetoed.get(found.chosen):
-            say(f"every candidate does more harm than is allowed; the one that was taken: {why}")
+        say(str(selection))
         return
     from lep.transfer.propagate import propagate as run_propagate
 

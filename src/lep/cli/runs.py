@@ -125,14 +125,14 @@ def evaluate(
         speed=speed,
     )
     from lep.benchmark.tasks import EVERYTHING, groups, task_names
-    from lep.evaluation.side_by_side import compare
+    from lep.evaluation.evaluate import evaluate
 
     known = {*made, *task_names(), *groups(), EVERYTHING}
     if stray := [model for model in models if model in known and not Path(model).exists()]:
         raise LepError(
             f"{stray[0]} is a task where a model is expected: write --tasks {','.join([*named, *stray])}"
         )
-    say(compare(models, texts_of(text) or {}, output, settings))
+    say(str(evaluate(models, texts_of(text) or {}, output, settings)))
 
 
 @app.command()
