@@ -1,6 +1,6 @@
 """Every setting with its default, declared once: the recipe, the command line and the functions all read it here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -59,9 +59,14 @@ def first_fault(settings: type[Settings], error: ValidationError) -> str:
         return str(fault["ctx"]["error"])
     name = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(name, settings.model_fields, n=1)
-        return f"there is no setting '{name}'" + (f": did you mean {near[0]}?" if near else "")
+        return f"there is no setting '{name}'; {nearest(name, settings.model_fields)}"
     return f"{name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Advice on an unknown name: the nearest valid one, or all of them."""
+    near = get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"the valid ones are {', '.join(names)}"
 
 
 class CorpusSettings(Settings):

@@ -145,7 +145,7 @@ def tokenizer_compare(
             json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
     if html_file:
-        from lep.report.tokenizers import write_comparison
+        from lep.report.page import write_comparison
 
         write_comparison(record, html_file)
     say(comparison_table(record))
