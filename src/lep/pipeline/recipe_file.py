@@ -13,10 +13,16 @@ import yaml
 from pydantic import ValidationError
 
 from lep.errors import RecipeError
-from lep.pipeline.recipe import PATHS, Cell, Grid, GridSettings, Recipe
-from lep.pipeline.recipe_faults import Key, Origins
+from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
+from lep.pipeline.recipe_faults import Origins, joined
 
 Checked = TypeVar("Checked", Recipe, GridSettings)
+SEEDED = ("pretrain", "calibrate", "tune")
+# Settings that name files or folders; `*` stands for every key of a section.
+PATHS = (
+    *("base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*"),
+    *("calibrate.prompts", "calibrate.judge", "tune.data", "evaluate.benchmark.data"),
+)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -27,8 +33,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_grid(recipe: str | Path | Recipe | Grid, overrides: Sequence[str] = ()) -> Grid:
     """Read and check all recipes of a file; `overrides` are `section.key=value` strings.
 
-    What was read before is returned as it is. Raises `RecipeError` with file, line and the nearest
-    valid key.
+    A recipe that was read before stays as it is. Raises `RecipeError` with file, line and the
+    nearest valid key.
     """
     if isinstance(recipe, str | Path):
         return Draft.read(Path(recipe), overrides).grid()
@@ -60,7 +66,7 @@ class Draft:
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{path} must hold 'key: value' lines")
         origins = Origins(path)
-        draft = cls(_plain(node, (), origins), origins, overrides)
+        draft = cls(_plain(node, "", origins), origins, overrides)
         for override in overrides:
             draft.override(override)
         return draft
@@ -69,60 +75,61 @@ class Draft:
         """Every cell, checked."""
         if "grid" not in self.values:
             return Grid([Cell({}, None, self.recipe())])
-        settings = self.check(GridSettings, self.values.pop("grid"), ("grid",))
+        settings = self.check(GridSettings, self.values.pop("grid"), "grid")
         pairs = itertools.product(settings.seeds, settings.combinations())
         return Grid([self.cell(settings, labels, seed) for seed, labels in pairs])
 
     def cell(self, grid: GridSettings, labels: dict[str, str], seed: int) -> Cell:
-        """The recipe of one combination: changed by each axis, then by the command line, then seeded."""
+        """A combination's recipe: changed by each axis, then by the command line, then seeded."""
         origins = Origins(self.origins.path, dict(self.origins.by_key))
         draft = Draft(copy.deepcopy(self.values), origins, self.overrides)
         for axis, value in labels.items():
-            draft.merge(draft.values, grid.axes[axis][value], (), ("grid", "axes", axis, value))
+            draft.merge(draft.values, grid.axes[axis][value], "", f"grid.axes.{axis}.{value}")
         for override in self.overrides:
             if not override.startswith("grid."):
                 draft.override(override)
-        for name in ("pretrain", "calibrate", "tune"):
+        for name in SEEDED:
             section = draft.values.get(name)
             if isinstance(section, dict):
                 if "seed" in section:
                     message = f"{name}.seed is set, but the seeds of a grid are grid.seeds"
-                    raise origins.fault((name, "seed"), message)
+                    raise origins.fault(f"{name}.seed", message)
                 section["seed"] = str(seed)
         return Cell(labels, seed, draft.recipe())
 
     def recipe(self) -> Recipe:
         values, folder = self.values, self.origins.path.resolve().parent
         for path in PATHS:
-            values = _located(values, path, folder)
-        return self.check(Recipe, values, ())
+            values = _located(values, path.split("."), folder)
+        return self.check(Recipe, values, "")
 
-    def check(self, settings: type[Checked], values: Any, section: Key) -> Checked:
+    def check(self, settings: type[Checked], values: Any, section: str) -> Checked:
         """`values` as settings. Raises `RecipeError` for the first fault."""
         try:
             checked = settings.model_validate(values)
         except ValidationError as error:
             raise self.origins.invalid(error, settings, section) from error
         for key, message in checked.faults():
-            raise self.origins.fault((*section, *key), message)
+            raise self.origins.fault(joined(section, key), message)
         return checked
 
-    def merge(self, values: dict[str, Any], changes: dict[str, Any], at: Key, source: Key) -> None:
-        """Put nested changes, written at `source`, into the section `values` at `at`."""
-        for key, value in changes.items():
-            self.origins.by_key[*at, key] = self.origins.of((*source, key))
-            if isinstance(value, dict) and isinstance(values.get(key), dict):
-                self.merge(values[key], value, (*at, key), (*source, key))
+    def merge(self, values: dict[str, Any], changes: dict[str, Any], at: str, source: str) -> None:
+        """Put nested changes, written at the key `source`, into the section `values` at `at`."""
+        for name, value in changes.items():
+            key, origin = joined(at, name), joined(source, name)
+            self.origins.by_key[key] = self.origins.of(origin)
+            if isinstance(value, dict) and isinstance(values.get(name), dict):
+                self.merge(values[name], value, key, origin)
             else:
-                values[key] = copy.deepcopy(value)
+                values[name] = copy.deepcopy(value)
 
     def override(self, override: str) -> None:
         """Apply one `section.key=value`. Raises `RecipeError` if it cannot be read."""
-        name, equals, value = override.partition("=")
-        if not equals or not name:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
             example = "for example pretrain.tokens=100000"
             raise RecipeError(f"'{override}' is not of the form key=value, {example}")
-        *sections, last = name.split(".")
+        *sections, name = key.split(".")
         target = self.values
         for section in sections:
             if not isinstance(target.setdefault(section, {}), dict):
@@ -130,15 +137,15 @@ class Draft:
             target = target[section]
         try:
             is_yaml = value.startswith(("[", "{")) or value == "null"
-            target[last] = yaml.safe_load(value) if is_yaml else value
+            target[name] = yaml.safe_load(value) if is_yaml else value
         except yaml.YAMLError as error:
             raise RecipeError(
                 f"'{override}' cannot be read: close its brackets and quotes"
             ) from error
-        self.origins.by_key[*sections, last] = f"command line, {override}"
-        other = {"tokens": "epochs", "epochs": "tokens"}.get(last, "")  # the last one given counts
-        origin = self.origins.by_key.get((*sections, other), "")
-        if other and value != "null" and not origin.startswith("command line"):
+        self.origins.by_key[key] = f"command line, {override}"
+        other = {"tokens": "epochs", "epochs": "tokens"}.get(name, "")  # the last one given counts
+        origin = self.origins.by_key.get(joined("", *sections, other), "")
+        if value != "null" and not origin.startswith("command line"):
             target.pop(other, None)
 
 
@@ -152,25 +159,26 @@ _Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:null|~|)$"), ["n",
 _Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|false)$"), list("tf"))
 
 
-def _plain(node: yaml.Node, key: Key, origins: Origins) -> Any:
-    """A node as dicts, lists, strings, bools and None. Typed fields read the numbers, which stay strings."""
+def _plain(node: yaml.Node, key: str, origins: Origins) -> Any:
+    """A node as dicts, lists, strings, bools and None. Typed fields read numbers, which stay strings."""
     line = f"{origins.path}, line {node.start_mark.line + 1}"
     origins.by_key.setdefault(key, line)
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for name, value in node.value:
-            origin = f"{origins.path}, line {name.start_mark.line + 1}"
+            inner, origin = (
+                joined(key, name.value),
+                f"{origins.path}, line {name.start_mark.line + 1}",
+            )
             if name.value in values:
                 raise RecipeError(f"{origin}: the key '{name.value}' is there twice")
-            origins.by_key[*key, name.value] = origin
-            values[name.value] = _plain(value, (*key, name.value), origins)
+            origins.by_key[inner] = origin
+            values[name.value] = _plain(value, inner, origins)
         return values
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(entry, (*key, i), origins) for i, entry in enumerate(node.value)]
-    if node.tag == f"{_TAG}null":
-        return None
-    if node.tag == f"{_TAG}bool":
-        return node.value == "true"
+        return [_plain(entry, joined(key, i), origins) for i, entry in enumerate(node.value)]
+    if node.tag in (f"{_TAG}null", f"{_TAG}bool"):
+        return None if node.tag.endswith("null") else node.value == "true"
     text = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda match: _variable(match, line), node.value)
     return text.replace("_", "") if re.fullmatch(r"[-+]?\d[\d_]*", text) else text
 

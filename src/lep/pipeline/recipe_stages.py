@@ -1,5 +1,6 @@
 """Which stages a recipe has, and how they depend on each other."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -7,92 +8,67 @@ from pathlib import Path
 from lep.benchmark.harness import Benchmark
 from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import corpus_files, read_messages
+from lep.corpus.read import read_messages
 from lep.errors import CheckpointError
+from lep.pipeline import stages as build
 from lep.pipeline.recipe import Recipe
-from lep.pipeline.stage import Source, Stage, with_upstream
-from lep.pipeline.stages import (
-    Corpus,
-    Models,
-    answers_stage,
-    auto_stage,
-    calibrate_stage,
-    copies_stage,
-    corpus_stage,
-    evaluate_stage,
-    init_base_stage,
-    init_instruct_stage,
-    part,
-    pretrain_stage,
-    propagate_stage,
-    replay_stage,
-    tasks_stage,
-    tokenizer_stage,
-    tune_stage,
-    unjudged_stage,
-)
-from lep.settings import CalibrateSettings
+from lep.pipeline.stage import Source, Stage
+from lep.pipeline.stages import Sources, part
+from lep.settings import AnswerSettings, CalibrateSettings, TuneSettings
 
 
 @dataclass(frozen=True)
 class RecipeStages:
-    """The stages that evaluate the models of a recipe, by the model's name in the table."""
+    """The stages that evaluate the models of a recipe, by the model's title in the table."""
 
     instruct_models: dict[str, Stage]
     base_models: dict[str, Stage]
 
     @property
     def all(self) -> list[Stage]:
-        """These and all that they depend on, in an order in which they can run: evaluation is last."""
+        """These and all that they depend on, in an order in which they can run."""
         evaluations = [*self.instruct_models.values(), *self.base_models.values()]
         models = chain.from_iterable(stage.upstream for stage in evaluations)
         return with_upstream([*models, *evaluations])
 
 
+def with_upstream(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and all that they depend on, each once and after what it depends on."""
+    ordered: dict[str, Stage] = {}
+    for stage in stages:
+        for each in [*with_upstream(stage.upstream), stage]:
+            ordered.setdefault(each.fingerprint, each)
+    return list(ordered.values())
+
+
 def recipe_stages(recipe: Recipe) -> RecipeStages:
     """The stages of a recipe; checks models, text and prompts, and runs nothing."""
-    models = checked_models(recipe)
-    text, heldout = (
-        {code: corpus_files(paths) for code, paths in texts.items()}
-        for texts in (recipe.text, recipe.heldout)
-    )
-    split = corpus_stage(text, heldout, recipe.corpus)
-    corpus = Corpus(split, list(text), recipe.language)
-    tokenizer = tokenizer_stage(models.base, corpus, recipe.tokenizer)
-    init = init_base_stage(models.base, tokenizer, recipe.init)
-    init_instruct = init_instruct_stage(models, init)
-    replay = replay_stage(corpus, recipe.pretrain.replay) if recipe.pretrain.replay else None
-    adapted = pretrain_stage("pretrain", init, corpus, replay, recipe.pretrain)
-    prompts = _prompts(recipe, corpus)
-    propagated = {
-        method: auto_stage(models, adapted, corpus, prompts, recipe.select)
+    base, instruct = checked_models(recipe)
+    given = Sources(recipe, base, instruct, build.corpus_stage(recipe))
+    init = build.init_base_stage(given, build.tokenizer_stage(given))
+    init_instruct = build.init_instruct_stage(given, init)
+    replay = build.replay_stage(given) if recipe.pretrain.replay else None
+    adapted = build.pretrain_stage("pretrain", given, init, replay, recipe.pretrain)
+    prompts = prompts_of(given)
+    models: dict[str, Stage] = {
+        method: build.auto_stage(given, adapted, prompts)
         if method == "auto"
-        else propagate_stage(method, models, adapted)
+        else build.propagate_stage(method, given, adapted)
         for method in recipe.propagate
     }
     if recipe.direct:
         new_rows = recipe.pretrain.model_copy(update={"train": "new_rows"})
-        propagated["direct"] = pretrain_stage("direct", init_instruct, corpus, replay, new_rows)
-    instruct_models: dict[str, Source] = {
-        "original instruct": models.instruct,
-        "mean initialisation": init_instruct,
-        **propagated,
-        **_calibrated(recipe, models.instruct, corpus, prompts, propagated),
-        **_tuned(recipe, corpus, propagated),
-    }
-    base_models: dict[str, Source] = {
-        "original base": models.base,
-        "mean initialisation": init,
-        "after training": adapted,
-    }
+        models["direct"] = build.pretrain_stage("direct", given, init_instruct, replay, new_rows)
+    start = {"original instruct": instruct, "mean initialisation": init_instruct}
+    later = calibrated(given, prompts, models) | tuned(given, models)
+    bases = {"original base": base, "mean initialisation": init, "after training": adapted}
     return RecipeStages(
-        _evaluated(recipe, instruct_models, corpus, "instruct"),
-        _evaluated(recipe, base_models, corpus, "base"),
+        evaluated(given, start | models | later, "instruct"), evaluated(given, bases, "base")
     )
 
 
-def checked_models(recipe: Recipe) -> Models:
-    """The models of a recipe. Whatever is wrong with them or with given data shows before anything runs.
+def checked_models(recipe: Recipe) -> tuple[Path, Path]:
+    """Base and instruct model. What is wrong with them or with given data shows before anything runs.
 
     Raises `CheckpointError` for a damaged model and for an instruct model without a chat template,
     `CorpusError` for prompts in another format, `LepError` for unknown benchmark tasks.
@@ -110,66 +86,58 @@ def checked_models(recipe: Recipe) -> Models:
             f"{instruct} has no chat template, so it cannot be calibrated, tuned or asked: give an "
             "instruct model, or leave calibrate, tune and auto out of the recipe"
         )
-    return Models(base, instruct)
+    return base, instruct
 
 
-def _prompts(recipe: Recipe, corpus: Corpus) -> Source:
-    if recipe.calibrate and recipe.calibrate.prompts:
-        return Path(recipe.calibrate.prompts)
-    count = recipe.calibrate.prompt_tasks if recipe.calibrate else recipe.select.prompts
-    return tasks_stage("prompts", corpus, recipe.evaluate.tasks, count, recipe.evaluate.seed + 1)
+def prompts_of(given: Sources) -> Source:
+    """Prompts for the instruct model, as the recipe gives them or made from training text."""
+    stage, seed = given.recipe.calibrate, given.recipe.evaluate.seed + 1
+    if stage and stage.prompts:
+        return Path(stage.prompts)
+    count = stage.prompt_tasks if stage else given.recipe.select.prompts
+    return build.tasks_stage("prompts", given, count, seed)
 
 
-def _calibrated(
-    recipe: Recipe, instruct: Path, corpus: Corpus, prompts: Source, models: dict[str, Stage]
-) -> dict[str, Stage]:
-    if recipe.calibrate is None:
+def calibrated(given: Sources, prompts: Source, models: dict[str, Stage]) -> dict[str, Stage]:
+    """The models that the recipe calibrates, on the same answers and copy tasks."""
+    stage, seed = given.recipe.calibrate, given.recipe.evaluate.seed + 1
+    if stage is None:
         return {}
-    stage = recipe.calibrate
-    unjudged = unjudged_stage(instruct, prompts, stage)
-    answers = answers_stage(instruct, prompts, unjudged, stage)
-    copies = copies_stage("calibrate-copies", corpus, stage.copy_tasks, recipe.evaluate.seed + 1)
-    settings = part(CalibrateSettings, stage)
+    asking, settings = part(AnswerSettings, stage), part(CalibrateSettings, stage)
+    unjudged = build.unjudged_stage(given.instruct, prompts, asking)
+    answers = build.answers_stage(given.instruct, prompts, unjudged, asking)
+    copies = build.copies_stage("calibrate-copies", given, stage.copy_tasks, seed)
     new_rows = settings.model_copy(update={"train": "new_rows"})
-    calibrated = {
-        f"{name} + self-calibration": calibrate_stage(name, models[name], answers, copies, settings)
-        for name in stage.after
-    }
-    return calibrated | {
-        f"{name} + self-calibration of new rows": calibrate_stage(
-            f"{name}-new-rows", models[name], answers, copies, new_rows
+    variants = [(name, "", "", settings) for name in stage.after]
+    variants += [(name, "-new-rows", " of new rows", new_rows) for name in stage.new_rows]
+    return {
+        f"{name} + self-calibration{title}": build.calibrate_stage(
+            name + suffix, models[name], answers, copies, values
         )
-        for name in stage.new_rows
+        for name, suffix, title, values in variants
     }
 
 
-def _tuned(recipe: Recipe, corpus: Corpus, models: dict[str, Stage]) -> dict[str, Stage]:
-    if recipe.tune is None:
+def tuned(given: Sources, models: dict[str, Stage]) -> dict[str, Stage]:
+    """The models that the recipe tunes, on the same conversations and copy tasks."""
+    stage, seed = given.recipe.tune, given.recipe.evaluate.seed
+    if stage is None:
         return {}
-    stage, evaluation = recipe.tune, recipe.evaluate
-    copies = copies_stage("tune-copies", corpus, stage.copy_tasks, evaluation.seed + 1)
+    copies = build.copies_stage("tune-copies", given, stage.copy_tasks, seed + 1)
     data: Source = Path(stage.data or "")
     if not stage.data:  # the seed differs from that of the prompts: other questions
-        data = tasks_stage(
-            "tuning-data", corpus, evaluation.tasks, stage.data_tasks, evaluation.seed + 2
-        )
+        data = build.tasks_stage("tuning-data", given, stage.data_tasks, seed + 2)
+    settings = part(TuneSettings, stage)
     return {
-        f"{name} + tuning": tune_stage(name, models[name], data, copies, stage)
+        f"{name} + tuning": build.tune_stage(name, models[name], data, copies, settings)
         for name in stage.after
     }
 
 
-def _evaluated(
-    recipe: Recipe, models: dict[str, Source], corpus: Corpus, original: str
-) -> dict[str, Stage]:
-    """A stage for each model; `original` (instruct or base) names that of a model as it was given."""
+def evaluated(given: Sources, models: dict[str, Source], original: str) -> dict[str, Stage]:
+    """A stage for each model; `original` (instruct or base) names the one that the recipe gives."""
+    names = {t: m.name if isinstance(m, Stage) else original for t, m in models.items()}
     return {
-        title: evaluate_stage(
-            model.name if isinstance(model, Stage) else original,
-            model,
-            corpus,
-            recipe.evaluate,
-            base=original == "base",
-        )
+        title: build.evaluate_stage(names[title], given, model, base=original == "base")
         for title, model in models.items()
     }

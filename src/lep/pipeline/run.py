@@ -8,9 +8,9 @@ from lep.pipeline.recipe import Cell, Grid, Recipe
 from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.recipe_stages import RecipeStages, recipe_stages
 from lep.pipeline.stage import RunFolder, Runner, Stage, built_stages
+from lep.report.data import run_table
 from lep.report.page import write_report
 from lep.report.run_record import CellRecord, RunRecord
-from lep.report.data import run_table
 from lep.result import Result
 
 
@@ -29,7 +29,7 @@ class FinishedRun(Result):
 
 @dataclass(frozen=True)
 class GridStages:
-    """The stages of each cell of a recipe, and their folder; what cells have in common is one stage."""
+    """The stages of each cell, and their folder; what cells have in common is one stage."""
 
     cells: list[tuple[Cell, RecipeStages]]
     folder: RunFolder
@@ -40,16 +40,14 @@ class GridStages:
         return list({s.fingerprint: s for _, stages in self.cells for s in stages.all}.values())
 
     def record(self, seconds: dict[str, float]) -> RunRecord:
-        cells = [
-            CellRecord(
-                cell.labels,
-                cell.seed,
-                cell.recipe.model_dump(),
-                {title: self.folder.name(s) for title, s in stages.instruct_models.items()},
-                {title: self.folder.name(s) for title, s in stages.base_models.items()},
+        cells = []
+        for cell, stages in self.cells:
+            instruct, base = (
+                {title: self.folder.name(stage) for title, stage in models.items()}
+                for models in (stages.instruct_models, stages.base_models)
             )
-            for cell, stages in self.cells
-        ]
+            recipe = cell.recipe.model_dump()
+            cells.append(CellRecord(cell.labels, cell.seed, recipe, instruct, base))
         return RunRecord(seconds, cells)
 
 
@@ -60,7 +58,7 @@ def run_recipe(
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> FinishedRun:
-    """Run every stage of a recipe that is not up to date, in the folder `output` (default: runs/NAME).
+    """Run every stage of a recipe that is not up to date, in `output` (default: runs/NAME).
 
     `overrides` are `section.key=value` strings; `say` gets a line about each stage. A killed run
     continues where it was. Processes with the same recipe and folder share the stages.
@@ -76,39 +74,36 @@ def run_recipe(
     return FinishedRun(folder, write_report(folder), run_table(folder), runner.seconds)
 
 
-def grid_stages(grid: Grid, folder: str | Path) -> GridStages:
+def grid_stages(grid: Grid, folder: Path) -> GridStages:
     """The stages of a recipe under `folder`; checks models and data, runs nothing."""
-    folder = Path(folder)
     cells = [(cell, recipe_stages(cell.recipe)) for cell in grid.cells]
     names = {} if grid.is_single else stage_names(cells, built_stages(folder))
     return GridStages(cells, RunFolder(folder, names))
 
 
-def stage_names(
-    cells: Sequence[tuple[Cell, RecipeStages]], built: dict[str, str]
-) -> dict[str, str]:
-    """A name for each stage of a grid, by fingerprint: its own and the values that all its cells share.
+def stage_names(cells: list[tuple[Cell, RecipeStages]], built: dict[str, str]) -> dict[str, str]:
+    """Names by fingerprint for the stages of a grid: a stage's own, and the values that all its cells share.
 
     A stage that is `built` keeps its name when combinations or seeds are added or removed.
 
     >>> stage, other = Stage("a", print, {"x": 1}), Stage("a", print, {"x": 2})
-    >>> of = [RecipeStages({"m": s}, {}) for s in (stage, stage, other)]
-    >>> cells = [Cell({"size": size}, seed, None) for size, seed in (("big", 0), ("big", 1), ("small", 0))]
-    >>> sorted(stage_names(list(zip(cells, of)), {}).values())
+    >>> cells = [Cell({"size": s}, seed, None) for s, seed in (("big", 0), ("big", 1), ("small", 0))]
+    >>> pairs = [(c, RecipeStages({"m": s}, {})) for c, s in zip(cells, (stage, stage, other))]
+    >>> sorted(stage_names(pairs, {}).values())
     ['a.big', 'a.small.seed-0']
-    >>> sorted(stage_names(list(zip(cells, of)), {stage.fingerprint: "a.small.seed-0"}).values())[0]
+    >>> sorted(stage_names(pairs, {stage.fingerprint: "a.small.seed-0"}).values())[0]
     'a.small.seed-0'
     """
     described = [cell.labels | {"seed": f"seed-{cell.seed}"} for cell, _ in cells]
     uses: dict[str, list[dict[str, str]]] = {}
-    titles: dict[str, str] = {}
+    own_names: dict[str, str] = {}
     for labels, (_, stages) in zip(described, cells, strict=True):
         for stage in stages.all:
-            titles[stage.fingerprint] = stage.name
+            own_names[stage.fingerprint] = stage.name
             uses.setdefault(stage.fingerprint, []).append(labels)
     names = {key: built[key] for key in uses if key in built}
     for key in (key for key in uses if key not in built):
-        parts = [titles[key]]
+        parts = [own_names[key]]
         for axis in described[0]:
             values, every = ({labels[axis] for labels in side} for side in (uses[key], described))
             parts += values if len(values) == 1 < len(every) else []

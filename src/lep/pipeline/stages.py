@@ -1,4 +1,4 @@
-"""The stages of a run, one function each: from its inputs to what it builds. `recipe_stages` joins them."""
+"""The stages of a run, one function each: from its inputs to what it builds."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from lep.corpus.copies import copy_records, records_apart
 from lep.corpus.prepare import Split, drawn, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, read_records, write_records
 from lep.evaluation.evaluate import evaluate
-from lep.pipeline.recipe import CalibrateStage, PretrainStage, TuneStage
+from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import FolderOf, Source, Stage
 from lep.publish import fingerprint, publishing
 from lep.selection.auto import propagate_auto
@@ -23,13 +23,10 @@ from lep.settings import (
     CalibrateSettings,
     CorpusSettings,
     EvaluateSettings,
-    InitSettings,
     PretrainSettings,
     PropagateSettings,
     PropagationName,
-    SelectSettings,
     Settings,
-    TokenizerSettings,
     TuneSettings,
 )
 from lep.tokenizer.write import make_tokenizer
@@ -38,204 +35,182 @@ from lep.training.tune import tune
 from lep.transfer.initialise import initialise
 from lep.transfer.propagate import initialise_instruct, propagate
 
-RECORDS = "records.jsonl"  # of the stages that make prompts, answers to tune on, or copy tasks
+RECORDS = "records.jsonl"
 Text = dict[str, list[str | Path]]  # files by language
-Files = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
-class Models:
-    """The two models of a recipe."""
+class Sources:
+    """What every stage may read: the recipe, its two models, and the stage that splits its text."""
 
+    recipe: Recipe
     base: Path
     instruct: Path
+    corpus: Stage
 
+    def text(self, side: str, at: FolderOf) -> Text:
+        """Files of a side of the corpus (`train` or `heldout`) by language."""
+        return {code: [at(self.corpus) / f"{code}.{side}.jsonl"] for code in self.recipe.text}
 
-@dataclass(frozen=True)
-class Corpus:
-    """The text that later stages read: the stage that splits it, its languages, and the new one."""
-
-    stage: Stage
-    languages: Sequence[str]
-    language: str
-
-    def text(self, side: str, folder_of: FolderOf) -> Text:
-        """Files of a side (`train` or `heldout`) by language."""
-        folder = folder_of(self.stage)
-        return {code: [folder / f"{code}.{side}.jsonl"] for code in self.languages}
-
-    def new(self, folder_of: FolderOf) -> list[str | Path]:
+    def new_text(self, at: FolderOf) -> list[str | Path]:
         """Training text of the new language."""
-        return self.text("train", folder_of)[self.language]
+        return self.text("train", at)[self.recipe.language]
 
 
-def corpus_stage(text: Files, heldout: Files, settings: CorpusSettings) -> Stage:
+def corpus_stage(recipe: Recipe) -> Stage:
     """Split the text of each language into training and held-out text."""
-    sides = {"text": text, "heldout": heldout}
+    text, heldout = (
+        {code: corpus_files(paths) for code, paths in texts.items()}
+        for texts in (recipe.text, recipe.heldout)
+    )
     names = {
         side: {code: [f"{f.parent.name}/{f.name}" for f in files] for code, files in texts.items()}
-        for side, texts in sides.items()
+        for side, texts in (("text", text), ("heldout", heldout))
     }
     return Stage(
         "corpus",
-        lambda output, folder_of: write_corpus(text, heldout, output, settings),
-        settings.model_dump() | names,
-        tuple(file for texts in sides.values() for files in texts.values() for file in files),
+        lambda output, at: write_corpus(text, heldout, output, recipe.corpus),
+        recipe.corpus.model_dump() | names,
+        tuple(file for files in [*text.values(), *heldout.values()] for file in files),
     )
 
 
-def tokenizer_stage(base: Path, corpus: Corpus, settings: TokenizerSettings) -> Stage:
+def tokenizer_stage(given: Sources) -> Stage:
     """Extend or replace the base's tokenizer on the training text of the new language."""
+    settings = given.recipe.tokenizer
     return Stage(
         "tokenizer",
-        lambda output, folder_of: make_tokenizer(base, corpus.new(folder_of), output, settings),
-        settings.model_dump() | {"language": corpus.language},
-        (corpus.stage, base),
+        lambda output, at: make_tokenizer(given.base, given.new_text(at), output, settings),
+        settings.model_dump() | {"language": given.recipe.language},
+        (given.corpus, given.base),
     )
 
 
-def init_base_stage(base: Path, tokenizer: Stage, settings: InitSettings) -> Stage:
+def init_base_stage(given: Sources, tokenizer: Stage) -> Stage:
     """Give the base model the new tokenizer."""
+    settings = given.recipe.init
     return Stage(
         "init-base",
-        lambda output, folder_of: initialise(base, folder_of(tokenizer), output, settings),
+        lambda output, at: initialise(given.base, at(tokenizer), output, settings),
         settings.model_dump(),
-        (tokenizer, base),
+        (tokenizer, given.base),
     )
 
 
-def init_instruct_stage(models: Models, init: Stage) -> Stage:
+def init_instruct_stage(given: Sources, init: Stage) -> Stage:
     """Give the instruct model the new tokenizer, without any training."""
-    base, instruct = models.base, models.instruct
     return Stage(
         "init-instruct",
-        lambda output, folder_of: initialise_instruct(base, instruct, folder_of(init), output),
+        lambda output, at: initialise_instruct(given.base, given.instruct, at(init), output),
         {},
-        (init, base, instruct),
+        (init, given.base, given.instruct),
     )
 
 
-def replay_stage(corpus: Corpus, shares: dict[str, float]) -> Stage:
+def replay_stage(given: Sources) -> Stage:
     """Draw old text, in a share of the new, for every stage that trains on plain text."""
+    shares = given.recipe.pretrain.replay
 
-    def action(output: Path, folder_of: FolderOf) -> None:
-        text = corpus.text("train", folder_of)
-        characters = sum(len(d.text) for d in read_documents(corpus.new(folder_of)))
+    def action(output: Path, at: FolderOf) -> None:
+        text = given.text("train", at)
+        characters = sum(len(document.text) for document in read_documents(given.new_text(at)))
         with publishing(output) as partial:
             for code, share in shares.items():
                 documents = drawn(read_documents(text[code]), round(share * characters), code)
                 write_documents(partial / f"{code}.jsonl", documents)
 
-    return Stage("replay", action, {"replay": shares, "language": corpus.language}, (corpus.stage,))
+    settings = {"replay": shares, "language": given.recipe.language}
+    return Stage("replay", action, settings, (given.corpus,))
 
 
 def pretrain_stage(
-    name: str, start: Stage, corpus: Corpus, replay: Stage | None, stage: PretrainStage
+    name: str, given: Sources, start: Stage, replay: Stage | None, stage: PretrainStage
 ) -> Stage:
     """Train a model on the text of the new language, and on replayed text of the old ones."""
     values = stage.model_dump(exclude={"replay"})  # a stage of its own
     settings = PretrainSettings.model_validate(values)
 
-    def action(output: Path, folder_of: FolderOf) -> None:
-        old = [folder_of(replay) / f"{code}.jsonl" for code in stage.replay] if replay else []
-        pretrain(folder_of(start), [*corpus.new(folder_of), *old], output, settings)
+    def action(output: Path, at: FolderOf) -> None:
+        old = [at(replay) / f"{code}.jsonl" for code in stage.replay] if replay else []
+        pretrain(at(start), [*given.new_text(at), *old], output, settings)
 
     watched = corpus_files(path for paths in settings.eval_text.values() for path in paths)
-    inputs = (start, corpus.stage, *([replay] if replay else []), *watched)
-    return Stage(name, action, values | {"language": corpus.language}, inputs)
+    inputs = (start, given.corpus, *([replay] if replay else []), *watched)
+    return Stage(name, action, values | {"language": given.recipe.language}, inputs)
 
 
-def propagate_stage(method: PropagationName, models: Models, adapted: Stage) -> Stage:
+def propagate_stage(method: PropagationName, given: Sources, adapted: Stage) -> Stage:
     """Carry the trained rows into the instruct model."""
-    settings = PropagateSettings(method=method)
-    base, instruct = models.base, models.instruct
+    settings, models = PropagateSettings(method=method), (given.base, given.instruct)
     return Stage(
         f"propagate-{method}",
-        lambda output, folder_of: propagate(base, instruct, folder_of(adapted), output, settings),
+        lambda output, at: propagate(*models, at(adapted), output, settings),
         settings.model_dump(),
-        (adapted, base, instruct),
+        (adapted, *models),
     )
 
 
-def auto_stage(
-    models: Models, adapted: Stage, corpus: Corpus, prompts: Source, settings: SelectSettings
-) -> Stage:
+def auto_stage(given: Sources, adapted: Stage, prompts: Source) -> Stage:
     """Choose the method on training text and prompts made from it, none of which is held out."""
-    base, instruct = models.base, models.instruct
-    return Stage(
-        "propagate-auto",
-        lambda output, folder_of: propagate_auto(
-            base,
-            instruct,
-            folder_of(adapted),
-            output,
-            corpus.text("train", folder_of),
-            records_file(prompts, folder_of),
-            select=settings,
-        ),
-        settings.model_dump(),
-        (adapted, corpus.stage, base, instruct, prompts),
-    )
+    settings = given.recipe.select
+
+    def action(output: Path, at: FolderOf) -> None:
+        models = (given.base, given.instruct, at(adapted))
+        text, prompts_file = given.text("train", at), records_file(prompts, at)
+        propagate_auto(*models, output, text, prompts_file, select=settings)
+
+    inputs = (adapted, given.corpus, given.base, given.instruct, prompts)
+    return Stage("propagate-auto", action, settings.model_dump(), inputs)
 
 
-def tasks_stage(name: str, corpus: Corpus, tasks: Sequence[str], count: int, seed: int) -> Stage:
-    """Make chat tasks from training text; nothing that is evaluated on is in them."""
+def tasks_stage(name: str, given: Sources, count: int, seed: int) -> Stage:
+    """Make chat tasks from training text; they share nothing with the held-out text."""
+    tasks = given.recipe.evaluate.tasks
     settings = {"tasks": list(tasks), "count": count, "seed": seed}
     return _records_stage(
-        name,
-        corpus,
-        settings,
-        lambda text, heldout: records_apart(text, tasks, count, seed, heldout),
+        name, given, settings, lambda train, held: records_apart(train, tasks, count, seed, held)
     )
 
 
-def copies_stage(name: str, corpus: Corpus, count: int, seed: int) -> Stage:
-    """Make copy tasks from training text; nothing that is evaluated on is in them."""
+def copies_stage(name: str, given: Sources, count: int, seed: int) -> Stage:
+    """Make copy tasks from training text; they share nothing with the held-out text."""
     settings = {"count": count, "seed": seed}
     return _records_stage(
-        name, corpus, settings, lambda text, heldout: copy_records(text, count, seed, heldout)
+        name, given, settings, lambda train, held: copy_records(train, count, seed, held)
     )
 
 
 def _records_stage(
-    name: str,
-    corpus: Corpus,
-    settings: dict[str, Any],
-    records: Callable[[Text, Text], list[dict[str, Any]]],
+    name: str, given: Sources, settings: dict[str, Any], records: Callable[[Text, Text], Any]
 ) -> Stage:
-    def action(output: Path, folder_of: FolderOf) -> None:
-        tasks = records(corpus.text("train", folder_of), corpus.text("heldout", folder_of))
+    def action(output: Path, at: FolderOf) -> None:
+        tasks = records(given.text("train", at), given.text("heldout", at))
         with publishing(output) as partial:
             write_records(partial / RECORDS, tasks)
 
-    return Stage(name, action, settings, (corpus.stage,))
+    return Stage(name, action, settings, (given.corpus,))
 
 
-def unjudged_stage(instruct: Path, prompts: Source, stage: CalibrateStage) -> Stage:
+def unjudged_stage(instruct: Path, prompts: Source, settings: AnswerSettings) -> Stage:
     """Let the instruct model answer the prompts."""
-    settings = part(AnswerSettings, stage)
     return Stage(
         "unjudged",
-        lambda output, folder_of: write_unjudged(
-            instruct, records_file(prompts, folder_of), output, settings
-        ),
+        lambda output, at: write_unjudged(instruct, records_file(prompts, at), output, settings),
         settings.model_dump(exclude=JUDGING),
         (instruct, prompts),
     )
 
 
-def answers_stage(instruct: Path, prompts: Source, unjudged: Stage, stage: CalibrateStage) -> Stage:
-    """Grade the answers and keep the good ones; another judge needs no other answers."""
-    settings = part(AnswerSettings, stage)
-    judge = [Path(stage.judge)] if stage.judge and Path(stage.judge).is_dir() else []
-    return Stage(
-        "answers",
-        lambda output, folder_of: write_answers(
-            instruct, records_file(prompts, folder_of), output, settings, folder_of(unjudged)
-        ),
-        settings.model_dump(),
-        (unjudged, *judge),
-    )
+def answers_stage(
+    instruct: Path, prompts: Source, unjudged: Stage, settings: AnswerSettings
+) -> Stage:
+    """Grade the answers and keep the good ones. Another judge grades the same answers."""
+    judge = [Path(settings.judge)] if settings.judge and Path(settings.judge).is_dir() else []
+
+    def action(output: Path, at: FolderOf) -> None:
+        write_answers(instruct, records_file(prompts, at), output, settings, at(unjudged))
+
+    return Stage("answers", action, settings.model_dump(), (unjudged, *judge))
 
 
 def calibrate_stage(
@@ -244,62 +219,53 @@ def calibrate_stage(
     """Train a propagated model on the instruct model's own answers and on copy tasks."""
     return Stage(
         f"calibrate-{name}",
-        lambda output, folder_of: calibrate(
-            folder_of(model), folder_of(answers), output, settings, _records(copies, folder_of)
+        lambda output, at: calibrate(
+            at(model), at(answers), output, settings, _records(copies, at)
         ),
         settings.model_dump(),
         (model, answers, copies),
     )
 
 
-def tune_stage(name: str, model: Stage, data: Source, copies: Stage, stage: TuneStage) -> Stage:
+def tune_stage(
+    name: str, model: Stage, data: Source, copies: Stage, settings: TuneSettings
+) -> Stage:
     """Train a propagated model on conversations and on copy tasks."""
-    settings = part(TuneSettings, stage)
     return Stage(
         f"tune-{name}",
-        lambda output, folder_of: tune(
-            folder_of(model),
-            records_file(data, folder_of),
-            output,
-            settings,
-            _records(copies, folder_of),
+        lambda output, at: tune(
+            at(model), records_file(data, at), output, settings, _records(copies, at)
         ),
         settings.model_dump(),
         (model, copies, data),
     )
 
 
-def evaluate_stage(
-    name: str, model: Source, corpus: Corpus, settings: EvaluateSettings, *, base: bool
-) -> Stage:
-    """Evaluate a model on held-out text; a base model is not asked anything in chats."""
+def evaluate_stage(name: str, given: Sources, model: Source, *, base: bool) -> Stage:
+    """Evaluate a model on held-out text; a base model gets no chat tasks."""
+    settings = given.recipe.evaluate
     data = [Path(settings.benchmark.data)] if settings.benchmark.data else []
-    return Stage(
-        f"evaluate-{name}",
-        lambda output, folder_of: write_evaluation(
-            folder_of(model) if isinstance(model, Stage) else model,
-            corpus.text("heldout", folder_of),
-            output,
-            settings,
-            base=base,
-        ),
-        settings.model_dump(),
-        (corpus.stage, model, *data),
-    )
+
+    def action(output: Path, at: FolderOf) -> None:
+        folder = at(model) if isinstance(model, Stage) else model
+        write_evaluation(folder, given.text("heldout", at), output, settings, base=base)
+
+    inputs = (given.corpus, model, *data)
+    return Stage(f"evaluate-{name}", action, settings.model_dump(), inputs)
 
 
-def part(settings: type[Settings], stage: Settings) -> Any:
-    """The values of a recipe's section that belong to one of the settings that it extends."""
-    return settings.model_validate(stage.model_dump(include=set(settings.model_fields)))
+def part(settings: type[Settings], section: Settings) -> Any:
+    """The values of a recipe's section that belong to the settings it extends."""
+    return settings.model_validate(section.model_dump(include=set(settings.model_fields)))
 
 
-def records_file(source: Source, folder_of: FolderOf) -> Path:
-    """The file of prompts or conversations, given in the recipe or made by a stage."""
-    return folder_of(source) / RECORDS if isinstance(source, Stage) else source
+def records_file(source: Source, at: FolderOf) -> Path:
+    """The file of prompts or conversations: the recipe gives it, or a stage makes it."""
+    return at(source) / RECORDS if isinstance(source, Stage) else source
 
 
-def _records(stage: Stage, folder_of: FolderOf) -> list[dict[str, Any]]:
-    return [record for _, record in read_records(records_file(stage, folder_of))]
+def _records(stage: Stage, at: FolderOf) -> list[dict[str, Any]]:
+    return [record for _, record in read_records(records_file(stage, at))]
 
 
 def write_evaluation(
@@ -316,8 +282,13 @@ def write_evaluation(
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_corpus(text: Files, heldout: Files, output: Path, settings: CorpusSettings) -> None:
-    """Write `LANGUAGE.train.jsonl`, `LANGUAGE.heldout.jsonl` and `counts.json` for each language."""
+def write_corpus(
+    text: dict[str, list[Path]],
+    heldout: dict[str, list[Path]],
+    output: Path,
+    settings: CorpusSettings,
+) -> None:
+    """Write `LANGUAGE.train.jsonl` and `LANGUAGE.heldout.jsonl`, and `counts.json`."""
     counts = {}
     with publishing(output) as partial:
         for code, files in text.items():
@@ -333,16 +304,15 @@ def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSe
     """Training and held-out sections of a language: split by hash, or as the recipe gives them."""
     if heldout is None:
         return prepare(read_documents(files), **settings.model_dump())
-    limits = (settings.limit_characters, settings.limit_heldout_characters)
-    train, held_out = (
-        sample(
-            (piece for document in read_documents(side) for piece in sections(document)),
-            limit,
-            settings.source_share,
-        )
-        for side, limit in zip((files, heldout), limits, strict=True)
+    train, held = (
+        [piece for document in read_documents(side) for piece in sections(document)]
+        for side in (files, heldout)
     )
-    return Split(train, held_out)
+    share = settings.source_share
+    return Split(
+        sample(train, settings.limit_characters, share),
+        sample(held, settings.limit_heldout_characters, share),
+    )
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
