@@ -17,9 +17,11 @@ _PLACES = {
     "calibrate": "lep.calibration.calibrate",
     "evaluate": "lep.evaluation.evaluate",
     "extend_tokenizer": "lep.tokenizer.write",
+    "forecast": "lep.pipeline.forecast",
     "initialise": "lep.transfer.initialise",
     "pretrain": "lep.training.pretrain",
     "propagate": "lep.transfer.propagate",
+    "run_recipe": "lep.pipeline.run",
     "tune": "lep.training.tune",
 }
 

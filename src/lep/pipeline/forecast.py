@@ -1,4 +1,4 @@
-"""What a recipe will take and save, before anything is loaded: tokens, hours, memory, disk, and its worth."""
+"""What a recipe takes and saves, before anything is loaded: tokens, hours, memory, disk."""
 
 import json
 import shlex
@@ -91,7 +91,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Forecast(Result):
-    """Arithmetic, not measurement: each figure follows from the recipe, the configuration and `DEVICES`."""
+    """Arithmetic, not measurement: it follows from the recipe, the configuration and `DEVICES`."""
 
     recipe: Recipe
     shape: Shape
@@ -138,7 +138,7 @@ class Forecast(Result):
 
     @property
     def token_operations(self) -> float:
-        """Forward, and backward to activations, through body and head; and the gradient of the head's rows.
+        """Forward and backward through body and head, and the gradient of the head's rows.
 
         Activation checkpointing adds a second forward pass through the body.
         """
@@ -148,7 +148,7 @@ class Forecast(Result):
 
     @property
     def memory(self) -> dict[str, dict[str, float]]:
-        """Bytes on the device for each stage that trains, by what they hold; adapters are small, and left out."""
+        """Bytes on the device by stage and by what they hold; small adapters are left out."""
         pretrain, calibrate, tune = self.recipe.pretrain, self.recipe.calibrate, self.recipe.tune
         tokens = min(pretrain.micro_batch_tokens, self.tokens)
         memory = {"pretrain": self._memory(self.trained_rows, tokens, pretrain)}
@@ -169,8 +169,8 @@ class Forecast(Result):
     def _memory(self, rows: int, tokens: int, settings: TrainingSettings) -> dict[str, float]:
         """For so many training rows in each table, and tokens at once.
 
-        Frozen weights take 16 bits; what trains has float32 weights, gradients and two moments. States
-        between layers are float32.
+        Frozen weights take 16 bits; what trains has float32 weights, gradients and two moments.
+        States between layers are float32.
         """
         shape = self.shape
         table, trained = self.rows * shape.hidden, rows * shape.hidden * shape.tables
@@ -189,7 +189,7 @@ class Forecast(Result):
 
     @property
     def disk_bytes(self) -> int:
-        """Written during the run: tables of each model (bodies are linked), saved states, packed tokens."""
+        """Written in a run: tables of each model (bodies are linked), saved states, tokens."""
         recipe, shape = self.recipe, self.shape
         tuned = sum(len(stage.after) for stage in (recipe.calibrate, recipe.tune) if stage)
         linked = len(recipe.calibrate.new_rows) if recipe.calibrate else 0
@@ -202,19 +202,20 @@ class Forecast(Result):
         return 2 * tables + 2 * bodies + 4 * saved + 4 * self.tokens
 
     def __str__(self) -> str:
-        shape, most = self.shape, DEVICES[self.gpu].memory_bytes
+        shape, rows, gpu = self.shape, self.trained_rows, self.gpu
+        most, parts = DEVICES[gpu].memory_bytes, self.memory["pretrain"].items()
         needed = {stage: sum(parts.values()) for stage, parts in self.memory.items()}
-        parts = [f"{part} {size / 1e9:.1f}" for part, size in self.memory["pretrain"].items()]
-        others = [f"; {stage} {size / 1e9:.0f}" for stage, size in [*needed.items()][1:]]
+        sizes = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in parts)
+        others = "".join(f"; {stage} {needed[stage] / 1e9:.0f}" for stage in [*needed][1:])
         lines = [
             f"{shape.body / 1e9:.2f}B parameters in the body, {shape.tables} table(s) of "
-            f"{shape.rows:,} to {self.rows:,} x {shape.hidden:,}; {self.trained_rows:,} rows of each train",
-            f"{self.tokens:,} tokens in {self.steps:,} steps: {self.hours:.1f} hours on one {self.gpu} at "
-            f"{UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens an hour, "
+            f"{shape.rows:,} to {self.rows:,} x {shape.hidden:,}; {rows:,} rows of each train",
+            f"{self.tokens:,} tokens in {self.steps:,} steps: {self.hours:.1f} hours on one {gpu} "
+            f"at {UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens an hour, "
             f"{self.token_operations / 1e9:.1f} GFLOP a token)",
-            f"memory {needed['pretrain'] / 1e9:.0f} GB of {most / 1e9:.0f}: {', '.join(parts)}{''.join(others)}",
-            f"disk about {self.disk_bytes / 1e9:.0f} GB besides the corpus and the given models, if these are "
-            "on the same disk (otherwise bodies are copied)",
+            f"memory {needed['pretrain'] / 1e9:.0f} GB of {most / 1e9:.0f}: {sizes}{others}",
+            f"disk about {self.disk_bytes / 1e9:.0f} GB besides the corpus and the given models, "
+            "if these are on the same disk (otherwise bodies are copied)",
             "hours cover pretraining only: answers, calibration, tuning and evaluation are extra",
             *(self._advice(stage) for stage, size in needed.items() if size > most),
             *self._worth(),
@@ -239,18 +240,15 @@ class Forecast(Result):
         if self.savings is None:
             return ["tokens saved: unknown, the sample is too small to learn so many tokens from"]
         speedup, ratio = self.shape.speedup(self.savings, self.rows), self.savings.ratio
-        saved = (
-            f"tokens saved, learned on {self.savings.characters / 1e6:.1f}M characters (more text saves more): "
-            f"{ratio:.2f} times fewer; generation {speedup:.2f} times as fast, {ratio:.2f} times the context"
-        )
+        characters = f"{self.savings.characters / 1e6:.1f}M characters (more text saves more)"
+        gains = f"generation {speedup:.2f} times as fast, {ratio:.2f} times the context"
+        saved = f"tokens saved, learned on {characters}: {ratio:.2f} times fewer; {gains}"
         if speedup <= 1:
             return [saved, "the larger tables cost more than the tokens save: add fewer"]
-        repaid = self.hours / (1 - 1 / speedup)
-        return [
-            saved,
-            f"the training pays off after {repaid:.0f} device hours of serving the language with the old "
-            f"vocabulary, {repaid * 3600 * SERVED_RATE / 1e6:,.0f}M tokens at {SERVED_RATE:,} a second",
-        ]
+        hours = self.hours / (1 - 1 / speedup)
+        serving = "device hours of serving the language with the old vocabulary"
+        served = f"{hours * 3600 * SERVED_RATE / 1e6:,.0f}M tokens at {SERVED_RATE:,} a second"
+        return [saved, f"the training pays off after {hours:.0f} {serving}, {served}"]
 
 
 def forecast(
@@ -260,7 +258,7 @@ def forecast(
     hours: float | None = None,
     overrides: Sequence[str] = (),
 ) -> Forecast:
-    """What a recipe takes and saves; with `hours`, for the token budget that fits into them. Reads no weights.
+    """What a recipe takes and saves; with `hours`, for the tokens that fit. Reads no weights.
 
     Raises `LepError` for an unknown device or no time, `CorpusError` for text that cannot be read,
     `RecipeError` for a fault in the recipe.
@@ -277,8 +275,7 @@ def forecast(
     if hours is None:
         return replace(result, tokens=training_tokens(first, folder, savings))
     tokens = max(LARGEST_BLOCK, int(hours * result.tokens_an_hour / result.passes))
-    budget = ("pretrain.tokens=", "pretrain.epochs=")
-    changes = [change for change in overrides if not change.startswith(budget)]
-    path = recipe if isinstance(recipe, str | Path) else "RECIPE.yaml"
-    command = shlex.join(["lep", "run", str(path), *changes, f"pretrain.tokens={tokens}"])
+    kept = [o for o in overrides if not o.startswith(("pretrain.tokens=", "pretrain.epochs="))]
+    path = str(recipe) if isinstance(recipe, str | Path) else "RECIPE.yaml"
+    command = shlex.join(["lep", "run", path, *kept, f"pretrain.tokens={tokens}"])
     return replace(result, tokens=tokens, command=command)

@@ -103,7 +103,7 @@ class Recipe(Settings):
 
 
 class GridSettings(Settings):
-    """Several runs in one recipe: combinations of the axes' values, for each seed. Common stages run once."""
+    """Many runs in one recipe: combinations of values, for each seed. Common stages run once."""
 
     axes: dict[str, dict[str, dict[str, Any]]] = Field(
         {}, description="axis, value, and what it changes in the recipe"
@@ -122,8 +122,8 @@ class GridSettings(Settings):
                 message = "becomes part of folder names: use letters, digits, - and _"
                 yield f"axes.{key}", f"'{name}' {message}"
         for number, cell in enumerate(self.cells):
-            for axis, value in ((axis, value) for axis in cell for value in cell[axis]):
-                if value not in self.axes.get(axis, {}):
+            for axis, values in cell.items():
+                for value in sorted(set(values) - set(self.axes.get(axis, {}))):
                     known = ", ".join(self.axes.get(axis, self.axes)) or "none"
                     message = f"no axis '{axis}' has a value '{value}' (known: {known})"
                     yield f"cells.{number}.{axis}", message
@@ -145,7 +145,7 @@ def _matches(labels: dict[str, str], cell: dict[str, list[str]]) -> bool:
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of a grid: a value for each axis, the seed (None without a grid), its recipe."""
+    """One combination of a grid: a value for each axis, a seed (None without a grid), a recipe."""
 
     labels: dict[str, str]
     seed: int | None

@@ -19,10 +19,8 @@ from lep.pipeline.recipe_faults import Origins, joined
 Checked = TypeVar("Checked", Recipe, GridSettings)
 SEEDED = ("pretrain", "calibrate", "tune")
 # Settings that name files or folders; `*` stands for every key of a section.
-PATHS = (
-    *("base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*"),
-    *("calibrate.prompts", "calibrate.judge", "tune.data", "evaluate.benchmark.data"),
-)
+PATHS = ("base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*", "tune.data")
+PATHS += ("calibrate.prompts", "calibrate.judge", "evaluate.benchmark.data")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -160,7 +158,7 @@ _Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|false)$"), li
 
 
 def _plain(node: yaml.Node, key: str, origins: Origins) -> Any:
-    """A node as dicts, lists, strings, bools and None. Typed fields read numbers, which stay strings."""
+    """A node as dicts, lists, strings, bools, None; numbers stay strings for the typed fields."""
     line = f"{origins.path}, line {node.start_mark.line + 1}"
     origins.by_key.setdefault(key, line)
     if isinstance(node, yaml.MappingNode):
@@ -192,7 +190,7 @@ def _variable(match: re.Match[str], origin: str) -> str:
 
 
 def _located(value: Any, path: Sequence[str], folder: Path) -> Any:
-    """`value` with the paths at `path` absolute if they exist in `folder`; others may be hub ids."""
+    """`value` with the paths at `path` absolute if they exist in `folder`; others may be ids."""
     if path and isinstance(value, dict):
         name, *rest = path
         return {k: _located(v, rest, folder) if name in (k, "*") else v for k, v in value.items()}

@@ -59,16 +59,23 @@ def recipe_stages(recipe: Recipe) -> RecipeStages:
     if recipe.direct:
         new_rows = recipe.pretrain.model_copy(update={"train": "new_rows"})
         models["direct"] = build.pretrain_stage("direct", given, init_instruct, replay, new_rows)
-    start = {"original instruct": instruct, "mean initialisation": init_instruct}
-    later = calibrated(given, prompts, models) | tuned(given, models)
-    bases = {"original base": base, "mean initialisation": init, "after training": adapted}
-    return RecipeStages(
-        evaluated(given, start | models | later, "instruct"), evaluated(given, bases, "base")
-    )
+    instructs: dict[str, Source] = {
+        "original instruct": instruct,
+        "mean initialisation": init_instruct,
+        **models,
+        **calibrated(given, prompts, models),
+        **tuned(given, models),
+    }
+    bases: dict[str, Source] = {
+        "original base": base,
+        "mean initialisation": init,
+        "after training": adapted,
+    }
+    return RecipeStages(evaluated(given, instructs, "instruct"), evaluated(given, bases, "base"))
 
 
 def checked_models(recipe: Recipe) -> tuple[Path, Path]:
-    """Base and instruct model. What is wrong with them or with given data shows before anything runs.
+    """Base and instruct model. Faults of models and of given data show before anything runs.
 
     Raises `CheckpointError` for a damaged model and for an instruct model without a chat template,
     `CorpusError` for prompts in another format, `LepError` for unknown benchmark tasks.

@@ -82,7 +82,7 @@ def grid_stages(grid: Grid, folder: Path) -> GridStages:
 
 
 def stage_names(cells: list[tuple[Cell, RecipeStages]], built: dict[str, str]) -> dict[str, str]:
-    """Names by fingerprint for the stages of a grid: a stage's own, and the values that all its cells share.
+    """Names of a grid's stages by fingerprint, with the values that all cells of a stage share.
 
     A stage that is `built` keeps its name when combinations or seeds are added or removed.
 

@@ -1,4 +1,4 @@
-"""What an extension saves, measured on a sample of the corpus: tokens of held-out text before and after."""
+"""What an extension saves: tokens of a held-out sample of the corpus, before and after."""
 
 import itertools
 from collections.abc import Iterable
@@ -105,7 +105,7 @@ def _extended(base: Tokenizer, texts: list[str], settings: TokenizerSettings) ->
 
 
 def _sample(paths: list[str], characters: int) -> list[str]:
-    """The first pieces of each file, cut so that every document is learned from and held out in turn."""
+    """The first pieces of each file, so that parts of every document are held out."""
     files = corpus_files(paths)
     count = ceil(characters // len(files) / PIECE_CHARACTERS)
     return [piece for file in files for piece in itertools.islice(_pieces(file), count)]

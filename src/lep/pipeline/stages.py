@@ -135,8 +135,8 @@ def pretrain_stage(
         pretrain(at(start), [*given.new_text(at), *old], output, settings)
 
     watched = corpus_files(path for paths in settings.eval_text.values() for path in paths)
-    inputs = (start, given.corpus, *([replay] if replay else []), *watched)
-    return Stage(name, action, values | {"language": given.recipe.language}, inputs)
+    inputs: list[Source] = [start, given.corpus, *([replay] if replay else []), *watched]
+    return Stage(name, action, values | {"language": given.recipe.language}, tuple(inputs))
 
 
 def propagate_stage(method: PropagationName, given: Sources, adapted: Stage) -> Stage:

@@ -3,10 +3,11 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lep.benchmark.tasks import task_names
 from lep.evaluation.table import cells
-from lep.report.run_record import RunRecord, read_scores, scores_file
+from lep.report.run_record import RunRecord, read_scores
 from lep.statistics import student_half_width
 
 COARSE = 1e-9  # what rounding leaves of a spread of zero
@@ -69,10 +70,6 @@ class Block:
         return ", ".join(f"{axis} {value}" for axis, value in self.labels.items()) or "all"
 
     @property
-    def columns(self) -> list[str]:
-        return columns_of(self.models)
-
-    @property
     def changes(self) -> Rows:
         """What calibration and tuning changed in each model, by column, paired by seed."""
         return {
@@ -82,12 +79,13 @@ class Block:
         }
 
     def verdicts(self) -> list[str]:
-        """For calibration and for tuning: in which models copying and tasks certainly rose or fell."""
+        """For calibration and for tuning, the models in which copying and tasks rose or fell."""
         changes = {name.rpartition(" + ")[::2]: row for name, row in self.changes.items()}
         sentences = []
         for training in dict.fromkeys(after for _, after in changes):
             rows = {name: row for (name, after), row in changes.items() if after == training}
-            for column in (c for c in self.columns if c.startswith(RAISED)):
+            columns = columns_of(self.models)
+            for column in (column for column in columns if column.startswith(RAISED)):
                 signs = {name: row[column].sign for name, row in rows.items() if column in row}
                 parts = (
                     f"{verdict}: {', '.join(name for name in signs if signs[name] == sign)}"
@@ -98,7 +96,8 @@ class Block:
         return sentences
 
 
-def columns_of(models: Rows) -> list[str]:
+def columns_of(models: dict[str, dict[str, Any]]) -> list[str]:
+    """All columns of a table by rows, in the order in which they first appear."""
     return list(dict.fromkeys(column for row in models.values() for column in row))
 
 
@@ -116,7 +115,7 @@ def grid_blocks(folder: Path, run: RunRecord, *, base: bool = False) -> list[Blo
             tasks = {f"{s['task']} {s['metric']}": s for s in scores if s["task"] in benchmark}
             columns = cells(scores) | tasks
             for column, score in columns.items():
-                row.setdefault(column, Cell({})).values[scores_file(stage)] = score["value"]
+                row.setdefault(column, Cell({})).values[f"{stage}/scores.json"] = score["value"]
     return list(blocks.values())
 
 

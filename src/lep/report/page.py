@@ -1,4 +1,4 @@
-"""Write the pages: `report.html` of a run and the comparison of tokenizers, each with nothing outside it."""
+"""Write the pages of a run and of a comparison of tokenizers; each is one self-contained file."""
 
 import json
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from lep import __version__
 from lep.evaluation.table import benchmark_table
 from lep.publish import publish_text
 from lep.report import data
-from lep.report.grid import grid_blocks
+from lep.report.grid import columns_of, grid_blocks
 from lep.report.run_record import RunRecord
 
 
@@ -33,20 +33,20 @@ def write_report(folder: str | Path) -> Path:
 def run_page(folder: Path, run: RunRecord) -> str:
     """The page of a single recipe: a table, an example text, losses, fits and answers."""
     cell = run.cells[0]
-    instruct = data.ModelTable.read(folder, cell.instruct_models)
+    instruct = data.model_table(folder, cell.instruct_models)
     return render(
         "page.html",
         run=run,
+        cell=cell,
         recipe=cell.recipe,
-        version=__version__,
         instruct=instruct,
-        base=data.ModelTable.read(folder, cell.base_models),
+        base=data.model_table(folder, cell.base_models),
         saving=data.saving(instruct, cell.recipe["language"]),
-        segmentation=data.segmentation(folder, cell),
+        segmentation=data.segmentation(folder, cell.recipe),
         examples=data.examples(folder, cell),
         changes=data.changes(folder),
         fits=data.fits(folder, cell.recipe["propagate"]),
-        losses=loss_figure(data.losses(folder, list(run.seconds))),
+        losses=loss_figure(data.losses(folder, run.seconds)),
         benchmark=benchmark_table(folder, cell.instruct_models),
         counts=json.loads((folder / "corpus" / "counts.json").read_text()),
         plotly=get_plotlyjs(),
@@ -55,14 +55,9 @@ def run_page(folder: Path, run: RunRecord) -> str:
 
 def grid_page(folder: Path, run: RunRecord) -> str:
     """The page of a recipe with a grid: a table for each combination."""
-    return render(
-        "grid.html",
-        run=run,
-        recipe=run.cells[0].recipe,
-        version=__version__,
-        instruct=grid_blocks(folder, run),
-        base=grid_blocks(folder, run, base=True),
-    )
+    instruct, base = (grid_blocks(folder, run, base=base) for base in (False, True))
+    recipe = run.cells[0].recipe
+    return render("grid.html", run=run, recipe=recipe, instruct=instruct, base=base)
 
 
 def write_comparison(record: dict[str, Any], path: Path) -> None:
@@ -80,8 +75,8 @@ def write_comparison(record: dict[str, Any], path: Path) -> None:
 def render(template: str, **values: Any) -> str:
     loader = jinja2.PackageLoader("lep.report", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters["heads"] = data.heads
-    return environment.get_template(template).render(**values)
+    environment.filters |= {"heads": data.heads, "mark": data.mark, "columns": columns_of}
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:

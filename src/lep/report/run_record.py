@@ -1,4 +1,4 @@
-"""`run.json`: which stage holds the scores of which model."""
+"""`run.json`, and the scores that it points to."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -8,12 +8,10 @@ from typing import Any
 from lep.errors import CheckpointError
 from lep.publish import publish_text
 
-RUN_FILE = "run.json"
-
 
 @dataclass(frozen=True)
 class CellRecord:
-    """One cell of a grid, or a whole recipe: its models by title, each with the folder of its evaluation."""
+    """A recipe as it ran, and its models: the stage that evaluates each, by the model's title."""
 
     labels: dict[str, str]
     seed: int | None  # None without a grid
@@ -35,12 +33,11 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: Path) -> "RunRecord":
-        """Raises `CheckpointError` when the run is missing or not finished."""
-        path = folder / RUN_FILE
+        """Raises `CheckpointError` if the run is missing or not finished."""
+        path = folder / "run.json"
         if not path.is_file():
-            raise CheckpointError(
-                f"{folder} has no {RUN_FILE}: finish the run first (lep run RECIPE.yaml)"
-            )
+            message = "has no run.json: finish the run first (lep run RECIPE.yaml)"
+            raise CheckpointError(f"{folder} {message}")
         values = json.loads(path.read_text(encoding="utf-8"))
         seconds = values.pop("seconds")
         return cls(seconds, [CellRecord(**cell) for cell in values.get("cells", [values])])
@@ -48,13 +45,8 @@ class RunRecord:
     def save(self, folder: Path) -> None:
         cells = [asdict(cell) for cell in self.cells]
         values = {"seconds": self.seconds} | ({"cells": cells} if self.is_grid else cells[0])
-        publish_text(folder / RUN_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-
-
-def scores_file(stage: str) -> str:
-    """The scores of an evaluated model, relative to the run folder."""
-    return f"{stage}/scores.json"
+        publish_text(folder / "run.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_scores(folder: Path, stage: str) -> list[dict[str, Any]]:
-    return json.loads((folder / scores_file(stage)).read_text(encoding="utf-8"))
+    return json.loads((folder / stage / "scores.json").read_text(encoding="utf-8"))
