@@ -19,8 +19,8 @@ from lep.pipeline.recipe_faults import Origins, joined
 Checked = TypeVar("Checked", Recipe, GridSettings)
 SEEDED = ("pretrain", "calibrate", "tune")
 # Settings that name files or folders; `*` stands for every key of a section.
-PATHS = ("base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*", "tune.data")
-PATHS += ("calibrate.prompts", "calibrate.judge", "evaluate.benchmark.data")
+PATHS = ["base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*", "tune.data"]
+PATHS += ["calibrate.prompts", "calibrate.judge", "evaluate.benchmark.data"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

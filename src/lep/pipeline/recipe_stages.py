@@ -8,6 +8,7 @@ from pathlib import Path
 from lep.benchmark.harness import Benchmark
 from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import copy_records, records_apart
 from lep.corpus.read import read_messages
 from lep.errors import CheckpointError
 from lep.pipeline import stages as build
@@ -102,18 +103,28 @@ def prompts_of(given: Sources) -> Source:
     if stage and stage.prompts:
         return Path(stage.prompts)
     count = stage.prompt_tasks if stage else given.recipe.select.prompts
-    return build.tasks_stage("prompts", given, count, seed)
+    return chat_tasks("prompts", given, count, seed)
+
+
+def chat_tasks(name: str, given: Sources, count: int, seed: int) -> Stage:
+    tasks = list(given.recipe.evaluate.tasks)
+    return build.records_stage(name, given, records_apart, tasks=tasks, count=count, seed=seed)
+
+
+def copy_tasks(name: str, given: Sources, count: int) -> Stage:
+    seed = given.recipe.evaluate.seed + 1
+    return build.records_stage(name, given, copy_records, count=count, seed=seed)
 
 
 def calibrated(given: Sources, prompts: Source, models: dict[str, Stage]) -> dict[str, Stage]:
     """The models that the recipe calibrates, on the same answers and copy tasks."""
-    stage, seed = given.recipe.calibrate, given.recipe.evaluate.seed + 1
+    stage = given.recipe.calibrate
     if stage is None:
         return {}
     asking, settings = part(AnswerSettings, stage), part(CalibrateSettings, stage)
     unjudged = build.unjudged_stage(given.instruct, prompts, asking)
     answers = build.answers_stage(given.instruct, prompts, unjudged, asking)
-    copies = build.copies_stage("calibrate-copies", given, stage.copy_tasks, seed)
+    copies = copy_tasks("calibrate-copies", given, stage.copy_tasks)
     new_rows = settings.model_copy(update={"train": "new_rows"})
     variants = [(name, "", "", settings) for name in stage.after]
     variants += [(name, "-new-rows", " of new rows", new_rows) for name in stage.new_rows]
@@ -127,13 +138,13 @@ def calibrated(given: Sources, prompts: Source, models: dict[str, Stage]) -> dic
 
 def tuned(given: Sources, models: dict[str, Stage]) -> dict[str, Stage]:
     """The models that the recipe tunes, on the same conversations and copy tasks."""
-    stage, seed = given.recipe.tune, given.recipe.evaluate.seed
+    stage = given.recipe.tune
     if stage is None:
         return {}
-    copies = build.copies_stage("tune-copies", given, stage.copy_tasks, seed + 1)
+    copies = copy_tasks("tune-copies", given, stage.copy_tasks)
     data: Source = Path(stage.data or "")
     if not stage.data:  # the seed differs from that of the prompts: other questions
-        data = build.tasks_stage("tuning-data", given, stage.data_tasks, seed + 2)
+        data = chat_tasks("tuning-data", given, stage.data_tasks, given.recipe.evaluate.seed + 2)
     settings = part(TuneSettings, stage)
     return {
         f"{name} + tuning": build.tune_stage(name, models[name], data, copies, settings)

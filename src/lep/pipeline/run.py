@@ -82,12 +82,12 @@ def grid_stages(grid: Grid, folder: Path) -> GridStages:
 
 
 def stage_names(cells: list[tuple[Cell, RecipeStages]], built: dict[str, str]) -> dict[str, str]:
-    """Names of a grid's stages by fingerprint, with the values that all cells of a stage share.
+    """Names of a grid's stages by fingerprint, with the values that all its cells share.
 
     A stage that is `built` keeps its name when combinations or seeds are added or removed.
 
     >>> stage, other = Stage("a", print, {"x": 1}), Stage("a", print, {"x": 2})
-    >>> cells = [Cell({"size": s}, seed, None) for s, seed in (("big", 0), ("big", 1), ("small", 0))]
+    """Names of a grid's stages by fingerprint, with the values that all cells of each share.
     >>> pairs = [(c, RecipeStages({"m": s}, {})) for c, s in zip(cells, (stage, stage, other))]
     >>> sorted(stage_names(pairs, {}).values())
     ['a.big', 'a.small.seed-0']

@@ -10,7 +10,6 @@ from typing import Any
 from lep.calibration.answers import JUDGING, write_answers, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.copies import copy_records, records_apart
 from lep.corpus.prepare import Split, drawn, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, read_records, write_records
 from lep.evaluation.evaluate import evaluate
@@ -163,30 +162,16 @@ def auto_stage(given: Sources, adapted: Stage, prompts: Source) -> Stage:
     return Stage("propagate-auto", action, settings.model_dump(), inputs)
 
 
-def tasks_stage(name: str, given: Sources, count: int, seed: int) -> Stage:
-    """Make chat tasks from training text; they share nothing with the held-out text."""
-    tasks = given.recipe.evaluate.tasks
-    settings = {"tasks": list(tasks), "count": count, "seed": seed}
-    return _records_stage(
-        name, given, settings, lambda train, held: records_apart(train, tasks, count, seed, held)
-    )
-
-
-def copies_stage(name: str, given: Sources, count: int, seed: int) -> Stage:
-    """Make copy tasks from training text; they share nothing with the held-out text."""
-    settings = {"count": count, "seed": seed}
-    return _records_stage(
-        name, given, settings, lambda train, held: copy_records(train, count, seed, held)
-    )
-
-
-def _records_stage(
-    name: str, given: Sources, settings: dict[str, Any], records: Callable[[Text, Text], Any]
+def records_stage(
+    name: str, given: Sources, make: Callable[..., list[dict[str, Any]]], **settings: Any
 ) -> Stage:
+    """Make tasks from training text; they share nothing with the held-out text."""
+
     def action(output: Path, at: FolderOf) -> None:
-        tasks = records(given.text("train", at), given.text("heldout", at))
+        train, heldout = (given.text(side, at) for side in ("train", "heldout"))
+        records = make(train, evaluation=heldout, **settings)
         with publishing(output) as partial:
-            write_records(partial / RECORDS, tasks)
+            write_records(partial / RECORDS, records)
 
     return Stage(name, action, settings, (given.corpus,))
 
