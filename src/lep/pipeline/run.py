@@ -87,7 +87,8 @@ def stage_names(cells: list[tuple[Cell, RecipeStages]], built: dict[str, str]) -
     A stage that is `built` keeps its name when combinations or seeds are added or removed.
 
     >>> stage, other = Stage("a", print, {"x": 1}), Stage("a", print, {"x": 2})
-    """Names of a grid's stages by fingerprint, with the values that all cells of each share.
+    >>> seeds = (("big", 0), ("big", 1), ("small", 0))
+    >>> cells = [Cell({"size": size}, seed, None) for size, seed in seeds]
     >>> pairs = [(c, RecipeStages({"m": s}, {})) for c, s in zip(cells, (stage, stage, other))]
     >>> sorted(stage_names(pairs, {}).values())
     ['a.big', 'a.small.seed-0']

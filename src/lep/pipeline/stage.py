@@ -131,9 +131,7 @@ class Runner:
         if not work.exists():  # it exists if a run was killed just before it took its name
             stage.action(work, self.folder.of)
         self.seconds[name] = round(time.time() - started, 1)
-        (work / MANIFEST).write_text(
-            json.dumps(self._manifest(stage), indent=1, default=str) + "\n"
-        )
+        (work / MANIFEST).write_text(self._manifest(stage))
         if folder.exists():
             (folder / MANIFEST).unlink(missing_ok=True)  # half deleted is not up to date
             shutil.rmtree(folder)
@@ -143,8 +141,8 @@ class Runner:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
 
-    def _manifest(self, stage: Stage) -> dict[str, Any]:
-        return {
+    def _manifest(self, stage: Stage) -> str:
+        manifest = {
             "stage": self.folder.name(stage),
             "fingerprint": stage.fingerprint,
             "version": stage.version,
@@ -154,6 +152,7 @@ class Runner:
             "files": [str(file) for file in stage.files],
             "seconds": self.seconds[self.folder.name(stage)],
         }
+        return json.dumps(manifest, indent=1, default=str) + "\n"
 
 
 def built_stages(folder: Path) -> dict[str, str]:
