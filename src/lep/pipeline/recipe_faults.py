@@ -1,13 +1,12 @@
-"""What is wrong with a recipe, in words: where it was written, and the nearest valid key."""
+"""Where each key of a recipe was written, for messages about its faults."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from lep.errors import RecipeError
-from lep.settings import Settings, nearest
+from lep.settings import Location, Settings, first_fault
 
 
 def joined(section: str, *names: object) -> str:
@@ -34,30 +33,12 @@ class Origins:
     def invalid(
         self, error: ValidationError, settings: type[Settings], section: str
     ) -> RecipeError:
-        """The first fault of a section as it was validated; unknown keys come before all others."""
-        faults = error.errors()
-        fault: Any = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-        *sections, name = fault["loc"] or ("",)
-        key = joined(section, *sections, name)
-        if (
-            isinstance(name, int) and key not in self.by_key
-        ):  # a single value where a list may stand
-            key = joined(section, *sections)
-        if fault["type"] == "extra_forbidden":
-            near = nearest(str(name), section_keys(settings, sections))
-            return self.fault(key, f"unknown key '{key}'; {near}")
-        if fault["type"] == "missing":
-            return self.fault(key, f"the key '{key}' is missing")
-        if fault["type"] == "value_error":  # of several settings together
-            return self.fault(key, f"{key}: {fault['ctx']['error']}")
-        message = f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
-        return self.fault(key, f"{key} is {fault['input']!r}: {message}")
+        """The first fault of a section of the recipe, as its validation found it."""
 
+        def key(location: Location) -> str:
+            name = joined(section, *location)
+            is_single = name not in self.by_key and isinstance(location[-1], int)
+            return key(location[:-1]) if is_single else name  # one value where a list may stand
 
-def section_keys(settings: type[BaseModel], sections: list[Any]) -> list[str]:
-    """The valid keys of a section inside others."""
-    for name in sections:
-        annotation = settings.model_fields[name].annotation
-        types = (annotation, *getattr(annotation, "__args__", ()))  # of `Section | None`, too
-        settings = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
-    return list(settings.model_fields)
+        fault = first_fault(settings, error, key)
+        return self.fault(key(fault.location), fault.text)

@@ -73,7 +73,7 @@ def training_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> in
     base = load_tokenizer(folder).backend_tokenizer
     for code, share in recipe.pretrain.replay.items():  # an extension keeps the base's tokens
         pieces = _sample(recipe.text[code], SAMPLE_CHARACTERS // HELDOUT_EVERY)
-        tokens += share * characters * _tokens(base, pieces) / max(1, _characters(pieces))
+        tokens += share * characters * (_tokens(base, pieces) / max(1, _characters(pieces)))
     return recipe.pretrain.budget(round(tokens))
 
 
