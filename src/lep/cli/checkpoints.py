@@ -1,7 +1,6 @@
 """Commands that make one checkpoint of others, without training."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -90,10 +89,9 @@ def propagate(
         frequency_text=list(frequency_text or []),
     )
     if dry_run:
-        from lep.transfer.dry_run import plan_propagation
-        from lep.transfer.family import Family
+        from lep.transfer.dry_run import dry_run as dry_propagation
 
-        say(str(plan_propagation(Family.open(base, instruct, adapted), settings)))
+        say(str(dry_propagation(base, instruct, adapted)))
         return
     if output is None:
         raise LepError(
@@ -122,7 +120,7 @@ def propagate(
         return
     from lep.transfer.propagate import propagate as run_propagate
 
-    for table, fit in run_propagate(base, instruct, adapted, output, settings).items():
+    for table, fit in run_propagate(base, instruct, adapted, output, settings).fits.items():
         say(
             f"{table}: held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f}) on {fit.rows:,} rows"
         )
@@ -140,9 +138,7 @@ def pack(
     """Put what a base model learned of a language into one file, for every model tuned from that base."""
     from lep.transfer.language_pack import make_pack
 
-    made = make_pack(base, adapted, output, new_only=new_only)
-    rows = ", ".join(f"{len(rows):,} {kind} rows" for kind, (rows, _) in made.learned.items())
-    say(f"{rows}; {output.stat().st_size / 1e6:.1f} MB")
+    say(str(make_pack(base, adapted, output, new_only=new_only)))
 
 
 @app.command()
@@ -157,8 +153,7 @@ def apply(
     """Give a model the language of a pack that was made on its base."""
     from lep.transfer.language_pack import apply_pack
 
-    for kind, cosine in apply_pack(pack, model, output, force=force).items():
-        say(f"{kind}: rows like the base's by a mean cosine of {cosine:.3f}")
+    say(str(apply_pack(pack, model, output, force=force)))
 
 
 @app.command()
@@ -167,9 +162,9 @@ def inspect(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it here.")] = None,
 ) -> None:
     """Tables, tying, sizes, special tokens, suspicious rows."""
-    from lep.transfer.inspect import inspect_checkpoint, inspection_text
+    from lep.transfer.inspect import inspect_checkpoint
 
-    _show(inspect_checkpoint(model), json_file, inspection_text)
+    _show(inspect_checkpoint(model), json_file)
 
 
 @app.command()
@@ -179,16 +174,13 @@ def verify(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all hashes here.")] = None,
 ) -> None:
     """What changed between two checkpoints, tensor by tensor and hash by hash."""
-    from lep.transfer.inspect import compare_checkpoints, comparison_text
+    from lep.transfer.verify import compare_checkpoints
 
-    _show(compare_checkpoints(before, after), json_file, comparison_text)
+    _show(compare_checkpoints(before, after), json_file)
 
 
-def _show(
-    found: dict[str, Any], json_file: Path | None, text: Callable[[dict[str, Any]], str]
-) -> None:
+def _show(result: Any, json_file: Path | None) -> None:
     if json_file:
-        json_file.write_text(
-            json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
-    say(text(found))
+        text = json.dumps(result.record, ensure_ascii=False, indent=1)
+        json_file.write_text(text + "\n", encoding="utf-8")
+    say(str(result))
