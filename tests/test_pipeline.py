@@ -16,6 +16,7 @@ from lep.errors import LepError
 from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.run import GridStages, grid_stages, run_recipe
 from lep.pipeline.stage import Runner
+from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -184,6 +185,38 @@ def test_new_rows_are_calibrated_beside_the_published_way(recipe, tmp_path) -> N
         LepError, match="calibrate comes after 'direct', which the recipe does not make"
     ):
         load_grid(recipe, ["calibrate.new_rows=direct"])
+
+
+# Hashes of the settings that earlier versions recorded. If one changes, old runs start again.
+SETTINGS = {
+    "corpus": "036493dbc989fcb9",
+    "tokenizer": "2a31214c67cdf3ce",
+    "init-base": "55f9ae5c675282dd",
+    "init-instruct": "44136fa355b3678a",
+    "replay": "4207d9d923f2ef27",
+    "pretrain": "916244812816e340",
+    "prompts": "c4a8ddd479e92afc",
+    "propagate-conversion": "99c11a90910005aa",
+    "propagate-auto": "3b4f9221a5451764",
+    "direct": "28cdcdc842401c27",
+    "unjudged": "5928e33282fa7424",
+    "answers": "c024418f755630e0",
+    "calibrate-copies": "f952bdb05f264158",
+    "calibrate-conversion": "8ce673b71ac0c126",
+    "tune-copies": "f952bdb05f264158",
+    "tuning-data": "ea5f2b6a48b04177",
+    "tune-conversion": "9d6fa61906c535e9",
+    "evaluate": "8cdef2df028cf022",
+}
+
+
+def test_a_run_of_an_earlier_version_is_continued(recipe, tmp_path) -> None:
+    changes = ["direct=true", "propagate=[conversion, auto]", "pretrain.replay={en: 0.5}"]
+    stages = stages_of(recipe, tmp_path / "run", *changes, "evaluate.benchmark={}").all
+    names = ["evaluate" if stage.name.startswith("evaluate") else stage.name for stage in stages]
+    hashes = [fingerprint(stage.settings) for stage in stages]
+    assert dict(zip(names, hashes, strict=True)) == SETTINGS
+    assert len(set(zip(names, hashes, strict=True))) == len(SETTINGS)
 
 
 def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None:
