@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lep.calibration.answers import JUDGING, write_answers, write_unjudged
+from lep.calibration.answers import JUDGING, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import Text
 from lep.corpus.prepare import Split, drawn, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, read_records, write_records
 from lep.evaluation.evaluate import evaluate
@@ -35,7 +36,6 @@ from lep.transfer.initialise import initialise
 from lep.transfer.propagate import initialise_instruct, propagate
 
 RECORDS = "records.jsonl"
-Text = dict[str, list[str | Path]]  # files by language
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def answers_stage(
     judge = [Path(settings.judge)] if settings.judge and Path(settings.judge).is_dir() else []
 
     def action(output: Path, at: FolderOf) -> None:
-        write_answers(instruct, records_file(prompts, at), output, settings, at(unjudged))
+        answer(instruct, records_file(prompts, at), output, settings, at(unjudged))
 
     return Stage("answers", action, settings.model_dump(), (unjudged, *judge))
 
