@@ -1,8 +1,9 @@
 """Every setting with its default, declared once: the recipe, the command line and the functions all read it here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,6 +17,7 @@ from pydantic import (
 
 from lep.errors import LepError
 
+Location = tuple[str | int, ...]  # of a value in nested settings: names, and positions in lists
 TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
 InitName = Literal["mean", "length-weighted", "first", "last", "random"]
 PropagationName = Literal[
@@ -49,19 +51,58 @@ class Settings(BaseModel):
         try:
             return cls(**options)
         except ValidationError as error:
-            raise LepError(f"{cls.__name__}: {first_fault(cls, error)}") from error
+            raise LepError(f"{cls.__name__}: {first_fault(cls, error).text}") from error
 
 
-def first_fault(settings: type[Settings], error: ValidationError) -> str:
-    """The first fault of a validation in words: the setting, its value, and the nearest valid name."""
-    fault = error.errors()[0]
-    if not fault["loc"]:  # of several settings together
-        return str(fault["ctx"]["error"])
-    name = str(fault["loc"][0])
+@dataclass(frozen=True)
+class Fault:
+    """A refused value: where it is, and why it was refused, in one sentence."""
+
+    location: Location
+    text: str
+
+
+def dotted(location: Location) -> str:
+    """`evaluate.tasks.1`, as a recipe names a value."""
+    return ".".join(map(str, location))
+
+
+def first_fault(
+    settings: type[BaseModel], error: ValidationError, name: Callable[[Location], str] = dotted
+) -> Fault:
+    """The first fault of a validation; unknown names come before all others.
+
+    `name` says what the user calls the value at a location. The text gives that name, the value,
+    what is allowed, and the nearest valid name.
+    """
+    faults = error.errors()
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    location = fault["loc"]
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(name, settings.model_fields, n=1)
-        return f"there is no setting '{name}'" + (f": did you mean {near[0]}?" if near else "")
-    return f"{name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        advice = nearest(str(location[-1]), section(settings, location[:-1]).model_fields)
+        return Fault(location, f"unknown key '{name(location)}'; {advice}")
+    if fault["type"] == "missing":
+        return Fault(location, f"the key '{name(location)}' is missing")
+    if fault["type"] == "value_error":  # of several settings together
+        prefix = f"{name(location)}: " if location else ""
+        return Fault(location, f"{prefix}{fault['ctx']['error']}")
+    reason = fault["msg"][0].lower() + fault["msg"][1:]
+    return Fault(location, f"{name(location)} is {fault['input']!r}: {reason}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Advice on an unknown name: the nearest valid one, or all of them."""
+    near = get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"the valid ones are {', '.join(names)}"
+
+
+def section(settings: type[BaseModel], location: Location) -> type[BaseModel]:
+    """The class of the nested settings at a location."""
+    for part in location:
+        annotation = settings.model_fields[str(part)].annotation
+        types = (annotation, *get_args(annotation))  # of `Section | None`, too
+        settings = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
+    return settings
 
 
 class CorpusSettings(Settings):

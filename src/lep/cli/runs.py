@@ -1,7 +1,6 @@
 """Commands for whole runs, and for what is made of them: scores and the report."""
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +19,12 @@ def run(
     output: Annotated[Path | None, typer.Option(help="Run folder (default: runs/NAME).")] = None,
 ) -> None:
     """Run a recipe; what is up to date is not done again. Several processes with the same folder share the work."""
-    from lep.pipeline.recipe import load_grid
+    from lep.pipeline.recipe_file import load_grid
 
-    loaded = load_grid(recipe, overrides)
-    from lep.pipeline.run import run as run_recipe
+    grid = load_grid(recipe, overrides or ())  # a fault shows before anything heavy is imported
+    from lep.pipeline.run import run_recipe
 
-    run_recipe(loaded, output or Path("runs", loaded.name), say=say)
+    say(f"\n{run_recipe(grid, output, say=say)}")
 
 
 @app.command()
@@ -38,26 +37,12 @@ def plan(
     gpu: Annotated[str, typer.Option(help="The device: h100, a100, rtx4090 ...")] = "h100",
 ) -> None:
     """Say what a recipe will take and save, before anything is loaded or written."""
-    from lep.pipeline.recipe import load_grid
+    from lep.pipeline.recipe_file import load_grid
 
-    grid = load_grid(recipe, overrides)
-    loaded = grid.cells[0].recipe
-    from lep.pipeline.forecast import make_plan
+    load_grid(recipe, overrides or ())  # a fault shows before anything heavy is imported
+    from lep.pipeline.forecast import forecast
 
-    found = make_plan(loaded, gpu, hours)
-    if not grid.is_single:
-        say(
-            f"the first of the {len(grid.cells)} combinations and seeds of this grid, which share what they can:"
-        )
-    say(str(found))
-    if hours is not None:
-        given = [
-            change
-            for change in overrides or []
-            if not change.startswith(("pretrain.tokens=", "pretrain.epochs="))
-        ]
-        said = shlex.join([*given, f"pretrain.tokens={found.tokens}"])
-        say(f"for these hours: lep run {recipe} {said}")
+    say(str(forecast(recipe, gpu, hours=hours, overrides=overrides or ())))
 
 
 @app.command()

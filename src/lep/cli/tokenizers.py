@@ -140,7 +140,7 @@ def tokenizer_compare(
             json.dumps(asdict(comparison), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
     if html_file:
-        from lep.report.tokenizers import write_comparison
+        from lep.report.page import write_comparison
 
         write_comparison(comparison, html_file)
     say(str(comparison))
