@@ -1,4 +1,4 @@
-"""Methods that fit `W`: how adapted rows are carried from the base model into the instruct model."""
+"""Methods that fit `W`: how adapted rows are carried from base to instruct model."""
 
 from lep.propagation.apply import Propagation, RowMap, with_instruct_rows
 from lep.propagation.methods import METHODS, UNFITTED, Problem, propagate_rows

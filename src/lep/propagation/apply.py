@@ -1,7 +1,7 @@
-"""`Propagation`: how adapted rows become rows of the instruct model, once a method has fitted the maps.
+"""`Propagation`: fitted maps, applied to adapted rows.
 
-`E' = E_adapted W + beta M R`, where `R = E_inst - E_base W` is what the instruct model has beyond the map in the rows
-of its base. W and beta may differ between kept tokens and new ones.
+`E' = E_adapted W + beta M R`, where `R = E_inst - E_base W` is what the instruct model has beyond
+the map in the rows of its base. W and beta may differ between kept tokens and new ones.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from lep.mapping import VocabularyMapping, rows_at_once
 
 @dataclass(frozen=True)
 class RowMap:
-    """W of a group of rows, and beta: whether `M R` is added. If it is, what training learned may be left out."""
+    """W of a group of rows, and beta: whether `M R` is added, with or without what was learned."""
 
     linear_map: LinearMap
     residual: bool = False
@@ -26,10 +26,10 @@ class RowMap:
     def __call__(
         self, adapted: Tensor, mapping: VocabularyMapping, base: Tensor, instruct: Tensor
     ) -> Tensor:
-        """Adapted rows (n, h) to result rows (n, h), in their dtype; `mapping` has the same n target rows.
+        """Adapted rows (n, h) to result rows (n, h) in their dtype; `mapping` has n target rows.
 
-        With beta = 1 the formula is arranged as `M E_inst + (E_adapted - M E_base) W`: a kept row that training
-        did not change becomes the instruct model's, bit for bit.
+        With beta = 1 the formula is arranged as `M E_inst + (E_adapted - M E_base) W`: a kept row
+        that training did not change becomes the instruct model's, bit for bit.
         """
         if not self.residual:
             return self.linear_map(adapted)
@@ -56,10 +56,10 @@ class Propagation:
     def rows(
         self, adapted: Tensor, mapping: VocabularyMapping, base: Tensor, instruct: Tensor
     ) -> Iterator[Tensor]:
-        """Chunks of the result, in the order of `adapted` (V_target, h) and in the dtype of `instruct`.
+        """Chunks of the result in the order of `adapted` (V_target, h), in `instruct`'s dtype.
 
-        `base` and `instruct` are (V_source, h). Chunks are computed in float32 for tables of 16 bits, otherwise in
-        float64.
+        `base` and `instruct` are (V_source, h). Chunks are computed in float32 for tables of 16
+        bits, otherwise in float64.
         """
         wide = torch.float32 if instruct.itemsize < 4 else torch.float64
         for rows in torch.arange(len(adapted)).split(rows_at_once(adapted.shape[1])):
@@ -79,9 +79,10 @@ class Propagation:
 def with_instruct_rows(
     chunks: Iterable[Tensor], instruct: Tensor, instruct_rows: dict[int, int], size: int
 ) -> Iterator[Tensor]:
-    """Chunks of a table of `size` rows, some of which are the instruct model's: `{result row: instruct row}`.
+    """Chunks of a table of `size` rows, with `{result row: instruct row}` taken from `instruct`.
 
-    Rows beyond the chunks belong to tokens that only the instruct model has; those of no token are zero.
+    Rows beyond the chunks belong to tokens that only the instruct model has; those of no token are
+    zero.
     """
     start = 0
     for chunk in itertools.chain(chunks, [None]):

@@ -1,4 +1,4 @@
-"""Methods of propagation: each fits W and chooses beta for kept and new rows (`lep.propagation.apply`).
+"""Methods of propagation: each fits W, and chooses beta for kept and new rows.
 
 The paper's methods drop the residual (beta = 0) and differ in the rows on which W is fitted.
 """
@@ -95,7 +95,7 @@ def procrustes(problem: Problem) -> Propagation:
 
 
 def task_arithmetic(problem: Problem) -> Propagation:
-    """`W = I, beta = 1`: adds what the instruct model changed in a row, or in a new token's pieces."""
+    """`W = I, beta = 1`: adds what the instruct model changed in a row or its pieces."""
     identity = LinearMap.identity(problem.hidden)
     return Propagation.uniform(RowMap(identity, residual=True), swap(problem).report)
 
@@ -113,7 +113,7 @@ def residual(problem: Problem) -> Propagation:
 
 
 def new_rows(problem: Problem) -> Propagation:
-    """Kept rows: the instruct model's, whatever the base learned; new rows: as `task_arithmetic`."""
+    """Kept rows: the instruct model's; new rows: as `task_arithmetic`."""
     propagation = task_arithmetic(problem)
     return replace(propagation, kept=replace(propagation.kept, learned=False))
 
@@ -143,8 +143,8 @@ def propagate_rows(
 ) -> Tensor:
     """Carry adapted rows (V_target, h) into the instruct model by a method of `METHODS`.
 
-    `base` and `instruct` are (V_source, h), the result is (V_target, h) in the dtype of `instruct`. `options` are
-    further fields of `Problem`; without `fit_rows` the map is fitted on all rows.
+    `base` and `instruct` are (V_source, h), the result is (V_target, h) in the dtype of `instruct`.
+    `options` are further fields of `Problem`; without `fit_rows` the map is fitted on all rows.
 
     Raises `ValueError` for an unknown method and for shapes that do not belong together.
     """
@@ -183,7 +183,7 @@ def _shared_pairs(problem: Problem) -> Pairs:
 
 
 def _source_pairs(problem: Problem) -> Pairs:
-    """Source rows, each once, weighted by its share in the target rows: none predicts its mixture."""
+    """Source rows, each once, weighted by its share in the target rows."""
     rows = problem.fit_rows.nonzero().flatten()
     weights = problem.mapping.source_weights(rows, problem.target_weights()[rows])
     used = (weights > 0).nonzero().flatten()
@@ -197,7 +197,7 @@ def _pairs(problem: Problem, rows: Tensor, weights: Tensor | None) -> Pairs:
 
 
 def _chunks(halves: Tensor, hidden: int) -> Iterator[tuple[int, Tensor]]:
-    """(half, its rows), at most as many as are widened at once; few calls with many rows are fast."""
+    """(half, its rows), in chunks as large as are widened at once."""
     for half in halves.unique().tolist():
         for chunk in (halves == half).nonzero().flatten().split(rows_at_once(hidden)):
             yield half, chunk

@@ -47,7 +47,7 @@ class Family:
         return self.recipient.mappings
 
     def tables(self, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The input or output table of base (V_source, h), instruct (V_source, h) and adapted model.
+        """The table of base (V_source, h), instruct (V_source, h) and adapted model (V_target, h).
 
         Tables are mapped from disk: memory holds what is used.
         """
@@ -58,7 +58,7 @@ class Family:
     def problem(
         self, kind: str, weights: Tensor | None = None, penalty: float | None = None
     ) -> Problem:
-        """What a method solves for one table. Raises `CheckpointError` for rows that are not finite."""
+        """The problem of one table. Raises `CheckpointError` for rows that are not finite."""
         base, instruct, _ = self.tables(kind)
         for model, table in ((self.base, base), (self.instruct, instruct)):
             for _ in finite(row_chunks(table), f"{model.tables.by_kind()[kind]} in {model.folder}"):
@@ -78,7 +78,7 @@ class Family:
         return kind == "output" and not soft_capped(self.base.config)
 
     def fit_rows(self, kind: str) -> Tensor:
-        """Mask (V_target,) of the rows to fit on: ordinary tokens whose source rows were trained."""
+        """Mask (V_target,) of rows to fit on: ordinary tokens whose source rows were trained."""
         mapping = self.mappings[kind]
         rows = torch.zeros(mapping.target_size, dtype=torch.bool)
         tokens = self.adapted.vocabulary.tokens
@@ -111,7 +111,8 @@ class Family:
     def other(self, name: str, *, trained: bool) -> Rows:
         """`M T_inst + (T_adapted - M T_base)` for a tensor beside the tables.
 
-        The difference is added when `trained`, and only where base and adapted model have the tensor.
+        The difference is added when `trained`, and only where base and adapted model have the
+        tensor.
         """
         entry = self.instruct.entries[name]
         known = all(name in model.tables.others for model in (self.base, self.adapted))

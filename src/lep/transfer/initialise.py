@@ -41,8 +41,9 @@ def initialise(
 ) -> Initialised:
     """Write `model` with the vocabulary of the folder `tokenizer` (`E_new = M E_old`, eq. 1-2).
 
-    The body stays as it is, copied rows are bit-equal, and the mappings are saved in `lep/` of the result. Where the
-    new tokenizer gives a token another id, its row moves, and configuration and generation settings follow.
+    The body stays as it is, copied rows are bit-equal, and the mappings are saved in `lep/` of the
+    result. Where the new tokenizer gives a token another id, its row moves, and configuration and
+    generation settings follow.
 
     Raises `CheckpointError` when these settings name a token that the new tokenizer lacks.
     """

@@ -1,4 +1,4 @@
-"""Language packs: what a base model learned of a language, in one file, for all models tuned from it."""
+"""Language packs: what a base model learned, in one file for all models tuned from it."""
 
 import json
 from collections.abc import Iterator
@@ -141,8 +141,8 @@ def make_pack(
 ) -> Packed:
     """Write what `adapted` learned beyond `base` to one file; `new_only`: only rows of new tokens.
 
-    Rows that did not change take no space. Raises `OutputError` where the file exists, and `CheckpointError` for
-    models that do not belong together.
+    Rows that did not change take no space. Raises `OutputError` where the file exists, and
+    `CheckpointError` for models that do not belong together.
     """
     output = Path(output)
     if output.exists():
@@ -153,8 +153,8 @@ def make_pack(
     check_shapes(source, target)
     if (target.folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{target.folder} was trained with an adapter on its body ({ADAPTER}), and a pack holds "
-            "rows of tables only: propagate it instead, or train embeddings or new_rows"
+            f"{target.folder} was trained with an adapter on its body ({ADAPTER}), and a pack "
+            "holds rows of tables only: propagate it instead, or train embeddings or new_rows"
         )
     check_body(check_merged(source), check_merged(target))
     mappings, names = adapted_mappings(source, target), target.tables.by_kind()
@@ -185,8 +185,8 @@ def apply_pack(
 ) -> Applied:
     """Give a model tuned from the pack's base the pack's language: `E' = M E_model + learned`.
 
-    That is task arithmetic: each row is the model's own, moved by what the base learned. Rows of added tokens stay the
-    model's.
+    That is task arithmetic: each row is the model's own, moved by what the base learned. Rows of
+    added tokens stay the model's.
 
     Raises `CheckpointError` for a model of another base (unless `force`), shape or vocabulary.
     """
@@ -218,7 +218,8 @@ def apply_pack(
 def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) -> dict[str, float]:
     """Mean cosine of the sampled rows with the base's, by table.
 
-    Raises `CheckpointError` or `TokenizerError` for a model that the pack does not fit; `force` allows low cosines.
+    Raises `CheckpointError` or `TokenizerError` for a model that the pack does not fit; `force`
+    allows low cosines.
     """
     tables, names, base = pack.about["tables"], model.tables.by_kind(), pack.about["base"]
     if set(tables) != set(names):

@@ -36,8 +36,8 @@ def build_mapping(
 ) -> VocabularyMapping:
     """The mapping from a table of `source_rows` rows to the target vocabulary.
 
-    `method` is one of `lep.embedding.METHODS`; `seed` is that of the random control. Padding rows of the source table
-    stay, unless the vocabulary got smaller: then the table gets its size.
+    `method` is one of `lep.embedding.METHODS`; `seed` is that of the random control. Padding rows
+    of the source table stay, unless the vocabulary got smaller: then the table gets its size.
     """
     pieces = source.pieces(target)
     if len(target) >= len(source):
@@ -61,8 +61,9 @@ def build_mapping(
 def mean_mapping(source: Any, target: Any) -> VocabularyMapping:
     """The mapping of subtoken means between two tokenizers (Tikhomirov & Chernyshev 2024, eq. 1-2).
 
-    `source` and `target` are folders, hub ids, or tokenizers of `tokenizers` or `transformers`. The mapping has a
-    source row for each id of the source tokenizer; `build_mapping` also takes tables with padding rows.
+    `source` and `target` are folders, hub ids, or tokenizers of `tokenizers` or `transformers`. The
+    mapping has a source row for each id of the source tokenizer; `build_mapping` also takes tables
+    with padding rows.
     """
     before, after = (
         Vocabulary.of(load_tokenizer(each) if isinstance(each, str | Path) else each)
@@ -199,7 +200,7 @@ def _is_unused(token: Token | None) -> bool:
 
 
 def undertrained_rows(checkpoint: Checkpoint, name: str) -> Tensor:
-    """Mask (V,) of the rows of a table that training never reached (`lep.embedding.undertrained`)."""
+    """Mask (V,) of rows that training never reached (`lep.embedding.undertrained`)."""
     table = checkpoint.tensor(name)
     return undertrained(table, unused_rows(checkpoint, len(table)))
 

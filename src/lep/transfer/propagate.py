@@ -1,4 +1,4 @@
-"""Carry the adapted embeddings of a base model into its instruct model (section 3.5 of the paper)."""
+"""Carry adapted embeddings of a base model into its instruct model (paper, section 3.5)."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -53,10 +53,11 @@ def propagate(
 ) -> Propagated:
     """Write the instruct model with the adapted base model's vocabulary and embeddings.
 
-    Rows of the instruct model's added tokens stay its own, and those that only it has are appended. Body, generation
-    settings and chat template are the instruct model's.
+    Rows of the instruct model's added tokens stay its own, and those that only it has are appended.
+    Body, generation settings and chat template are the instruct model's.
 
-    Raises `CheckpointError` when the three models do not belong together, or have no rows to fit a map on.
+    Raises `CheckpointError` when the three models do not belong together, or have no rows to fit a
+    map on.
     """
     output, settings = Path(output), PropagateSettings.given(settings, options)
     check_output(output)
@@ -80,8 +81,8 @@ def fit(problem: Problem, method: str) -> Propagation:
         return METHODS[method](problem)
     except NoRowsError as error:
         raise CheckpointError(
-            "no ordinary token is left to fit the linear map on: take --method swap, or a frequency "
-            "text that uses such tokens"
+            "no ordinary token is left to fit the linear map on: take --method swap, or a "
+            "frequency text that uses such tokens"
         ) from error
 
 

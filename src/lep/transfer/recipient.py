@@ -53,7 +53,8 @@ class Recipient:
 def _include(model: dict[str, Any], names: dict[int, str]) -> dict[str, int]:
     """Put added tokens into the model's vocabulary and return the id of every token.
 
-    `tokenizers` keeps the ids of added tokens only where the vocabulary has them (`Parts.assemble`).
+    `tokenizers` keeps the ids of added tokens only where the vocabulary has them
+    (`Parts.assemble`).
     """
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
@@ -75,11 +76,12 @@ def result_ids(
 ) -> dict[int, int]:
     """`{instruct id: result id}` of the instruct model's added tokens.
 
-    A token that the target has by name gets the target's id. A token that renamed a reserved or unused id of the base
-    gets the id to which that one moved: with another id, its row would stay there as an unnamed duplicate. All others
-    are appended.
+    A token that the target has by name gets the target's id. A token that renamed a reserved or
+    unused id of the base gets the id to which that one moved: with another id, its row would stay
+    there as an unnamed duplicate. All others are appended.
 
-    Raises `TokenizerError` when the instruct model has ordinary tokens beyond the `ids` of its base.
+    Raises `TokenizerError` when the instruct model has ordinary tokens beyond the `ids` of its
+    base.
     """
     known, result, following = target.added_ids(), {}, len(target)
     kept, sources = (rows.tolist() for rows in mapping.kept())

@@ -58,7 +58,7 @@ def _mixed(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Iterato
 
 
 def mix(table: Tensor, mapping: VocabularyMapping) -> Tensor:
-    """`M table`. Integers cannot be mixed: they come from the source row with the largest weight."""
+    """`M table`; integers are not mixed, but come from the source row with the largest weight."""
     return mapping(table) if table.is_floating_point() else table[mapping.main_source()]
 
 

@@ -48,8 +48,8 @@ class Comparison(Result):
 def compare_checkpoints(before: str | Path, after: str | Path) -> Comparison:
     """Compare tensors by SHA-256, tables also row by row, vocabularies, and configurations.
 
-    A tensor is the same, changed, resized, or in one checkpoint only. Raises `CheckpointError` for anything but two
-    readable causal language models.
+    A tensor is the same, changed, resized, or in one checkpoint only. Raises `CheckpointError` for
+    anything but two readable causal language models.
     """
     one, other = Checkpoint(before).check(), Checkpoint(after).check()
     id_map = IdMap.between(one.vocabulary, other.vocabulary)

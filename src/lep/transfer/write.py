@@ -48,8 +48,8 @@ def write_model(
 ) -> None:
     """Publish `source` with replaced tensors, token ids `moved` in its settings, and its mappings.
 
-    `add_files` writes the tokenizer and what else belongs beside the model. All loaders must give the same ids for
-    `texts`, and every id must have a row, before the result takes its name.
+    `add_files` writes the tokenizer and what else belongs beside the model. All loaders must give
+    the same ids for `texts`, and every id must have a row, before the result takes its name.
     """
     rows = replaced[source.tables.input].shape[0]
     config = remap_ids(source.config, moved)
