@@ -62,8 +62,8 @@ def main() -> None:
                 write_evaluation(model, text, out / before, recipe.evaluate)
             if not (out / after / "scores.json").exists():
                 shutil.rmtree(out / "applied", ignore_errors=True)
-                applied = apply_pack(pack, model, out / "applied")
-                print(f"{name}, {rows}: mean cosine with the base", applied, flush=True)
+                cosines = apply_pack(pack, model, out / "applied").cosines
+                print(f"{name}, {rows}: mean cosine with the base", cosines, flush=True)
                 write_evaluation(out / "applied", text, out / after, recipe.evaluate)
                 shutil.rmtree(out / "applied")
     (out / "run.json").write_text(
