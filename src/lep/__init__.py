@@ -11,8 +11,14 @@ __version__ = "0.1.0"
 _MODULES = {
     # verbs: paths and settings in, files and a printable result out
     "lep.transfer.corpus": ("build_corpus",),
-    "lep.tokenizer.write": ("extend_tokenizer", "optimize_tokenizer", "prune_tokenizer"),
-    "lep.tokenizer.train": ("train_tokenizer",),
+    "lep.tokenizer.write": (
+        "count_corpus",
+        "extend_tokenizer",
+        "make_tokenizer",
+        "optimize_tokenizer",
+        "prune_tokenizer",
+        "train_tokenizer",
+    ),
     "lep.tokenizer.compare": ("compare_tokenizers",),
     "lep.transfer.initialise": ("initialise",),
     "lep.training.pretrain": ("pretrain",),

@@ -21,7 +21,7 @@ from lep.benchmark.scoring import continuation_nats
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import LepError
 from lep.inference.models import Description, context_of
-from lep.tokenizer.chat import ASKED
+from lep.tokenizer.chat import TEMPLATE_OPTIONS
 
 SECONDS, CONCURRENT, TRIES = 600, 8, 3
 
@@ -39,7 +39,7 @@ class InMemory(HFLM):
                 batch_size=batch_size,
                 max_length=context_of(checkpoint),
                 backend="causal",
-                chat_template_args=ASKED,
+                chat_template_args=TEMPLATE_OPTIONS,
             )
         # no lengths, penalties or sampling of the makers'
         model.generation_config = GenerationConfig(
@@ -151,7 +151,9 @@ class Chat(_Counting, LocalChatCompletion):
     """Answers from `/v1/chat/completions`; the server applies the model's template."""
 
     def _create_payload(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        return super()._create_payload(*arguments, **options) | {"chat_template_kwargs": ASKED}
+        return super()._create_payload(*arguments, **options) | {
+            "chat_template_kwargs": TEMPLATE_OPTIONS
+        }
 
 
 class Server:

@@ -1,6 +1,5 @@
 """The command that makes a corpus of raw text."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -77,19 +76,18 @@ def corpus(
                     f"--{name} is not for --executor, which cleans and deduplicates: give it to lep corpus "
                     "--dedup exact on the result"
                 )
-        _in_tasks(
-            paths,
-            output,
-            checked(
-                ClusterSettings,
-                language=language,
-                executor=executor,
-                tasks=tasks,
-                workers=workers,
-                partition=partition,
-                time=time,
-            ),
+        in_tasks = checked(
+            ClusterSettings,
+            language=language,
+            executor=executor,
+            tasks=tasks,
+            workers=workers,
+            partition=partition,
+            time=time,
         )
+        from lep.transfer.corpus import clean_corpus
+
+        say(str(clean_corpus(list(paths), output, in_tasks)))
         return
     settings = checked(
         BuildSettings,
@@ -104,34 +102,7 @@ def corpus(
     )
     from lep.transfer.corpus import build_corpus
 
-    found = build_corpus(list(paths), output, settings)
-    written = found["written"]
-    say((output / "sheet.md").read_text(encoding="utf-8"))
-    if taken := found["boilerplate"]["lines"]:
-        say(f"{taken:,} lines were taken out that are in {boilerplate:,} documents or more")
-    if cover:
-        reached = found["coverage"]
-        say(
-            f"{reached['covered']:,} of {reached['new_tokens']:,} new tokens occur {contexts:,} times or more, "
-            f"{reached['without_any']:,} never; {reached['documents_left_out']:,} documents were not needed"
-        )
-    say(
-        f"{written['documents']:,} documents, {written['characters']:,} characters; sha256 {written['sha256'][:16]}"
-    )
-
-
-def _in_tasks(paths: list[str], output: Path, settings: ClusterSettings) -> None:
-    if settings.executor == "slurm" and not settings.partition:
-        raise LepError("--executor slurm needs --partition: name one that sinfo lists")
-    try:
-        from lep.corpus.cluster import run_stages
-    except ImportError as error:
-        raise LepError(
-            "--executor needs datatrove: install lep with its extra 'cluster'"
-        ) from error
-    run_stages(paths, output, settings)
-    after = "When its jobs are done, mix" if settings.executor == "slurm" else "Mix"
-    say(f"{after} and shuffle the result: lep corpus {output} --dedup exact --output ...")
+    say(str(build_corpus(list(paths), output, settings)))
 
 
 def weights_of(text: str) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Commands that build and compare tokenizers."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -41,9 +42,7 @@ def tokenizer_extend(
     """Add tokens learned on a corpus; text without the script is tokenised as before."""
     from lep.tokenizer.write import extend_tokenizer
 
-    _say_changes(
-        extend_tokenizer(base, list(corpus), new_tokens, output, script=script, method=method)
-    )
+    say(str(extend_tokenizer(base, corpus, new_tokens, output, script=script, method=method)))
 
 
 @tokenizer_app.command("prune")
@@ -53,9 +52,7 @@ def tokenizer_prune(
     """Drop the tokens that a corpus uses least."""
     from lep.tokenizer.write import prune_tokenizer
 
-    _say_changes(
-        prune_tokenizer(base, list(corpus), vocab_size, output, protect=list(protect or []))
-    )
+    say(str(prune_tokenizer(base, corpus, vocab_size, output, protect=protect or [])))
 
 
 @tokenizer_app.command("optimize")
@@ -74,18 +71,17 @@ def tokenizer_optimize(
     """Prune to the most used tokens, then extend to an exact size."""
     from lep.tokenizer.write import optimize_tokenizer
 
-    _say_changes(
-        optimize_tokenizer(
-            base,
-            list(corpus),
-            keep,
-            vocab_size,
-            output,
-            script=script,
-            in_place=in_place,
-            protect=list(protect or []),
-        )
+    result = optimize_tokenizer(
+        base,
+        corpus,
+        keep,
+        vocab_size,
+        output,
+        script=script,
+        in_place=in_place,
+        protect=protect or [],
     )
+    say(str(result))
 
 
 @tokenizer_app.command("train")
@@ -99,7 +95,7 @@ def tokenizer_train(
     """Learn a new vocabulary; special tokens and chat template are those of the base."""
     from lep.tokenizer.write import train_tokenizer
 
-    _say_changes(train_tokenizer(base, list(corpus), algorithm, vocab_size, output))
+    say(str(train_tokenizer(base, corpus, algorithm, vocab_size, output)))
 
 
 @tokenizer_app.command("count")
@@ -116,8 +112,7 @@ def tokenizer_count(
     """Count the words of one shard of a corpus; --corpus of extend (of train: --fresh) takes the files together."""
     from lep.tokenizer.write import count_corpus
 
-    found = count_corpus(base, list(corpus), output, script=script, fresh=fresh)
-    say(f"{len(found.counts):,} different words in {found.characters:,} characters: {output}")
+    say(str(count_corpus(base, corpus, output, script=script, fresh=fresh)))
 
 
 @tokenizer_app.command("compare")
@@ -134,40 +129,18 @@ def tokenizer_compare(
     ] = None,
 ) -> None:
     """Compare tokenizers on texts: cost, reach, segmentation, speed."""
-    from lep.tokenizer.compare import compare_tokenizers, comparison_table
+    from lep.tokenizer.compare import compare_tokenizers
 
-    for place in (json_file, html_file):
-        if place:
-            check_folder(place)
-    record = compare_tokenizers(tokenizers, texts_of(text) or {})
+    for path in (json_file, html_file):
+        if path:
+            check_folder(path)
+    comparison = compare_tokenizers(tokenizers, texts_of(text) or {})
     if json_file:
         json_file.write_text(
-            json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+            json.dumps(asdict(comparison), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
     if html_file:
         from lep.report.tokenizers import write_comparison
 
-        write_comparison(record, html_file)
-    say(comparison_table(record))
-
-
-def _say_changes(record: dict[str, Any]) -> None:
-    """What became of a tokenizer, in two or three lines."""
-    say(
-        f"{record['size_before']:,} tokens before, {record['size']:,} after: {record['kept']:,} kept, "
-        f"{record['moved']:,} moved, {record['new']:,} new, {record['dropped']:,} dropped"
-    )
-    if record.get("script"):
-        say(
-            f"new tokens are of the {record['script']} script; text without it is tokenised by the known tokens alone"
-        )
-    sample = record["corpus_sample"]
-    if sample["characters"]:
-        before, after = (
-            sample["characters"] / sample[name] for name in ("tokens_before", "tokens_after")
-        )
-        say(f"symbols per token on the corpus: {before:.2f} before, {after:.2f} after")
-    if record.get("excluded"):
-        say(
-            f"text with one of these characters may be tokenised differently: {' '.join(record['excluded'][:40])}"
-        )
+        write_comparison(comparison, html_file)
+    say(str(comparison))

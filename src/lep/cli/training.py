@@ -145,14 +145,9 @@ def answer(
         generation_batch=batch_size,
         sample_seed=seed,
     )
-    from lep.calibration.answers import write_answers
+    from lep.calibration.answers import answer as run_answer
 
-    say(
-        ", ".join(
-            f"{name}: {count:,}"
-            for name, count in write_answers(original, prompts, output, settings).items()
-        )
-    )
+    say(str(run_answer(original, prompts, output, settings)))
 
 
 @app.command()
