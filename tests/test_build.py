@@ -12,7 +12,6 @@ from conftest import sample_texts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lep.cli.corpora import weights_of
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.build import Spill
 from lep.corpus.clean import FILTERS, fault, plain
@@ -225,7 +224,7 @@ def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
             "--weights",
             "blogs=2",
         ): "--weights names 'blogs', and the sources are bad, news, wiki",
-        (str(raw), "--weights", "wiki"): "--weights has 'wiki': write NAME=W",
+        (str(raw), "--weights", "wiki"): "--weights: 'wiki' lacks a name or weight: write NAME=W",
         (str(raw), "--weights", "wiki=-1"): "--weights",
         (str(raw), "--dedup", "fuzzy"): "--dedup is 'fuzzy'",
         (str(tmp_path / "none"),): "none does not exist",
@@ -236,9 +235,9 @@ def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_weights_and_long_documents(tmp_path) -> None:
-    assert weights_of("a=2,b=0.5") == {"a": 2.0, "b": 0.5}
+    assert BuildSettings(weights="a=2,b=0.5").weights == {"a": 2.0, "b": 0.5}
     with pytest.raises(LepError, match="write NAME=W"):
-        weights_of("=2")
+        BuildSettings.given(None, {"weights": "=2"})
     long = "\n".join(article(seed, 240) for seed in range(700))
     (tmp_path / "long.txt").write_text(long)
     sheet = build_corpus([tmp_path / "long.txt"], tmp_path / "out", BuildSettings(language="ru"))
