@@ -30,7 +30,6 @@ from safetensors.torch import load_file, save_file
 from lep.checkpoint.reader import Checkpoint
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
-from lep.transfer.dry_run import product_rate
 from lep.transfer.mappings import build_mappings, read_mapping, save_mappings, write_mapping
 
 HIDDEN = 4_096
@@ -87,11 +86,22 @@ def reference(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Ten
 
 
 def ours(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
-    from lep.propagation import METHODS, Problem, propagated_table
+    from lep.propagation import METHODS, Problem
 
-    case = Problem(base, instruct, mapping, torch.ones(mapping.target_size, dtype=torch.bool))
-    found = METHODS["conversion"](case)
-    return found.new.linear_map.delta, propagated_table(case, found, adapted, instruct, {})
+    fit_rows = torch.ones(mapping.target_size, dtype=torch.bool)
+    propagation = METHODS["conversion"](Problem(base, instruct, mapping, fit_rows))
+    rows = list(propagation.rows(adapted, mapping, base, instruct))
+    return propagation.new.linear_map.delta, torch.cat(rows)
+
+
+def product_rate(dtype: torch.dtype, size: int = 1_024) -> float:
+    """Operations a second of a product of (size, size) matrices: the median of five."""
+    square, seconds = torch.ones(size, size, dtype=dtype), []
+    for _ in range(5):
+        started = time.perf_counter()
+        square @ square
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds)
 
 
 def truth(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:

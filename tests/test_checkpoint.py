@@ -34,7 +34,7 @@ from lep.transfer.initialise import initialise
 from lep.transfer.inspect import inspect_checkpoint
 from lep.transfer.language_pack import make_pack
 from lep.transfer.mappings import MAPPING_FILES, adapted_mappings, read_mapping
-from lep.transfer.propagate import propagate, use_weights
+from lep.transfer.propagate import propagate, token_weights
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -135,9 +135,9 @@ def test_body_shards_are_linked_not_copied(tmp_path, byte_level) -> None:
 def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(
     method, pair, adapted, tmp_path
 ) -> None:
-    reports = propagate(
+    fits = propagate(
         pair["base"], pair["base"], adapted, tmp_path / "out", PropagateSettings(method=method)
-    )
+    ).fits
     expected, got = tensors(adapted), tensors(tmp_path / "out")
     base = tensors(pair["base"])
     specials = [Checkpoint(pair["base"]).vocabulary.added_ids()[name] for name in SPECIALS]
@@ -150,23 +150,23 @@ def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(
                 got[name][ordinary], expected[name][ordinary], rtol=1e-6, atol=1e-7
             )
         assert torch.equal(got[name][specials], base[name][specials])
-    assert all(report.identity == 0 for report in reports.values())
+    assert all(report.identity == 0 for report in fits.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_body_specials_template_and_generation_are_the_instruct_models(
     method, pair, adapted, tmp_path
 ) -> None:
-    reports = propagate(
+    fits = propagate(
         pair["base"], pair["instruct"], adapted, tmp_path / "out", PropagateSettings(method=method)
-    )
+    ).fits
     instruct, got = tensors(pair["instruct"]), tensors(tmp_path / "out")
     for name in instruct:
         if "embed_tokens" not in name and "lm_head" not in name:
             assert torch.equal(instruct[name], got[name]), name
     for index in Checkpoint(pair["instruct"]).vocabulary.added_ids().values():
         assert torch.equal(got["lm_head.weight"][index], instruct["lm_head.weight"][index])
-    assert set(reports) == {"input", "output"}
+    assert set(fits) == {"input", "output"}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == TEMPLATE
     assert len(tokenizer) == 600
@@ -194,10 +194,10 @@ def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> N
         template=TEMPLATE,
     )
     initialise(tmp_path / "base", pair["tokenizer"], tmp_path / "adapted")
-    reports = propagate(
+    fits = propagate(
         tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out"
-    )
-    assert set(reports) == {"input"}
+    ).fits
+    assert set(fits) == {"input"}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert len(model.get_input_embeddings().weight) == 600
@@ -422,13 +422,13 @@ def test_fitted_rows_are_those_of_plain_least_squares(options, tmp_path, byte_le
     )
     family = Family.open(tmp_path / "base", tmp_path / "instruct", tmp_path / "start")
     weights = (
-        use_weights(family, settings.frequency_text)
+        token_weights(family, settings.frequency_text)
         if weighted
         else torch.ones(600, dtype=torch.float64)
     )
-    specials = list(family.ids.values())
+    specials = list(family.recipient.ids.values())
     for kind, name in family.base.tables.by_kind().items():
-        rows = family.case(kind).problem.fit_rows.clone()
+        rows = family.problem(kind).fit_rows.clone()
         assert not rows[specials].any()
         mapping, root = family.mappings[kind], weights.sqrt()[rows][:, None]
         source, target = (
@@ -453,9 +453,9 @@ def test_a_soft_cap_sees_the_means(pair, tmp_path) -> None:
     adapted = tmp_path / "adapted"
     initialise(pair["base"], pair["tokenizer"], adapted)
     family = Family.open(pair["base"], pair["instruct"], adapted)
-    assert [family.applied(kind).problem.centred for kind in ("input", "output")] == [False, True]
+    assert [family.problem(kind).centred for kind in ("input", "output")] == [False, True]
     family.base.config["final_logit_softcapping"] = 30.0
-    assert not family.applied("output").problem.centred
+    assert not family.problem("output").centred
 
 
 def test_a_saved_mapping_is_used_where_a_token_became_its_byte(tmp_path, english, russian) -> None:
@@ -543,7 +543,7 @@ def test_a_damaged_padding_row_is_named(tmp_path, byte_level) -> None:
     stored = load_file(tmp_path / "model" / "model.safetensors")
     stored["lm_head.weight"][-1] = float("nan")
     save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    found = inspect_checkpoint(tmp_path / "model")["tables"]["lm_head.weight"]["suspicious"]
+    found = inspect_checkpoint(tmp_path / "model").record["tables"]["lm_head.weight"]["suspicious"]
     assert found["not finite"] == {"count": 1, "first": [["", 502]]}
 
 

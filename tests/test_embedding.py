@@ -117,7 +117,7 @@ def test_untrained_rows_stay_out_of_fits(pair, adapted, tmp_path) -> None:
     save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     family = Family.open(tmp_path / "base", pair["instruct"], adapted)
     mapping = family.mappings["input"]
-    rows = family.fit_rows(mapping, family.base.tables.input)
+    rows = family.fit_rows("input")
     made_of_it = [
         t for t in range(600) if victim in mapping.select(torch.tensor([t])).indices.tolist()
     ]

@@ -15,14 +15,10 @@ from lep.cli import app
 from lep.errors import CheckpointError, OutputError, TokenizerError
 from lep.settings import PropagateSettings
 from lep.transfer.initialise import initialise
-from lep.transfer.inspect import (
-    compare_checkpoints,
-    comparison_text,
-    inspect_checkpoint,
-    inspection_text,
-)
+from lep.transfer.inspect import inspect_checkpoint
 from lep.transfer.language_pack import LanguagePack, apply_pack, make_pack
 from lep.transfer.propagate import propagate
+from lep.transfer.verify import compare_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +36,7 @@ def trained(pair, tmp_path_factory):
 
 def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> None:
     pack = make_pack(pair["base"], trained, tmp_path / "ru.lep")
-    assert {kind: len(rows) for kind, (rows, _) in pack.learned.items()} == {
-        "input": 300,
-        "output": 300,
-    }
+    assert pack.rows == {"input": 300, "output": 300}
     for number, seed in enumerate((1, 2)):  # two models tuned from the base in different ways
         chat = tmp_path / f"chat{number}"
         shutil.copytree(pair["instruct"], chat)
@@ -104,7 +97,7 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
     make_pack(pair["base"], trained, tmp_path / "ru.lep")
     save_model(tmp_path / "stranger", byte_level, seed=99, template=TEMPLATE)
     with pytest.raises(
-        CheckpointError, match=r"mean cosine of -?0\.\d\d, and kin have 0.5 or more; --force"
+        CheckpointError, match=r"mean cosine of -?0\.\d\d, related models have 0.5 or more; --force"
     ):
         apply_pack(tmp_path / "ru.lep", tmp_path / "stranger", tmp_path / "out")
     apply_pack(tmp_path / "ru.lep", tmp_path / "stranger", tmp_path / "forced", force=True)
@@ -163,18 +156,18 @@ def test_commands(pair, trained, tmp_path) -> None:
 
 
 def test_verify_says_what_changed(pair, trained, tmp_path) -> None:
-    found = compare_checkpoints(pair["base"], pair["base"])
-    assert set(found["counts"]) == {"same"}
-    assert found["config"] == {}
-    assert all(rows["same"] == rows["tokens"] == 500 for rows in found["rows"].values())
-    found = compare_checkpoints(pair["base"], trained)
-    assert found["counts"]["resized"] == 2
-    assert (found["tokens"]["kept"], found["tokens"]["new"]) == (500, 100)
-    assert {kind: rows["same"] for kind, rows in found["rows"].items()} == {
+    comparison = compare_checkpoints(pair["base"], pair["base"]).record
+    assert set(comparison["counts"]) == {"same"}
+    assert comparison["config"] == {}
+    assert all(rows["same"] == rows["tokens"] == 500 for rows in comparison["rows"].values())
+    comparison = compare_checkpoints(pair["base"], trained).record
+    assert comparison["counts"]["resized"] == 2
+    assert (comparison["tokens"]["kept"], comparison["tokens"]["new"]) == (500, 100)
+    assert {kind: rows["same"] for kind, rows in comparison["rows"].items()} == {
         "input": 250,
         "output": 250,
     }
-    assert found["config"]["vocab_size"] == [500, 600]
+    assert comparison["config"]["vocab_size"] == [500, 600]
     stored = load_file(pair["base"] / "model.safetensors")
     shutil.copytree(pair["base"], tmp_path / "odd")
     stored["model.norm.weight"][0] += 1
@@ -184,16 +177,19 @@ def test_verify_says_what_changed(pair, trained, tmp_path) -> None:
         tmp_path / "odd" / "model.safetensors",
         metadata={"format": "pt"},
     )
-    found = compare_checkpoints(pair["base"], tmp_path / "odd")
+    result = compare_checkpoints(pair["base"], tmp_path / "odd")
+    comparison = result.record
     states = {
-        name: entry["state"] for name, entry in found["tensors"].items() if entry["state"] != "same"
+        name: entry["state"]
+        for name, entry in comparison["tensors"].items()
+        if entry["state"] != "same"
     }
     assert states == {
         "model.norm.weight": "changed",
         "extra": "only after",
         "model.layers.1.mlp.down_proj.weight": "only before",
     }
-    assert "changed: model.norm.weight" in comparison_text(found)
+    assert "changed: model.norm.weight" in str(result)
 
 
 def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
@@ -218,8 +214,8 @@ def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
     ]
     table[others] = centre + 1e-3 * torch.randn(len(others), 32)
     save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    found = inspect_checkpoint(tmp_path / "model")
-    rows = found["tables"]["model.embed_tokens.weight"]["suspicious"]
+    inspection = inspect_checkpoint(tmp_path / "model")
+    rows = inspection.record["tables"]["model.embed_tokens.weight"]["suspicious"]
 
     def named(title: str) -> set[int]:
         return {row for _, row in rows[title]["first"]}
@@ -228,5 +224,5 @@ def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
     assert named("equal to another row") == {60, 61}
     assert named("not finite") == {70}
     assert named("never trained") == {50, 80}
-    assert found["special_tokens"] == vocabulary.added_ids()
-    assert "zero: 1 rows" in inspection_text(found)
+    assert inspection.record["special_tokens"] == vocabulary.added_ids()
+    assert "zero: 1 rows" in str(inspection)

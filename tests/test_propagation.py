@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lep.linear_map import LinearMapFitter
 from lep.mapping import VocabularyMapping
-from lep.propagation import METHODS, Problem, propagated_table
+from lep.propagation import METHODS, Problem, propagate_rows, with_instruct_rows
 
 ROWS = [[i] for i in range(60)] + [
     [3 + i, 3 + (7 * i + 1) % 57, 3 + (3 * i) % 57] for i in range(20)
@@ -34,8 +34,8 @@ def rotation() -> Tensor:
 
 
 def result(method: str, base: Tensor, instruct: Tensor, adapted: Tensor, **options) -> Tensor:
-    problem = Problem(base, instruct, MAPPING, FIT, **options)
-    return propagated_table(problem, METHODS[method](problem), adapted, instruct, SPECIAL)
+    rows = propagate_rows(base, instruct, adapted, MAPPING, method=method, fit_rows=FIT, **options)
+    return torch.cat(list(with_instruct_rows([rows], instruct, SPECIAL, len(rows))))
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -277,9 +277,9 @@ def test_tokens_of_the_instruct_model_are_appended() -> None:
     base, adapted = tables()
     instruct = torch.cat([base, torch.full((2, 8), 9.0, dtype=torch.float64)])
     problem = Problem(base, instruct[:60], MAPPING, FIT)
-    table = propagated_table(
-        problem, METHODS["swap"](problem), adapted, instruct, {0: 0, 80: 60, 81: 61}
-    )
+    chunks = METHODS["swap"](problem).rows(adapted, MAPPING, base, instruct[:60])
+    instruct_rows = {0: 0, 80: 60, 81: 61}
+    table = torch.cat(list(with_instruct_rows(chunks, instruct, instruct_rows, 82)))
     assert table.shape == (82, 8)
     assert torch.equal(table[80:], instruct[60:])
     assert torch.equal(table[1:80], adapted[1:])

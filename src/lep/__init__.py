@@ -1,4 +1,4 @@
-"""Learned Embedding Propagation: give an open large language model a new language.
+"""Give an open large language model a new language.
 
 The public names load on first use, so that `import lep` costs nothing.
 """
@@ -8,41 +8,63 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PLACES = {
-    "Checkpoint": "lep.checkpoint.reader",
-    "LinearMap": "lep.linear_map",
-    "LinearMapFitter": "lep.linear_map",
-    "VocabularyMapping": "lep.mapping",
-    "Vocabulary": "lep.tokenizer.vocabulary",
-    "apply_pack": "lep.transfer.language_pack",
-    "build_corpus": "lep.transfer.corpus",
-    "calibrate": "lep.calibration.calibrate",
-    "compare": "lep.evaluation.side_by_side",
-    "compare_checkpoints": "lep.transfer.inspect",
-    "compare_tokenizers": "lep.tokenizer.compare",
-    "copy_records": "lep.corpus.copies",
-    "count_corpus": "lep.tokenizer.write",
-    "evaluate": "lep.evaluation.evaluate",
-    "extend_tokenizer": "lep.tokenizer.write",
-    "initialise": "lep.transfer.initialise",
-    "inspect_checkpoint": "lep.transfer.inspect",
-    "make_pack": "lep.transfer.language_pack",
-    "optimize_tokenizer": "lep.tokenizer.write",
-    "plan_propagation": "lep.transfer.dry_run",
-    "pretrain": "lep.training.pretrain",
-    "propagate": "lep.transfer.propagate",
-    "propagate_auto": "lep.selection.auto",
-    "prune_tokenizer": "lep.tokenizer.write",
-    "train_tokenizer": "lep.tokenizer.write",
-    "tune": "lep.training.tune",
-    "write_answers": "lep.calibration.answers",
-    "write_comparison": "lep.report.tokenizers",
+_MODULES = {
+    # verbs: paths and settings in, files and a printable result out
+    "lep.transfer.corpus": ("build_corpus",),
+    "lep.tokenizer.write": ("extend_tokenizer", "optimize_tokenizer", "prune_tokenizer"),
+    "lep.tokenizer.train": ("train_tokenizer",),
+    "lep.tokenizer.compare": ("compare_tokenizers",),
+    "lep.transfer.initialise": ("initialise",),
+    "lep.training.pretrain": ("pretrain",),
+    "lep.transfer.propagate": ("propagate",),
+    "lep.transfer.dry_run": ("dry_run",),
+    "lep.selection.auto": ("propagate_auto",),
+    "lep.transfer.language_pack": ("LanguagePack", "apply_pack", "make_pack"),
+    "lep.transfer.inspect": ("inspect_checkpoint",),
+    "lep.transfer.verify": ("compare_checkpoints",),
+    "lep.calibration.answers": ("answer",),
+    "lep.calibration.calibrate": ("calibrate",),
+    "lep.training.tune": ("tune",),
+    "lep.evaluation.evaluate": ("bits_per_byte", "evaluate"),
+    "lep.pipeline.run": ("run",),
+    # objects: tensors in, tensors out
+    "lep.checkpoint.reader": ("Checkpoint",),
+    "lep.tokenizer.vocabulary": ("Vocabulary",),
+    "lep.mapping": ("VocabularyMapping",),
+    "lep.transfer.mappings": ("build_mapping", "mean_mapping"),
+    "lep.linear_map": ("FitReport", "LinearMap", "LinearMapFitter"),
+    "lep.propagation": ("Problem", "Propagation", "propagate_rows"),
+    "lep.statistics": ("Estimate", "estimate"),
+    "lep.errors": ("LepError",),
+    "lep.result": ("Result",),
+    "lep.settings": (
+        "AnswerSettings",
+        "BuildSettings",
+        "CalibrateSettings",
+        "EvaluateSettings",
+        "InitSettings",
+        "PretrainSettings",
+        "PropagateSettings",
+        "SelectSettings",
+        "TokenizerSettings",
+        "TuneSettings",
+    ),
 }
+_ALIASES = {
+    "INITIALISATIONS": ("lep.embedding", "METHODS"),
+    "PROPAGATIONS": ("lep.propagation", "METHODS"),
+}
+_NAMES = {name: (module, name) for module, names in _MODULES.items() for name in names} | _ALIASES
 
-__all__ = sorted(_PLACES)
+__all__ = sorted(_NAMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module 'lep' has no attribute '{name}'")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'lep' has no attribute '{name}'")
+    module, attribute = _NAMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""`LinearMap` (W): what carries embedding rows from the base model's space into the instruct model's."""
+"""`LinearMap` (W): carries embedding rows from the base model's space into the instruct model's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from lep.sums import Moments, RunningSums
+from lep.sums import Moments, NoRowsError, RunningSums
 
-# The same for what rounding, of the table and of the products, leaves in directions that a table does not span, as
-# shares of the mean eigenvalue: so many squared unit roundoffs of the table, so many epsilons of the products.
+# What rounding leaves in directions that a table does not span, as shares of the mean eigenvalue:
+# so many squared unit roundoffs of the table, so many epsilons of the products.
 ROUNDING_MARGIN, PRODUCT_MARGIN = 4.0, 32.0
-# Of the mean eigenvalue; no penalty is the plain least-squares solution, an infinite one leaves rows as they are.
+# Shares of the mean eigenvalue: 0 is plain least squares, infinity leaves rows as they are.
 PENALTIES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, inf)
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """How well a map explains the rows it was fitted on, and rows it never saw.
+    """How well a map explains the rows that it was fitted on, and rows that it did not see.
 
-    Residuals are `||A W - B||_F / ||B||_F`, with the weights of the rows and, in a centred fit, about the means;
-    `heldout` is that of one half of the rows under the map of the other. A map that does not beat `identity` on
-    held-out rows carries nothing that swap does not.
+    Residuals are `||A W - B||_F / ||B||_F` with the weights of the rows, in a centred fit about the
+    means. `heldout` is that of one half of the rows under the map of the other half. A map that
+    does not beat `identity` on held-out rows carries no more than swap does.
     """
 
     rows: int
@@ -33,42 +33,38 @@ class FitReport:
     fitted: float
     heldout: float
     change: float  # ||W - I||_F / ||I||_F
-    penalty: float | None = (
-        None  # chosen on held-out rows, as a share of the mean eigenvalue; infinite: W = I
-    )
+    penalty: float | None = None  # as a share of the mean eigenvalue; infinite: W = I
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """`E W + 1 s'` with `W = I + delta`: kept as the difference from the identity, where the precision is."""
+    """`E W + 1 s'` with `W = I + delta`, stored as delta, which keeps the precision."""
 
     delta: Tensor  # (h, h) float64
-    shift: Tensor  # (h,) float64; zero where the fit was not centred
+    shift: Tensor  # (h,) float64, zero unless the fit was centred
 
     @classmethod
     def identity(cls, hidden: int) -> "LinearMap":
-        return cls(
-            torch.zeros(hidden, hidden, dtype=torch.float64),
-            torch.zeros(hidden, dtype=torch.float64),
-        )
+        square = torch.zeros(hidden, hidden, dtype=torch.float64)
+        return cls(square, torch.zeros(hidden, dtype=torch.float64))
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(n, h) to (n, h), computed in the dtype of `rows`. A map that moves nothing returns them bit for bit."""
+        """(n, h) to (n, h) in the dtype of `rows`; the identity returns them bit for bit."""
         moved = self.turn(rows)
         return moved + self.shift.to(rows.dtype) if self.shift.any() else moved
 
     def turn(self, rows: Tensor) -> Tensor:
-        """`E W` without the shift, for differences between rows; computed in the dtype of `rows`."""
-        delta = self._narrow[rows.dtype]
+        """`E W` without the shift, for differences of rows; in the dtype of `rows`."""
+        delta = self._deltas[rows.dtype]
         return rows if delta is None else torch.addmm(rows, rows, delta)
 
     @cached_property
-    def _narrow(self) -> "_Narrow":
-        return _Narrow(self.delta)
+    def _deltas(self) -> "_Deltas":
+        return _Deltas(self.delta)
 
 
-class _Narrow(dict[torch.dtype, Tensor | None]):
-    """A matrix in each type that it was asked for, made once; None where it is zero."""
+class _Deltas(dict[torch.dtype, Tensor | None]):
+    """A matrix by dtype, converted once; None if it is zero."""
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -82,11 +78,16 @@ class _Narrow(dict[torch.dtype, Tensor | None]):
 class LinearMapFitter:
     """Running float64 sums of row pairs (A, B) that yield `argmin_W ||A W - B||_F` (eq. 8-14).
 
-    Solves for `W - I`, by Cholesky where the Gram matrix allows it, else with the minimum norm: directions that
-    no row of A spans are left alone, where a plain least-squares solver would erase them. `centred` takes the
-    means off both sides first and gives the mean of B back, so that what is added to all rows alike (which a softmax
-    does not see) plays no part in W. Rounding noise is told from signal by `rounding`, the unit roundoff of the
-    tables that the rows come from.
+    Solves for `W - I`, by Cholesky where the Gram matrix allows it, otherwise with minimum norm:
+    directions that no row of A spans stay as they are, where plain least squares would erase them.
+    `centred` subtracts the means of both sides and adds the mean of B back, so that W ignores what
+    is added to all rows alike, which a softmax does not see. `rounding` is the unit roundoff of the
+    tables, which tells noise from signal.
+
+    >>> rows = torch.eye(2)
+    >>> linear_map, report = LinearMapFitter(2).update(rows, 3 * rows).fit()
+    >>> linear_map(rows).tolist()
+    [[3.0, 0.0], [0.0, 3.0]]
     """
 
     def __init__(
@@ -97,80 +98,68 @@ class LinearMapFitter:
         rounding: float = 0.0,
         products: torch.dtype = torch.float64,
     ) -> None:
-        self.centred, self.rounding, self.products = centred, rounding, products
-        self.sums = [
-            RunningSums(hidden, products) for _ in range(3)
-        ]  # of either half, and of rows that are in neither
+        self.centred, self.products = centred, products
+        self.floor = max(ROUNDING_MARGIN * rounding**2, PRODUCT_MARGIN * torch.finfo(products).eps)
+        # Of either half, and of rows in neither.
+        self.sums = [RunningSums.zeros(hidden, products) for _ in range(3)]
 
     def update(
         self, source: Tensor, target: Tensor, weights: Tensor | None = None, half: int | None = None
     ) -> "LinearMapFitter":
-        """Add row pairs, (n, h) each, with weights (n,).
+        """Add row pairs (n, h) with weights (n,).
 
-        `half` says to which half of the held-out residual they belong, 0 or 1, or 2 for neither: rows that are made of
-        others must be on one side with them. Without it they alternate.
+        `half` is the rows' half of the held-out residual: 0, 1, or 2 for neither. A mixture must be
+        in the half of its pieces. Without `half`, rows alternate.
         """
-        parts = (
-            {0: slice(0, None, 2), 1: slice(1, None, 2)} if half is None else {half: slice(None)}
-        )
-        for number, part in parts.items():
+        alternating = {0: slice(0, None, 2), 1: slice(1, None, 2)}
+        for number, part in (alternating if half is None else {half: slice(None)}).items():
             if len(source[part]):
-                self.sums[number].add(
-                    source[part].to(self.products),
-                    target[part].to(self.products),
-                    None if weights is None else weights[part],
-                )
+                pair = (source[part].to(self.products), target[part].to(self.products))
+                self.sums[number].add(*pair, None if weights is None else weights[part])
         return self
 
     def fit(self, penalty: float = 0.0) -> tuple[LinearMap, FitReport]:
-        """The minimiser of `||A W - B||^2 + penalty e ||W - I||^2` (e: mean eigenvalue of A'A), and how good it is.
+        """Minimise `||A W - B||^2 + penalty e ||W - I||^2`, e being the mean eigenvalue of A'A.
 
-        Raises `ValueError` without rows.
+        Raises `NoRowsError` without rows.
         """
-        total, heldout = self._total(), self._heldout(penalty, self._halves()[:1])
-        return _solved(total, penalty, self._floor(), heldout)
+        total = self._total()
+        return self._solved(total, penalty, self._heldout(penalty, self._folds()[:1]))
 
     def fit_ridge(self, penalties: Sequence[float] = PENALTIES) -> tuple[LinearMap, FitReport]:
-        """The same with the penalty that is best on held-out rows; of equals, the one nearest to the identity."""
-        halves = self._halves()  # each is predicted by the map of the other
-        heldout = {penalty: self._heldout(penalty, halves) for penalty in penalties}
+        """The fit whose penalty is best on held-out rows; of equal ones, the largest."""
+        folds = self._folds()
+        heldout = {penalty: self._heldout(penalty, folds) for penalty in penalties}
         best = min(sorted(heldout, reverse=True), key=lambda penalty: heldout[penalty])
-        total = self._total()
-        return _solved(total, best, self._floor(), heldout[best])
+        return self._solved(self._total(), best, heldout[best])
 
     def fit_procrustes(self) -> tuple[LinearMap, FitReport]:
-        """`W = s Q`: the best rotation with one scale (Schoenemann 1966), which keeps the angles between rows."""
-        total = self._total()
-        train, test = self._halves()[0]
-        heldout = test.residual(train.rotate(self._floor())[0])
-        delta, rank = total.rotate(self._floor())
+        """`W = s Q`: the best rotation with one scale (Schoenemann 1966), which keeps angles."""
+        total, (train, test) = self._total(), self._folds()[0]
+        heldout = test.residual(train.rotate(self.floor)[0])
+        delta, rank = total.rotate(self.floor)
         return _result(total, delta, rank, None, total.residual(delta), heldout)
 
-    def _total(self) -> "Moments":
+    def _total(self) -> Moments:
         filled = [sums.closed() for sums in self.sums if sums.rows]
         if not filled:
-            raise ValueError("a linear map needs rows to be fitted on, and there are none")
-        return reduce(lambda one, other: one + other, filled).moments(self.centred)
+            raise NoRowsError("a linear map needs rows to be fitted on, and there are none")
+        return reduce(lambda one, other: one + other, filled).moments(centred=self.centred)
 
-    def _halves(self) -> list[tuple["Moments", "Moments"]]:
-        first, second = (half.closed().moments(self.centred) for half in self.sums[:2])
+    def _folds(self) -> list[tuple[Moments, Moments]]:
+        """(train, test): each half of the rows is predicted by the map of the other."""
+        first, second = (half.closed().moments(centred=self.centred) for half in self.sums[:2])
         return [(first, second), (second, first)]
 
-    def _heldout(self, penalty: float, halves: list[tuple["Moments", "Moments"]]) -> float:
-        found = [test.residual(train.solve(penalty, self._floor())[0]) for train, test in halves]
-        return (sum(residual**2 for residual in found) / len(found)) ** 0.5
+    def _heldout(self, penalty: float, folds: list[tuple[Moments, Moments]]) -> float:
+        residuals = [test.residual(train.solve(penalty, self.floor)[0]) for train, test in folds]
+        return (sum(residual**2 for residual in residuals) / len(residuals)) ** 0.5
 
-    def _floor(self) -> float:
-        return max(
-            ROUNDING_MARGIN * self.rounding**2, PRODUCT_MARGIN * torch.finfo(self.products).eps
-        )
-
-
-def _solved(
-    total: Moments, penalty: float, floor: float, heldout: float
-) -> tuple[LinearMap, FitReport]:
-    delta, rank = total.solve(penalty, floor)
-    return _result(total, delta, rank, penalty, total.minimum(delta, penalty), heldout)
+    def _solved(
+        self, total: Moments, penalty: float, heldout: float
+    ) -> tuple[LinearMap, FitReport]:
+        delta, rank = total.solve(penalty, self.floor)
+        return _result(total, delta, rank, penalty, total.minimum(delta, penalty), heldout)
 
 
 def _result(

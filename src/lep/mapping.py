@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# Of widened copies in float32. glibc keeps freed blocks below 32 MiB for the next chunk; larger ones are mapped anew,
-# which costs more than what is done with them (docs/log.md).
+# Of widened copies in float32. glibc reuses freed blocks below 32 MiB; larger ones are mapped anew,
+# which costs more than the work on them (docs/log.md).
 CHUNK_BYTES = 1 << 24
 MAPPING_PARTS = ("indices", "offsets", "weights", "copies")
 
@@ -25,10 +25,11 @@ def row_chunks(table: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class VocabularyMapping:
-    """A sparse (target rows, source rows) matrix; `mapping(E)` is `M E`, the table of the target vocabulary.
+    """A sparse (target rows, source rows) matrix M; `mapping(E)` is the target's table `M E`.
 
-    Row t holds the weights `weights[offsets[t]:offsets[t + 1]]` on the source rows `indices[...]` of that range
-    (the paper's `T`, eq. 1-2, where row t holds 1/K on the K source tokens that spell target token t).
+    Row t has the weights `weights[offsets[t]:offsets[t + 1]]` on the source rows `indices[...]` of
+    that range. This is the paper's `T` (eq. 1-2), where row t is 1/K on the K source tokens that
+    spell target token t.
 
     >>> m = VocabularyMapping.from_rows([[0], [0, 1]], source_size=2)
     >>> m(torch.tensor([[1.0], [3.0]])).tolist()
@@ -38,7 +39,7 @@ class VocabularyMapping:
     indices: Tensor  # (nonzero,) int64, source row of each entry
     offsets: Tensor  # (target rows + 1,) int64, where each target row begins
     weights: Tensor  # (nonzero,) float64
-    copies: Tensor  # (target rows,) bool, whether the row stands for the same token as its one source row
+    copies: Tensor  # (target rows,) bool, whether the row copies the same token's source row
     source_size: int
 
     @classmethod
@@ -49,7 +50,10 @@ class VocabularyMapping:
         weights: Sequence[Sequence[float]] | None = None,
         copies: Sequence[bool] | None = None,
     ) -> "VocabularyMapping":
-        """Build from the source rows of each target row; equal weights 1/K, and single rows copies, unless given."""
+        """Build from the source rows of each target row.
+
+        By default weights are 1/K, and target rows with one source row are copies.
+        """
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         if weights is None:
             weights = [[1.0 / len(row)] * len(row) for row in rows]
@@ -102,9 +106,8 @@ class VocabularyMapping:
         """Ranges of target rows with at most `limit` entries (or one row)."""
         start = 0
         while start < self.target_size:
-            full = (
-                int(torch.searchsorted(self.offsets, self.offsets[start] + limit, right=True)) - 1
-            )
+            end = self.offsets[start] + limit
+            full = int(torch.searchsorted(self.offsets, end, right=True)) - 1
             stop = min(max(full, start + 1), self.target_size)
             yield start, stop
             start = stop
@@ -113,21 +116,18 @@ class VocabularyMapping:
         """The mapping of some target rows only, (n,) int64, in their order."""
         lengths = self.offsets.diff()[rows]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        entries = torch.arange(int(offsets[-1])) - (
-            offsets[:-1] - self.offsets[rows]
-        ).repeat_interleave(lengths)
-        copies = self.copies[rows]
-        return VocabularyMapping(
-            self.indices[entries], offsets, self.weights[entries], copies, self.source_size
-        )
+        moved = (offsets[:-1] - self.offsets[rows]).repeat_interleave(lengths)
+        entries = torch.arange(int(offsets[-1])) - moved
+        parts = (self.indices[entries], offsets, self.weights[entries], self.copies[rows])
+        return VocabularyMapping(*parts, self.source_size)
 
     def chunks(self, hidden: int) -> Iterator["VocabularyMapping"]:
-        """In pieces of target rows that, with rows of this size, are small enough to be widened."""
+        """The mapping in pieces small enough to widen rows of this size."""
         for rows in torch.arange(self.target_size).split(rows_at_once(hidden)):
             yield self.select(rows)
 
     def kept(self) -> tuple[Tensor, Tensor]:
-        """Target rows that copy their token's source row, and those source rows: two (n,) int64 tensors."""
+        """Target rows that are copies, and their source rows: two (n,) int64 tensors."""
         return self.copies.nonzero().flatten(), self.indices[self.offsets[:-1][self.copies]]
 
     def new_rows(self) -> Tensor:
@@ -141,22 +141,20 @@ class VocabularyMapping:
         return replace(self, weights=self.weights * scale.repeat_interleave(self.offsets.diff()))
 
     def halves(self) -> Tensor:
-        """0 or 1 where all source rows of a target row have even or odd numbers, else 2: (target rows,) int64."""
-        odd = torch.cat([torch.zeros(1, dtype=torch.int64), (self.indices % 2).cumsum(0)])[
-            self.offsets
-        ].diff()
+        """(target rows,) int64: 0 if all source rows are even numbers, 1 if odd, otherwise 2."""
+        counts = torch.cat([torch.zeros(1, dtype=torch.int64), (self.indices % 2).cumsum(0)])
+        odd = counts[self.offsets].diff()
         return torch.where(odd == 0, 0, torch.where(odd == self.offsets.diff(), 1, 2))
 
     def source_weights(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """How much each source row counts, (V_source,) float64, when target rows (n,) count `weights` (n,): M'w."""
+        """`M'w`, (V_source,) float64: weights of source rows, from those (n,) of target rows."""
         part = self.select(rows)
         entries = part.weights * weights.double().repeat_interleave(part.offsets.diff())
-        return torch.zeros(self.source_size, dtype=torch.float64).index_add_(
-            0, part.indices, entries
-        )
+        total = torch.zeros(self.source_size, dtype=torch.float64)
+        return total.index_add_(0, part.indices, entries)
 
     def check(self) -> "VocabularyMapping":
-        """Raise `ValueError` for what is no mapping, such as rows that lie beyond the tables; else return it."""
+        """Return the mapping. Raises `ValueError` unless its parts fit together and its tables."""
         types = [
             (self.indices, torch.int64),
             (self.offsets, torch.int64),
@@ -173,7 +171,7 @@ class VocabularyMapping:
                 f"the rows of the mapping do not end at its {len(self.indices):,} entries"
             )
         if (self.offsets.diff()[self.copies] != 1).any():
-            raise ValueError("a copy in the mapping has not one source row")
+            raise ValueError("a copy in the mapping does not have one source row")
         if ((self.indices < 0) | (self.indices >= self.source_size)).any():
             raise ValueError(f"a row of the mapping lies beyond {self.source_size:,}")
         return self
@@ -185,15 +183,15 @@ class VocabularyMapping:
         )
 
     def main_source(self) -> Tensor:
-        """The source row with the largest weight in each target row, the first of several: (target rows,) int64."""
+        """(target rows,) int64: the source row with the largest weight, the first of equal ones."""
         row = torch.arange(self.target_size).repeat_interleave(self.offsets.diff())
         top = torch.full((self.target_size,), -torch.inf, dtype=torch.float64)
         best = self.weights == top.scatter_reduce(0, row, self.weights, "amax")[row]
-        place = torch.full((self.target_size,), len(self.weights))
-        return self.indices[place.scatter_reduce(0, row[best], best.nonzero().flatten(), "amin")]
+        entry = torch.full((self.target_size,), len(self.weights))
+        return self.indices[entry.scatter_reduce(0, row[best], best.nonzero().flatten(), "amin")]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parts by name, as `from_tensors` takes them and as files hold them."""
+        """The parts by name, as files hold them and `from_tensors` takes them."""
         parts = {name: getattr(self, name) for name in MAPPING_PARTS}
         return parts | {"source_size": torch.tensor([self.source_size])}
 

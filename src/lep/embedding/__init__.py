@@ -1,4 +1,4 @@
-"""Methods that fill `M`: how the rows of new tokens are put together from rows of known ones."""
+"""Methods that fill `M`: how rows of new tokens are mixed from rows of known ones."""
 
 from lep.embedding.norms import calibrated, undertrained
 from lep.embedding.subtoken import METHODS

@@ -1,4 +1,4 @@
-"""What a table's rows look like: their norms, and those that training never reached."""
+"""What the rows of a table look like: their norms, and rows that training never reached."""
 
 import torch
 from torch import Tensor
@@ -7,39 +7,37 @@ from lep.mapping import VocabularyMapping, row_chunks
 
 
 def row_norms(table: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Norm of each row, (V,) float32, less `centre` (h,) where given. Never widens more than some rows at once."""
+    """Norm of each row less `centre` (h,), float32 (V,). Widens a few rows at once."""
     origin = torch.zeros(table.shape[1]) if centre is None else centre
     return torch.cat([(part.float() - origin).norm(dim=1) for part in row_chunks(table)])
 
 
-def calibrated(mapping: VocabularyMapping, table: Tensor, alike: Tensor) -> VocabularyMapping:
-    """The mapping with new rows scaled to the median norm of `table`'s rows `alike` (a (V_source,) mask).
+def calibrated(mapping: VocabularyMapping, table: Tensor, rows: Tensor) -> VocabularyMapping:
+    """The mapping with new rows as long as the `table`'s median row of `rows`, a mask (V_source,).
 
-    A mean of pieces that point in different directions is shorter than any of them; rows of the same script show
-    how long it should be.
+    A mean of pieces that point in different directions is shorter than each of them. Rows of the
+    same script show how long it should be.
     """
-    norms = row_norms(table[alike])
+    norms = row_norms(table[rows])
     if not len(norms):
         return mapping
-    rows = mapping.new_rows()
-    parts = mapping.select(rows).chunks(table.shape[1])
-    lengths = torch.cat(
-        [torch.zeros(0), *(part(table, dtype=torch.float32).double().norm(dim=1) for part in parts)]
-    )
-    scale = torch.where(lengths > 0, norms.median().double() / lengths, 1.0)
-    return mapping.scaled(rows, scale)
+    new = mapping.new_rows()
+    parts = mapping.select(new).chunks(table.shape[1])
+    lengths = [part(table, dtype=torch.float32).double().norm(dim=1) for part in parts]
+    length = torch.cat([torch.zeros(0), *lengths])
+    return mapping.scaled(new, torch.where(length > 0, norms.median().double() / length, 1.0))
 
 
 def undertrained(table: Tensor, unused: Tensor) -> Tensor:
-    """Mask (V,) of rows that training never reached: as near to the mean of the `unused` rows as these are.
+    """Mask (V,) of rows that training never reached (Land & Bartolo 2024).
 
-    `unused` marks rows that no text can use (padding, bytes that UTF-8 lacks). Where they lie close together
-    beside all other rows, so do the rows of tokens that occur nowhere (Land & Bartolo 2024); where they do not, the
-    table says nothing and only rows of zeros are marked.
+    `unused` is a mask of rows that no text reaches: padding, bytes that UTF-8 lacks. If these lie
+    close together and apart from all others, rows as near to their mean are undertrained, too.
+    Otherwise only rows of zeros are.
     """
-    found = torch.cat([~part.any(1) for part in row_chunks(table)])
+    zero = torch.cat([~part.any(1) for part in row_chunks(table)])
     if unused.sum() < 2:
-        return found
+        return zero
     distance = row_norms(table, table[unused].float().mean(0))
     radius = distance[unused].max()
-    return found | (distance <= radius) if 2 * radius < distance.nanmedian() else found
+    return zero | (distance <= radius) if 2 * radius < distance.nanmedian() else zero

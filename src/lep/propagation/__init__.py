@@ -1,19 +1,14 @@
-"""Methods that fit `W`: how adapted rows are carried from the base model into the instruct model."""
+"""Methods that fit `W`: how adapted rows are carried from base to instruct model."""
 
-from lep.propagation.methods import (
-    METHODS,
-    Problem,
-    Propagation,
-    propagated_rows,
-    propagated_table,
-    with_own_rows,
-)
+from lep.propagation.apply import Propagation, RowMap, with_instruct_rows
+from lep.propagation.methods import METHODS, UNFITTED, Problem, propagate_rows
 
 __all__ = [
     "METHODS",
+    "UNFITTED",
     "Problem",
     "Propagation",
-    "propagated_rows",
-    "propagated_table",
-    "with_own_rows",
+    "RowMap",
+    "propagate_rows",
+    "with_instruct_rows",
 ]

@@ -1,21 +1,20 @@
-"""How adapted rows become the instruct model's: `E' = E_adapted W + beta M R`, with W and beta for kept and new rows.
+"""Methods of propagation: each fits W, and chooses beta for kept and new rows.
 
-R, what the instruct model has beyond the map in the rows of its base, is `E_inst - E_base W`. The paper's methods
-drop it (beta = 0) and differ in the rows on which W is fitted. With beta = 1 a row is what the instruct model has,
-`M E_inst`, and what was learned, `(E_adapted - M E_base) W`.
+The paper's methods drop the residual (beta = 0) and differ in the rows on which W is fitted.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lep.linear_map import FitReport, LinearMap, LinearMapFitter
 from lep.mapping import VocabularyMapping, rows_at_once
+from lep.propagation.apply import Propagation, RowMap
 
-FLOAT32_PRODUCTS_FROM = 1_024  # hidden size, for tables of 16 bits: below it, float64 costs nothing
+FLOAT32_PRODUCTS_FROM = 1_024  # hidden size of 16-bit tables: in smaller ones float64 costs nothing
 
 
 @dataclass(frozen=True)
@@ -25,107 +24,98 @@ class Problem:
     base: Tensor  # (V_source, h)
     instruct: Tensor  # (V_source, h)
     mapping: VocabularyMapping
-    fit_rows: Tensor  # (V_target,) bool: rows to fit on. Special tokens are trained in the instruct model only
+    # (V_target,) bool. Special tokens stay out: they are trained in the instruct model only.
+    fit_rows: Tensor
     centred: bool = False  # for output tables: what a softmax does not see stays out of the fit
-    weights: Tensor | None = (
-        None  # (V_target,) float64: what each row counts in a fit, such as the root of its uses
-    )
-    penalty: float | None = (
-        None  # toward the identity, as a share of the mean eigenvalue; None: the method's way
-    )
+    weights: Tensor | None = None  # (V_target,) float64, for example the root of a token's count
+    # Toward the identity, as a share of the mean eigenvalue. None: as the method chooses.
+    penalty: float | None = None
+
+    @property
+    def hidden(self) -> int:
+        return self.base.shape[1]
 
     @property
     def products(self) -> torch.dtype:
-        """In which sums of products are made."""
-        large = self.base.shape[1] >= FLOAT32_PRODUCTS_FROM and self.base.itemsize < 4
+        """Precision of the matrix products."""
+        large = self.hidden >= FLOAT32_PRODUCTS_FROM and self.base.itemsize < 4
         return torch.float32 if large else torch.float64
-
-    def fitter(self) -> LinearMapFitter:
-        rounding = torch.finfo(self.base.dtype).eps / 2
-        return LinearMapFitter(
-            self.base.shape[1], centred=self.centred, rounding=rounding, products=self.products
-        )
 
     def target_weights(self) -> Tensor:
         return torch.ones(len(self.fit_rows)) if self.weights is None else self.weights
 
-
-@dataclass(frozen=True)
-class RowMap:
-    """W of a group of rows, and beta: whether they keep `M R`. Where they do, what was learned may be left out."""
-
-    linear_map: LinearMap
-    residual: bool = False
-    learned: bool = True
-
-
-@dataclass(frozen=True)
-class Propagation:
-    """How the rows of one table are carried over: those of kept tokens, those of new ones, and the fit behind it."""
-
-    kept: RowMap
-    new: RowMap
-    report: FitReport
+    def fitter(self, pairs: "Pairs") -> LinearMapFitter:
+        """A fitter that has seen all row pairs."""
+        fitter = LinearMapFitter(
+            self.hidden,
+            centred=self.centred,
+            rounding=torch.finfo(self.base.dtype).eps / 2,
+            products=self.products,
+        )
+        for source, target, weights, half in pairs:
+            fitter.update(source, target, weights, half)
+        return fitter
 
 
 def swap(problem: Problem) -> Propagation:
-    """`W = I`: the adapted rows as they are. The report gives the residual of that on the rows of `conversion`."""
+    """`W = I`: the adapted rows as they are. The report has its residual on `conversion`'s rows."""
     shift = total = 0.0
-    for source, target, *_ in _converted(problem):
+    for source, target, *_ in _target_pairs(problem):
         shift += (target - source).double().square().sum().item()
         total += target.double().square().sum().item()
     residual = (shift / max(total, torch.finfo(torch.float64).tiny)) ** 0.5
     report = FitReport(int(problem.fit_rows.sum()), 0, residual, residual, residual, 0.0)
-    same = RowMap(LinearMap.identity(problem.base.shape[1]))
-    return Propagation(same, same, report)
+    return Propagation.uniform(RowMap(LinearMap.identity(problem.hidden)), report)
 
 
 def overlap(problem: Problem) -> Propagation:
-    """`argmin_W ||E_base[C] W - E_inst[C]||` over the tokens C that both vocabularies have (eq. 8-11)."""
-    return _alike(*_fitted(problem, _shared(problem)).fit(problem.penalty or 0.0))
+    """`argmin_W ||E_base[C] W - E_inst[C]||` over the tokens C of both vocabularies (eq. 8-11)."""
+    linear_map, report = problem.fitter(_shared_pairs(problem)).fit(problem.penalty or 0.0)
+    return Propagation.uniform(RowMap(linear_map), report)
 
 
 def conversion(problem: Problem) -> Propagation:
-    """`argmin_W ||(M E_base) W - M E_inst||` in the target vocabulary (eq. 13-14). M must stay in the problem."""
-    return _alike(*_fitted(problem, _converted(problem)).fit(problem.penalty or 0.0))
+    """`argmin_W ||(M E_base) W - M E_inst||` in the target vocabulary (eq. 13-14)."""
+    linear_map, report = problem.fitter(_target_pairs(problem)).fit(problem.penalty or 0.0)
+    return Propagation.uniform(RowMap(linear_map), report)
 
 
 def ridge(problem: Problem) -> Propagation:
-    """Least squares drawn toward the identity, as strongly as is best on held-out rows (infinitely: swap)."""
-    fitter = _fitted(problem, _used(problem))
-    return _alike(*(fitter.fit_ridge() if problem.penalty is None else fitter.fit(problem.penalty)))
+    """Least squares drawn toward the identity, with the penalty that is best on held-out rows."""
+    fitter = problem.fitter(_source_pairs(problem))
+    penalty = problem.penalty
+    linear_map, report = fitter.fit_ridge() if penalty is None else fitter.fit(penalty)
+    return Propagation.uniform(RowMap(linear_map), report)
 
 
 def procrustes(problem: Problem) -> Propagation:
-    """The best rotation with one scale: angles between rows, and so what tokens mean beside each other, stay."""
-    return _alike(*_fitted(problem, _used(problem)).fit_procrustes())
+    """The best rotation with one scale, which keeps the angles between rows (Schoenemann 1966)."""
+    linear_map, report = problem.fitter(_source_pairs(problem)).fit_procrustes()
+    return Propagation.uniform(RowMap(linear_map), report)
 
 
 def task_arithmetic(problem: Problem) -> Propagation:
-    """`W = I, beta = 1`: what the instruct model changed in each row is added, as a mean over new tokens' pieces."""
-    report = swap(problem).report
-    all_of_it = RowMap(LinearMap.identity(problem.base.shape[1]), residual=True)
-    return Propagation(all_of_it, all_of_it, report)
+    """`W = I, beta = 1`: adds what the instruct model changed in a row or its pieces."""
+    identity = LinearMap.identity(problem.hidden)
+    return Propagation.uniform(RowMap(identity, residual=True), swap(problem).report)
 
 
 def exact(problem: Problem) -> Propagation:
-    """Kept rows: the instruct model's own plus what was learned, `E_inst + (E_adapted - E_base)`; new rows: `ridge`."""
-    mapped = ridge(problem)
-    return Propagation(
-        RowMap(LinearMap.identity(problem.base.shape[1]), residual=True), mapped.new, mapped.report
-    )
+    """Kept rows: `E_inst + (E_adapted - E_base)`; new rows: as `ridge`."""
+    kept = RowMap(LinearMap.identity(problem.hidden), residual=True)
+    return replace(ridge(problem), kept=kept)
 
 
 def residual(problem: Problem) -> Propagation:
-    """As `exact`, and new rows keep what the map leaves of their pieces (beta = 1)."""
-    mapped = exact(problem)
-    return Propagation(mapped.kept, RowMap(mapped.new.linear_map, residual=True), mapped.report)
+    """As `exact`, but new rows keep the residual of their pieces (beta = 1)."""
+    propagation = exact(problem)
+    return replace(propagation, new=replace(propagation.new, residual=True))
 
 
 def new_rows(problem: Problem) -> Propagation:
-    """Kept rows are the instruct model's, whatever training did to the base's; new rows: task arithmetic."""
-    added = task_arithmetic(problem)
-    return Propagation(replace(added.kept, learned=False), added.new, added.report)
+    """Kept rows: the instruct model's; new rows: as `task_arithmetic`."""
+    propagation = task_arithmetic(problem)
+    return replace(propagation, kept=replace(propagation.kept, learned=False))
 
 
 METHODS: dict[str, Callable[[Problem], Propagation]] = {
@@ -139,109 +129,61 @@ METHODS: dict[str, Callable[[Problem], Propagation]] = {
     "residual": residual,
     "new-rows": new_rows,
 }
-UNFITTED = ("swap", "task-arithmetic", "new-rows")  # without a map: no solves, no products
-ONE_FIT = ("overlap", "conversion", "procrustes")  # the others choose their penalty
+UNFITTED = ("swap", "task-arithmetic", "new-rows")  # methods that fit no map
 
 
-def propagated_rows(
-    problem: Problem, propagation: Propagation, adapted: Tensor
-) -> Iterator[Tensor]:
-    """The rows of the result in chunks, in their order: `E_adapted W`, or `M E_inst + (E_adapted - M E_base) W`.
-
-    The latter is the formula above with beta = 1, arranged so that nothing is lost where little was learned: a kept
-    row that did not change in training is the instruct model's, bit for bit. `adapted` is (V_target, h); the chunks
-    have the dtype of the instruct model, and are computed in float32 where that has 16 bits, else in float64.
-    """
-    wide = torch.float32 if problem.instruct.itemsize < 4 else torch.float64
-    for rows in torch.arange(len(adapted)).split(rows_at_once(adapted.shape[1])):
-        trained, copies = adapted[rows[0] : rows[-1] + 1].to(wide), problem.mapping.copies[rows]
-        if propagation.kept is propagation.new:  # one pass
-            made = _carried(problem, propagation.new, problem.mapping.select(rows), trained)
-            yield made.to(problem.instruct.dtype, copy=made.dtype == problem.instruct.dtype)
-            continue
-        chunk = torch.empty(len(rows), adapted.shape[1], dtype=problem.instruct.dtype)
-        for group, chosen in ((propagation.kept, copies), (propagation.new, ~copies)):
-            if chosen.any():
-                part = problem.mapping.select(rows[chosen])
-                chunk[chosen] = _carried(problem, group, part, trained[chosen]).to(chunk.dtype)
-        yield chunk
-
-
-def propagated_table(
-    problem: Problem,
-    propagation: Propagation,
-    adapted: Tensor,
+def propagate_rows(
+    base: Tensor,
     instruct: Tensor,
-    instruct_rows: dict[int, int],
+    adapted: Tensor,
+    mapping: VocabularyMapping,
+    *,
+    method: str = "conversion",
+    **options: Any,
 ) -> Tensor:
-    """All rows of the result, (V_result, h): the propagated ones, and the instruct model's own: `{row: its row}`."""
-    size = max([len(adapted), *(row + 1 for row in instruct_rows)])
-    return torch.cat(
-        list(
-            with_own_rows(
-                propagated_rows(problem, propagation, adapted), instruct, instruct_rows, size
-            )
-        )
-    )
+    """Carry adapted rows (V_target, h) into the instruct model by a method of `METHODS`.
 
+    `base` and `instruct` are (V_source, h), the result is (V_target, h) in the dtype of `instruct`.
+    `options` are further fields of `Problem`; without `fit_rows` the map is fitted on all rows.
 
-def with_own_rows(
-    chunks: Iterable[Tensor], instruct: Tensor, instruct_rows: dict[int, int], size: int
-) -> Iterator[Tensor]:
-    """Chunks of a table of `size` rows in which some are the instruct model's own: `{row: its row}`.
-
-    Rows that the chunks do not reach (tokens that only the instruct model has) are appended, zero where they are
-    nobody's.
+    Raises `ValueError` for an unknown method and for shapes that do not belong together.
     """
-    start = 0
-    for chunk in itertools.chain(chunks, [None]):
-        rows = instruct.new_zeros(size - start, instruct.shape[1]) if chunk is None else chunk
-        own = {
-            row - start: source
-            for row, source in instruct_rows.items()
-            if start <= row < start + len(rows)
-        }
-        rows[list(own)] = instruct[list(own.values())]
-        start += len(rows)
-        if len(rows):
-            yield rows
+    if method not in METHODS:
+        raise ValueError(f"unknown method '{method}': the methods are {', '.join(METHODS)}")
+    if base.shape != instruct.shape or adapted.shape != (mapping.target_size, base.shape[1]):
+        shapes = [tuple(table.shape) for table in (base, instruct, adapted)]
+        raise ValueError(
+            f"base, instruct and adapted have the shapes {shapes}, and the mapping leads from "
+            f"{mapping.source_size} to {mapping.target_size} rows"
+        )
+    fit_rows = options.pop("fit_rows", torch.ones(mapping.target_size, dtype=torch.bool))
+    propagation = METHODS[method](Problem(base, instruct, mapping, fit_rows, **options))
+    return torch.cat(list(propagation.rows(adapted, mapping, base, instruct)))
 
 
-def _carried(
-    problem: Problem, group: RowMap, mapping: VocabularyMapping, adapted: Tensor
-) -> Tensor:
-    if not group.residual:
-        return group.linear_map(adapted)
-    chat = mapping(problem.instruct, dtype=adapted.dtype)
-    if not group.learned:
-        return chat
-    learned = group.linear_map.turn(adapted - mapping(problem.base, dtype=adapted.dtype))
-    return torch.where(learned == 0, chat, chat + learned)  # a sum would turn -0 into 0
+# A, B, weights and half, as `LinearMapFitter.update` takes them
+Pairs = Iterator[tuple[Tensor, Tensor, Tensor | None, int]]
 
 
-Pairs = Iterator[
-    tuple[Tensor, Tensor, Tensor | None, int]
-]  # A, B, weights, half (`LinearMapFitter.update`)
-
-
-def _converted(problem: Problem) -> Pairs:
-    """Rows of the target vocabulary. A mixture is held out with its pieces only, or it would be known from them."""
+def _target_pairs(problem: Problem) -> Pairs:
+    """Rows of the target vocabulary. A mixture is held out only where all its pieces are."""
     rows, wide = problem.fit_rows.nonzero().flatten(), problem.products
-    for half, chunk in _chunks(problem, problem.mapping.select(rows).halves()):
+    for half, chunk in _chunks(problem.mapping.select(rows).halves(), problem.hidden):
         part = problem.mapping.select(rows[chunk])
         weights = None if problem.weights is None else problem.weights[rows[chunk]]
         yield part(problem.base, dtype=wide), part(problem.instruct, dtype=wide), weights, half
 
 
-def _shared(problem: Problem) -> Pairs:
+def _shared_pairs(problem: Problem) -> Pairs:
+    """Rows of the tokens that both vocabularies have."""
     target, source = problem.mapping.kept()
     fitted = problem.fit_rows[target]
-    weights = problem.target_weights()[target[fitted]]
-    return _pairs(problem, source[fitted], None if problem.weights is None else weights)
+    weights = None if problem.weights is None else problem.weights[target[fitted]]
+    return _pairs(problem, source[fitted], weights)
 
 
-def _used(problem: Problem) -> Pairs:
-    """Source rows, each once, by how much the target vocabulary is made of them: no row predicts its own mixture."""
+def _source_pairs(problem: Problem) -> Pairs:
+    """Source rows, each once, weighted by its share in the target rows."""
     rows = problem.fit_rows.nonzero().flatten()
     weights = problem.mapping.source_weights(rows, problem.target_weights()[rows])
     used = (weights > 0).nonzero().flatten()
@@ -249,31 +191,13 @@ def _used(problem: Problem) -> Pairs:
 
 
 def _pairs(problem: Problem, rows: Tensor, weights: Tensor | None) -> Pairs:
-    for half, part in _chunks(problem, torch.arange(len(rows)) % 2):
-        yield (
-            problem.base[rows[part]],
-            problem.instruct[rows[part]],
-            None if weights is None else weights[part],
-            half,
-        )
+    for half, part in _chunks(torch.arange(len(rows)) % 2, problem.hidden):
+        chunk_weights = None if weights is None else weights[part]
+        yield problem.base[rows[part]], problem.instruct[rows[part]], chunk_weights, half
 
 
-def _chunks(problem: Problem, halves: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(half, its rows), no more at once than are widened: sums of products are fast for many rows of one half."""
+def _chunks(halves: Tensor, hidden: int) -> Iterator[tuple[int, Tensor]]:
+    """(half, its rows), in chunks as large as are widened at once."""
     for half in halves.unique().tolist():
-        for chunk in (
-            (halves == half).nonzero().flatten().split(rows_at_once(problem.base.shape[1]))
-        ):
+        for chunk in (halves == half).nonzero().flatten().split(rows_at_once(hidden)):
             yield half, chunk
-
-
-def _fitted(problem: Problem, pairs: Pairs) -> LinearMapFitter:
-    fitter = problem.fitter()
-    for pair in pairs:
-        fitter.update(*pair)
-    return fitter
-
-
-def _alike(linear_map: LinearMap, report: FitReport) -> Propagation:
-    rows = RowMap(linear_map)
-    return Propagation(rows, rows, report)

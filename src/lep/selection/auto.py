@@ -22,21 +22,14 @@ from lep.corpus.read import question, read_messages
 from lep.errors import CheckpointError, CorpusError
 from lep.evaluation.evaluate import items, windows
 from lep.inference.models import device, load_model
-from lep.propagation import METHODS, Propagation
+from lep.propagation import Propagation
 from lep.publish import check_output
 from lep.selection.probe import HALVES, Probe
 from lep.settings import EvaluateSettings, PropagateSettings, SelectSettings
 from lep.statistics import Estimate, estimate
 from lep.transfer.family import Family
-from lep.transfer.propagate import (
-    RECORD,
-    all_rows,
-    as_json,
-    fit_record,
-    propagated,
-    use_weights,
-    write_result,
-)
+from lep.transfer.propagate import RECORD, as_json, fit, fit_record, result_tensors, token_weights
+from lep.transfer.write import write_recipient
 
 BITS = 1 / math.log(2)
 UNCHANGED = 0.99  # tokens of a text after over before: at least this in a language that the adaptation leaves alone
@@ -140,7 +133,7 @@ def propagate_auto(
         "selection.json": as_json(described),
         "selection.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
     }
-    write_result(family.recipient, candidates.rows(selection.chosen), notes, output)
+    write_recipient(family.recipient, candidates.rows(selection.chosen), notes, output)
     return selection
 
 
@@ -149,39 +142,41 @@ class Candidates:
 
     def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
         self.family, self.place = family, output.with_name(output.name + ".candidate")
-        weights = use_weights(family, settings.frequency_text) if settings.frequency_text else None
-        self.cases = {kind: family.case(kind, weights, settings.ridge) for kind in family.mappings}
+        weights = token_weights(family, settings.frequency_text)
+        self.problems = {
+            kind: family.problem(kind, weights, settings.ridge) for kind in family.mappings
+        }
         self._fits: dict[tuple[str, str], Propagation] = {}
         self._loaded: tuple[Any, Checkpoint] | None = None
 
     def fits(self, name: Name) -> dict[str, Propagation]:
         """The propagation of each table."""
         for kind, method in self._named(name):
-            if kind in self.cases and (kind, method) not in self._fits:
-                self._fits[kind, method] = METHODS[method](self.cases[kind].problem)
+            if kind in self.problems and (kind, method) not in self._fits:
+                self._fits[kind, method] = fit(self.problems[kind], method)
         return {
             kind: self._fits[kind, method]
             for kind, method in self._named(name)
-            if kind in self.cases
+            if kind in self.problems
         }
 
     def tables(self, name: Name) -> dict[str, Tensor]:
         """The tables of the result."""
-        return {kind: self.cases[kind].result(found) for kind, found in self.fits(name).items()}
+        return {
+            kind: torch.cat(list(self.family.propagated(kind, propagation).chunks()))
+            for kind, propagation in self.fits(name).items()
+        }
 
     def rows(self, name: Name) -> dict[str, Rows]:
         """Everything that is written for a candidate."""
-        fits = self.fits(name).items()
-        return all_rows(
-            self.family, {kind: propagated(self.family, kind, found) for kind, found in fits}
-        )
+        return result_tensors(self.family, self.fits(name))
 
     def load(self, name: Name) -> tuple[Any, Checkpoint]:
         """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
         tables = self.tables(name)
         if self._loaded is None:
             shutil.rmtree(self.place, ignore_errors=True)
-            write_result(self.family.recipient, self.rows(name), {}, self.place)
+            write_recipient(self.family.recipient, self.rows(name), {}, self.place)
             self._loaded = load_model(self.place)
         model = self._loaded[0]
         model.get_input_embeddings().weight.data.copy_(tables["input"])
@@ -206,12 +201,12 @@ def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -
     lines = ["table  | method     | held-out residual |         W = I | penalty"]
     family = Family.open(base, instruct, adapted)
     for kind in family.mappings:
-        case = family.case(kind)
+        problem = family.problem(kind)
         for method in ("overlap", "conversion", "ridge", "procrustes"):
-            fit = METHODS[method](case.problem).report
-            penalty = "-" if fit.penalty is None else f"{fit.penalty:g}"
+            report = fit(problem, method).report
+            penalty = "-" if report.penalty is None else f"{report.penalty:g}"
             lines.append(
-                f"{case.kind:6} | {method:10} | {fit.heldout:17.4f} | {fit.identity:13.4f} | {penalty}"
+                f"{kind:6} | {method:10} | {report.heldout:17.4f} | {report.identity:13.4f} | {penalty}"
             )
     return "\n".join(lines)
 
@@ -288,7 +283,7 @@ def _search(
                 records[name] = probe.measure(*candidates.load(name))
 
     try_all([(method, method) for method in select.candidates])
-    if "output" in candidates.cases:
+    if "output" in candidates.problems:
         try_all([(best("choose")[0], method) for method in select.candidates])
         try_all([(method, best("choose")[1]) for method in select.candidates])
     chosen = best("choose")

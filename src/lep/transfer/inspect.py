@@ -1,7 +1,8 @@
-"""What is in a checkpoint, and what changed between two of them."""
+"""What is in a checkpoint: tables, sizes, special tokens, suspicious rows."""
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +10,68 @@ import torch
 from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import sha256
 from lep.embedding.norms import row_norms
-from lep.tokenizer.idmap import IdMap
+from lep.result import Result
 from lep.transfer.mappings import undertrained_rows, unused_rows
 
-SHOWN = 8  # tokens named in a list of suspicious rows
+SHOWN = 8  # tokens named in a list
 
 
-def inspect_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Tables with their sizes and suspicious rows, special tokens, and the size of all the rest.
+@dataclass(frozen=True)
+class Inspection(Result):
+    """The facts of `lep inspect`, as `--json` writes them."""
 
-    Raises `CheckpointError` for what is no readable causal language model.
+    record: dict[str, Any]
+
+    def __str__(self) -> str:
+        record = self.record
+        specials = record["special_tokens"]
+        return "\n".join(
+            [
+                f"{record['architecture']}: {record['parameters']:,} parameters, "
+                f"{record['bytes'] / 1e9:.3f} GB in {record['shards']} "
+                f"file{'s' * (record['shards'] != 1)}; "
+                f"{'tied' if record['tied'] else 'untied'} embeddings",
+                f"{record['tokens']:,} tokens, {len(specials):,} of them special or added; "
+                f"{'a' if record['chat_template'] else 'no'} chat template",
+                *(line for entry in record["tables"].items() for line in _table_lines(*entry)),
+                "special tokens: " + _shown([f"{n} {i}" for n, i in specials.items()]),
+            ]
+        )
+
+
+def inspect_checkpoint(source: str | Path) -> Inspection:
+    """Tables with their sizes and suspicious rows, special tokens, and the size of the rest.
+
+    Raises `CheckpointError` for anything but a readable causal language model.
     """
     model = Checkpoint(source).check()
     vocabulary, tables = model.vocabulary, model.tables
-    return {
-        "folder": str(model.folder),
-        "architecture": (model.config.get("architectures") or [model.config.get("model_type")])[0],
-        "parameters": sum(math.prod(model.shape(name)) for name in model.shard_of),
-        "bytes": sum(entry.nbytes for entry in model.entries.values()),
-        "shards": len(set(model.shard_of.values())),
-        "tied": tables.output is None,
-        "tables": {name: inspect_table(model, name) for name in tables.names},
-        "aliases": list(tables.aliases),
-        "others": list(tables.others),
-        "tokens": sum(token is not None for token in vocabulary.tokens),
-        "ids": len(vocabulary),
-        "special_tokens": dict(sorted(vocabulary.added_ids().items(), key=lambda pair: pair[1])),
-        "chat_template": bool(model.tokenizer.chat_template),
-    }
+    return Inspection(
+        {
+            "folder": str(model.folder),
+            "architecture": (model.config.get("architectures") or [model.config.get("model_type")])[
+                0
+            ],
+            "parameters": sum(math.prod(model.shape(name)) for name in model.shard_of),
+            "bytes": sum(entry.nbytes for entry in model.entries.values()),
+            "shards": len(set(model.shard_of.values())),
+            "tied": tables.output is None,
+            "tables": {name: inspect_table(model, name) for name in tables.names},
+            "aliases": list(tables.aliases),
+            "others": list(tables.others),
+            "tokens": sum(token is not None for token in vocabulary.tokens),
+            "ids": len(vocabulary),
+            "special_tokens": dict(
+                sorted(vocabulary.added_ids().items(), key=lambda pair: pair[1])
+            ),
+            "chat_template": bool(model.tokenizer.chat_template),
+        }
+    )
 
 
 def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
-    """Shape, norms and suspicious rows of one table: not finite, zero, equal to others, never trained."""
+    """Shape, norms and suspicious rows: not finite, zero, repeated, never trained."""
     table = model.tensor(name)
     norms = row_norms(table)
     used = ~unused_rows(model, len(table))
@@ -52,148 +81,50 @@ def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
         "equal to another row": _repeated(table) & used,
         "never trained": undertrained_rows(model, name) & used,
     }
-    median = norms[used & norms.isfinite()].median().item() if used.any() else 0.0
+    tokens = sum(token is not None for token in model.vocabulary.tokens)
     return {
         "shape": list(table.shape),
         "dtype": str(table.dtype).removeprefix("torch."),
         "bytes": table.nbytes,
-        "rows without a token": int(
-            len(table) - sum(token is not None for token in model.vocabulary.tokens)
-        ),
-        "median_norm": median,
+        "rows without a token": len(table) - tokens,
+        "median_norm": norms[used & norms.isfinite()].median().item() if used.any() else 0.0,
         "suspicious": {title: _named(model, mask) for title, mask in rows.items() if mask.any()},
     }
 
 
-def compare_checkpoints(before: str | Path, after: str | Path) -> dict[str, Any]:
-    """Every tensor of two checkpoints by its SHA-256: same, changed, resized, only in one; rows of tables by token."""
-    one, other = Checkpoint(before).check(), Checkpoint(after).check()
-    id_map = IdMap.between(one.vocabulary, other.vocabulary)
-    tensors = {
-        name: _compare_tensor(one, other, name) for name in sorted({*one.shard_of, *other.shard_of})
-    }
-    config = {
-        name: [one.config.get(name), other.config.get(name)]
-        for name in sorted({*one.config, *other.config})
-        if one.config.get(name) != other.config.get(name)
-    }
-    return {
-        "before": str(one.folder),
-        "after": str(other.folder),
-        "tensors": tensors,
-        "counts": dict(Counter(entry["state"] for entry in tensors.values())),
-        "tokens": {
-            name: len(getattr(id_map, name)) for name in ("kept", "moved", "new", "dropped")
-        },
-        "rows": {
-            kind: _compare_rows(one, other, name, other.tables.by_kind()[kind])
-            for kind, name in one.tables.by_kind().items()
-            if kind in other.tables.by_kind()
-        },
-        "config": config,
-    }
-
-
-def _compare_tensor(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, Any]:
-    if name not in one.shard_of or name not in other.shard_of:
-        return {"state": "only before" if name in one.shard_of else "only after"}
-    places = [model.folder / model.shard_of[name] for model in (one, other)]
-    if places[0].samefile(places[1]):
-        return {"state": "same", "linked": True, "sha256": sha256(one.tensor(name))}
-    hashes = [sha256(model.tensor(name)) for model in (one, other)]
-    shapes = [list(model.shape(name)) for model in (one, other)]
-    if shapes[0] != shapes[1]:
-        return {"state": "resized", "shapes": shapes, "sha256": hashes}
-    return {
-        "state": "same" if hashes[0] == hashes[1] else "changed",
-        "sha256": hashes[0] if hashes[0] == hashes[1] else hashes,
-    }
-
-
-def _compare_rows(one: Checkpoint, other: Checkpoint, name: str, other_name: str) -> dict[str, int]:
-    """How many tokens that both have keep their row, bit for bit."""
-    pairs = [
-        (i, index)
-        for i, token in enumerate(one.vocabulary.tokens)
-        if token is not None and (index := other.vocabulary.ids.get(token)) is not None
-    ]
-    before, after = one.tensor(name), other.tensor(other_name)
-    if before.shape[1] != after.shape[1] or before.dtype != after.dtype:
-        return {"tokens": len(pairs), "same": 0}
-    sources, targets = (torch.tensor(ids, dtype=torch.int64) for ids in zip(*pairs, strict=True))
-    same = (before[sources].view(torch.uint8) == after[targets].view(torch.uint8)).all(1)
-    return {"tokens": len(pairs), "same": int(same.sum())}
-
-
 def _repeated(table: Tensor) -> Tensor:
-    """Mask of the rows that another row equals, found by hash of the bytes."""
+    """Mask (V,) of the rows that equal another row, by a hash of their bytes."""
     hashes = [hash(row.tobytes()) for row in table.contiguous().view(torch.uint8).numpy()]
     counts = Counter(hashes)
     return torch.tensor([counts[each] > 1 for each in hashes])
 
 
 def _named(model: Checkpoint, mask: Tensor) -> dict[str, Any]:
+    """How many rows a mask has, and the first of them with their tokens."""
     rows = mask.nonzero().flatten().tolist()
-    tokens = model.vocabulary.tokens
-    shown = [tokens[row] if row < len(tokens) else None for row in rows[:SHOWN]]
-    names = [token.content.decode(errors="backslashreplace") if token else "" for token in shown]
-    return {
-        "count": len(rows),
-        "first": [[name, row] for name, row in zip(names, rows, strict=False)],
-    }
-
-
-def inspection_text(found: dict[str, Any]) -> str:
-    """An inspection in lines."""
-    lines = [
-        f"{found['architecture']}: {found['parameters']:,} parameters, {found['bytes'] / 1e9:.3f} GB in "
-        f"{found['shards']} file{'s' * (found['shards'] != 1)}; {'tied' if found['tied'] else 'untied'} embeddings",
-        f"{found['tokens']:,} tokens, {len(found['special_tokens']):,} of them special or added; "
-        f"{'a' if found['chat_template'] else 'no'} chat template",
+    tokens = [*model.vocabulary.tokens, *[None] * (len(mask) - len(model.vocabulary))]
+    names = [
+        token.content.decode(errors="backslashreplace") if (token := tokens[row]) else ""
+        for row in rows[:SHOWN]
     ]
-    for name, table in found["tables"].items():
-        rows, hidden = table["shape"]
-        lines.append(
-            f"{name}: {rows:,} x {hidden:,} {table['dtype']}, {table['bytes'] / 1e9:.3f} GB, "
-            f"{table['rows without a token']:,} rows without a token, median norm {table['median_norm']:.4g}"
-        )
-        for title, rows in table["suspicious"].items():
-            first = ", ".join(f"{token!r} ({row})" for token, row in rows["first"])
-            lines.append(
-                f"  {title}: {rows['count']:,} rows, {first}{' ...' * (rows['count'] > SHOWN)}"
-            )
-    shown = list(found["special_tokens"].items())[:SHOWN]
-    lines.append(
-        "special tokens: "
-        + ", ".join(f"{name} {index}" for name, index in shown)
-        + " ..." * (len(found["special_tokens"]) > SHOWN)
-    )
-    return "\n".join(lines)
+    return {"count": len(rows), "first": [list(pair) for pair in zip(names, rows, strict=False)]}
 
 
-def comparison_text(found: dict[str, Any]) -> str:
-    """A comparison in lines: every tensor that is not the same, then the counts."""
-    lines = []
-    for name, entry in found["tensors"].items():
-        if entry["state"] != "same":
-            shapes = " -> ".join(
-                " x ".join(f"{n:,}" for n in shape) for shape in entry.get("shapes", [])
-            )
-            digests = entry.get("sha256", [])
-            hashes = (
-                " -> ".join(digest[:12] for digest in digests)
-                if isinstance(digests, list)
-                else digests[:12]
-            )
-            lines.append(f"{entry['state']}: {name} {shapes} {hashes}".rstrip())
-    counts, tokens = found["counts"], found["tokens"]
-    lines.append(
-        "tensors: " + ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
-    )
-    lines.append("tokens: " + ", ".join(f"{count:,} {state}" for state, count in tokens.items()))
-    for kind, rows in found["rows"].items():
-        lines.append(
-            f"{kind} rows of the {rows['tokens']:,} tokens that both have: {rows['same']:,} are the same bits"
-        )
-    lines += [f"config {name}: {old!r} -> {new!r}" for name, (old, new) in found["config"].items()]
-    return "\n".join(lines)
+def _table_lines(name: str, table: dict[str, Any]) -> list[str]:
+    rows, hidden = table["shape"]
+    return [
+        f"{name}: {rows:,} x {hidden:,} {table['dtype']}, {table['bytes'] / 1e9:.3f} GB, "
+        f"{table['rows without a token']:,} rows without a token, "
+        f"median norm {table['median_norm']:.4g}",
+        *(
+            f"  {title}: {named['count']:,} rows, "
+            + _shown([f"{token!r} ({row})" for token, row in named["first"]], named["count"])
+            for title, named in table["suspicious"].items()
+        ),
+    ]
+
+
+def _shown(names: list[str], count: int | None = None) -> str:
+    """The first names of `count`, with an ellipsis where there are more."""
+    more = (len(names) if count is None else count) > SHOWN
+    return ", ".join(names[:SHOWN]) + " ..." * more

@@ -1,8 +1,9 @@
-"""The vocabulary mappings of a checkpoint: one for each table, built from two tokenizers, saved beside the model."""
+"""Vocabulary mappings of a checkpoint: built from two tokenizers, saved beside the model."""
 
 import shutil
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import regex
 import torch
@@ -16,9 +17,11 @@ from lep.embedding import METHODS, calibrated, undertrained
 from lep.errors import CheckpointError
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
+from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Token, Vocabulary
 
-# In a subfolder: servers load all that lies beside the model. The output table has its own file where it differs.
+# In a subfolder, because servers load all files beside the model. The output table has a file of
+# its own only where it differs.
 MAPPING_FILES = {
     "input": Path("lep", "mapping.safetensors"),
     "output": Path("lep", "output_mapping.safetensors"),
@@ -33,7 +36,8 @@ def build_mapping(
 ) -> VocabularyMapping:
     """The mapping from a table of `source_rows` rows to the target vocabulary.
 
-    Padding rows of the source table stay, unless the vocabulary itself got smaller: then the table has its size.
+    `method` is one of `lep.embedding.METHODS`; `seed` is that of the random control. Padding rows
+    of the source table stay, unless the vocabulary got smaller: then the table gets its size.
     """
     pieces = source.pieces(target)
     if len(target) >= len(source):
@@ -48,14 +52,28 @@ def build_mapping(
         source_rows,
         [weights for _, weights in mixtures],
         copies=[
-            len(row) == 1 and _stands(source, row[0], target, index)
+            len(row) == 1 and _is_copy(source, row[0], target, index)
             for index, row in enumerate(pieces)
         ],
     )
 
 
-def _stands(source: Vocabulary, row: int, target: Vocabulary, index: int) -> bool:
-    """Whether a source row is that of the target's token (which may be spelled by an unknown token instead)."""
+def mean_mapping(source: Any, target: Any) -> VocabularyMapping:
+    """The mapping of subtoken means between two tokenizers (Tikhomirov & Chernyshev 2024, eq. 1-2).
+
+    `source` and `target` are folders, hub ids, or tokenizers of `tokenizers` or `transformers`. The
+    mapping has a source row for each id of the source tokenizer; `build_mapping` also takes tables
+    with padding rows.
+    """
+    before, after = (
+        Vocabulary.of(load_tokenizer(each) if isinstance(each, str | Path) else each)
+        for each in (source, target)
+    )
+    return build_mapping(before, after, len(before))
+
+
+def _is_copy(source: Vocabulary, row: int, target: Vocabulary, index: int) -> bool:
+    """Whether the only source row is that of the same token, not of an unknown token."""
     token = target.tokens[index] if index < len(target) else None
     known = source.tokens[row] if row < len(source) else None
     return token is None or known is None or known.content == token.content
@@ -72,61 +90,81 @@ def build_mappings(
             source.vocabulary, target, source.shape(name)[0], method, settings.seed
         )
         if settings.calibrate_norms:
-            mapping = calibrated(mapping, source.tensor(name), _alike(source, target, mapping))
+            mapping = calibrated(
+                mapping, source.tensor(name), _rows_of_script(source, target, mapping)
+            )
         mappings[kind] = mapping
     return mappings
 
 
-def save_mappings(mappings: dict[str, VocabularyMapping], folder: Path) -> None:
-    """Write the mappings of a model folder; an output mapping equal to that of the input is not written twice."""
-    (folder / "lep").mkdir(exist_ok=True)
-    write_mapping(mappings["input"], folder / MAPPING_FILES["input"])
-    if "output" in mappings and not mappings["output"].equal(mappings["input"]):
-        write_mapping(mappings["output"], folder / MAPPING_FILES["output"])
-
-
 def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, VocabularyMapping]:
-    """The mappings saved with an adapted model where they fit, else subtoken means from the two tokenizers.
+    """The mappings saved with an adapted model if they fit, else subtoken means.
 
-    Raises `CheckpointError` where the adapted model has not the rows that its tokenizer asks for.
+    Raises `CheckpointError` where the adapted model lacks rows that its tokenizer needs.
     """
     source_rows, target_rows = (model.shape(model.tables.input)[0] for model in (base, adapted))
-    if (saved := saved_mappings(adapted)) and all(
-        m.source_size == source_rows and _of(base, adapted, m) for m in saved.values()
+    saved = saved_mappings(adapted) or {}
+    if saved and all(
+        mapping.source_size == source_rows and _fits(base.vocabulary, adapted.vocabulary, mapping)
+        for mapping in saved.values()
     ):
         return saved
     mappings = build_mappings(base, adapted.vocabulary, InitSettings())
     if mappings["input"].target_size != target_rows:
         raise CheckpointError(
             f"{adapted.folder} has {target_rows:,} rows, with its tokenizer it should have "
-            f"{mappings['input'].target_size:,}: initialise the adapted model from this base with this tokenizer"
+            f"{mappings['input'].target_size:,}: initialise the adapted model from this base with "
+            "this tokenizer"
         )
     return mappings
+
+
+def _fits(source: Vocabulary, target: Vocabulary, mapping: VocabularyMapping) -> bool:
+    """Whether copied rows stand for the same token in both vocabularies."""
+    pairs = [
+        (source.tokens[s], target.tokens[t])
+        for t, s in zip(*(rows.tolist() for rows in mapping.kept()), strict=True)
+        if s < len(source) and t < len(target)
+    ]
+    return all(
+        before is None
+        or after is None
+        or (before.content == after.content and before.added == after.added)  # may be a byte token
+        for before, after in pairs
+    )
 
 
 def saved_mappings(
     checkpoint: Checkpoint, *, appended: bool = False
 ) -> dict[str, VocabularyMapping] | None:
-    """The mappings saved with a model, by table; None where there are none, or none of its size.
+    """The mappings saved with a model, by table; None if there are none of its size.
 
-    With `appended` the model may have rows behind those of the mapping: tokens that only an instruct model has.
+    With `appended`, the model may have more rows: tokens that only an instruct model has.
 
     Raises `CheckpointError` for a damaged file.
     """
-    places = {kind: checkpoint.folder / MAPPING_FILES[kind] for kind in checkpoint.tables.by_kind()}
-    if not places["input"].exists():
+    paths = {kind: checkpoint.folder / MAPPING_FILES[kind] for kind in checkpoint.tables.by_kind()}
+    if not paths["input"].exists():
         return None
-    found = {
-        kind: read_mapping(place if place.exists() else places["input"])
-        for kind, place in places.items()
+    mappings = {
+        kind: read_mapping(path if path.exists() else paths["input"])
+        for kind, path in paths.items()
     }
     rows = checkpoint.shape(checkpoint.tables.input)[0]
-    sizes = {mapping.target_size for mapping in found.values()}
-    return found if sizes == {rows} or (appended and max(sizes) <= rows) else None
+    sizes = {mapping.target_size for mapping in mappings.values()}
+    return mappings if sizes == {rows} or (appended and max(sizes) <= rows) else None
+
+
+def save_mappings(mappings: dict[str, VocabularyMapping], folder: Path) -> None:
+    """Write the mappings of a model folder. An output mapping equal to the input's has no file."""
+    (folder / "lep").mkdir(exist_ok=True)
+    write_mapping(mappings["input"], folder / MAPPING_FILES["input"])
+    if "output" in mappings and not mappings["output"].equal(mappings["input"]):
+        write_mapping(mappings["output"], folder / MAPPING_FILES["output"])
 
 
 def copy_mappings(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the mappings of a model, where it has some, beside another one that has its vocabulary."""
+    """Copy the mappings of a model, if it has any, to a model with the same vocabulary."""
     for file in (*MAPPING_FILES.values(), INIT_FILE):
         if (checkpoint.folder / file).exists():
             shutil.copyfile(checkpoint.folder / file, folder / file)
@@ -147,56 +185,37 @@ def read_mapping(path: Path) -> VocabularyMapping:
         ) from error
 
 
-def _of(base: Checkpoint, adapted: Checkpoint, mapping: VocabularyMapping) -> bool:
-    """Whether the tokens that a mapping takes for the same are the same."""
-    target, source = (rows.tolist() for rows in mapping.kept())
-    ours, theirs = base.vocabulary.tokens, adapted.vocabulary.tokens
-    pairs = (
-        (ours[s], theirs[t])
-        for t, s in zip(target, source, strict=True)
-        if s < len(ours) and t < len(theirs)
-    )
-    return all(one is None or other is None or _same(one, other) for one, other in pairs)
-
-
-def _same(one: Token, other: Token) -> bool:
-    """Whether two tokens spell the same; one of them may be a byte token."""
-    return one.content == other.content and one.added == other.added
-
-
 def unused_rows(checkpoint: Checkpoint, rows: int) -> Tensor:
-    """Mask of the rows that no text can use: padding, reserved tokens, bytes that UTF-8 does not have."""
-    tokens = [*checkpoint.vocabulary.tokens, *[None] * (rows - len(checkpoint.vocabulary))][:rows]
+    """Mask (rows,) of rows that no text reaches: padding, reserved tokens, bytes not in UTF-8."""
+    padding = [None] * (rows - len(checkpoint.vocabulary))
     return torch.tensor(
-        [
-            token is None
-            or (
-                bool(RESERVED.search(token.content))
-                if token.added
-                else token.content in NEVER_IN_UTF8
-            )
-            for token in tokens
-        ]
+        [_is_unused(token) for token in [*checkpoint.vocabulary.tokens, *padding][:rows]]
     )
+
+
+def _is_unused(token: Token | None) -> bool:
+    if token is None:
+        return True
+    return bool(RESERVED.search(token.content)) if token.added else token.content in NEVER_IN_UTF8
 
 
 def undertrained_rows(checkpoint: Checkpoint, name: str) -> Tensor:
-    """Mask of the rows of a table that training never reached (`lep.embedding.undertrained`)."""
+    """Mask (V,) of rows that training never reached (`lep.embedding.undertrained`)."""
     table = checkpoint.tensor(name)
     return undertrained(table, unused_rows(checkpoint, len(table)))
 
 
-def _alike(source: Checkpoint, target: Vocabulary, mapping: VocabularyMapping) -> Tensor:
-    """Mask of the source rows whose tokens have letters of the script that most new tokens have."""
+def _rows_of_script(source: Checkpoint, target: Vocabulary, mapping: VocabularyMapping) -> Tensor:
+    """Mask (V_source,) of the tokens with letters of the script that most new tokens have."""
     new = [target.tokens[row] for row in mapping.new_rows().tolist()]
-    script = dominant_script(
-        " ".join(token.content.decode(errors="ignore") for token in new if token)
-    )
-    alike = torch.zeros(mapping.source_size, dtype=torch.bool)
+    script = dominant_script(" ".join(_text(token) for token in new if token))
+    rows = torch.zeros(mapping.source_size, dtype=torch.bool)
     if script:
         pattern = regex.compile(rf"\p{{Script={script}}}")
         for row, token in enumerate(source.vocabulary.tokens):
-            alike[row] = token is not None and bool(
-                pattern.search(token.content.decode(errors="ignore"))
-            )
-    return alike
+            rows[row] = token is not None and bool(pattern.search(_text(token)))
+    return rows
+
+
+def _text(token: Token) -> str:
+    return token.content.decode(errors="ignore")

@@ -1,0 +1,86 @@
+"""Publish a model with another vocabulary."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
+from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import Rows
+from lep.checkpoint.writer import resized_config, write_checkpoint
+from lep.mapping import VocabularyMapping
+from lep.publish import publishing
+from lep.tokenizer.idmap import IdMap
+from lep.tokenizer.load import check_loaders, write_tokenizer
+from lep.tokenizer.vocabulary import Vocabulary
+from lep.transfer.mappings import save_mappings
+from lep.transfer.recipient import Recipient
+
+LOADER_TEXTS = [
+    "Hello, world! 1234\n\tdef f(x):",
+    "Съешь ещё этих мягких булок.",
+    "ქართული, 中文, हिन्दी 🙂",
+]
+
+
+def moved_ids(
+    source: Checkpoint, target: Vocabulary, carried: Mapping[int, int] | None = None
+) -> dict[int, int]:
+    """`{id: new id}` of the tokens whose id changes; `carried` are ids that the caller chose.
+
+    Raises `CheckpointError` when the model's settings name a token that the target lacks.
+    """
+    chosen = carried or {}
+    id_map = IdMap.between(source.vocabulary, target)
+    dropped = {i for i in id_map.dropped if source.vocabulary.tokens[i] is not None}
+    check_named(source, dropped - set(chosen))
+    return id_map.moved | {old: new for old, new in chosen.items() if old != new}
+
+
+def write_model(
+    source: Checkpoint,
+    replaced: Mapping[str, Rows],
+    output: Path,
+    moved: dict[int, int],
+    mappings: dict[str, VocabularyMapping],
+    *,
+    add_files: Callable[[Path], None],
+    texts: list[str],
+) -> None:
+    """Publish `source` with replaced tensors, token ids `moved` in its settings, and its mappings.
+
+    `add_files` writes the tokenizer and what else belongs beside the model. All loaders must give
+    the same ids for `texts`, and every id must have a row, before the result takes its name.
+    """
+    rows = replaced[source.tables.input].shape[0]
+    config = remap_ids(source.config, moved)
+    resized = resized_config(config, rows, source.tables.size_settings)
+    with publishing(output) as partial:
+        write_checkpoint(source, replaced, partial, config | resized)
+        remap_generation_config(partial, moved)
+        save_mappings(mappings, partial)
+        add_files(partial)
+        check_loaders(partial, texts, Checkpoint(partial).check().tokenizer)
+
+
+def write_recipient(
+    recipient: Recipient, replaced: Mapping[str, Rows], notes: dict[str, str], output: Path
+) -> None:
+    """Publish an instruct model with new tables and vocabulary; `notes` are files for `lep/`."""
+    model = recipient.model
+    moved = moved_ids(model, Vocabulary.of(recipient.tokenizer), recipient.ids)
+
+    def add_files(folder: Path) -> None:
+        write_tokenizer(recipient.tokenizer_spec(), model.folder, folder, model.tokenizer)
+        for name, content in notes.items():
+            (folder / "lep" / name).write_text(content, encoding="utf-8")
+
+    specials = "".join(list(model.vocabulary.added_ids())[:8])
+    write_model(
+        model,
+        replaced,
+        output,
+        moved,
+        recipient.mappings,
+        add_files=add_files,
+        texts=[*LOADER_TEXTS, specials],
+    )
