@@ -1,13 +1,14 @@
 """What settings are: their fields, flat names for nested ones, text forms, and faults in words."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import Parameter
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lep.errors import LepError
 
@@ -64,7 +65,7 @@ class Setting:
     @property
     def is_list(self) -> bool:
         """Whether there may be several values: lists, and dictionaries of lists."""
-        return list in (get_origin(self.type), *map(get_origin, get_args(self.type)))
+        return not {list, Sequence}.isdisjoint(map(get_origin, (self.type, *get_args(self.type))))
 
     @property
     def is_required(self) -> bool:
@@ -104,9 +105,9 @@ class FlatSettings:
     def of(cls, settings: type[Settings], without: type[Settings] | None = None) -> Self:
         """One name per field, except those that `without` declares.
 
-        Fields of several settings share a name if one class declares them. Otherwise a field of
-        `settings` itself takes the place of one in its section `settings`, and other fields have the
-        name of their section in front: `benchmark_tasks`.
+        Fields of several settings share a name if one class declares them. Otherwise a field
+        of `settings` itself replaces one in its section `settings`, and other fields have the name
+        of their section in front: `benchmark_tasks`.
         """
         names: dict[str, list[Setting]] = {}
         for setting in Setting.all_of(settings):
@@ -120,7 +121,7 @@ class FlatSettings:
         return cls(settings, names)
 
     def read(self, values: Mapping[str, Any], spelled: Callable[[str], str]) -> Settings:
-        """The settings with values by flat name. Raises `LepError` that spells the name at fault."""
+        """The settings with values by flat name. Raises `LepError` with the name as `spelled`."""
         spellings = {s.location: spelled(n) for n, settings in self.names.items() for s in settings}
         content: dict[str, Any] = {location[0]: {} for location in spellings if location[1:]}
         for name, value in values.items():
@@ -138,6 +139,31 @@ class FlatSettings:
             return self.settings.model_validate(content)
         except ValidationError as error:
             raise LepError(first_fault(self.settings, error, spelling).text) from error
+
+
+class Parameters(Settings):
+    """Base of the settings that a function's parameters are."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
+def settings_of(
+    name: str, parameters: Iterable[Parameter], like: type[Settings], texts: Mapping[str, str]
+) -> type[Parameters]:
+    """A class of settings with a field for each parameter of a function.
+
+    A parameter that is a field of `like` has its default and description; `texts` describe others,
+    or describe them better. A dictionary is never required.
+    """
+    fields: dict[str, Any] = {}
+    for parameter in parameters:
+        field, default = like.model_fields.get(parameter.name), parameter.default
+        if default is parameter.empty:
+            default = field.default if field and field.default is not None else ...
+            default = {} if get_origin(bare(parameter.annotation)) is dict else default
+        text = texts.get(parameter.name) or (field.description if field else None)
+        fields[parameter.name] = (parameter.annotation, Field(default, description=text))
+    return create_model(name, __base__=Parameters, **fields)
 
 
 def bare(annotation: Any) -> Any:

@@ -42,8 +42,7 @@ def main() -> None:
             raise
         reason = str(error).partition(". ")[0]
         fault = (
-            f"the device's memory is full ({reason}): use smaller batches or "
-            "--activation-checkpointing"
+            f"device memory is full ({reason}): use smaller batches or --activation-checkpointing"
         )
     print(f"error: {fault}", file=sys.stderr)
     sys.exit(2)

@@ -1,44 +1,36 @@
 """Verbs for runs, text and scores."""
 
-import shlex
 from pathlib import Path
 from typing import Any, get_args
 
 import lep
-import lep.cli.lines as lines
-from lep.cli.verb import app, say, verb
+from lep.cli.verb import Values, app, say, verb
 from lep.errors import LepError
 from lep.settings import BuildSettings, ClusterSettings, EvaluateSettings, TaskName, Texts
 
 
 @verb(app, output="Run folder (default: runs/NAME).")
-def run(recipe: Path, changes: list[str] | None = None, /, output: Path | None = None) -> None:
+def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> Any:
     """Run a recipe. Finished stages are kept; processes with the same folder share the work."""
-    from lep.pipeline.recipe import load_grid
-    from lep.pipeline.run import run
+    from lep.pipeline.recipe_file import load_grid
 
-    grid = load_grid(recipe, changes)
-    run(grid, output or Path("runs", grid.name), say=say)
+    grid = load_grid(recipe, changes)  # faults show before anything heavy is imported
+    from lep.pipeline.run import run_recipe
+
+    return f"\n{run_recipe(grid, output, say=say)}"
 
 
 @verb(app)
 def plan(
-    recipe: Path, changes: list[str] | None = None, /, hours: float | None = None, gpu: str = "h100"
-) -> None:
+    recipe: Path, changes: Values = (), /, hours: float | None = None, gpu: str = "h100"
+) -> Any:
     """Estimate what a recipe takes and saves, before anything is loaded or written."""
-    from lep.pipeline.forecast import make_plan
-    from lep.pipeline.recipe import load_grid
+    from lep.pipeline.recipe_file import load_grid
 
-    grid = load_grid(recipe, changes)
-    forecast = make_plan(grid.cells[0].recipe, gpu, hours)
-    if not grid.is_single:
-        say(f"the first of {len(grid.cells)} combinations and seeds, which share stages:")
-    say(forecast)
-    if hours is not None:
-        budget = ("pretrain.tokens=", "pretrain.epochs=")
-        others = [change for change in changes or [] if not change.startswith(budget)]
-        words = ["lep", "run", str(recipe), *others, f"pretrain.tokens={forecast.tokens}"]
-        say(f"for these hours: {shlex.join(words)}")
+    load_grid(recipe, changes)  # faults show before anything heavy is imported
+    from lep.pipeline.forecast import forecast
+
+    return forecast(recipe, gpu, hours=hours, overrides=changes)
 
 
 @verb(app)
@@ -54,23 +46,13 @@ def corpus(
     paths: list[str], /, output: Path, settings: BuildSettings, cluster: ClusterSettings
 ) -> Any:
     """Clean, deduplicate, weight and shuffle raw text."""
-    executor, shared = cluster.executor, {"language"}
-    if executor is None:
-        if unused := cluster.model_fields_set - shared:
-            raise LepError(f"--{unused.pop()} is for tasks: add --executor local or slurm")
-        return lines.built(lep.build_corpus(paths, output, settings), output, settings)
-    if unused := settings.model_fields_set - shared:
-        advice = "give it to lep corpus --dedup exact on the result"
-        raise LepError(f"--{unused.pop()} is not for --executor: {advice}")
-    if executor == "slurm" and not cluster.partition:
-        raise LepError("--executor slurm needs --partition: name one that sinfo lists")
-    try:
-        from lep.corpus.cluster import run_stages
-    except ImportError as error:
-        raise LepError("--executor needs datatrove: pip install 'lep[cluster]'") from error
-    run_stages(paths, output, cluster)
-    start = "When its jobs are done, mix" if executor == "slurm" else "Mix"
-    return f"{start} and shuffle the result: lep corpus {output} --dedup exact --output ..."
+    in_tasks = cluster.executor is not None
+    if unused := (settings if in_tasks else cluster).model_fields_set - {"language"}:
+        after = "is not for --executor: give it to lep corpus --dedup exact on the result"
+        raise LepError(f"--{min(unused)} {after if in_tasks else 'needs --executor'}")
+    if in_tasks:
+        return lep.clean_corpus(paths, output, cluster)
+    return lep.build_corpus(paths, output, settings)
 
 
 @verb(app, text="LANGUAGE=PATH: held-out text (default: none).")
@@ -85,4 +67,4 @@ def evaluate(
     if stray := [model for model in models if model in known and not Path(model).exists()]:
         advice = ",".join([*names, *stray])
         raise LepError(f"{stray[0]} is a task where a model is expected: write --tasks {advice}")
-    return lep.compare(models, text, output, settings.with_tasks(names) if names else settings)
+    return lep.evaluate(models, text, output, settings.with_tasks(names) if names else settings)

@@ -6,15 +6,13 @@ from typing import Any, Literal
 import typer
 
 import lep
-import lep.cli.lines as lines
-from lep.cli.verb import app, saved, verb
+from lep.cli.verb import Values, app, verb
 from lep.publish import check_folder
 from lep.settings import Texts, TokenizerSettings
 
 tokenizer = typer.Typer(help="Build and compare tokenizers.", no_args_is_help=True)
 app.add_typer(tokenizer, name="tokenizer")
 Extension = Literal["continue", "merge"]
-Paths = list[str] | None
 Algorithm = Literal["bpe", "unigram"]
 
 
@@ -23,19 +21,13 @@ def extend(
     base: str, corpus: list[str], new_tokens: int, output: Path, script: str, method: Extension
 ) -> Any:
     """Add tokens learned on a corpus; text in other scripts is tokenised as before."""
-    return lines.changes(
-        lep.extend_tokenizer(base, corpus, new_tokens, output, script=script, method=method)
-    )
+    return lep.extend_tokenizer(base, corpus, new_tokens, output, script=script, method=method)
 
 
 @verb(tokenizer, like=TokenizerSettings)
-def prune(
-    base: str, corpus: list[str], vocab_size: int, output: Path, protect: Paths = None
-) -> Any:
+def prune(base: str, corpus: list[str], vocab_size: int, output: Path, protect: Values = ()) -> Any:
     """Drop the tokens that a corpus uses least."""
-    return lines.changes(
-        lep.prune_tokenizer(base, corpus, vocab_size, output, protect=protect or [])
-    )
+    return lep.prune_tokenizer(base, corpus, vocab_size, output, protect=protect)
 
 
 @verb(tokenizer, like=TokenizerSettings)
@@ -47,24 +39,23 @@ def optimize(
     output: Path,
     script: str,
     in_place: bool = False,
-    protect: Paths = None,
+    protect: Values = (),
 ) -> Any:
     """Prune to the most used tokens, then extend to an exact size."""
-    options = {"script": script, "in_place": in_place, "protect": protect or []}
-    return lines.changes(lep.optimize_tokenizer(base, corpus, keep, vocab_size, output, **options))
+    options = {"script": script, "in_place": in_place, "protect": protect}
+    return lep.optimize_tokenizer(base, corpus, keep, vocab_size, output, **options)
 
 
 @verb(tokenizer, like=TokenizerSettings)
 def train(base: str, corpus: list[str], algorithm: Algorithm, vocab_size: int, output: Path) -> Any:
     """Learn a new vocabulary; special tokens and chat template are those of the base."""
-    return lines.changes(lep.train_tokenizer(base, corpus, algorithm, vocab_size, output))
+    return lep.train_tokenizer(base, corpus, algorithm, vocab_size, output)
 
 
 @verb(tokenizer, like=TokenizerSettings, output="File to write, NAME.counts.zst.")
 def count(base: str, corpus: list[str], output: Path, script: str, fresh: bool = False) -> Any:
     """Count the words of a part of a corpus; extend and train take such files as --corpus."""
-    words = lep.count_corpus(base, corpus, output, script=script, fresh=fresh)
-    return f"{len(words.counts):,} different words in {words.characters:,} characters: {output}"
+    return lep.count_corpus(base, corpus, output, script=script, fresh=fresh)
 
 
 @verb(tokenizer, text="NAME=PATH: text to tokenise (default: none; one is needed).")
@@ -80,7 +71,7 @@ def compare(
         check_folder(path)
     comparison = lep.compare_tokenizers(tokenizers, text)
     if html_file:
-        lep.write_comparison(comparison, html_file)
-    from lep.tokenizer.compare import comparison_table
+        from lep.report.page import write_comparison
 
-    return comparison_table(saved(comparison, json_file))
+        write_comparison(comparison, html_file)
+    return comparison.saved(json_file)

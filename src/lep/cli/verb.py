@@ -1,17 +1,14 @@
 """Commands from functions: each parameter becomes an option, settings one option per field."""
 
 import inspect
-import json
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
-from pydantic import ConfigDict, Field, create_model
 from typer.core import TyperCommand
 
-from lep.fields import FlatSettings, Setting, Settings, bare
+from lep.fields import FlatSettings, Setting, Settings, settings_of
 
 app = typer.Typer(
     help="Give an open large language model a new language: fewer tokens, the same answers.",
@@ -20,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Function = Callable[..., Any]
+Values = Sequence[str]  # empty by default, where a list is required
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 TEXTS = {  # what parameters of verbs are
     "adapted": "Base model with new tokens, after training.",
@@ -56,12 +54,6 @@ TEXTS = {  # what parameters of verbs are
     "tokenizer": "New tokenizer: a local folder or a hub id.",
     "tokenizers": "Tokenizers: local folders or hub ids; the first one is the reference.",
 }
-
-
-class Parameters(Settings):
-    """Base of the settings classes made of the parameters of verbs."""
-
-    model_config = ConfigDict(use_attribute_docstrings=False)
 
 
 class Verb(TyperCommand):
@@ -104,8 +96,7 @@ def verb(
 
     def add(function: Function) -> Function:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
-        fields: Any = {p.name: (p.annotation, _field(p, like, texts)) for p in parameters}
-        inputs = create_model(function.__name__, __base__=Parameters, **fields)
+        inputs = settings_of(function.__name__, parameters, like, TEXTS | texts)
         options = FlatSettings.of(inputs, without)
 
         def command(context: typer.Context, **values: Any) -> None:
@@ -125,17 +116,6 @@ def verb(
     return add
 
 
-def _field(parameter: inspect.Parameter, like: type[Settings], texts: Mapping[str, str]) -> Any:
-    """The field for a parameter of a verb; text by language is never required."""
-    name, default = parameter.name, parameter.default
-    field = like.model_fields.get(name)
-    if default is parameter.empty:
-        default = field.default if field and field.default is not None else ...
-        default = {} if get_origin(bare(parameter.annotation)) is dict else default
-    description = texts.get(name) or (field.description if field else TEXTS.get(name))
-    return Field(default, description=description)
-
-
 def _parameter(setting: Setting, name: str, flags: list[str]) -> inspect.Parameter:
     """The parameter that typer makes an option of, or an argument where there are no flags."""
     heading = (setting.owner.__doc__ or "").removesuffix(".") or None
@@ -147,7 +127,7 @@ def _parameter(setting: Setting, name: str, flags: list[str]) -> inspect.Paramet
     kind: Any = list[str] if setting.is_list else scalar
     if setting.is_required:
         return inspect.Parameter(name, KEYWORD, annotation=Annotated[kind, option])
-    default = None if setting.default in ([], {}) else setting.default
+    default = None if setting.default in ([], {}, ()) else setting.default
     kind = kind | None if default is None else kind
     return inspect.Parameter(name, KEYWORD, default=default, annotation=Annotated[kind, option])
 
@@ -165,10 +145,3 @@ def say(result: object) -> None:
     """Print a result; of several processes only the first one does."""
     if result is not None and os.environ.get("RANK", "0") == "0":
         print(result, flush=True)
-
-
-def saved(record: Any, path: Path | None) -> Any:
-    """The record; it is also written as JSON if there is a path."""
-    if path:
-        path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return record
