@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 class Result:
-    """Base of results: frozen dataclasses whose `str` the command line prints and a notebook shows."""
+    """Base of results, frozen dataclasses; `str` is what a command prints and a notebook shows."""
 
     def saved(self, path: str | Path | None) -> Self:
         """The result itself, after its facts are written as JSON if there is a path."""
