@@ -30,8 +30,8 @@ SETTINGS = {
     "pretrain": ["PretrainSettings"],
     "propagate": ["PropagateSettings", "SelectSettings"],
     "answer": ["AnswerSettings"],
-    "calibrate": ["CalibrateSettings", "CopySettings"],
-    "tune": ["TuneSettings", "CopySettings"],
+    "calibrate": ["CalibrateSettings", "AnswerTuning"],
+    "tune": ["TuneSettings", "AnswerTuning"],
     "corpus": ["BuildSettings", "ClusterSettings"],
     "evaluate": ["EvaluateSettings"],
 }

@@ -89,6 +89,11 @@ class Setting:
         return " ".join([*words, choices]).rstrip()
 
     @property
+    def heading(self) -> str | None:
+        """Of the class that declares the field, for `--help`."""
+        return (self.owner.__doc__ or "").removesuffix(".") or None
+
+    @property
     def type(self) -> Any:
         """Without constraints and None."""
         return bare(self.settings.model_fields[self.name].annotation)
@@ -122,8 +127,10 @@ class FlatSettings:
 
     def read(self, values: Mapping[str, Any], spelled: Callable[[str], str]) -> Settings:
         """The settings with values by flat name. Raises `LepError` with the name as `spelled`."""
-        spellings = {s.location: spelled(n) for n, settings in self.names.items() for s in settings}
-        content: dict[str, Any] = {location[0]: {} for location in spellings if location[1:]}
+        spellings: dict[Location, str] = {}
+        for name, settings in self.names.items():
+            spellings |= {setting.location: spelled(name) for setting in settings}
+        content: dict[str, Any] = {str(at[0]): {} for at in spellings if at[1:]}
         for name, value in values.items():
             for setting in self.names[name]:
                 section = content

@@ -3,7 +3,7 @@
 `lep VERB --help` shows the string below a field, and the docstring of its class as the heading.
 """
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -158,6 +158,12 @@ class PropagateSettings(Settings):
         return self.method if kind == "input" else self.output_method or self.method
 
 
+class MethodSettings(PropagateSettings):
+    """How adapted rows are carried into the instruct model, or that auto chooses."""
+
+    method: Literal[PropagationName, "auto"] = "conversion"  # type: ignore[assignment]
+
+
 class SelectSettings(Settings):
     """How the method auto chooses."""
 
@@ -277,13 +283,19 @@ class TuneSettings(LoraSettings):
     """Copy tasks per language to add to the data."""
 
 
-class CopySettings(Settings):
-    """Copy tasks."""
+class AnswerTuning(Settings):
+    """Copy tasks and the adapter."""
 
     text: Texts = Field({})
     """LANGUAGE=PATH: text to make copy tasks from (default: none)."""
     eval_text: Texts = Field({})
     """LANGUAGE=PATH: text used for evaluation; no copy task shares any of it (default: none)."""
+    merge: bool = True
+    """Merge the adapter into the model, or write it to adapter/."""
+
+    def keywords(self) -> dict[str, Any]:
+        """What `lep.tune` and `lep.calibrate` call them."""
+        return {"text": self.text, "heldout": self.eval_text, "merge": self.merge}
 
 
 class AnswerSettings(Settings):

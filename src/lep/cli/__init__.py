@@ -24,10 +24,8 @@ def start(
         raise typer.Exit
     processes, name = os.environ.get("WORLD_SIZE", "1"), context.invoked_subcommand
     if int(processes) > 1 and name != "pretrain":
-        raise LepError(
-            f"a launcher started {processes} processes of lep {name}, and only lep pretrain shares "
-            "its work among them: start other verbs without a launcher"
-        )
+        advice = "only lep pretrain shares its work: start other verbs without a launcher"
+        raise LepError(f"a launcher started {processes} processes of lep {name}, but {advice}")
 
 
 def main() -> None:

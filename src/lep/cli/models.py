@@ -1,29 +1,23 @@
 """Verbs that train models, or that make and inspect checkpoints."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lep
 from lep.cli.verb import app, say, verb
 from lep.errors import LepError
 from lep.settings import (
     AnswerSettings,
+    AnswerTuning,
     CalibrateSettings,
-    CopySettings,
     InitSettings,
+    MethodSettings,
     PretrainSettings,
     PropagateSettings,
-    PropagationName,
     SelectSettings,
     Texts,
     TuneSettings,
 )
-
-
-class MethodSettings(PropagateSettings):
-    """The settings of `lep propagate`, where `auto` is a method too."""
-
-    method: Literal[PropagationName, "auto"] = "conversion"  # type: ignore[assignment]
 
 
 @verb(app)
@@ -90,30 +84,16 @@ def answer(original: str, prompts: str, output: Path, settings: AnswerSettings) 
 
 @verb(app, without=AnswerSettings)
 def calibrate(
-    model: str,
-    answers: Path,
-    output: Path,
-    settings: CalibrateSettings,
-    copied: CopySettings,
-    merge: bool = True,
+    model: str, answers: Path, output: Path, settings: CalibrateSettings, more: AnswerTuning
 ) -> Any:
     """Teach an adapted model the answers of the original instruct model."""
-    texts = {"text": copied.text, "heldout": copied.eval_text}
-    return lep.calibrate(model, answers, output, settings, **texts, merge=merge)
+    return lep.calibrate(model, answers, output, settings, **more.keywords())
 
 
 @verb(app)
-def tune(
-    model: str,
-    data: str,
-    output: Path,
-    settings: TuneSettings,
-    copied: CopySettings,
-    merge: bool = True,
-) -> Any:
+def tune(model: str, data: str, output: Path, settings: TuneSettings, more: AnswerTuning) -> Any:
     """Tune a model on conversations with low-rank adapters."""
-    texts = {"text": copied.text, "heldout": copied.eval_text}
-    return lep.tune(model, data, output, settings, **texts, merge=merge)
+    return lep.tune(model, data, output, settings, **more.keywords())
 
 
 @verb(app, output="File to write; must not exist.")

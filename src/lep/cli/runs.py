@@ -15,9 +15,7 @@ def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> An
     from lep.pipeline.recipe_file import load_grid
 
     grid = load_grid(recipe, changes)  # faults show before anything heavy is imported
-    from lep.pipeline.run import run_recipe
-
-    return f"\n{run_recipe(grid, output, say=say)}"
+    return f"\n{lep.run_recipe(grid, output, say=say)}"
 
 
 @verb(app)
@@ -28,9 +26,7 @@ def plan(
     from lep.pipeline.recipe_file import load_grid
 
     load_grid(recipe, changes)  # faults show before anything heavy is imported
-    from lep.pipeline.forecast import forecast
-
-    return forecast(recipe, gpu, hours=hours, overrides=changes)
+    return lep.forecast(recipe, gpu, hours=hours, overrides=changes)
 
 
 @verb(app)

@@ -39,7 +39,6 @@ TEXTS = {  # what parameters of verbs are
     "in_place": "Give new tokens the ids of dropped ones; the size stays.",
     "instruct": "Instruct model that was tuned from the base.",
     "json_file": "File to write all figures to (default: none).",
-    "merge": "Merge the adapter into the model, or write it to adapter/.",
     "model": "Model: a local folder or a hub id.",
     "models": "Models: local folders or hub ids, or MODEL@URL for one behind a server.",
     "new_only": "Leave out what known tokens learned.",
@@ -100,7 +99,8 @@ def verb(
         options = FlatSettings.of(inputs, without)
 
         def command(context: typer.Context, **values: Any) -> None:
-            given = {name: value for name, value in values.items() if _is_given(context, name)}
+            sources = {name: context.get_parameter_source(name) for name in values}
+            given = {n: values[n] for n, s in sources.items() if s and s.name != "DEFAULT"}
             checked = options.read(given, _flag)
             say(function(*(getattr(checked, p.name) for p in parameters)))
 
@@ -118,27 +118,20 @@ def verb(
 
 def _parameter(setting: Setting, name: str, flags: list[str]) -> inspect.Parameter:
     """The parameter that typer makes an option of, or an argument where there are no flags."""
-    heading = (setting.owner.__doc__ or "").removesuffix(".") or None
     if setting.type is bool and setting.default is not False:
         flags = [f"{flag}/--no-{flag[2:]}" for flag in flags]
     info: Any = typer.Option if flags else typer.Argument
-    option = info(*flags, help=setting.description, rich_help_panel=heading)
+    option = info(*flags, help=setting.description, rich_help_panel=setting.heading)
     scalar = setting.type if setting.type in (bool, int, float) else str
     kind: Any = list[str] if setting.is_list else scalar
-    if setting.is_required:
-        return inspect.Parameter(name, KEYWORD, annotation=Annotated[kind, option])
-    default = None if setting.default in ([], {}, ()) else setting.default
-    kind = kind | None if default is None else kind
+    default = inspect.Parameter.empty if setting.is_required else setting.default
+    if default in (None, [], {}, ()):
+        kind, default = kind | None, None
     return inspect.Parameter(name, KEYWORD, default=default, annotation=Annotated[kind, option])
 
 
 def _flag(name: str) -> str:
     return "--" + name.removesuffix("_file").replace("_", "-")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def say(result: object) -> None:
