@@ -1,5 +1,6 @@
-"""Tiny models and tokenizers made on the spot; the lab pair where a test needs a model that can do something."""
+"""Tiny models and tokenizers for the tests, and the command line in this process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,8 @@ logging.disable_progress_bar()
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "lab" / "text" / "train"
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|' + m['role'] + '|> ' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SPECIALS = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -57,14 +59,9 @@ def byte_fallback_tokenizer(texts: list[str], size: int) -> Tokenizer:
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False)
     trained.train_from_iterator(texts, trainer)
-    spec = __import__("json").loads(trained.to_str())
-    names = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        *spec["model"]["vocab"],
-    ]
+    spec = json.loads(trained.to_str())
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    names += spec["model"]["vocab"]
     vocabulary = {name: i for i, name in enumerate(dict.fromkeys(names))}
     merges = [tuple(merge) for merge in spec["model"]["merges"]]
     tokenizer = Tokenizer(
@@ -115,11 +112,9 @@ def save_model(
     )
     model = LlamaForCausalLM(config)
     if like is not None:
-        for (_, mine), (_, theirs) in zip(
-            model.named_parameters(), like.named_parameters(), strict=True
-        ):
-            rows = min(len(mine), len(theirs))
-            mine.data[:rows] = theirs.data[:rows] + noise * mine.data[:rows]
+        for new, old in zip(model.parameters(), like.parameters(), strict=True):
+            rows = min(len(new), len(old))
+            new.data[:rows] = old.data[:rows] + noise * new.data[:rows]
     if template:
         ends = [tokenizer.token_to_id("<|end|>"), fast.eos_token_id]
         model.generation_config = GenerationConfig(
@@ -144,7 +139,7 @@ def kill_when(command: list[str], ready, tries: int = 1200, **options) -> None:
     for part in [*psutil.Process(process.pid).children(recursive=True), process]:
         part.kill()
     process.wait()
-    assert reached, "what it was to be killed at never came"
+    assert reached, "it never became ready to be killed"
 
 
 @pytest.fixture(scope="session")
@@ -182,33 +177,25 @@ def pair(tmp_path_factory: pytest.TempPathFactory, byte_level: Tokenizer) -> dic
 @pytest.fixture(scope="session")
 def adapted(pair: dict[str, Path]) -> Path:
     """The base model with the extended tokenizer, its tables moved as training would."""
-    from lep.transfer.initialise import initialise
-
-    place = pair["base"].parent / "initialised"
-    initialise(pair["base"], pair["tokenizer"], place)
-    model = LlamaForCausalLM.from_pretrained(place)
-    torch.manual_seed(5)
-    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
-        table.data += 0.01 * torch.randn_like(table)
-    moved = pair["base"].parent / "adapted"
     from lep.checkpoint.reader import Checkpoint
     from lep.checkpoint.writer import write_checkpoint
     from lep.tokenizer.load import copy_tokenizer
+    from lep.transfer.initialise import initialise
 
-    source = Checkpoint(place)
-    tables = {
-        source.tables.input: model.get_input_embeddings().weight.data,
-        source.tables.output: model.get_output_embeddings().weight.data,
-    }
-    write_checkpoint(source, tables, moved)
-    copy_tokenizer(place, moved)
-    return moved
+    folder, adapted = (pair["base"].parent / name for name in ("initialised", "adapted"))
+    initialise(pair["base"], pair["tokenizer"], folder)
+    source = Checkpoint(folder)
+    torch.manual_seed(5)
+    tables = {name: source.tensor(name) for name in source.tables.names}
+    moved = {name: table + 0.01 * torch.randn_like(table) for name, table in tables.items()}
+    write_checkpoint(source, moved, adapted)
+    copy_tokenizer(folder, adapted)
+    return adapted
 
 
 @pytest.fixture
 def here(capsys, monkeypatch):
-    """The command line in this process, where a start of Python for each command would take longer than the command."""
-
+    """The command line in this process, which is faster than a new Python for each command."""
     from lep.cli import main
 
     def run(*arguments: object, code: int = 0) -> str:
@@ -216,8 +203,8 @@ def here(capsys, monkeypatch):
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main()
-        said = "".join(capsys.readouterr())
-        assert (left.value.code or 0) == code, said
-        return said
+        text = "".join(capsys.readouterr())
+        assert (left.value.code or 0) == code, text
+        return text
 
     return run

@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from lep.calibration import answers as module
-from lep.calibration.answers import write_answers, write_unjudged
+from lep.calibration.answers import Answers, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.calibration.filters import reason_to_drop, repeats
-from lep.calibration.judge import MOST_UNGRADED, Judge, make_judge
+from lep.calibration.judge import MOST_UNGRADED, grades, load_judge
+from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import write_records
 from lep.errors import CorpusError, LepError
 from lep.inference.generate import Answer
 from lep.settings import AnswerSettings, CalibrateSettings
-from lep.training.frozen import digest
+from lep.training.rows import new_rows
+from lep.transfer.propagate import propagate
 
 
 @pytest.mark.parametrize(
@@ -47,13 +49,14 @@ def test_refrains_are_not_repetition() -> None:
 WORDS = ["Где дом?", "Где река?", "Where is it?"]
 
 
+def write_prompts(path: Path, questions: list[str]) -> Path:
+    write_records(path, [{"messages": [{"role": "user", "content": text}]} for text in questions])
+    return path
+
+
 @pytest.fixture
 def prompts(tmp_path) -> Path:
-    write_records(
-        tmp_path / "prompts.jsonl",
-        [{"messages": [{"role": "user", "content": word}]} for word in WORDS],
-    )
-    return tmp_path / "prompts.jsonl"
+    return write_prompts(tmp_path / "prompts.jsonl", WORDS)
 
 
 @pytest.fixture
@@ -62,22 +65,20 @@ def all_pass(monkeypatch) -> None:
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: None)
 
 
-def read(place: Path) -> list[dict]:
-    return [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None:
     verdicts = iter(["repeating", None, None])
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: next(verdicts))
-    counts = write_answers(
-        pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=8)
-    )
-    assert counts == {"repeating": 1, "kept": 2}
-    assert [r["dropped"] for r in read(tmp_path / "out" / "answers.jsonl")] == [
-        "repeating",
-        None,
-        None,
-    ]
+    result = answer(pair["instruct"], prompts, str(tmp_path / "out"), max_new_tokens=8)
+    assert result == Answers({"repeating": 1, "kept": 2}, tmp_path / "out")
+    assert str(result) == f"repeating: 1, kept: 2\nwrote {tmp_path / 'out'}"
+    assert json.loads((tmp_path / "out" / "answers.json").read_text()) == result.counts
+    records = read(tmp_path / "out" / "answers.jsonl")
+    assert [list(r) for r in records] == [["messages", "sample", "grade", "dropped"]] * 3
+    assert [r["dropped"] for r in records] == ["repeating", None, None]
     assert [r["messages"][0]["content"] for r in read(tmp_path / "out" / "kept.jsonl")] == WORDS[1:]
     assert not list(tmp_path.glob("*.answers.jsonl"))
 
@@ -86,30 +87,30 @@ def test_answers_of_a_killed_run_are_used_again(
     pair, prompts, tmp_path, monkeypatch, all_pass
 ) -> None:
     settings = AnswerSettings(max_new_tokens=8, generation_batch=1, samples=2)
-    original, asked = module.answers, []
+    answers, count = module.answers, 0
 
     def counting(*arguments, **options):
-        for batch in original(*arguments, **options):
-            asked.extend(answer.index for answer in batch)
-            if len(asked) == stop:
+        nonlocal count
+        for batch in answers(*arguments, **options):
+            count += len(batch)
+            if count == stop:
                 raise KeyboardInterrupt
             yield batch
 
     monkeypatch.setattr(module, "answers", counting)
     stop = 0
-    write_answers(pair["instruct"], prompts, tmp_path / "whole", settings)
-    assert len(asked) == 6
-    asked, stop = [], 5  # in the middle of the second sample
+    answer(pair["instruct"], prompts, tmp_path / "whole", settings)
+    assert count == 6
+    count, stop = 0, 5  # in the middle of the second sample
     with pytest.raises(KeyboardInterrupt):
-        write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+        answer(pair["instruct"], prompts, tmp_path / "out", settings)
     cache = tmp_path / "out.answers.jsonl"
     cache.write_text(cache.read_text() + '{"sample": 1, "ans')  # killed while it wrote
-    asked, stop = [], 0
-    write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
-    assert len(asked) == 2
-    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == (
-        tmp_path / "whole" / "answers.jsonl"
-    ).read_bytes()
+    count, stop = 0, 0
+    answer(pair["instruct"], prompts, tmp_path / "out", settings)
+    assert count == 2
+    whole, resumed = (tmp_path / name / "answers.jsonl" for name in ("whole", "out"))
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_sampled_answers_differ_and_the_best_is_kept(
@@ -123,38 +124,35 @@ def test_sampled_answers_differ_and_the_best_is_kept(
         def replies(self, conversations):
             return [str(1 + len(c[0]["content"]) % 5) for c in conversations]
 
-    monkeypatch.setattr(module, "make_judge", lambda source: Judge(Longest()))
+    monkeypatch.setattr(module, "load_judge", lambda source: Longest())
     settings = AnswerSettings(max_new_tokens=8, samples=4, judge="longest", least_grade=1)
-    write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    answer(pair["instruct"], prompts, tmp_path / "out", settings)
     records = read(tmp_path / "out" / "answers.jsonl")
-    kept = {
-        r["messages"][0]["content"]: r["messages"][-1]["content"]
-        for r in read(tmp_path / "out" / "kept.jsonl")
-    }
+    kept = [[m["content"] for m in r["messages"]] for r in read(tmp_path / "out" / "kept.jsonl")]
+    kept = dict(kept)
     assert [r["sample"] for r in records] == [0, 1, 2, 3] * 3
     for word in WORDS:
-        tried = [r for r in records if r["messages"][0]["content"] == word]
-        assert len({r["messages"][-1]["content"] for r in tried}) > 1
-        best = max(tried, key=lambda r: r["grade"])
+        samples = [r for r in records if r["messages"][0]["content"] == word]
+        assert len({r["messages"][-1]["content"] for r in samples}) > 1
+        best = max(samples, key=lambda r: r["grade"])
         assert best["dropped"] is None
         assert kept[word] == best["messages"][-1]["content"]
-        assert {r["dropped"] for r in tried if r is not best} == {"a better answer was kept"}
+        assert {r["dropped"] for r in samples if r is not best} == {"a better answer was kept"}
 
 
 def test_nothing_passes(pair, prompts, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
-    with pytest.raises(
-        CorpusError, match=r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"
-    ):
-        write_answers(pair["instruct"], prompts, tmp_path / "out", AnswerSettings(max_new_tokens=4))
+    message = r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"
+    with pytest.raises(CorpusError, match=message):
+        answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
     assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
 
 
 class FakeJudge:
-    """An OpenAI-compatible server whose replies come from a function of the number of the request."""
+    """An OpenAI-compatible server; `reply` maps the number of a request to status and text."""
 
     def __init__(self) -> None:
-        self.asked: list[dict] = []
+        self.requests: list[dict] = []
         self.reply = lambda number: (200, "4")
         fake, lock = self, threading.Lock()
 
@@ -162,8 +160,8 @@ class FakeJudge:
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
-                    fake.asked.append(request)
-                    status, text = fake.reply(len(fake.asked))
+                    fake.requests.append(request)
+                    status, text = fake.reply(len(fake.requests))
                 body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -190,120 +188,99 @@ ANSWERED = [([{"role": "user", "content": f"Вопрос {i}?"}], f"Ответ {
 
 
 def test_a_served_judge_sees_question_and_answer(judge) -> None:
-    grades = list(make_judge(judge.source).grades(ANSWERED[:3], "cache"))
-    assert grades == [4, 4, 4]
-    shown = judge.asked[1]["messages"][0]["content"]
+    given = list(grades(load_judge(judge.source), ANSWERED[:3], "cache"))
+    assert given == [4, 4, 4]
+    shown = judge.requests[1]["messages"][0]["content"]
     assert "user: Вопрос 1?" in shown
     assert "assistant: Ответ 1." in shown
-    assert judge.asked[1]["model"] == "judge"
+    assert judge.requests[1]["model"] == "judge"
 
 
 def test_nonsense_is_asked_for_once_more(judge) -> None:
-    judge.reply = lambda number: (
-        200,
-        "well" if number <= 2 else "5" if number == 4 else "hm" if number == 3 else "1",
-    )
-    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [
-        None,
-        5,
-    ]  # asked 1, 2, then again 3, 4
-    assert judge.asked[3]["messages"][-2]["content"] == "well"
-    assert "digit" in judge.asked[3]["messages"][-1]["content"]
+    replies = {1: "well", 2: "well", 3: "hm", 4: "5"}  # 3 and 4 are second requests
+    judge.reply = lambda number: (200, replies[number])
+    assert list(grades(load_judge(judge.source), ANSWERED[:2], "cache")) == [None, 5]
+    assert judge.requests[3]["messages"][-2]["content"] == "well"
+    assert "digit" in judge.requests[3]["messages"][-1]["content"]
 
 
 def test_a_busy_judge_is_asked_again(judge) -> None:
     judge.reply = lambda number: (503, "") if number == 1 else (200, "3")
-    assert list(make_judge(judge.source).grades(ANSWERED[:1], "cache")) == [3]
+    assert list(grades(load_judge(judge.source), ANSWERED[:1], "cache")) == [3]
 
 
 def test_a_judge_of_nonsense_ends_the_run_and_grades_are_kept(
     pair, tmp_path, all_pass, judge
 ) -> None:
-    words = [f"Где дом номер {i}?" for i in range(40)]
-    write_records(
-        tmp_path / "many.jsonl",
-        [{"messages": [{"role": "user", "content": word}]} for word in words],
-    )
+    many = write_prompts(tmp_path / "many.jsonl", [f"Где дом номер {i}?" for i in range(40)])
     settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
     judge.reply = lambda number: (200, "4" if number <= 16 else "who knows")
-    with pytest.raises(
-        LepError,
-        match=r"gives no grades: .* it said 'who knows'; answers and grades so far are kept",
-    ):
-        write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
+    message = r"gives no grades: .* it said 'who knows'; answers and grades so far are kept"
+    with pytest.raises(LepError, match=message):
+        answer(pair["instruct"], many, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
-    before = len(judge.asked)
+    before = len(judge.requests)
     judge.reply = lambda number: (200, "2" if number == before + 1 else "5")
-    counts = write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
-    assert len(judge.asked) - before == 40 - 16 - (
-        MOST_UNGRADED - 1
-    )  # what was judged is not asked for again
-    assert counts == {"kept": 30, "not graded": 9, "grade below 4": 1}
+    result = answer(pair["instruct"], many, tmp_path / "out", settings)
+    # Judged answers are not judged again.
+    assert len(judge.requests) - before == 40 - 16 - (MOST_UNGRADED - 1)
+    assert result.counts == {"kept": 30, "not graded": 9, "grade below 4": 1}
 
 
 def test_an_unreachable_judge_is_named(pair, prompts, tmp_path, all_pass, monkeypatch) -> None:
     monkeypatch.setattr("lep.calibration.judge.TRIES", 2)
     settings = AnswerSettings(max_new_tokens=4, judge="judge@http://127.0.0.1:9/v1")
-    with pytest.raises(
-        LepError, match=r"the judge judge does not answer after 2 tries .*: give the same command"
-    ):
-        write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+    message = r"the judge judge does not answer after 2 tries .*: give the same command"
+    with pytest.raises(LepError, match=message):
+        answer(pair["instruct"], prompts, tmp_path / "out", settings)
     assert list(tmp_path.glob("out*")) == [tmp_path / "out.answers.jsonl"]
 
 
 def test_a_judge_that_refuses_is_quoted_and_a_long_answer_has_no_grade(judge) -> None:
     judge.reply = lambda number: (401, "no key")
-    with pytest.raises(
-        LepError, match=r"the judge judge refuses \(401 .*no key.*: mend its name, URL or key"
-    ):
-        list(make_judge(judge.source).grades(ANSWERED[:1], "cache"))
+    message = r"the judge judge refuses \(401 .*no key.*: correct its name, URL or key"
+    with pytest.raises(LepError, match=message):
+        list(grades(load_judge(judge.source), ANSWERED[:1], "cache"))
     judge.reply = lambda number: (400, "context length") if number in (2, 4) else (200, "5")
-    assert list(make_judge(judge.source).grades(ANSWERED[:2], "cache")) == [None, 5]
+    assert list(grades(load_judge(judge.source), ANSWERED[:2], "cache")) == [None, 5]
 
 
 def test_another_judge_grades_the_same_answers(
     pair, tmp_path, all_pass, judge, monkeypatch
 ) -> None:
-    words = [f"Где дом номер {i}?" for i in range(MOST_UNGRADED + 2)]
-    write_records(
-        tmp_path / "many.jsonl",
-        [{"messages": [{"role": "user", "content": word}]} for word in words],
-    )
+    questions = [f"Где дом номер {i}?" for i in range(MOST_UNGRADED + 2)]
+    many = write_prompts(tmp_path / "many.jsonl", questions)
     judge.reply = lambda number: (200, "who knows")
     settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
     with pytest.raises(LepError, match="gives no grades"):
-        write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", settings)
-    monkeypatch.setattr(module, "load_model", None)  # nobody is asked for answers again
+        answer(pair["instruct"], many, tmp_path / "out", settings)
+    monkeypatch.setattr(module, "load_model", None)  # no answers are generated again
     other = settings.model_copy(update={"judge": judge.source.replace("judge@", "better@")})
     judge.reply = lambda number: (200, "2")
-    with pytest.raises(
-        CorpusError,
-        match=r"none of 12 prompts .*'grade below 4': 12.*the answers are in .*out.answers",
-    ):
-        write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", other)
-    before = len(judge.asked)
+    message = r"none of 12 prompts .*'grade below 4': 12.*the answers are in .*out.answers"
+    with pytest.raises(CorpusError, match=message):
+        answer(pair["instruct"], many, tmp_path / "out", other)
+    before = len(judge.requests)
     lower = other.model_copy(update={"least_grade": 2})
-    assert write_answers(pair["instruct"], tmp_path / "many.jsonl", tmp_path / "out", lower) == {
-        "kept": 12
-    }
-    assert len(judge.asked) == before  # nor for grades
+    assert answer(pair["instruct"], many, tmp_path / "out", lower).counts == {"kept": 12}
+    assert len(judge.requests) == before  # nor are grades
     assert not list(tmp_path.glob("*.answers.jsonl"))
 
 
-def test_answers_that_are_there_are_judged_and_not_asked_for(
+def test_unjudged_answers_are_judged_and_not_generated_again(
     pair, prompts, tmp_path, all_pass, monkeypatch
 ) -> None:
     settings = AnswerSettings(max_new_tokens=8, samples=2)
-    write_answers(pair["instruct"], prompts, tmp_path / "at once", settings)
+    answer(pair["instruct"], prompts, tmp_path / "at once", settings)
     write_unjudged(pair["instruct"], prompts, tmp_path / "unjudged", settings)
-    monkeypatch.setattr(module, "load_model", None)  # nobody is asked
-    write_answers(pair["instruct"], prompts, tmp_path / "out", settings, tmp_path / "unjudged")
+    monkeypatch.setattr(module, "load_model", None)  # no model may answer
+    answer(pair["instruct"], prompts, tmp_path / "out", settings, tmp_path / "unjudged")
     for name in ("answers.jsonl", "kept.jsonl", "answers.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
     assert not list(tmp_path.glob("*.answers.jsonl"))
     other = settings.model_copy(update={"max_new_tokens": 4})
-    with pytest.raises(TypeError):  # answers of other settings are no answers: the model is asked
-        write_answers(pair["instruct"], prompts, tmp_path / "other", other, tmp_path / "unjudged")
+    with pytest.raises(TypeError):  # answers of other settings do not count: a model must answer
+        answer(pair["instruct"], prompts, tmp_path / "other", other, tmp_path / "unjudged")
 
 
 def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:
@@ -314,12 +291,12 @@ def test_a_local_judge(pair, prompts, tmp_path, all_pass) -> None:
     ):
         settings = AnswerSettings(max_new_tokens=4, judge=str(pair[model]))
         with pytest.raises(LepError, match=message):
-            write_answers(pair["instruct"], prompts, tmp_path / "out", settings)
+            answer(pair["instruct"], prompts, tmp_path / "out", settings)
 
 
 @pytest.fixture
 def answered(pair, prompts, tmp_path, all_pass) -> Path:
-    write_answers(pair["instruct"], prompts, tmp_path / "answers", AnswerSettings(max_new_tokens=8))
+    answer(pair["instruct"], prompts, tmp_path / "answers", max_new_tokens=8)
     return tmp_path / "answers"
 
 
@@ -327,17 +304,13 @@ def test_calibration_as_published(pair, answered, tmp_path) -> None:
     settings = CalibrateSettings(batch_size=2, learning_rate=1e-2)
     record = calibrate(pair["instruct"], answered, tmp_path / "out", settings)
     assert record["answers"] == {"kept": 3}
-    assert (tmp_path / "out" / "lep" / "answers.jsonl").read_bytes() == (
-        answered / "answers.jsonl"
-    ).read_bytes()
-    before, after = (
-        load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out")
-    )
+    recorded = tmp_path / "out" / "lep" / "answers.jsonl"
+    assert recorded.read_bytes() == (answered / "answers.jsonl").read_bytes()
+    folders = pair["instruct"], tmp_path / "out"
+    before, after = (load_file(folder / "model.safetensors") for folder in folders)
     middle = [name for name in before if ".layers.1." in name]  # of three
     assert middle
-    assert digest((name, before[name]) for name in middle) == digest(
-        (name, after[name]) for name in middle
-    )
+    assert all(torch.equal(before[name], after[name]) for name in middle)
     for name in (
         "model.embed_tokens.weight",
         "lm_head.weight",
@@ -348,13 +321,9 @@ def test_calibration_as_published(pair, answered, tmp_path) -> None:
 
 
 def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> None:
-    from lep.checkpoint.reader import Checkpoint
-    from lep.training.rows import new_rows
-    from lep.transfer.propagate import propagate
-
     propagate(pair["base"], pair["instruct"], adapted, tmp_path / "propagated")
-    settings = CalibrateSettings(batch_size=2, learning_rate=1e-2, train="new_rows")
-    calibrate(tmp_path / "propagated", answered, tmp_path / "out", settings)
+    options = {"batch_size": 2, "learning_rate": 1e-2, "train": "new_rows"}
+    calibrate(str(tmp_path / "propagated"), str(answered), str(tmp_path / "out"), **options)
     rows = new_rows(Checkpoint(tmp_path / "propagated"))
     before, after = (load_file(tmp_path / p / "model.safetensors") for p in ("propagated", "out"))
     names = {"input": "model.embed_tokens.weight", "output": "lm_head.weight"}
@@ -362,20 +331,19 @@ def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> Non
         moved = (before[name] != after[name]).any(1).nonzero().flatten()
         assert len(moved)
         assert set(moved.tolist()) <= set(rows[kind].tolist())
-    assert all(
-        torch.equal(before[name], after[name]) for name in before.keys() - set(names.values())
-    )
-    again = new_rows(Checkpoint(tmp_path / "out"))  # what is new is still known
+    others = before.keys() - set(names.values())
+    assert all(torch.equal(before[name], after[name]) for name in others)
+    again = new_rows(Checkpoint(tmp_path / "out"))  # the result knows its new rows
     assert all(torch.equal(again[kind], rows[kind]) for kind in rows)
 
 
 def test_faults(pair, answered, tmp_path) -> None:
-    with pytest.raises(
-        CorpusError, match=r"holds no kept.jsonl: give a folder that lep answer wrote"
-    ):
-        calibrate(pair["instruct"], tmp_path, tmp_path / "out", CalibrateSettings())
+    with pytest.raises(CorpusError, match=r"holds no kept.jsonl: give a folder that lep answer"):
+        calibrate(pair["instruct"], tmp_path, tmp_path / "out")
     with pytest.raises(LepError, match="does not say which of its rows are new"):
-        calibrate(pair["instruct"], answered, tmp_path / "out", CalibrateSettings(train="new_rows"))
+        calibrate(pair["instruct"], answered, tmp_path / "out", train="new_rows")
     with pytest.raises(LepError, match="has no chat template, so it cannot be calibrated"):
-        calibrate(pair["base"], answered, tmp_path / "out", CalibrateSettings())
+        calibrate(pair["base"], answered, tmp_path / "out")
+    with pytest.raises(LepError, match="no setting 'trained': did you mean train"):
+        calibrate(pair["instruct"], answered, tmp_path / "out", trained="new_rows")
     assert not (tmp_path / "out").exists()

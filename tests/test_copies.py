@@ -1,4 +1,4 @@
-"""Copy tasks share nothing with the text that is evaluated on."""
+"""Copy tasks share nothing with the text of the evaluation."""
 
 import pytest
 from conftest import SAMPLE
@@ -21,39 +21,29 @@ def test_half_are_sentences_and_half_paragraphs() -> None:
 
 
 def test_tasks_that_share_words_with_the_evaluation_are_left_out(tmp_path) -> None:
-    found = answers(copy_records({"ru": TEXT}, 40, seed=0))
-    longest = max(found, key=len)
-    inside = " ".join(
-        longest.split()[3:-3]
-    ).upper()  # neither its beginning nor its end, in capitals
-    write_records(
-        tmp_path / "evaluated.jsonl",
-        [{"id": "a", "text": f"Сначала другое. {inside}, потом третье."}],
-    )
-    left = answers(
-        copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": [tmp_path / "evaluated.jsonl"]})
-    )
+    every = answers(copy_records({"ru": TEXT}, 40, seed=0))
+    longest = max(every, key=len)
+    inside = " ".join(longest.split()[3:-3]).upper()  # its middle, in capitals
+    evaluated = tmp_path / "evaluated.jsonl"
+    write_records(evaluated, [{"id": "a", "text": f"Сначала другое. {inside}, потом третье."}])
+    left = answers(copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": [evaluated]}))
     assert longest not in left
-    assert 0 < len(found) - len(left) <= 4  # and sentences inside it
-    seen = evaluated_runs([tmp_path / "evaluated.jsonl"])
-    assert all(seen.isdisjoint(runs_of(text)) for text in left)
+    assert 0 < len(every) - len(left) <= 4  # and sentences inside it
+    runs = evaluated_runs([evaluated])
+    assert all(runs.isdisjoint(runs_of(text)) for text in left)
 
 
 def test_a_short_sentence_overlaps_as_a_whole(tmp_path) -> None:
-    write_records(
-        tmp_path / "e.jsonl",
-        [{"id": "a", "text": "Он пришёл домой поздно. Она давно спала, и в доме было тихо."}],
-    )
-    seen = evaluated_runs([tmp_path / "e.jsonl"])
-    assert not seen.isdisjoint(runs_of("Он пришёл домой поздно."))
-    assert seen.isdisjoint(runs_of("Он пришёл домой рано."))
+    text = "Он пришёл домой поздно. Она давно спала, и в доме было тихо."
+    write_records(tmp_path / "evaluated.jsonl", [{"id": "a", "text": text}])
+    runs = evaluated_runs([tmp_path / "evaluated.jsonl"])
+    assert not runs.isdisjoint(runs_of("Он пришёл домой поздно."))
+    assert runs.isdisjoint(runs_of("Он пришёл домой рано."))
 
 
 def test_the_same_text_is_refused() -> None:
-    with pytest.raises(
-        CorpusError,
-        match=r"40 of 40 tasks \(ru\) are made of text that is evaluated on \(the first: '.+",
-    ):
+    message = r"40 of 40 tasks \(ru\) are made of text that is evaluated on \(the first: '.+"
+    with pytest.raises(CorpusError, match=message):
         copy_records({"ru": TEXT}, 40, seed=0, evaluation={"ru": TEXT})
 
 

@@ -173,15 +173,15 @@ def inferred(source: Path, device: torch.device) -> list[Any]:
     from conftest import sample_texts
 
     from lep.benchmark.scoring import continuation_nats
-    from lep.inference import load
+    from lep.inference import models
     from lep.inference.generate import Sampling, answers
     from lep.inference.likelihood import text_nats
     from lep.inference.next_byte import first_bytes, next_byte_nats
     from lep.training.data import isolates
     from lep.training.frozen import frozen_digest
 
-    load.device = lambda: device
-    model, checkpoint = load.load_model(source)
+    models.device = lambda: device
+    model, checkpoint = models.load_model(source)
     assert model.device == device
     model.bfloat16()  # as a GPU has it
     tokenizer, shared = checkpoint.tokenizer, list(range(10, 50))

@@ -1,4 +1,4 @@
-"""Make the configuration of any architecture tiny: small numbers by the names of the settings, few exceptions."""
+"""Tiny configurations of any architecture: small numbers by the names of settings."""
 
 import re
 from typing import Any
@@ -7,45 +7,29 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 HIDDEN, HEADS, HEAD_DIM, LAYERS, EXPERTS = 32, 4, 8, 2, 4
 
-# The first pattern that matches a setting's whole name gives its value; only numbers are set.
-RULES: list[tuple[str, Any]] = [
+# The first pattern that matches a setting's whole name gives its value, if that is smaller.
+RULES: list[tuple[str, int]] = [
+    (r"num_(kv|key_value)_heads|.*_num_key_value_heads|(n|attn)_kv_heads", 2),
+    (r"(num_|n_)?((decoder_|encoder_)?attention_|attn_)?heads?", HEADS),
+    (r".*_attention_heads|linear_num_(key|value)_heads", HEADS),
+    (r"mamba_(n|num)_heads|n_mamba_heads", 8),
+    (r"(n|num|num_hidden|(num_)?(encoder|decoder))_layers|n_layer|depth", LAYERS),
     (
-        r"num_(kv|key_value)_heads|num_key_value_heads|num_kv_heads|.*_num_key_value_heads|n_kv_heads|attn_kv_heads",
-        2,
-    ),
-    (
-        r"(num_|n_)?(attention_|attn_|decoder_attention_|encoder_attention_)?heads?|n_head|num_heads",
-        HEADS,
-    ),
-    (r".*num_attention_heads|.*_attention_heads", HEADS),
-    (r"linear_num_(key|value)_heads", HEADS),
-    (r"mamba_n_heads|mamba_num_heads|n_mamba_heads", 8),
-    (
-        r"(n_layers?|num_layers|num_hidden_layers|n_layer|encoder_layers|decoder_layers|depth)",
-        LAYERS,
-    ),
-    (r"num_(encoder|decoder)_layers", LAYERS),
-    (
-        r"(hidden_size|d_model|n_embd|embedding_size|emb_dim|model_dim|dim|word_embed_proj_dim|dim_model)",
+        r"hidden_size|d_model|(model_)?dim|dim_model|n_embe?d|emb(ed)?_dim|word_embed_proj_dim",
         HIDDEN,
     ),
-    (r"(input|output)_embedding_size|embed_dim|width|n_embed|lru_width", HIDDEN),
+    (r"((input|output)_)?embedding_size|(lru_)?width", HIDDEN),
     (r"hidden_size_per_layer_input", 8),
-    (
-        r".*intermediate_size.*|.*ffn_dim|.*ffn_hidden_size|d_inner|feed_forward_size|dim_ff|n_inner|dff",
-        2 * HIDDEN,
-    ),
-    (r"moe_.*ffn.*", 2 * HIDDEN),
+    (r".*intermediate_size.*|.*ffn_dim|.*ffn_hidden_size|moe_.*ffn.*", 2 * HIDDEN),
+    (r"d_inner|feed_forward_size|dim_ff|n_inner|dff", 2 * HIDDEN),
     (r"qk_(nope|rope)_head_dim|rotary_dim", HEAD_DIM // 2),
-    (r"qk_head_dim", HEAD_DIM),
-    (r"global_head_dim|.*head_dim|d_kv|v_head_dim|attention_head_size", HEAD_DIM),
-    (r"mamba_d_head|mamba_head_dim|mamba_headdim", HEAD_DIM),
+    (r".*head_dim|mamba_d_head|mamba_headdim|d_kv|attention_head_size", HEAD_DIM),
     (r"mamba_d_ssm", 64),
-    (r"(q|kv|o)_lora_rank|o_lora_rank", 16),
-    (r".*mamba_d_state|state_size|ssm_state_size|mamba_d_state", 8),
+    (r"(q|kv|o)_lora_rank", 16),
+    (r".*mamba_d_state|(ssm_)?state_size", 8),
     (r".*chunk_size", 8),
-    (r"(num|n)_(local_|routed_)?experts|moe_num_experts|num_experts", EXPERTS),
-    (r".*(experts_per_tok|moe_topk|moe_k|topk|top_k_experts|num_selected_experts|moe_top_k)", 2),
+    (r"(num|n)_(local_|routed_)?experts|moe_num_experts", EXPERTS),
+    (r".*(experts_per_tok|topk|top_k_experts|num_selected_experts|moe_top_k|moe_k)", 2),
     (r"n_group|topk_group|num_expert_group|n_groups|mamba_n_groups|mamba_ngroups", 1),
     (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length", 128),
     (r"sliding_window|attention_window_size|window_size|local_attention", 16),
@@ -135,9 +119,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str, vocab_size: int, ids: dict[str, int]) -> PreTrainedConfig:
-    """A small configuration of a model type; raises what its class raises when that cannot be."""
-    kind = CONFIG_MAPPING[model_type]
-    config = kind(**_small(kind, vocab_size, EXCEPTIONS.get(model_type, {}), ids))
+    """A small configuration of a model type; raises what its class raises for impossible ones."""
+    config_class = CONFIG_MAPPING[model_type]
+    exceptions = EXCEPTIONS.get(model_type, {})
+    config = config_class(**_small(config_class, vocab_size, exceptions, ids))
     if hasattr(config, "is_decoder") and not config.is_decoder:
         config.is_decoder = True
     config.is_encoder_decoder = False
@@ -145,33 +130,32 @@ def tiny_config(model_type: str, vocab_size: int, ids: dict[str, int]) -> PreTra
 
 
 def _small(
-    kind: type[PreTrainedConfig], vocab_size: int, exceptions: dict[str, Any], ids: dict[str, int]
-) -> dict:
+    config_class: type[PreTrainedConfig],
+    vocab_size: int,
+    exceptions: dict[str, Any],
+    ids: dict[str, int],
+) -> dict[str, Any]:
     """Arguments for a configuration class, nested ones too."""
-    default = kind()
-    settings: dict[str, Any] = {}
-    for name, value in vars(default).items():
-        if (
-            name not in kind.__dataclass_fields__ and name not in kind.attribute_map.values()
-        ):  # computed from others
-            continue
-        part = value
-        if isinstance(part, PreTrainedConfig):
-            settings[name] = _small(type(part), vocab_size, exceptions.get(name, {}), ids)
-            settings[name]["model_type"] = part.model_type
+    synonyms, settings = config_class.attribute_map, {}
+    sizes = (synonyms.get("vocab_size", "vocab_size"), "vocab_size", "unpadded_vocab")
+    for name, value in vars(config_class()).items():
+        if name not in config_class.__dataclass_fields__ and name not in synonyms.values():
+            continue  # computed from others
+        if isinstance(value, PreTrainedConfig):
+            settings[name] = _small(type(value), vocab_size, exceptions.get(name, {}), ids)
+            settings[name]["model_type"] = value.model_type
         elif name in ids:
             settings[name] = ids[name]
-        elif name == type(default).attribute_map.get("vocab_size", "vocab_size") or (
-            name.startswith(("vocab_size", "unpadded_vocab")) and value
-        ):
+        elif name == sizes[0] or (name.startswith(sizes[1:]) and value):
             settings[name] = vocab_size
         elif name == "head_dim" and value is None:
             settings[name] = HEAD_DIM
-        elif isinstance(value, int) and not isinstance(value, bool):
-            for pattern, small in RULES:
-                if re.fullmatch(pattern, name) and value > small:
-                    settings[name] = small
-                    break
-    return settings | {
-        k: v for k, v in exceptions.items() if not isinstance(v, dict) or k not in settings
-    }
+        elif type(value) is int and (small := _small_number(name, value)) is not None:
+            settings[name] = small
+    nested = {name for name, value in exceptions.items() if isinstance(value, dict)}
+    return settings | {k: v for k, v in exceptions.items() if k not in nested & settings.keys()}
+
+
+def _small_number(name: str, value: int) -> int | None:
+    smaller = (n for pattern, n in RULES if re.fullmatch(pattern, name) and value > n)
+    return next(smaller, None)

@@ -1,8 +1,8 @@
-"""The exception tree: everything a user can cause is a `LepError`, and its message is the whole story."""
+"""The exceptions: everything that a user can cause is a `LepError` with a complete message."""
 
 
 class LepError(Exception):
-    """A fault that the user can mend; the command line prints it as one sentence and exits with code 2."""
+    """A fault that the user can fix; the command line prints it and exits with code 2."""
 
 
 class CheckpointError(LepError):
@@ -18,12 +18,12 @@ class CorpusError(LepError):
 
 
 class TrainingError(LepError):
-    """A training that went wrong for a reason that the user can mend."""
+    """A training that failed for a reason that the user can fix."""
 
 
 class RecipeError(LepError):
-    """A recipe that does not say what it must; the message names file and line."""
+    """An invalid recipe; the message names file and line."""
 
 
 class OutputError(LepError):
-    """A place that cannot be written: it exists already, or the disk is too small."""
+    """An output that cannot be written: it exists already, or the disk is too small."""

@@ -6,41 +6,37 @@ from pathlib import Path
 
 from lep.errors import CheckpointError
 
-# What a checkpoint may bring along: never pickled weights, never code.
+# What is downloaded: never pickled weights, never code.
 ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 
 
 def local_folder(source: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a model or tokenizer: itself, or its download when `source` is a hub id (`owner/name`).
+    """The folder of a model or tokenizer, or of its download when `source` is a hub id.
 
-    Without `weights` only what lies beside them is fetched.
-
-    Raises `CheckpointError` when there is no such folder and the hub cannot give it.
+    Without `weights` only the other files are downloaded. Raises `CheckpointError` when there is no
+    such folder and the hub does not provide it.
     """
-    folder = Path(source)
+    folder, name = Path(source), str(source)
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith((".", "/")):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise CheckpointError(
             f"there is no folder {source}: check the path, or give a hub id such as owner/name"
         )
     from huggingface_hub import snapshot_download
 
+    patterns = ALLOWED_FILES if weights else ALLOWED_FILES[1:]
     try:
-        return Path(
-            snapshot_download(str(source), allow_patterns=ALLOWED_FILES[0 if weights else 1 :])
-        )
-    except (
-        Exception
-    ) as error:  # the hub client raises many kinds; each one means that the model cannot be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds; all mean that there is no model
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"there is no folder {source}, and the hub does not give it: {reason}"
+            f"there is no folder {source}, and the hub does not provide it: {reason}"
         ) from error
 
 
 def short_names(models: list[str]) -> list[str]:
-    """The last part of each path, the whole path where two models would have the same name, numbered where they do."""
+    """The last part of each path; the whole path where two share it, numbered where it repeats."""
     last = [Path(model.partition("@http")[0]).name or model for model in models]
     counts = Counter(last)
     names = [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]

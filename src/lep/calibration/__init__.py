@@ -1,1 +1,1 @@
-"""Self-calibration: the original instruct model's own answers teach the adapted one (section 3.6)."""
+"""Self-calibration: the original instruct model's answers teach the adapted one (section 3.6)."""

@@ -1,228 +1,212 @@
-"""Answers of the original instruct model to prompts, judged: what a calibration learns from, and what it leaves out."""
+"""The original instruct model answers prompts: what calibration learns from, and what it drops."""
 
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lep.calibration.filters import reason_to_drop
-from lep.calibration.judge import make_judge
+from lep.calibration.judge import Conversation, grades, load_judge
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError
 from lep.inference.generate import Answer, Sampling, answers
 from lep.inference.models import load_model
 from lep.publish import check_output, fingerprint, publishing
+from lep.result import Result
 from lep.settings import AnswerSettings
 
 ANSWERS, KEPT, COUNTS = "answers.jsonl", "kept.jsonl", "answers.json"
 UNJUDGED = "unjudged.jsonl"
-JUDGING = {"judge", "least_grade"}  # settings that leave the answers as they are
+BEATEN = "a better answer was kept"
+JUDGING = {"judge", "least_grade"}  # settings that do not change the answers
+Key = tuple[int, int]  # sample (0 is the greedy one) and prompt
 
 
 @dataclass(frozen=True)
-class Graded:
-    """An answer and what became of it: `dropped` says why it is not used, and is None where it passed."""
+class AnswerRecord:
+    """A line of `answers.jsonl`: a conversation, ending with an answer, and its outcome."""
 
-    answer: Answer
-    sample: int  # 0: the greedy one
+    messages: Conversation
+    sample: int
     grade: int | None
-    dropped: str | None
+    dropped: str | None  # the reason; None for an answer that is kept
+
+
+@dataclass(frozen=True)
+class Answers(Result):
+    """Prompts by outcome: those whose answer is `kept`, and those without by reason."""
+
+    counts: dict[str, int]
+    output: Path
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name}: {count:,}" for name, count in self.counts.items())
+        return f"{counts}\nwrote {self.output}"
 
 
 def write_unjudged(
     original: str | Path, prompts: str | Path, output: Path, settings: AnswerSettings
 ) -> None:
-    """Let `original` answer prompts, and write what `write_answers` judges to the folder `output`.
+    """Let `original` answer prompts, and write what `answer` judges to the folder `output`.
 
     Raises `CorpusError` for prompts in another format.
     """
-    conversations = _conversations(prompts)
     check_output(output)
-    cache = _Cache(_unfinished(output), original, conversations, settings)
-    _answered(original, conversations, cache, settings)
+    run = _Run(output, original, prompts, settings)
+    run.answer(original)
     with publishing(output) as partial:
-        shutil.copy(cache.place, partial / UNJUDGED)
-    cache.place.unlink(missing_ok=True)
+        shutil.copy(run.path, partial / UNJUDGED)
+    run.path.unlink()
 
 
-def write_answers(
+def answer(
     original: str | Path,
     prompts: str | Path,
-    output: Path,
-    settings: AnswerSettings,
-    unjudged: Path | None = None,
-) -> dict[str, int]:
+    output: str | Path,
+    settings: AnswerSettings | None = None,
+    unjudged: str | Path | None = None,
+    **options: Any,
+) -> Answers:
     """Let `original` answer prompts, grade the answers, and write them to the folder `output`.
 
-    Prompts are `messages` records; a final assistant message is ignored. Of several answers to a prompt the one with
-    the best grade is kept, the earlier of equals. Answers and grades are kept beside the output while the run is
-    unfinished, so that an interrupted one does not ask again; a folder of `write_unjudged` has the answers already.
+    Prompts are `messages` records; a final assistant message is ignored. Of several answers to a
+    prompt the best graded one is kept, the first among equals. Answers and grades are saved beside
+    the output as they come, so that an interrupted run continues; the folder `unjudged` of
+    `write_unjudged` has the answers already.
 
-    `answers.jsonl` holds every answer with its grade and why it was dropped, `kept.jsonl` conversations to learn from.
-    Returns what is also written to `answers.json`: prompts by what became of them.
+    `answers.jsonl` holds every answer with its grade and the reason why it was dropped,
+    `kept.jsonl` the conversations to learn from, `answers.json` the counts that are returned.
 
-    Raises `CorpusError` when no answer is kept (they stay beside the output, for another judge or a lower bar),
-    `LepError` when the judge gives no grades or does not answer.
+    Raises `CorpusError` when no answer is kept (they stay beside the output, for another judge or a
+    lower bar), `LepError` when the judge gives no grades or does not answer.
     """
-    conversations, place = _conversations(prompts), _unfinished(output)
+    output, settings = Path(output), AnswerSettings.given(settings, options)
     check_output(output)
-    if unjudged and not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(unjudged / UNJUDGED, place)
-    cache = _Cache(place, original, conversations, settings)
-    answered = _answered(original, conversations, cache, settings)
-    graded = _graded(conversations, answered, cache, settings)
-    records, kept, became = [], [], Counter[str]()
-    for index, conversation in enumerate(conversations):
-        tried = graded[index :: len(conversations)]  # one sample after the other
-        usable = [found for found in tried if found.dropped is None]
-        chosen = (
-            max(usable, key=lambda found: found.grade or 0) if usable else None
-        )  # the first of equals
-        became["kept" if chosen else tried[0].dropped or ""] += 1
-        for found in tried:
-            reason = found.dropped or (None if found is chosen else "a better answer was kept")
-            messages = [*conversation, {"role": "assistant", "content": found.answer.text}]
-            records.append(
-                {
-                    "messages": messages,
-                    "sample": found.sample,
-                    "grade": found.grade,
-                    "dropped": reason,
-                }
-            )
-            kept += [{"messages": messages}] if found is chosen else []
-    if not kept:
+    run = _Run(output, original, prompts, settings, unjudged)
+    run.answer(original)
+    records, counts = run.judged()
+    if "kept" not in counts:
         raise CorpusError(
-            f"none of {len(conversations)} prompts got a usable answer ({dict(became)}): check prompts and judge; the "
-            f"answers are in {cache.place}"
+            f"none of {len(run.prompts)} prompts got a usable answer ({counts}): check prompts and "
+            f"judge; the answers are in {run.path}"
         )
     with publishing(output) as partial:
-        write_records(partial / ANSWERS, records)
+        write_records(partial / ANSWERS, map(vars, records))
+        kept = [{"messages": record.messages} for record in records if not record.dropped]
         write_records(partial / KEPT, kept)
-        (partial / COUNTS).write_text(json.dumps(became, indent=1) + "\n", encoding="utf-8")
-    cache.place.unlink(missing_ok=True)
-    return dict(became)
+        (partial / COUNTS).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+    run.path.unlink()
+    return Answers(counts, output)
 
 
-def _conversations(prompts: str | Path) -> list[Any]:
-    return [question(record["messages"]) for record in read_messages(prompts)]
-
-
-def _unfinished(output: Path) -> Path:
-    return output.with_name(output.name + ".answers.jsonl")
-
-
-class _Cache:
-    """What an unfinished run has got: answers by (sample, prompt), and grades by the same."""
+class _Run:
+    """The answers and grades of an unfinished run, saved beside its output as they come."""
 
     def __init__(
-        self, place: Path, original: str | Path, conversations: list[Any], settings: AnswerSettings
+        self,
+        output: Path,
+        original: str | Path,
+        prompts: str | Path,
+        settings: AnswerSettings,
+        unjudged: str | Path | None = None,
     ) -> None:
-        self.place = place
-        made = settings.model_dump(exclude=JUDGING | {"samples"})  # more of them leave these valid
-        key = fingerprint([Checkpoint(original).stamp(), conversations, made])
-        entries = _whole_lines(place)
+        self.prompts = [question(record["messages"]) for record in read_messages(prompts)]
+        self.settings = settings
+        self.path = output.with_name(output.name + ".answers.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if unjudged and not self.path.exists():
+            shutil.copy(Path(unjudged) / UNJUDGED, self.path)
+        # Answers stay valid when more samples are wanted.
+        relevant = settings.model_dump(exclude=JUDGING | {"samples"})
+        key = fingerprint([Checkpoint(original).stamp(), self.prompts, relevant])
+        entries = _whole_lines(self.path)
         if not entries or entries[0].get("key") != key:
             entries = [{"key": key}]
-        self.answers = {
-            (e["sample"], e["answer"]["index"]): Answer(**e["answer"])
-            for e in entries
-            if "answer" in e
-        }
-        self.grades = {
-            (e["sample"], e["index"]): e["grade"]
-            for e in entries
-            if "grade" in e and e["judge"] == settings.judge
-        }
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_records(place, entries)
+        self.answers: dict[Key, Answer] = {}
+        self.grades: dict[Key, int | None] = {}
+        for entry in entries[1:]:
+            if "answer" in entry:
+                answer = Answer(**entry["answer"])
+                self.answers[entry["sample"], answer.index] = answer
+            elif entry["judge"] == settings.judge:
+                self.grades[entry["sample"], entry["index"]] = entry["grade"]
+        write_records(self.path, entries)
 
-    def keep(self, entries: list[dict[str, Any]]) -> None:
-        with self.place.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-
-
-def _whole_lines(place: Path) -> list[dict[str, Any]]:
-    if not place.exists():
-        return []
-    whole = place.read_text(encoding="utf-8").rpartition("\n")[
-        0
-    ]  # a killed run may have left half a line
-    return [json.loads(line) for line in whole.split("\n") if line]
-
-
-def _answered(
-    original: str | Path, conversations: list[Any], cache: _Cache, settings: AnswerSettings
-) -> list[tuple[int, Answer]]:
-    """(sample, answer) for every prompt and sample."""
-    wanted = [
-        (sample, index) for sample in range(settings.samples) for index in range(len(conversations))
-    ]
-    if any(key not in cache.answers for key in wanted):
+    def answer(self, original: str | Path) -> None:
+        """Get the answers that are missing from the model."""
+        samples, indices = range(self.settings.samples), range(len(self.prompts))
+        if all((sample, index) in self.answers for sample in samples for index in indices):
+            return
         model, checkpoint = load_model(original)
-        for sample in range(settings.samples):
-            seed = settings.sample_seed + sample
-            sampling = Sampling(settings.temperature, settings.top_p, seed) if sample else None
+        for sample in samples:
+            seed = self.settings.sample_seed + sample
+            sampling = Sampling(self.settings.temperature, self.settings.top_p, seed)
             for batch in answers(
                 model,
                 checkpoint.tokenizer,
-                conversations,
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.generation_batch,
-                sampling=sampling,
-                done={index for one, index in cache.answers if one == sample},
+                self.prompts,
+                max_new_tokens=self.settings.max_new_tokens,
+                batch_size=self.settings.generation_batch,
+                sampling=sampling if sample else None,
+                done={index for other, index in self.answers if other == sample},
             ):
-                cache.answers |= {(sample, answer.index): answer for answer in batch}
-                cache.keep([{"sample": sample, "answer": asdict(answer)} for answer in batch])
-    return [(sample, cache.answers[sample, index]) for sample, index in wanted]
+                self.answers |= {(sample, answer.index): answer for answer in batch}
+                self._save([{"sample": sample, "answer": asdict(answer)} for answer in batch])
 
-
-def _graded(
-    conversations: list[Any],
-    answered: list[tuple[int, Answer]],
-    cache: _Cache,
-    settings: AnswerSettings,
-) -> list[Graded]:
-    reasons = [
-        reason_to_drop(conversations[answer.index][-1]["content"], answer) for _, answer in answered
-    ]
-    grades: dict[tuple[int, int], int | None] = {}
-    if settings.judge is not None:
-        asked = [pair for pair, reason in zip(answered, reasons, strict=True) if reason is None]
-        todo = [
-            (sample, answer)
-            for sample, answer in asked
-            if (sample, answer.index) not in cache.grades
-        ]
-        if todo:
-            judged = make_judge(settings.judge).grades(
-                [(conversations[answer.index], answer.text) for _, answer in todo], str(cache.place)
-            )
-            for (sample, answer), grade in zip(todo, judged, strict=True):
-                cache.grades[sample, answer.index] = grade
-                cache.keep(
-                    [
-                        {
-                            "sample": sample,
-                            "index": answer.index,
-                            "grade": grade,
-                            "judge": settings.judge,
-                        }
-                    ]
-                )
-        grades = {
-            (sample, answer.index): cache.grades[sample, answer.index] for sample, answer in asked
+    def judged(self) -> tuple[list[AnswerRecord], dict[str, int]]:
+        """A record of every answer, prompt by prompt, and the number of prompts by outcome."""
+        reasons = {
+            (sample, index): reason_to_drop(prompt[-1]["content"], self.answers[sample, index])
+            for sample in range(self.settings.samples)
+            for index, prompt in enumerate(self.prompts)
         }
-    found = []
-    for (sample, answer), reason in zip(answered, reasons, strict=True):
-        grade = grades.get((sample, answer.index))
-        if reason is None and settings.judge is not None and grade is None:
+        if self.settings.judge is not None:
+            self._grade([key for key, reason in reasons.items() if reason is None])
+        records, counts = [], Counter[str]()
+        for index in range(len(self.prompts)):
+            keys = [(sample, index) for sample in range(self.settings.samples)]
+            samples = [self._record(key, reasons[key]) for key in keys]
+            usable = [record for record in samples if not record.dropped]
+            best = max(usable, key=lambda record: record.grade or 0, default=None)
+            counts["kept" if best else str(samples[0].dropped)] += 1
+            for record in samples:
+                beaten = record is not best and not record.dropped
+                records.append(replace(record, dropped=BEATEN) if beaten else record)
+        return records, dict(counts)
+
+    def _grade(self, keys: list[Key]) -> None:
+        """Get the grades that are missing from the judge."""
+        missing = [key for key in keys if key not in self.grades]
+        if not missing:
+            return
+        judge = str(self.settings.judge)
+        pairs = [(self.prompts[key[1]], self.answers[key].text) for key in missing]
+        given = grades(load_judge(judge), pairs, str(self.path))
+        for (sample, index), grade in zip(missing, given, strict=True):
+            self.grades[sample, index] = grade
+            self._save([{"sample": sample, "index": index, "grade": grade, "judge": judge}])
+
+    def _record(self, key: Key, reason: str | None) -> AnswerRecord:
+        sample, index = key
+        grade = self.grades.get(key) if reason is None else None
+        if grade is not None and grade < self.settings.least_grade:
+            reason = f"grade below {self.settings.least_grade}"
+        elif reason is None and grade is None and self.settings.judge is not None:
             reason = "not graded"
-        elif grade is not None and grade < settings.least_grade:
-            reason = f"grade below {settings.least_grade}"
-        found.append(Graded(answer, sample, grade, reason))
-    return found
+        answer = {"role": "assistant", "content": self.answers[key].text}
+        return AnswerRecord([*self.prompts[index], answer], sample, grade, reason)
+
+    def _save(self, entries: list[dict[str, Any]]) -> None:
+        with self.path.open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, without the half line that a killed run may have left."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
+    return [json.loads(line) for line in lines if line]

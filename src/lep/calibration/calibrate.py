@@ -7,6 +7,7 @@ from typing import Any
 
 from lep.calibration.answers import ANSWERS, COUNTS, KEPT
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import copy_records
 from lep.corpus.read import read_messages, read_records
 from lep.errors import CheckpointError, CorpusError
 from lep.settings import CalibrateSettings
@@ -16,27 +17,37 @@ from lep.training.tune import CALIBRATION, NEW_ROWS, train_adapter
 
 def calibrate(
     model: str | Path,
-    answers: Path,
-    output: Path,
-    settings: CalibrateSettings,
+    answers: str | Path,
+    output: str | Path,
+    settings: CalibrateSettings | None = None,
     copies: Records | None = None,
     *,
+    text: dict[str, list[str | Path]] | None = None,
+    heldout: dict[str, list[str | Path]] | None = None,
     merge: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Tune `model` on answers that `write_answers` left in a folder, and on copy tasks; write the result to `output`.
+    """Tune `model` on the folder of `answer` and on copy tasks, and write it to `output`.
 
-    `lep/tune.json` counts what was kept and dropped, `lep/answers.jsonl` holds all answers with their grades.
+    `copy_tasks` of each language are made from `text`, {language: files}, and share no text with
+    `heldout`; or `copies` are given as records. `lep/tune.json` counts the answers by outcome,
+    `lep/answers.jsonl` holds them all with their grades. With `merge=False` the adapter is left
+    beside the model, in `adapter/`.
 
-    Raises `CorpusError` for a folder without answers, `CheckpointError` for a model without a chat template.
+    Raises `CorpusError` for a folder without answers, `CheckpointError` for a model without a chat
+    template.
     """
+    answers, output = Path(answers), Path(output)
+    settings = CalibrateSettings.given(settings, options)
     if not (answers / KEPT).exists():
         raise CorpusError(f"{answers} holds no {KEPT}: give a folder that lep answer wrote")
     if not Checkpoint(model).check().tokenizer.chat_template:
         raise CheckpointError(
             f"{model} has no chat template, so it cannot be calibrated: give an instruct model"
         )
-    kept, copies = read_messages(answers / KEPT), copies or []
-    counts = {"answers": json.loads((answers / COUNTS).read_text()), "copy_tasks": len(copies)}
+    copies = copies or copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
+    facts = {"answers": json.loads((answers / COUNTS).read_text()), "copy_tasks": len(copies)}
     every = [record for _, record in read_records(answers / ANSWERS)]
     scope = replace(NEW_ROWS if settings.train == "new_rows" else CALIBRATION, merge=merge)
-    return train_adapter(model, kept + copies, output, settings, scope, facts=counts, answers=every)
+    records = read_messages(answers / KEPT) + copies
+    return train_adapter(model, records, output, settings, scope, facts=facts, answers=every)

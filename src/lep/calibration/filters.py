@@ -6,10 +6,7 @@ from lep.corpus.language import dominant_script, script_share
 from lep.inference.generate import Answer
 
 SMALLEST_SHARE = 0.5  # of the letters, in the script of the question
-REPEATED_WORDS, REPEATED_SHARE = (
-    4,
-    0.25,
-)  # a run of four words may not make up a quarter of an answer
+REPEATED_WORDS, REPEATED_SHARE = 4, 0.25  # a run of four words may not fill a quarter of an answer
 
 
 def reason_to_drop(question: str, answer: Answer) -> str | None:
@@ -20,24 +17,15 @@ def reason_to_drop(question: str, answer: Answer) -> str | None:
     if not answer.finished:
         return "cut off"
     script = dominant_script(question)
-    if (
-        script is not None
-        and dominant_script(text) is not None
-        and script_share(text, script) < SMALLEST_SHARE
-    ):
+    if script and dominant_script(text) and script_share(text, script) < SMALLEST_SHARE:
         return "wrong language"
-    if repeats(text) and not repeats(question):
-        return "repeating"
-    return None
+    return "repeating" if repeats(text) and not repeats(question) else None
 
 
 def repeats(text: str) -> bool:
-    """Whether one run of four words makes up more than a quarter of the text, and occurs at least three times."""
+    """Whether a run of four words occurs three times and fills over a quarter of the text."""
     words = text.split()
-    runs = Counter(
-        tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)
-    )
-    if not runs:
-        return False
-    times = runs.most_common(1)[0][1]
+    starts = range(len(words) - REPEATED_WORDS + 1)
+    runs = Counter(tuple(words[i : i + REPEATED_WORDS]) for i in starts)
+    times = max(runs.values(), default=0)
     return times >= 3 and times * REPEATED_WORDS > REPEATED_SHARE * len(words)

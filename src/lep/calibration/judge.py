@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Protocol
 
 import regex
@@ -26,11 +27,11 @@ Reply with the digit alone.
 
 {conversation}
 
-Grade:"""
+Grade:"""  # noqa: E501
 REMINDER = "Reply with one digit from 1 to 5 and nothing else."
 REPLY_TOKENS, BATCH = 16, 16
 CONCURRENT, SECONDS, TRIES = 8, 120, 4
-MOST_UNGRADED = 10  # one after the other
+MOST_UNGRADED = 10  # in a row
 BAD_REQUEST = 400
 _THOUGHT = regex.compile(r"<think>.*?(</think>|$)", regex.DOTALL)
 _SCALE = regex.compile(
@@ -42,98 +43,87 @@ Conversation = list[dict[str, Any]]
 
 
 def read_grade(reply: str) -> int | None:
-    """The grade that a reply gives, or None where it gives none, or several.
+    """The grade in a reply, or None where there is none, or several.
 
-    >>> [read_grade(reply) for reply in ("4", "Grade: 5.", "3/5", "<think>2?</think> 4", "On a scale of 1 to 5, 4.")]
+    >>> good = ("4", "Grade: 5.", "3/5", "<think>2?</think> 4", "On a scale of 1 to 5, 4.")
+    >>> [read_grade(reply) for reply in good]
     [4, 5, 3, 4, 4]
     >>> [read_grade(reply) for reply in ("good", "10", "4.5", "3 or 4", "1-5")]
     [None, None, None, None, None]
     """
-    found = set(_GRADE.findall(_SCALE.sub(" ", _THOUGHT.sub(" ", reply))))
-    return int(found.pop()) if len(found) == 1 else None
+    grades = set(_GRADE.findall(_SCALE.sub(" ", _THOUGHT.sub(" ", reply))))
+    return int(grades.pop()) if len(grades) == 1 else None
 
 
-class Model(Protocol):
-    """Something that replies to conversations."""
+class Judge(Protocol):
+    """A model that replies to conversations."""
 
     name: str
 
     def replies(self, conversations: Sequence[Conversation]) -> list[str]: ...
 
 
-class Judge:
-    """Grades by a model's replies. A reply without a grade is asked for once more."""
+def load_judge(source: str) -> Judge:
+    """A judge by its name: `MODEL@URL` behind a server, else a local folder or hub id."""
+    name, at, url = source.partition("@http")
+    return ServedModel(name, f"http{url}") if at else LocalModel(name)
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
 
-    @staticmethod
-    def _kept(kept_in: str) -> str:
-        return f"answers and grades so far are kept in {kept_in}"
+def grades(
+    judge: Judge, answered: Sequence[tuple[Conversation, str]], saved_in: str
+) -> Iterator[int | None]:
+    """The grade of each (conversation, answer), in order; None after two replies without one.
 
-    def grades(
-        self, answered: Sequence[tuple[Conversation, str]], kept_in: str
-    ) -> Iterator[int | None]:
-        """The grade of each (conversation, answer), in order; None where two replies held none.
-
-        Raises `LepError` when ten answers in a row get no grade; `kept_in` is where the user finds those that were
-        given.
-        """
-        ungraded = 0
-        for start in range(0, len(answered), BATCH):
-            asked = [_request(*pair) for pair in answered[start : start + BATCH]]
-            try:
-                replies = self.model.replies(asked)
-                found = [read_grade(reply) for reply in replies]
-                again = [i for i, grade in enumerate(found) if grade is None]
-                reminded = [
-                    [*asked[i], _said(replies[i]), {"role": "user", "content": REMINDER}]
-                    for i in again
-                ]
-                for i, reply in zip(
-                    again, self.model.replies(reminded) if again else [], strict=True
-                ):
-                    replies[i], found[i] = reply, read_grade(reply)
-            except requests.HTTPError as error:
-                said = error.response.text[:200] if error.response is not None else ""
+    Raises `LepError` when the judge does not reply, or gives no grade ten times in a row. The
+    message names the file `saved_in` of the answers and grades so far.
+    """
+    saved, ungraded = f"answers and grades so far are kept in {saved_in}", 0
+    for start in range(0, len(answered), BATCH):
+        prompts = [_prompt(*pair) for pair in answered[start : start + BATCH]]
+        for reply in _replies(judge, prompts, saved):
+            grade = read_grade(reply)
+            ungraded = ungraded + 1 if grade is None else 0
+            if ungraded >= MOST_UNGRADED:
                 raise LepError(
-                    f"the judge {self.model.name} refuses ({error}: {said!r}); "
-                    f"{self._kept(kept_in)}: mend its name, URL or key, and give the same command"
-                ) from error
-            except requests.RequestException as error:
-                raise LepError(
-                    f"the judge {self.model.name} does not answer after {TRIES} tries ({error}); "
-                    f"{self._kept(kept_in)}: give the same command when it is there again"
-                ) from error
-            for reply, grade in zip(replies, found, strict=True):
-                ungraded = ungraded + 1 if grade is None else 0
-                if ungraded >= MOST_UNGRADED:
-                    raise LepError(
-                        f"the judge {self.model.name} gives no grades: asked for a digit from 1 to 5 it said "
-                        f"{reply[:60]!r}; {self._kept(kept_in)}: give another judge, or none"
-                    )
-                yield grade
+                    f"the judge {judge.name} gives no grades: asked for a digit from 1 to 5 it "
+                    f"said {reply[:60]!r}; {saved}: give another judge, or none"
+                )
+            yield grade
 
 
-def _request(conversation: Conversation, answer: str) -> Conversation:
-    lines = [
-        f"{message['role']}: {message['content']}" for message in [*conversation, _said(answer)]
-    ]
-    return [{"role": "user", "content": PROMPT.format(conversation="\n\n".join(lines))}]
+def _replies(judge: Judge, prompts: list[Conversation], saved: str) -> list[str]:
+    """A reply to each prompt: the second one where the first has no grade."""
+    try:
+        replies = judge.replies(prompts)
+        again = [i for i, reply in enumerate(replies) if read_grade(reply) is None]
+        reminder = {"role": "user", "content": REMINDER}
+        second = [[*prompts[i], _assistant(replies[i]), reminder] for i in again]
+        for i, reply in zip(again, judge.replies(second), strict=True):
+            replies[i] = reply
+        return replies
+    except requests.HTTPError as error:
+        body = error.response.text[:200] if error.response is not None else ""
+        reason = f"refuses ({error}: {body!r})"
+        way_out = "correct its name, URL or key, and give the same command"
+        raise LepError(f"the judge {judge.name} {reason}; {saved}: {way_out}") from error
+    except requests.RequestException as error:
+        reason = f"does not answer after {TRIES} tries ({error})"
+        way_out = "give the same command when it is back"
+        raise LepError(f"the judge {judge.name} {reason}; {saved}: {way_out}") from error
 
 
-def _said(text: str) -> dict[str, Any]:
+def _prompt(conversation: Conversation, answer: str) -> Conversation:
+    messages = [*conversation, _assistant(answer)]
+    text = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return [{"role": "user", "content": PROMPT.format(conversation=text)}]
+
+
+def _assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def make_judge(source: str) -> Judge:
-    """A judge by its name: `MODEL@URL` behind a server, else a local folder or hub id."""
-    name, at, url = source.partition("@http")
-    return Judge(ServedModel(name, f"http{url}") if at else LocalModel(name))
-
-
 class LocalModel:
-    """An instruct model in memory; its replies are greedy."""
+    """An instruct model in memory with greedy replies."""
 
     def __init__(self, source: str) -> None:
         self.name = source
@@ -144,26 +134,23 @@ class LocalModel:
         self.model, self.checkpoint = load_model(source)
 
     def replies(self, conversations: Sequence[Conversation]) -> list[str]:
-        found = {
-            answer.index: answer.text
-            for batch in answers(
-                self.model,
-                self.checkpoint.tokenizer,
-                conversations,
-                max_new_tokens=REPLY_TOKENS,
-                batch_size=BATCH,
-                label="grades",
-            )
-            for answer in batch
-        }
-        return [found[i] for i in range(len(conversations))]
+        batches = answers(
+            self.model,
+            self.checkpoint.tokenizer,
+            conversations,
+            max_new_tokens=REPLY_TOKENS,
+            batch_size=BATCH,
+            label="grades",
+        )
+        in_order = sorted(chain.from_iterable(batches), key=lambda answer: answer.index)
+        return [answer.text for answer in in_order]
 
 
 class ServedModel:
-    """A model behind `/chat/completions`; the key is read from OPENAI_API_KEY, where there is one."""
+    """A model behind `/chat/completions`; the key is in OPENAI_API_KEY, if there is one."""
 
     def __init__(self, name: str, url: str) -> None:
-        self.name, self.url = name, url.rstrip("/")
+        self.name, self.url = name, f"{url.rstrip('/')}/chat/completions"
         self.session = requests.Session()
         retry = Retry(
             total=TRIES - 1,
@@ -181,20 +168,17 @@ class ServedModel:
             return list(pool.map(self._reply, conversations))
 
     def _reply(self, conversation: Conversation) -> str:
-        # room for models that think before they reply
-        asked: Any = {
+        request: Any = {
             "model": self.name,
             "messages": conversation,
             "temperature": 0,
-            "max_tokens": 64 * REPLY_TOKENS,
+            "max_tokens": 64 * REPLY_TOKENS,  # some models think first
         }
-        answer = self.session.post(f"{self.url}/chat/completions", json=asked, timeout=SECONDS)
-        if (
-            answer.status_code == BAD_REQUEST
-        ):  # longer than its context, most of all: this answer gets no grade
-            return answer.text
-        answer.raise_for_status()
+        response = self.session.post(self.url, json=request, timeout=SECONDS)
+        if response.status_code == BAD_REQUEST:  # usually too long: no grade for this answer
+            return response.text
+        response.raise_for_status()
         try:
-            return answer.json()["choices"][0]["message"]["content"] or ""
+            return response.json()["choices"][0]["message"]["content"] or ""
         except (ValueError, LookupError, TypeError):
-            return answer.text  # no grade is read from it, unless it is one
+            return response.text  # without a grade, unless it is one

@@ -1,1 +1,1 @@
-"""Checkpoints: read lazily, changed only in their embedding tables, written whole or not at all."""
+"""Checkpoints: file formats of models, read lazily, rewritten tensor by tensor."""

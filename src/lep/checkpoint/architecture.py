@@ -1,12 +1,14 @@
-"""Which tensors of an architecture have an axis as long as the vocabulary, found without weights and without names.
+"""Which tensors of an architecture have an axis as long as the vocabulary.
 
-The model is built twice on the meta device, with two sizes of the vocabulary. What changes shape is a vocabulary
-tensor, and the axis that changes is known: no coincidence of sizes can deceive.
+The model is built twice on the meta device, with two sizes of the vocabulary. A tensor that changes
+its shape is a vocabulary tensor, and the axis that changes is the vocabulary. Neither weights nor a
+list of names are needed, and equal sizes cannot be confused.
 """
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +18,33 @@ from torch import Tensor
 from lep.errors import CheckpointError
 
 PROBE = 128  # rows added in the second build: a multiple of the paddings in use
+KeyPath = tuple[str, ...]  # keys that lead to a setting in a nested configuration
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model without weights, and where the vocabulary is in it."""
+    """A model without weights, and the vocabulary in its tensors."""
 
     model: Any  # transformers' PreTrainedModel on the meta device
-    tensors: Mapping[
-        str, Tensor
-    ]  # parameters and stored buffers; a tied one under each of its names
-    axes: Mapping[str, int]  # of each tensor that has one, the axis that is the vocabulary
+    tensors: Mapping[str, Tensor]  # parameters and stored buffers; tied ones under each name
+    axes: Mapping[str, int]  # the vocabulary's axis of each tensor that has one
     rows: int  # the vocabulary's size, as config.json says
-    size_settings: tuple[tuple[str, ...], ...]  # places in config.json that say it
-    other_sizes: Mapping[
-        str, str
-    ]  # tables of tokens with a size of their own, and the setting that says it
+    size_settings: tuple[KeyPath, ...]  # paths in config.json that say it
+    other_sizes: Mapping[str, str]  # tables of tokens with another size: the setting that says it
 
     @classmethod
     def probe(cls, folder: Path, config: dict[str, Any]) -> "Architecture":
         """Raises `CheckpointError` for remote code and for what transformers cannot build."""
-        kind = config.get("model_type")
-        if config.get("auto_map") and not _is_native(kind):
+        from transformers import CONFIG_MAPPING
+
+        model_type = config.get("model_type")
+        if config.get("auto_map") and model_type not in CONFIG_MAPPING:
             raise CheckpointError(
-                f"{folder} brings its own code for '{kind}' (auto_map in config.json), which is never run: only "
-                "architectures that transformers itself has are supported"
+                f"{folder} brings its own code for '{model_type}' (auto_map in config.json), which "
+                "is never run: only architectures that transformers itself has are supported"
             )
         try:
             return cls._probe(folder, config)
-        except CheckpointError:
-            raise
         except Exception as error:  # unknown model types and broken settings raise many kinds
             reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise CheckpointError(
@@ -57,96 +56,82 @@ class Architecture:
         from transformers import AutoConfig
 
         loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        kind = _model_class(loaded, config)
-        text = loaded.get_text_config()
-        path = next((path for path, part in _parts(loaded) if part is text), ())
-        size, keys, odd_keys = _size_keys(text)
-        model = _build(kind, loaded)
+        model_class = _model_class(loaded, config)
+        size, keys, other_keys = _size_keys(loaded.get_text_config())
+        model = _build(model_class, loaded)
         tensors = model.state_dict(keep_vars=True)
+        axes = _changed_axes(tensors, _build(model_class, loaded, keys))
         other_sizes = {
             name: key
-            for key in odd_keys
-            for name in _changed_axes(tensors, _build(kind, _resized(loaded, path, [key])))
+            for key in other_keys
+            for name in _changed_axes(tensors, _build(model_class, loaded, [key]))
         }
-        axes = _changed_axes(tensors, _build(kind, _resized(loaded, path, keys)))
-        return cls(
-            model, tensors, axes, size, _size_settings(config, path, text, keys), other_sizes
-        )
+        return cls(model, tensors, axes, size, _size_settings(config, loaded, keys), other_sizes)
 
     def names_of(self, tensor: Tensor) -> list[str]:
-        """All names of one tensor; there are several when it is tied."""
+        """All names of one tensor: several when it is tied."""
         return [name for name, other in self.tensors.items() if other is tensor]
 
     def stored_names(self, stored: Iterable[str]) -> dict[str, list[str]]:
-        """Names in a checkpoint by name in the model, renamed as transformers does when it loads them."""
+        """Names in a checkpoint by name in the model, renamed as transformers loads them."""
+        from transformers import core_model_loading as loading
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
 
         steps = get_model_conversion_mapping(self.model)
-        renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-        converters = [step for step in steps if isinstance(step, WeightConverter)]
+        renamings = [step for step in steps if isinstance(step, loading.WeightRenaming)]
+        converters = [step for step in steps if isinstance(step, loading.WeightConverter)]
+        prefix = self.model.base_model_prefix
         names: dict[str, list[str]] = {}
-        for place in sorted(stored, key=dot_natural_key):
-            name, _ = rename_source_key(
-                place, renamings, converters, self.model.base_model_prefix, self.tensors
-            )
-            if name not in self.tensors and place in self.tensors:
-                name = place
-            names.setdefault(name, []).append(place)
+        for key in sorted(stored, key=loading.dot_natural_key):
+            name, _ = loading.rename_source_key(key, renamings, converters, prefix, self.tensors)
+            if name not in self.tensors and key in self.tensors:
+                name = key
+            names.setdefault(name, []).append(key)
         return names
 
 
-def _is_native(model_type: str | None) -> bool:
-    from transformers import CONFIG_MAPPING
-
-    return model_type in CONFIG_MAPPING
-
-
 def _model_class(loaded: Any, config: dict[str, Any]) -> Any:
-    """The class that wrote the checkpoint where it is a generating one, else the causal one of its model type."""
+    """The class that wrote the checkpoint if it generates text, else the causal one of its type."""
     from transformers.models.auto import modeling_auto as auto
 
-    kinds = (
+    mappings = (
         auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
     )
-    known = [kind[type(loaded)] for kind in kinds if type(loaded) in kind]
-    if not known:
+    classes = [mapping[type(loaded)] for mapping in mappings if type(loaded) in mapping]
+    if not classes:
         raise ValueError(f"transformers has no generating model for {type(loaded).__name__}")
-    named = (config.get("architectures") or [None])[0]
-    return next((kind for kind in known if kind.__name__ == named), known[0])
+    writer = (config.get("architectures") or [None])[0]
+    return next((cls for cls in classes if cls.__name__ == writer), classes[0])
 
 
-def _build(kind: Any, loaded: Any) -> Any:
+def _build(model_class: Any, loaded: Any, longer: Iterable[str] = ()) -> Any:
+    """The model on the meta device, `PROBE` added to some settings of its text part."""
     from transformers.initialization import no_init_weights
 
+    config = copy.deepcopy(loaded)
+    text = config.get_text_config()
+    for key in longer:
+        setattr(text, key, getattr(text, key) + PROBE)
     with torch.device("meta"), no_init_weights():
-        model = kind._from_config(copy.deepcopy(loaded))
-    model.tie_weights()  # which comes with the initialisation otherwise
+        model = model_class._from_config(config)
+    model.tie_weights()  # otherwise part of the initialisation
     return model
 
 
 def _changed_axes(before: Mapping[str, Tensor], model: Any) -> dict[str, int]:
-    after = model.state_dict()
-    axes: dict[str, int] = {}
+    """The last axis that has another size in `model`, of each tensor that has one."""
+    after, axes = model.state_dict(), {}
     for name, tensor in before.items():
-        changed = [
-            i
-            for i, size in enumerate(tensor.shape)
-            if name in after and after[name].shape[i] != size
-        ]
-        axes |= {name: changed[-1]} if changed else {}
+        sizes = zip(tensor.shape, after[name].shape, strict=True) if name in after else ()
+        if changed := [axis for axis, (old, new) in enumerate(sizes) if old != new]:
+            axes[name] = changed[-1]
     return axes
 
 
-def _parts(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """A configuration and all that are nested in it, with the attributes that lead to them."""
+def _parts(config: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """A configuration and all nested in it, with the attributes that lead to them."""
     yield path, config
     for name in config.sub_configs:
         if hasattr(part := getattr(config, name, None), "sub_configs"):
@@ -154,7 +139,7 @@ def _parts(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def _size_keys(text: Any) -> tuple[int, list[str], list[str]]:
-    """The vocabulary's size, the settings that hold it (its own first), and settings of tables of another size."""
+    """The vocabulary's size, the settings that hold it, and those of other sizes."""
     main = type(text).attribute_map.get("vocab_size", "vocab_size")
     size = getattr(text, main, None)
     if not isinstance(size, int):
@@ -164,55 +149,35 @@ def _size_keys(text: Any) -> tuple[int, list[str], list[str]]:
         for key, value in vars(text).items()
         if "vocab" in key.lower() and isinstance(value, int)
     }
-    alike = [key for key, value in sizes.items() if value == size and key != main]
-    odd = [
-        key
-        for key, value in sizes.items()
-        if key.startswith("vocab_size") and value not in (0, size)
-    ]
-    return size, [main, *alike], odd
+    equal = [key for key, value in sizes.items() if value == size and key != main]
+    others = [k for k, n in sizes.items() if k.startswith("vocab_size") and n not in (0, size)]
+    return size, [main, *equal], others
 
 
-def _resized(loaded: Any, path: tuple[str, ...], keys: list[str]) -> Any:
-    changed = part = copy.deepcopy(loaded)
-    for name in path:
-        part = getattr(part, name)
-    for key in keys:
-        setattr(part, key, getattr(part, key) + PROBE)
-    return changed
+def _size_settings(config: dict[str, Any], loaded: Any, keys: list[str]) -> tuple[KeyPath, ...]:
+    """The paths where config.json says each setting of the text model, or should say it.
 
-
-def _at(config: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    for name in path:
-        config = config.get(name) or {}
-    return config
-
-
-def _size_settings(
-    config: dict[str, Any], path: tuple[str, ...], text: Any, keys: list[str]
-) -> tuple[tuple[str, ...], ...]:
-    """Where config.json says each setting of the text model, or should: files differ from what they are loaded as.
-
-    Another name that means the same may be written there; the settings of a nested text model may be written at
-    the top (as in early Qwen2-VL), or there as well.
+    The file may use a synonym of a setting, and may hold the settings of a nested text model at the
+    top (as in early Qwen2-VL), or in both places.
     """
-    places: list[tuple[str, ...]] = []
-    cut_off = (
-        ["unpadded_vocab_size"] if getattr(text, "unpadded_vocab_size", None) else []
-    )  # of the logits
-    for key in keys + cut_off:
-        spelt = [name for name, meaning in type(text).attribute_map.items() if meaning == key] + [
-            key
-        ]
-        levels = [path[:depth] for depth in range(len(path) + 1)]
-        found = [
+    text, settings = loaded.get_text_config(), []
+    path = next((path for path, part in _parts(loaded) if part is text), ())
+    levels = {path[:i]: reduce(_inside, path[:i], config) for i in range(len(path) + 1)}
+    logits = ["unpadded_vocab_size"] if getattr(text, "unpadded_vocab_size", None) else []
+    for key in keys + logits:
+        synonyms = [name for name, meaning in type(text).attribute_map.items() if meaning == key]
+        written = [
             (*level, name)
-            for level in levels
-            for name in spelt
-            if _at(config, level).get(name) == getattr(text, key)
+            for level, part in levels.items()
+            for name in (*synonyms, key)
+            if part.get(name) == getattr(text, key)
         ]
-        places += found
-        nested = any(place[:-1] == path for place in found)
-        if not nested and (not found or _at(config, path)):
-            places.append((*path, key))
-    return tuple(places)
+        settings += written
+        nested = any(setting[:-1] == path for setting in written)
+        if not nested and (not written or levels[path]):
+            settings.append((*path, key))
+    return tuple(settings)
+
+
+def _inside(config: dict[str, Any], name: str) -> dict[str, Any]:
+    return config.get(name) or {}

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +15,45 @@ GENERATION = "generation_config.json"
 
 
 def remap_ids(settings: dict[str, Any], moved: dict[int, int]) -> dict[str, Any]:
-    """Settings with moved token ids replaced, in the entries that hold token ids and nowhere else."""
-
-    def remap(value: Any) -> Any:
-        if isinstance(value, list):
-            return [remap(entry) for entry in value]
-        return (
-            moved.get(value, value)
-            if isinstance(value, int) and not isinstance(value, bool)
-            else value
-        )
-
-    changed = dict(settings)
-    for name, value in settings.items():
-        if ID_SETTING.search(name):
-            changed[name] = remap(value)
-        elif isinstance(value, dict):
-            changed[name] = remap_ids(value, moved)
+    """Settings with moved token ids replaced, in the entries that hold token ids only."""
+    changed = deepcopy(settings)
+    for _, holder, key in _ids(changed):
+        holder[key] = moved.get(holder[key], holder[key])
     return changed
 
 
-def named_ids(settings: dict[str, Any]) -> dict[str, set[int]]:
-    """The token ids that each setting names, nested ones too."""
-    found: dict[str, set[int]] = {}
-    for name, value in settings.items():
-        if ID_SETTING.search(name):
-            found.setdefault(name, set()).update(_integers(value))
-        elif isinstance(value, dict):
-            for inner, ids in named_ids(value).items():
-                found.setdefault(inner, set()).update(ids)
-    return found
-
-
-def _integers(value: Any) -> set[int]:
-    if isinstance(value, list):
-        return set().union(*map(_integers, value))
-    return {value} if isinstance(value, int) and not isinstance(value, bool) else set()
-
-
-def check_named(model: Checkpoint, dropped: set[int]) -> None:
-    """Raise `CheckpointError` when a setting of the model names a token that a new vocabulary has dropped."""
-    generation = model.folder / GENERATION
-    written = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
-    for place, settings in (("config.json", model.config), (GENERATION, written)):
-        for name, ids in named_ids(settings).items():
-            if lost := ids & dropped:
-                raise CheckpointError(
-                    f"{name} in {model.folder / place} is {min(lost)}, a token that the new tokenizer lacks: protect a "
-                    "text that holds it when pruning, or take the token out of the setting"
-                )
-
-
 def remap_generation_config(folder: Path, moved: dict[int, int]) -> None:
-    """The same for the generation settings of a model folder, in place."""
+    """Replace moved token ids in the generation settings of a model folder, in place."""
     path = folder / GENERATION
     if moved and path.exists():
         path.write_text(json.dumps(remap_ids(json.loads(path.read_text()), moved), indent=2) + "\n")
+
+
+def check_named(model: Checkpoint, dropped: set[int]) -> None:
+    """Raise `CheckpointError` when a setting of the model names one of the `dropped` tokens."""
+    path = model.folder / GENERATION
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for file, settings in (("config.json", model.config), (GENERATION, generation)):
+        for name, holder, key in _ids(settings):
+            if holder[key] in dropped:
+                raise CheckpointError(
+                    f"{name} in {model.folder / file} is {holder[key]}, a token that the new "
+                    "tokenizer lacks: protect a text that holds it, or delete the setting"
+                )
+
+
+def _ids(settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each token id in settings: the setting's name, and the container and key that hold it."""
+    for name, value in settings.items():
+        if ID_SETTING.search(name):
+            yield from ((name, holder, key) for holder, key in _integers(settings, name))
+        elif isinstance(value, dict):
+            yield from _ids(value)
+
+
+def _integers(holder: Any, key: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(holder[key], list):
+        for index in range(len(holder[key])):
+            yield from _integers(holder[key], index)
+    elif type(holder[key]) is int:
+        yield holder, key

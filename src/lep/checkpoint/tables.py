@@ -1,7 +1,8 @@
-"""`Tables`: the tensors of a checkpoint that have a row per token, by the names that they have in its files."""
+"""`Tables`: the tensors of a checkpoint that have a row per token, by their names in its files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,20 @@ from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.stream import DTYPES, Entry
 from lep.errors import CheckpointError
 
-MIXABLE = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-)  # types that rows can be mixed in
-# Integers whose rows a new token takes from its main piece: the experts of each token (hash routing of DeepSeek V4).
-COPIED = (".tid2eid",)
-HASHED = ".ngram_embedding."  # rows found by a hash of token ids and of the vocabulary's size (Qwen4-Exp)
+MIXABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Integers that a new token copies from its main piece: its experts (hash routing of DeepSeek V4).
+COPIED = ".tid2eid"
+HASHED = ".ngram_embedding."  # rows at a hash of token ids and vocabulary size (Qwen4-Exp)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Names of the tensors with a row per token. `output` is None when the head is tied to the input table.
+    """Names of the tensors with a row per token. `output` is None when the head is tied.
 
-    `aliases` are further copies of a tied table that the file holds; they must always equal it. `others` are all
-    other tensors whose first axis is the vocabulary: head bias, per-layer embeddings, tables of parts that the
-    architecture does not load. `size_settings` are the places in config.json that say the number of rows.
+    `aliases` are stored copies of a tied table and must equal it. `others` are all other tensors
+    whose first axis is the vocabulary: head bias, per-layer embeddings, tables of parts that the
+    architecture does not load. `size_settings` are the paths in config.json that give the number
+    of rows.
     """
 
     input: str
@@ -43,159 +40,149 @@ class Tables:
         return list(self.by_kind().values())
 
     def by_kind(self) -> dict[str, str]:
-        """`input` and, in an untied model, `output`, with the names of their tensors."""
-        return (
-            {"input": self.input}
-            if self.output is None
-            else {"input": self.input, "output": self.output}
-        )
+        """Names of the tables by `input` and, in an untied model, `output`."""
+        output = {} if self.output is None else {"output": self.output}
+        return {"input": self.input} | output
 
     def kind_of(self, name: str) -> str:
-        """The table that one of the others goes with: a head's bias with the output table, the rest with the input."""
-        return (
-            "output"
-            if self.output and name.startswith(self.output.removesuffix(".weight") + ".")
-            else "input"
-        )
+        """The table that another tensor follows: the output for a head's bias, else the input."""
+        head = self.output and self.output.removesuffix(".weight") + "."
+        return "output" if head and name.startswith(head) else "input"
 
 
 def find_tables(folder: Path, config: dict[str, Any], entries: Mapping[str, Entry]) -> Tables:
-    """Where the vocabulary is in a checkpoint with this config.json and these tensors.
+    """The tables of a checkpoint with this config.json and these tensors.
 
-    Raises `CheckpointError` for an architecture that cannot be built, has no usable head, or has a vocabulary
-    tensor that cannot be converted row by row, and for shapes that disagree with the configuration.
+    Raises `CheckpointError` for an architecture that cannot be built or has no usable head, for a
+    vocabulary tensor that cannot be converted row by row, and for shapes that disagree with the
+    configuration.
     """
-    search = Search(folder, Architecture.probe(folder, config), entries)
-    tables = search.tables()
-    for name in (*tables.names, *tables.aliases, *tables.others):
-        _check_dtype(folder, name, entries[name])
-    return tables
+    return Search(folder, Architecture.probe(folder, config), entries).tables()
 
 
+@dataclass(frozen=True)
 class Search:
-    """One checkpoint and its architecture, with the names that the tensors of either have in the other."""
+    """The search for the tables of one checkpoint."""
 
-    def __init__(
-        self, folder: Path, architecture: Architecture, entries: Mapping[str, Entry]
-    ) -> None:
-        self.folder, self.architecture, self.entries = folder, architecture, entries
-        self.stored = architecture.stored_names(entries)
+    folder: Path
+    architecture: Architecture
+    entries: Mapping[str, Entry]
+
+    @cached_property
+    def stored(self) -> dict[str, list[str]]:
+        """Names in the files, by name in the model."""
+        return self.architecture.stored_names(self.entries)
 
     def tables(self) -> Tables:
-        model, axes = self.architecture.model, self.architecture.axes
+        """Raises what `find_tables` raises."""
+        model, tensors = self.architecture.model, self.architecture.tensors
         if model.get_output_embeddings() is None:
             raise CheckpointError(
-                f"{self.folder} ({model.config.model_type}) has no output embeddings, which is not supported yet"
+                f"{self.folder} ({model.config.model_type}) has no output embeddings, which is not "
+                "supported yet"
             )
         first = self._table(model.get_input_embeddings(), "input embeddings")
         last = self._table(model.get_output_embeddings(), "output embeddings")
-        tied = self.architecture.tensors[first] is self.architecture.tensors[last]
-        inputs = self._places(first)
-        outputs = [] if tied else self._places(last)
-        if len(outputs) > 1:
+        tied = tensors[first] is tensors[last]
+        inputs, outputs = self._stored_as(first), [] if tied else self._stored_as(last)
+        if outputs[1:]:
             raise CheckpointError(
                 f"{self.folder} has its output embeddings twice, as {outputs[0]} and {outputs[1]}"
             )
-        known = [place for name in axes for place in self.stored.get(name, [])]
-        others = dict.fromkeys(
-            place for place in known + self._not_loaded() if place not in (*inputs, *outputs)
-        )
-        for name in axes:
-            self._check(name)
-        if hashed := [name for name in self.entries if HASHED in name]:
-            raise CheckpointError(
-                f"{hashed[0]} of {self.folder} is read by a hash of token ids, which another vocabulary would scatter: "
-                "such models are not supported"
-            )
-        for name, setting in self.architecture.other_sizes.items():
-            raise CheckpointError(
-                f"{name} of {self.folder} has {len(self.architecture.tensors[name]):,} rows for a vocabulary of "
-                f"{self.architecture.rows:,} ({setting} in config.json): a table of tokens with a size of its own is "
-                "not supported yet"
-            )
+        loaded = [name for part in self.architecture.axes for name in self.stored.get(part, [])]
+        known = dict.fromkeys(loaded + self._not_loaded())
+        for part in self.architecture.axes:
+            self._check_shape(part)
+        self._refuse_unsupported()
+        for name in known:
+            self._check_dtype(name)
         return Tables(
             inputs[0],
             None if tied else outputs[0],
             tuple(inputs[1:]),
-            tuple(others),
+            tuple(name for name in known if name not in (*inputs, *outputs)),
             self.architecture.size_settings,
         )
 
-    def _table(self, module: nn.Module, what: str) -> str:
-        """Name in the model of the one vocabulary table (two axes) inside a module."""
-        tensors, rows = self.architecture.tensors, self.architecture.rows
+    def _table(self, module: nn.Module, label: str) -> str:
+        """The name in the model of the one vocabulary table (two axes) inside a module."""
+        tensors, axes = self.architecture.tensors, self.architecture.axes
         inside = {id(parameter) for parameter in module.parameters()}
-        found = [
-            name
-            for name in self.architecture.axes
-            if id(tensors[name]) in inside and tensors[name].dim() > 1
-        ]
-        if len({id(tensors[name]) for name in found}) != 1:
+        names = [n for n in axes if id(tensors[n]) in inside and tensors[n].dim() > 1]
+        if len({id(tensors[name]) for name in names}) != 1:
             raise CheckpointError(
-                f"{self.folder} has {len(found)} tables with a row per token in its {what} ({type(module).__name__}): "
-                "models with exactly one are supported"
+                f"{self.folder} has {len(names)} tables with a row per token in its {label} "
+                f"({type(module).__name__}): models with exactly one are supported"
             )
-        made = tensors[found[0]].shape[self.architecture.axes[found[0]]]
-        if made != rows:
+        size, rows = tensors[names[0]].shape[axes[names[0]]], self.architecture.rows
+        if size != rows:
             raise CheckpointError(
-                f"{self.folder} ({self.architecture.model.config.model_type}) makes {made:,} rows for a vocab_size of "
-                f"{rows:,}: rows that are not tokens are not supported yet"
+                f"{self.folder} ({self.architecture.model.config.model_type}) makes {size:,} rows "
+                f"for a vocab_size of {rows:,}: rows that are not tokens are not supported yet"
             )
-        return found[0]
+        return names[0]
 
-    def _places(self, name: str) -> list[str]:
-        """Names of a table in the checkpoint; there are several when a tied one is stored twice."""
+    def _stored_as(self, name: str) -> list[str]:
+        """The names of a table in the files; several when a tied one is stored more than once."""
         same = self.architecture.names_of(self.architecture.tensors[name])
-        places = [place for name in same for place in self.stored.get(name, [])]
-        if not places:
+        names = [stored for part in same for stored in self.stored.get(part, [])]
+        if not names:
             raise CheckpointError(
-                f"{self.folder} has no tensor {name}: the checkpoint is incomplete, or its tie_word_embeddings setting "
-                "is wrong"
+                f"{self.folder} has no tensor {name}: the checkpoint is incomplete, or its "
+                "tie_word_embeddings setting is wrong"
             )
-        return places
+        return names
 
-    def _check(self, name: str) -> None:
-        """Raise `CheckpointError` unless the vocabulary is the first axis and the shape is what config.json says."""
-        axis, shape = self.architecture.axes[name], tuple(self.architecture.tensors[name].shape)
-        for place in self.stored.get(name, []):
+    def _check_shape(self, part: str) -> None:
+        axis, shape = self.architecture.axes[part], tuple(self.architecture.tensors[part].shape)
+        for name in self.stored.get(part, []):
             if axis != 0:
                 raise CheckpointError(
-                    f"{place} of {self.folder} has the vocabulary on axis {axis} of {list(shape)}: only rows can be "
-                    "converted"
+                    f"{name} of {self.folder} has the vocabulary on axis {axis} of {list(shape)}: "
+                    "only rows can be converted"
                 )
-            if self.entries[place].shape != shape:
+            if self.entries[name].shape != shape:
                 raise CheckpointError(
-                    f"{place} of {self.folder} has the shape {list(self.entries[place].shape)}, its config.json makes "
-                    f"it {list(shape)}: transformers cannot load it; correct the configuration or save the model again"
+                    f"{name} of {self.folder} has the shape {list(self.entries[name].shape)}, its "
+                    f"config.json makes it {list(shape)}: correct the configuration, or save the "
+                    "model again"
                 )
 
     def _not_loaded(self) -> list[str]:
-        """Tensors that the architecture does not load and that have a row per token, by their size."""
-        rows = self.architecture.rows
-        places = [
-            p
-            for name, places in self.stored.items()
-            if name not in self.architecture.tensors
-            for p in places
-        ]
-        for place in places:
-            shape = self.entries[place].shape
+        """Tensors that the architecture does not load and that have a row per token, by size."""
+        rows, loaded = self.architecture.rows, self.architecture.tensors
+        names = [n for part, names in self.stored.items() if part not in loaded for n in names]
+        for name in names:
+            shape = self.entries[name].shape
             if rows in shape[1:]:
                 raise CheckpointError(
-                    f"{place} of {self.folder}, which transformers does not load, has the shape {list(shape)}, where "
-                    f"{rows:,} seems to be the vocabulary: only rows can be converted"
+                    f"{name} of {self.folder}, which transformers does not load, has the shape "
+                    f"{list(shape)}, where {rows:,} seems to be the vocabulary: only rows can be "
+                    "converted"
                 )
-        return [place for place in places if self.entries[place].shape[:1] == (rows,)]
+        return [name for name in names if self.entries[name].shape[:1] == (rows,)]
 
+    def _refuse_unsupported(self) -> None:
+        for name in self.entries:
+            if HASHED in name:
+                raise CheckpointError(
+                    f"{name} of {self.folder} is read by a hash of token ids, which a new "
+                    "vocabulary would scatter: such models are not supported"
+                )
+        for name, setting in self.architecture.other_sizes.items():
+            raise CheckpointError(
+                f"{name} of {self.folder} has {len(self.architecture.tensors[name]):,} rows for a "
+                f"vocabulary of {self.architecture.rows:,} ({setting} in config.json): a table of "
+                "tokens with a size of its own is not supported yet"
+            )
 
-def _check_dtype(folder: Path, name: str, entry: Entry) -> None:
-    if DTYPES.get(entry.dtype) in MIXABLE or name.endswith(COPIED):
-        return
-    reason = (
-        "what integers say about a token cannot be mixed for a new one"
-        if entry.dtype.startswith(("I", "U", "BOOL")) and not name.endswith(".weight")
-        else "give the model as it was before quantisation"
-    )
-    raise CheckpointError(
-        f"{name} of {folder} has a row per token and is stored as {entry.dtype}: {reason}"
-    )
+    def _check_dtype(self, name: str) -> None:
+        dtype = self.entries[name].dtype
+        if DTYPES.get(dtype) in MIXABLE or name.endswith(COPIED):
+            return
+        reason = "give the model as it was before quantisation"
+        if dtype.startswith(("I", "U", "BOOL")) and not name.endswith(".weight"):
+            reason = "integers that belong to tokens cannot be mixed for a new token"
+        raise CheckpointError(
+            f"{name} of {self.folder} has a row per token and is stored as {dtype}: {reason}"
+        )

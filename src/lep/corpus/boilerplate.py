@@ -1,28 +1,38 @@
-"""Lines that come again in many documents: headers, calls to subscribe, notices of rights."""
+"""Lines that many documents repeat: headers, calls to subscribe, copyright notices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 
-LEAST_CHARACTERS = 20  # shorter lines come again in good text too: "Yes.", a chapter's number
-ROWS, CELLS, MOST_CELLS = (
-    2,
-    1 << 24,
-    1 << 28,
-)  # of the counters, of two bytes; a line's count is the least of its cells
+from lep.corpus.read import Document
+
+LEAST_CHARACTERS = 20  # good text repeats shorter lines too: "Yes.", a chapter's number
+ROWS = 2  # of two-byte counters; the count of a line is the smaller of its cells
+CELLS, MOST_CELLS = 1 << 24, 1 << 28  # in a row
 BYTES_A_CELL = 64  # of raw text
 FULL = 1 / 8  # of `documents`: the mean count of a cell from which chance alone makes lines common
-SAMPLES = 10
+SAMPLES, SAMPLE_CHARACTERS = 10, 200
+
+
+@dataclass(frozen=True)
+class BoilerplateReport:
+    """What was removed, with its first lines; or that there were too many lines to tell."""
+
+    lines: int
+    characters: int
+    samples: list[str]
+    too_many_lines_to_tell: bool
 
 
 class Boilerplate:
-    """Counts in how many documents each line is, and takes out those that are in `documents` or more (0: none).
+    """Counts the documents of each line, and removes lines of `documents` or more (0: none).
 
-    Counts are too high where other lines share a line's cells in both rows (Cormode & Muthukrishnan 2005). While cells
-    are filled to an eighth of `documents` on the mean, that takes out less than one good line in a million for
-    `documents` of 20; beyond that nothing is taken out, and the record says so.
+    A count is too high where other lines share both cells of a line (count-min sketch, Cormode &
+    Muthukrishnan 2005). While the mean count of a cell is below an eighth of `documents`, that
+    removes less than one good line in a million (for 20 documents). Beyond that nothing is removed,
+    and the report says so.
     """
 
     def __init__(self, documents: int, raw_bytes: int = 0) -> None:
@@ -35,40 +45,42 @@ class Boilerplate:
         self.samples: dict[str, None] = {}
 
     @property
-    def sure(self) -> bool:
-        """Whether lines may be taken out."""
+    def reliable(self) -> bool:
+        """Whether the counts are good enough to remove lines by."""
         return self.documents > 0 and self.counted <= self.cells * max(self.documents * FULL, 0.1)
 
     def add(self, text: str) -> None:
-        """Count a document's lines."""
+        """Count the lines of a document, each once."""
         cells = list({cell for line in text.split("\n") for cell in self._cells(line)})
         if cells:
             self.counted += len(cells) // ROWS
             rows, columns = np.array(cells).T
             self.counts[rows, columns] += self.counts[rows, columns] < np.iinfo(np.uint16).max
 
-    def taken_out(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The records without the lines that are in too many documents, and without those that are left empty."""
-        cleaned = ({**record, "text": self.without(record["text"])} for record in records)
-        return [record for record in cleaned if record["text"]]
+    def cleaned(self, documents: Sequence[Document]) -> list[Document]:
+        """The documents without common lines; those that become empty are dropped."""
+        return [replace(d, text=text) for d in documents if (text := self.without(d.text))]
 
     def without(self, text: str) -> str:
-        """A text without the lines that are in too many documents."""
+        """The text without lines that too many documents have."""
         kept: list[str] = []
         for line in text.split("\n"):
-            cells = list(self._cells(line))
-            if cells and min(int(self.counts[cell]) for cell in cells) >= self.documents:
+            if self._common(line):
                 self.lines += 1
                 self.characters += len(line)
                 if len(self.samples) < SAMPLES:
-                    self.samples[line[:200]] = None
+                    self.samples[line[:SAMPLE_CHARACTERS]] = None
             else:
                 kept.append(line)
         return "\n".join(kept).strip()
 
-    def record(self) -> dict[str, Any]:
-        found = {"lines": self.lines, "characters": self.characters, "samples": list(self.samples)}
-        return found | {"too_many_lines_to_tell": self.documents > 0 and not self.sure}
+    def report(self) -> BoilerplateReport:
+        unreliable = self.documents > 0 and not self.reliable
+        return BoilerplateReport(self.lines, self.characters, list(self.samples), unreliable)
+
+    def _common(self, line: str) -> bool:
+        counts = [int(self.counts[cell]) for cell in self._cells(line)]
+        return bool(counts) and min(counts) >= self.documents
 
     def _cells(self, line: str) -> Iterator[tuple[int, int]]:
         if len(line) >= LEAST_CHARACTERS:

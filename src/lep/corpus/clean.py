@@ -1,4 +1,4 @@
-"""Text of a document made plain, and the reasons to drop a document (section 3.2 of the paper)."""
+"""Turn a document into plain text, and name the reasons to drop one (section 3.2 of the paper)."""
 
 import html
 import unicodedata
@@ -11,24 +11,19 @@ import regex
 from lep.corpus.language import SCRIPTS, count, is_letter, script_share
 
 SHORTEST_CHARACTERS = 200
-LEAST_SCRIPT, MOST_FOREIGN, LEAST_LETTERS = (
-    0.7,
-    0.02,
-    0.6,
-)  # shares of the letters, and of what is no white space
-MOST_REPEATED, SHORT_LINE, MANY_LINES = (
-    0.3,
-    20,
-    10,
-)  # share of the text in lines that came before; a menu's lines
 MOST_DAMAGED = 0.001  # share of replacement characters, which a wrong encoding leaves
+LEAST_SCRIPT, MOST_FOREIGN = 0.7, 0.02  # shares of the letters
+LEAST_LETTERS = 0.6  # share of the visible characters
+MOST_REPEATED = 0.3  # share of the text in lines that came before
+SHORT_LINE, MANY_LINES = 20, 10  # a menu has many lines, and half of them are short
 
-# Elements that text is marked up with; other things in angle brackets (code, comparisons) are text.
+# Only markup elements are removed; other things in angle brackets (code, comparisons) are text.
 _ELEMENTS = (
-    "a abbr article aside b blockquote body br button caption center cite code col colgroup dd del details div dl dt "
-    "em figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label li "
-    "link main meta nav nowiki ol option p pre q ref s samp section select small span strike strong sub summary sup "
-    "svg table tbody td tfoot th thead time title tr u ul var video"
+    "a abbr article aside b blockquote body br button caption center cite code col colgroup dd del "
+    "details div dl dt em figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html "
+    "i iframe img input ins kbd label li link main meta nav nowiki ol option p pre q ref s samp "
+    "section select small span strike strong sub summary sup svg table tbody td tfoot th thead "
+    "time title tr u ul var video"
 )
 _WHOLE_ELEMENT = regex.compile(r"(?is)<(script|style|ref)\b[^<>]*(?<!/)>.*?</\1\s*>|<!--.*?-->")
 _TAG = regex.compile(rf"(?i)</?(?:{'|'.join(_ELEMENTS.split())})(?:\s[^<>]*)?/?>")
@@ -40,75 +35,59 @@ _HIDDEN = regex.compile(
 )
 _SPACES = regex.compile(r"[^\S\n]+")
 _LINE_ENDS, _BLANK_LINES = regex.compile(r" *\n *"), regex.compile(r"\n{3,}")
-_SEEN = regex.compile(r"\S")
+_VISIBLE = regex.compile(r"\S")
 
 
 def plain(text: str) -> str:
-    """Composed Unicode (NFC) without markup, links, pictographs and what cannot be seen; white space made regular.
+    """Composed Unicode (NFC) without markup, links, pictographs, invisible or extra white space.
 
     >>> plain("<p>Дом&nbsp;у [реки](https://example.org)\\u200b 😀 </p>")
     'Дом у реки'
     """
     text = _TAG.sub(" ", _WHOLE_ELEMENT.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")))
     text = html.unescape(text)
-    text = _WIKI.sub(lambda found: found[1] or "", _NAMED_LINK.sub(r"\1", text))
+    text = _WIKI.sub(lambda match: match[1] or "", _NAMED_LINK.sub(r"\1", text))
     text = unicodedata.normalize("NFC", _LINK.sub("", text))
     text = _SPACES.sub(" ", _HIDDEN.sub("", text))
     return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
 
 
-def _damaged(text: str, language: str | None) -> bool:
-    return text.count("\ufffd") > MOST_DAMAGED * len(text)
-
-
-def _short(text: str, language: str | None) -> bool:
-    return len(text) < SHORTEST_CHARACTERS
-
-
-def _other_language(text: str, language: str | None) -> bool:
-    script = SCRIPTS.get(language or "")
-    return script is not None and script_share(text, script) < LEAST_SCRIPT
-
-
-def _foreign_scripts(text: str, language: str | None) -> bool:
-    script = SCRIPTS.get(language or "")
-    return (
-        script is not None
-        and 1 - script_share(text, script) - script_share(text, "Latin") > MOST_FOREIGN
-    )
-
-
-def _few_letters(text: str, language: str | None) -> bool:
-    return count(text, is_letter) < LEAST_LETTERS * count(text, _is_seen)
-
-
 @cache
-def _is_seen(character: str) -> bool:
-    return _SEEN.match(character) is not None
+def _is_visible(character: str) -> bool:
+    return _VISIBLE.match(character) is not None
 
 
-def _repeated_lines(text: str, language: str | None) -> bool:
+def _foreign_scripts(text: str, script: str) -> bool:
+    return 1 - script_share(text, script) - script_share(text, "Latin") > MOST_FOREIGN
+
+
+def _repeated_lines(text: str) -> bool:
     lines = Counter(line for line in text.split("\n") if line)
     return sum(len(line) * (times - 1) for line, times in lines.items()) > MOST_REPEATED * len(text)
 
 
-def _broken_lines(text: str, language: str | None) -> bool:
-    lines = [line for line in text.split("\n") if line]
-    return len(lines) > MANY_LINES and sorted(map(len, lines))[len(lines) // 2] < SHORT_LINE
+def _broken_lines(text: str) -> bool:
+    lengths = sorted(len(line) for line in text.split("\n") if line)
+    return len(lengths) > MANY_LINES and lengths[len(lengths) // 2] < SHORT_LINE
 
 
-# In this order; the first that holds names the reason.
-FILTERS: dict[str, Callable[[str, str | None], bool]] = {
-    "damaged encoding": _damaged,
-    "short": _short,
-    "other language": _other_language,
-    "foreign scripts": _foreign_scripts,
-    "few letters": _few_letters,
-    "repeated lines": _repeated_lines,
-    "broken lines": _broken_lines,
+# Reasons to drop a text of a script ("": unknown), in this order; the first that holds is given.
+FILTERS: dict[str, Callable[[str, str], bool]] = {
+    "damaged encoding": lambda text, _: text.count("\ufffd") > MOST_DAMAGED * len(text),
+    "short": lambda text, _: len(text) < SHORTEST_CHARACTERS,
+    "other language": lambda text, script: (
+        bool(script) and script_share(text, script) < LEAST_SCRIPT
+    ),
+    "foreign scripts": lambda text, script: bool(script) and _foreign_scripts(text, script),
+    "few letters": lambda text, _: (
+        count(text, is_letter) < LEAST_LETTERS * count(text, _is_visible)
+    ),
+    "repeated lines": lambda text, _: _repeated_lines(text),
+    "broken lines": lambda text, _: _broken_lines(text),
 }
 
 
 def fault(text: str, language: str | None) -> str | None:
-    """Why a plain text is dropped, by name; None for one that stays. Languages without a known script are not asked."""
-    return next((name for name, holds in FILTERS.items() if holds(text, language)), None)
+    """The reason to drop a plain text, or None; scripts are checked for known languages only."""
+    script = SCRIPTS.get(language or "", "")
+    return next((name for name, holds in FILTERS.items() if holds(text, script)), None)

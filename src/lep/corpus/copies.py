@@ -1,4 +1,4 @@
-"""Tasks to train on, none of which holds text that is evaluated on."""
+"""Tasks to train on, none of which contains text of the evaluation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,77 +10,62 @@ from lep.corpus.read import read_documents
 from lep.corpus.tasks import make_tasks, sentences
 from lep.errors import CorpusError
 
-OVERLAP_WORDS = (
-    8  # a run of so many words that both have is an overlap; shorter sentences overlap as a whole
-)
-MOST_OVERLAPPING = (
-    0.1  # of the tasks; chance repeats a sentence here and there, more is the same text
-)
-SPARE = 4  # times as many pieces of text are read as are asked for
+OVERLAP_WORDS = 8  # a shared run of so many words is an overlap; shorter sentences overlap whole
+MOST_OVERLAPPING = 0.1  # of the tasks: chance repeats few sentences; more means the same text
+SPARE = 4  # pieces of text that are read for each task
 
+Text = dict[str, list[str | Path]]  # paths by language
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
-Runs = set[int]
 
 
 def copy_records(
-    text: dict[str, list[str | Path]],
-    count: int,
-    seed: int,
-    evaluation: dict[str, list[str | Path]] | None = None,
+    text: Text, count: int, seed: int, evaluation: Text | None = None
 ) -> list[dict[str, Any]]:
-    """`count` copy tasks a language at most, rounded up to an even number: half sentences, half paragraphs; as records.
+    """At most `count` copy tasks a language (rounded up to even), half sentences, half paragraphs.
 
-    None of them shares text with `evaluation`; see `records_apart`.
+    Records as of `records_apart`: none shares text with `evaluation`.
     """
-    return records_apart(
-        text, ["copy_sentence", "copy_paragraph"], (count + 1) // 2, seed, evaluation
-    )
+    tasks = ["copy_sentence", "copy_paragraph"]
+    return records_apart(text, tasks, (count + 1) // 2, seed, evaluation)
 
 
 def records_apart(
-    text: dict[str, list[str | Path]],
-    tasks: Sequence[str],
-    count: int,
-    seed: int,
-    evaluation: dict[str, list[str | Path]] | None = None,
+    text: Text, tasks: Sequence[str], count: int, seed: int, evaluation: Text | None = None
 ) -> list[dict[str, Any]]:
-    """At most `count` items of each task and language as `messages` records, none of which is evaluated on.
+    """At most `count` items of each task and language as `messages` records.
 
-    Items whose text shares a run of eight words with the `evaluation` text of any language are left out. Raises
-    `CorpusError` when those are more than a tenth: then it is the same text.
+    Items that share a run of eight words with the `evaluation` text of any language are left out.
+    Raises `CorpusError` when these are more than a tenth: then it is the same text.
     """
-    seen = evaluated_runs([path for paths in (evaluation or {}).values() for path in paths])
+    evaluated = evaluated_runs(path for paths in (evaluation or {}).values() for path in paths)
     records: list[dict[str, Any]] = []
     for language, paths in text.items() if count else ():
-        items = make_tasks(
-            read_documents(paths), language, tasks, count=count, seed=seed, enough=SPARE * count
-        )
-        shared = [item for item in items if not seen.isdisjoint(runs_of(item.text))]
+        documents = read_documents(paths)
+        items = make_tasks(documents, language, tasks, count=count, seed=seed, enough=SPARE * count)
+        shared = [item for item in items if not evaluated.isdisjoint(runs_of(item.text))]
         if len(shared) > MOST_OVERLAPPING * len(items):
             raise CorpusError(
-                f"{len(shared):,} of {len(items):,} tasks ({language}) are made of text that is evaluated on (the "
-                f"first: {shared[0].text[:60]!r}): make them of other text than that of the evaluation"
+                f"{len(shared):,} of {len(items):,} tasks ({language}) are made of text that is "
+                f"evaluated on (the first: {shared[0].text[:60]!r}): make them from other text"
             )
         records += [item.record() for item in items if item not in shared]
     return records
 
 
-def evaluated_runs(paths: Iterable[str | Path]) -> Runs:
-    """The hashes of all runs of words in a text that is evaluated on."""
-    found: Runs = set()
-    paths = list(paths)
+def evaluated_runs(paths: Iterable[str | Path]) -> set[int]:
+    """The hashes of all runs of words in the evaluation text."""
+    paths, runs = list(paths), set[int]()
     for document in read_documents(paths) if paths else ():
-        found.update(runs_of(document.text))
-        for sentence in sentences(document.text):
-            found.update(runs_of(sentence))
-    return found
+        for text in (document.text, *sentences(document.text)):
+            runs.update(runs_of(text))
+    return runs
 
 
 def runs_of(text: str) -> Iterator[int]:
-    """Hashes of the runs of eight words; of a shorter text, of all its words together.
+    """Hashes of the runs of eight words, or of all words of a shorter text.
 
-    >>> len(list(runs_of("One, two; three - four. FIVE six seven eight nine"))), len(list(runs_of("One two")))
-    (2, 1)
+    >>> len(list(runs_of("One, two; three - four. FIVE six seven eight nine")))
+    2
     """
     words = [word.casefold() for word in _WORD.findall(text)]
     length = min(OVERLAP_WORDS, len(words))

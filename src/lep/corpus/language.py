@@ -6,93 +6,34 @@ from functools import cache, lru_cache, partial
 
 import regex
 
-# Languages by ISO 639-1 code; others are added by one entry. The Unicode Script property decides.
-SCRIPTS = {
-    "ru": "Cyrillic",
-    "uk": "Cyrillic",
-    "bg": "Cyrillic",
-    "sr": "Cyrillic",
-    "kk": "Cyrillic",
-    "be": "Cyrillic",
-    "en": "Latin",
-    "de": "Latin",
-    "fr": "Latin",
-    "es": "Latin",
-    "pl": "Latin",
-    "tr": "Latin",
-    "vi": "Latin",
-    "ka": "Georgian",
-    "hy": "Armenian",
-    "el": "Greek",
-    "he": "Hebrew",
-    "ar": "Arabic",
-    "fa": "Arabic",
-    "hi": "Devanagari",
-    "bn": "Bengali",
-    "ta": "Tamil",
-    "te": "Telugu",
-    "th": "Thai",
-    "ko": "Hangul",
-    "ja": "Hiragana",
-    "zh": "Han",
-    "mr": "Devanagari",
-    "ne": "Devanagari",
-    "ur": "Arabic",
-    "gu": "Gujarati",
-    "kn": "Kannada",
-    "ml": "Malayalam",
-    "or": "Oriya",
-    "si": "Sinhala",
-    "km": "Khmer",
-    "lo": "Lao",
-    "my": "Myanmar",
-    "am": "Ethiopic",
-    "ti": "Ethiopic",
-    "bo": "Tibetan",
-    "dv": "Thaana",
-    "ky": "Cyrillic",
-    "tg": "Cyrillic",
-}
-
+# Unicode scripts, each with its languages (ISO 639-1). A code added here adds a language.
+_TABLE = """
+    Adlam; Arabic ar fa ur; Armenian hy; Bengali bn; Bopomofo; Canadian_Aboriginal; Cherokee;
+    Cyrillic ru uk bg sr kk be ky tg; Devanagari hi mr ne; Ethiopic am ti; Georgian ka; Greek el;
+    Gujarati gu; Gurmukhi; Han zh; Hangul ko; Hebrew he; Hiragana ja; Javanese; Kannada kn;
+    Katakana; Khmer km; Lao lo; Latin en de fr es pl tr vi; Malayalam ml; Meetei_Mayek; Mongolian;
+    Myanmar my; Nko; Ol_Chiki; Oriya or; Sinhala si; Sundanese; Syriac; Tai_Le; Tamil ta; Telugu te;
+    Thaana dv; Thai th; Tibetan bo; Tifinagh; Vai; Yi
+"""
+_LANGUAGES = {script: codes for script, *codes in map(str.split, _TABLE.split(";"))}
+SCRIPTS = {code: script for script, codes in _LANGUAGES.items() for code in codes}
 _LETTER = regex.compile(r"\p{L}")
-_ALL_SCRIPTS = sorted(
-    {
-        *SCRIPTS.values(),
-        "Adlam",
-        "Bopomofo",
-        "Canadian_Aboriginal",
-        "Cherokee",
-        "Gurmukhi",
-        "Javanese",
-        "Katakana",
-        "Meetei_Mayek",
-        "Mongolian",
-        "Nko",
-        "Ol_Chiki",
-        "Sundanese",
-        "Syriac",
-        "Tai_Le",
-        "Tifinagh",
-        "Vai",
-        "Yi",
-    }
-)
 
 
-@lru_cache(maxsize=1)  # several questions are asked of one text
+@lru_cache(maxsize=1)  # one text is counted for several questions
 def characters(text: str) -> Counter[str]:
-    """How often each character is in a text."""
+    """How often each character occurs in a text."""
     return Counter(text)
 
 
 @cache
 def is_letter(character: str) -> bool:
-    """Whether Unicode has it among the letters."""
+    """Whether Unicode classifies the character as a letter."""
     return _LETTER.match(character) is not None
 
 
 def count(text: str, wanted: Callable[[str], bool]) -> int:
-    """How many characters of a text are wanted; each is asked about once.
+    """How many characters of a text are `wanted`, which is called once for each distinct character.
 
     >>> count("Дом у реки", is_letter)
     8
@@ -103,31 +44,30 @@ def count(text: str, wanted: Callable[[str], bool]) -> int:
 def script_share(text: str, script: str) -> float:
     """Share of the letters of `text` that belong to `script`; 0 for a text without letters."""
     letters = count(text, is_letter)
-    return count(text, partial(_of_script, script)) / letters if letters else 0.0
+    return count(text, partial(_letter_of, script)) / letters if letters else 0.0
 
 
 @cache
-def _of_script(script: str, character: str) -> bool:
+def _letter_of(script: str, character: str) -> bool:
     return is_letter(character) and regex.match(rf"\p{{Script={script}}}", character) is not None
 
 
 def dominant_script(text: str) -> str | None:
-    """The script of most letters of `text`, or None when it has none, or most are of scripts not listed here."""
+    """The script of most letters; None without letters, or when most are of unlisted scripts."""
     counts: Counter[str] = Counter()
     for character, times in sorted(characters(text).items()):
         if is_letter(character):
             counts[_script_of(character)] += times
-    return max(counts, key=lambda script: counts[script]) or None if counts else None
+    return max(counts, key=counts.__getitem__) or None if counts else None
 
 
 @cache
 def _script_of(letter: str) -> str:
-    return next(
-        (script for script in _ALL_SCRIPTS if regex.match(rf"\p{{Script={script}}}", letter)), ""
-    )
+    matches = (name for name in _LANGUAGES if regex.match(rf"\p{{Script={name}}}", letter))
+    return next(matches, "")
 
 
 def in_language(text: str, language: str, *, share: float = 0.7) -> bool:
-    """Whether at least `share` of the letters are of the language's script (unknown languages always pass)."""
+    """Whether `share` of the letters are of the language's script; true for unknown languages."""
     script = SCRIPTS.get(language)
     return script is None or script_share(text, script) >= share

@@ -1,4 +1,4 @@
-"""A function over chunks of text: on all cores, in order, with few chunks in memory."""
+"""Run a function over chunks of text on all cores, in order, with few chunks in memory."""
 
 import os
 import sys
@@ -9,22 +9,22 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 Chunk = TypeVar("Chunk")
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 def in_order(
-    function: Callable[[Chunk], Result], chunks: Iterator[Chunk], *, here: int, workers: int = 0
-) -> Iterator[Result]:
-    """`function` of each chunk: of the first `here` ones at once, of others in `workers` processes (0: one a core)."""
-    for chunk in islice(chunks, here):
-        yield function(chunk)
-    if not (following := list(islice(chunks, 1))):
+    function: Callable[[Chunk], Answer], chunks: Iterator[Chunk], *, here: int, workers: int = 0
+) -> Iterator[Answer]:
+    """Apply a function: to the first `here` chunks in place, to others in `workers` (0: a core)."""
+    yield from map(function, islice(chunks, here))
+    following = list(islice(chunks, 1))
+    if not following:
         return
     workers = workers or os.cpu_count() or 1
     # A worker only runs regular expressions; a fork spares callers the `if __name__ == "__main__"`.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting: list[Future[Result]] = []
+        waiting: list[Future[Answer]] = []
         for chunk in chain(following, chunks):
             waiting.append(pool.submit(function, chunk))
             if len(waiting) > 2 * workers:

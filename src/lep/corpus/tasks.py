@@ -1,12 +1,12 @@
-"""Chat tasks made from plain text whose answers can be checked exactly: copying, first word, last word ...
+"""Chat tasks made from plain text, with answers that can be checked exactly.
 
-The same makers serve evaluation (held-out text), calibration copy tasks and tuning data (training text).
+Evaluation makes them from held-out text, calibration and tuning from training text.
 """
 
-import difflib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import regex
@@ -17,9 +17,10 @@ from lep.errors import CorpusError, LepError
 
 SENTENCE_CHARACTERS = (25, 160)
 PARAGRAPH_CHARACTERS = (160, 420)
+LEAST_WORDS = 4  # of a sentence that is asked about
 
-# Wordings by language; a language without its own is asked in English. Text and words stand after a space, as their
-# copies do in the answer: so they are cut into the same tokens.
+# Wordings by language, English for all others. Text and words follow a space, as they do in the
+# answer, so both are split into the same tokens.
 PROMPTS = {
     "en": {
         "copy_sentence": "Repeat this sentence: {text}",
@@ -40,12 +41,13 @@ PROMPTS = {
 _SENTENCE_END = regex.compile(r"(?<=[.!?…])[»\")]?\s+(?=[\p{Lu}«\"—])")
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
 _LAST_WORD = regex.compile(r"\s[«\"]?(\p{L}[\p{L}\p{M}'’-]*)[.!?…»\"]+$")
+_START = regex.compile(r"[\p{Lu}«\"—]")
 _TEXT_ONLY = regex.compile(r"[\p{L}\p{M}\p{N}\s.,!?…:;«»\"'’()—–-]+")
 
 
 @dataclass(frozen=True)
 class TaskItem:
-    """One question about a `text`, with its only right answer."""
+    """One question about a `text`, with its only correct answer."""
 
     task: str
     language: str
@@ -63,7 +65,7 @@ class TaskItem:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Paragraphs with white space collapsed; blank lines separate them, or line ends when there are none."""
+    """Paragraphs between blank lines, or lines where there are none; white space is collapsed."""
     parts = regex.split(r"\n\s*\n", text)
     if len(parts) == 1:
         parts = text.split("\n")
@@ -71,7 +73,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text, split after final punctuation before a capital letter."""
+    """Sentences of a text, split between final punctuation and a capital letter."""
     return [s.strip() for paragraph in paragraphs(text) for s in _SENTENCE_END.split(paragraph)]
 
 
@@ -79,53 +81,43 @@ def _usable(text: str, language: str, length: tuple[int, int]) -> bool:
     return (
         length[0] <= len(text) <= length[1]
         and _TEXT_ONLY.fullmatch(text) is not None
-        and regex.match(r"[\p{Lu}«\"—]", text) is not None
+        and _START.match(text) is not None
         and text[-1] in '.!?…»"'
         and in_language(text, language, share=0.95)
     )
 
 
-def _copy(text: str, _: random.Random) -> tuple[dict[str, str], str]:
-    return {}, text
+def _copy(text: str, _: random.Random) -> tuple[str, str]:
+    return "", text
 
 
-def _first_word(text: str, _: random.Random) -> tuple[dict[str, str], str] | None:
+def _first_word(text: str, _: random.Random) -> tuple[str, str] | None:
     words = _WORD.findall(text)
-    return ({}, words[0]) if len(words) >= 4 else None
+    return ("", words[0]) if len(words) >= LEAST_WORDS else None
 
 
-def _last_word(text: str, _: random.Random) -> tuple[dict[str, str], str] | None:
+def _last_word(text: str, _: random.Random) -> tuple[str, str] | None:
+    last = _LAST_WORD.search(text)  # not a number, a bracket, or a word cut by a sign
+    return ("", last[1]) if last and len(_WORD.findall(text)) >= LEAST_WORDS else None
+
+
+def _word_after(text: str, rng: random.Random) -> tuple[str, str] | None:
     words = _WORD.findall(text)
-    at_the_end = _LAST_WORD.search(text)  # not a number, a bracket, or a word cut by a sign
-    return ({}, at_the_end[1]) if len(words) >= 4 and at_the_end else None
-
-
-def _word_after(text: str, rng: random.Random) -> tuple[dict[str, str], str] | None:
-    words = _WORD.findall(text)
-    unique = [i for i in range(len(words) - 1) if words.count(words[i]) == 1]
-    if len(words) < 4 or not unique:
+    unique = [i for i, word in enumerate(words[:-1]) if words.count(word) == 1]
+    if len(words) < LEAST_WORDS or not unique:
         return None
     position = rng.choice(unique)
-    return {"word": words[position]}, words[position + 1]
+    return words[position], words[position + 1]
 
 
-Maker = Callable[[str, random.Random], tuple[dict[str, str], str] | None]
-TASKS: dict[str, Maker] = {
+# The word that the question names (or ""), and the answer; None where the text does not suit.
+TASKS: dict[str, Callable[[str, random.Random], tuple[str, str] | None]] = {
     "copy_sentence": _copy,
     "copy_paragraph": _copy,
     "first_word": _first_word,
     "last_word": _last_word,
     "word_after": _word_after,
 }
-
-
-def check_tasks(names: Iterable[str]) -> None:
-    """Raise `LepError` for a task name that does not exist, with the names that do."""
-    for name in names:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1)
-            advice = f"did you mean '{near[0]}'?" if near else f"the tasks are {', '.join(TASKS)}"
-            raise LepError(f"unknown task '{name}': {advice}")
 
 
 def make_tasks(
@@ -137,49 +129,49 @@ def make_tasks(
     seed: int,
     enough: int | None = None,
 ) -> list[TaskItem]:
-    """Make at most `count` different items of each task from the sentences and paragraphs of the documents.
+    """Make at most `count` different items of each task from sentences and paragraphs.
 
-    With `enough`, documents are read until there are so many usable sentences and paragraphs.
+    With `enough`, reading stops at that number of usable sentences and of paragraphs.
 
     Raises `CorpusError` when the text yields no item of some task, `LepError` for an unknown task.
     """
-    check_tasks(tasks)
-    found: dict[str, list[str]] = {"sentence": [], "paragraph": []}
-    for document in documents:
-        found["sentence"] += [
-            s for s in sentences(document.text) if _usable(s, language, SENTENCE_CHARACTERS)
-        ]
-        found["paragraph"] += [
-            p for p in paragraphs(document.text) if _usable(p, language, PARAGRAPH_CHARACTERS)
-        ]
-        if enough is not None and min(map(len, found.values())) >= enough:
-            break
-    pools = {kind: list(dict.fromkeys(texts)) for kind, texts in found.items()}
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise LepError(f"unknown task '{unknown[0]}': the tasks are {', '.join(TASKS)}")
+    pools = _pools(documents, language, enough)
     items: list[TaskItem] = []
     for task in tasks:
-        rng = random.Random(f"{seed}/{language}/{task}")
         pool = pools["paragraph" if task == "copy_paragraph" else "sentence"]
-        made = _make(task, language, rng.sample(pool, len(pool)), rng, count)
-        if not made:
+        rng = random.Random(f"{seed}/{language}/{task}")
+        shuffled = rng.sample(pool, len(pool))
+        new = list(islice(_items(task, language, shuffled, rng), count))
+        if not new:
             raise CorpusError(
-                f"the {language} text gives no {task} item ({len(pool)} usable pieces): give more text, or check "
-                f"that it is in the language '{language}'"
+                f"the {language} text gives no {task} item ({len(pool)} usable pieces): give more "
+                f"text, or check that it is in the language '{language}'"
             )
-        items += made
+        items += new
     return items
 
 
-def _make(
-    task: str, language: str, texts: list[str], rng: random.Random, count: int
-) -> list[TaskItem]:
-    wording = PROMPTS.get(language, PROMPTS["en"])[task]
-    items: list[TaskItem] = []
-    for text in texts:
-        if len(items) == count:
+def _pools(
+    documents: Iterable[Document], language: str, enough: int | None
+) -> dict[str, list[str]]:
+    """The different usable sentences and paragraphs of the documents."""
+    pools: dict[str, list[str]] = {"sentence": [], "paragraph": []}
+    for document in documents:
+        for name, split, length in (
+            ("sentence", sentences, SENTENCE_CHARACTERS),
+            ("paragraph", paragraphs, PARAGRAPH_CHARACTERS),
+        ):
+            pools[name] += [t for t in split(document.text) if _usable(t, language, length)]
+        if enough is not None and min(map(len, pools.values())) >= enough:
             break
-        if (made := TASKS[task](text, rng)) is not None:
-            fields, answer = made
-            items.append(
-                TaskItem(task, language, text, wording.format(text=text, **fields), answer)
-            )
-    return items
+    return {name: list(dict.fromkeys(texts)) for name, texts in pools.items()}
+
+
+def _items(task: str, language: str, texts: list[str], rng: random.Random) -> Iterator[TaskItem]:
+    wording = PROMPTS.get(language, PROMPTS["en"])[task]
+    for text in texts:
+        if (pair := TASKS[task](text, rng)) is not None:
+            word, answer = pair
+            yield TaskItem(task, language, text, wording.format(text=text, word=word), answer)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -13,11 +14,11 @@ from lep.tokenizer.chat import chat_ids
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer. `finished` tells that it ended by itself, not at the length limit."""
+    """A model's answer. `finished` is false when it was cut off at the length limit."""
 
-    index: int  # which prompt it answers
+    index: int  # of the prompt
     text: str
-    ids: list[int]  # without what ended it
+    ids: list[int]  # without the token that ended it
     finished: bool
 
     @property
@@ -27,7 +28,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn; every batch draws from its own seed, so that an interrupted run draws the same."""
+    """How answers are drawn. Every batch has its own seed, so that a resumed run draws the same."""
 
     temperature: float
     top_p: float
@@ -46,31 +47,29 @@ def answers(
     sampling: Sampling | None = None,
     label: str = "answers",
 ) -> Iterator[list[Answer]]:
-    """Greedy answers (or sampled ones), longest prompts first, yielded batch by batch as they are made.
+    """Greedy or sampled answers, batch by batch, longest prompts first.
 
-    A batch whose prompts are all `done` is passed over; batches do not depend on it, so that a run that is taken
-    up again gives the same answers, to the last rounding. The end-of-turn ids are the generation settings'.
+    A batch whose prompts are all `done` is skipped. Batches do not depend on `done`, so that a
+    resumed run gives the same answers. Answers end at the model's own end tokens.
     """
     encoded = [chat_ids(tokenizer, messages, ask=True) for messages in prompts]
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
+    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
     if sampling is not None:
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
     for start in tqdm(range(0, len(order), batch_size), desc=label, disable=None, leave=False):
         batch = order[start : start + batch_size]
         if all(index in done for index in batch):
             continue
-        width = len(encoded[batch[0]])
-        ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in batch])
-        mask = torch.tensor(
-            [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch]
-        )
+        prompt = [torch.tensor(encoded[i]) for i in batch]
+        ids = pad_sequence(prompt, True, pad, "left")
+        mask = pad_sequence([torch.ones_like(row) for row in prompt], True, 0, "left")
         if sampling is not None:
             torch.manual_seed((sampling.seed << 32) + start)
-        made = model.generate(
+        rows = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             num_beams=1,
@@ -78,12 +77,9 @@ def answers(
             repetition_penalty=1.0,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad,
-            **drawn,
-        )[:, width:]
-        yield [
-            _answer(index, row, ends, tokenizer)
-            for index, row in zip(batch, made.tolist(), strict=True)
-        ]
+            **options,
+        )[:, ids.shape[1] :].tolist()
+        yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, rows, strict=True)]
 
 
 def _answer(

@@ -15,10 +15,7 @@ from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
-CONTEXT = 4_096  # of a model whose configuration names none
-# glibc maps large blocks anew each time, at a page fault for each 4 KiB, until it has seen one of that size freed. Of
-# those it learns from this is the largest; scoring many short texts takes a quarter less time (docs/log.md).
-FREED_BYTES = (1 << 25) - (1 << 13)
+CONTEXT = 4_096  # tokens, for a configuration that names none
 
 
 def device() -> torch.device:
@@ -27,43 +24,38 @@ def device() -> torch.device:
 
 
 def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
-    """The model in evaluation mode, and its checkpoint. float32 on a CPU, the stored dtype on a GPU.
+    """The model in evaluation mode, and its checkpoint: float32 on a CPU, stored dtype on a GPU.
 
-    An adapter that was left beside the model is merged into it, in memory.
+    An adapter beside the model is merged into it, in memory.
     """
     checkpoint = Checkpoint(source).check()
-    torch.empty(FREED_BYTES, dtype=torch.uint8)  # and freed
     dtype = "auto" if device().type == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder, dtype=dtype, trust_remote_code=False
-    )
-    if (checkpoint.folder / UNMERGED / "adapter_config.json").exists():
+    folder = checkpoint.folder
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    if (folder / UNMERGED / "adapter_config.json").exists():
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(
-            model, str(checkpoint.folder / UNMERGED)
-        ).merge_and_unload()
+        model = PeftModel.from_pretrained(model, str(folder / UNMERGED)).merge_and_unload()
     return model.to(device()).eval(), checkpoint
 
 
 class Description:
-    """Configuration and tokenizer of a model whose weights are elsewhere, behind a server."""
+    """Configuration and tokenizer of a model whose weights are behind a server."""
 
     def __init__(self, source: str | Path) -> None:
         self.folder = local_folder(source, weights=False)
-        self.config: dict[str, Any] = json.loads(
-            (self.folder / "config.json").read_text(encoding="utf-8")
-        )
+        text = (self.folder / "config.json").read_text(encoding="utf-8")
+        self.config: dict[str, Any] = json.loads(text)
         self.tokenizer = load_tokenizer(self.folder)
         self.vocabulary = Vocabulary.of(self.tokenizer)
 
     def stamp(self) -> list[Any]:
-        """What tells this model from another, as far as files here show it."""
+        """What changes when the model changes, as far as local files show it."""
         files = file_stamps(sorted(self.folder.glob("*.safetensors")))
         return [str(self.folder.resolve()), fingerprint(self.config), len(self.vocabulary), files]
 
 
 def context_of(checkpoint: Checkpoint | Description) -> int:
-    """Tokens that the model can see at once."""
+    """Number of tokens that the model can attend to."""
     text = checkpoint.config.get("text_config") or checkpoint.config
     return text.get("max_position_embeddings") or CONTEXT

@@ -9,7 +9,7 @@ from typing import Any
 
 from lep.benchmark.harness import Benchmark
 from lep.benchmark.tasks import resolve
-from lep.calibration.answers import JUDGING, write_answers, write_unjudged
+from lep.calibration.answers import JUDGING, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import copy_records, records_apart
@@ -349,7 +349,7 @@ class Planner:
         )
         return self._add(
             "answers",
-            lambda output: write_answers(
+            lambda output: answer(
                 self.instruct, self._prompts_file(), output, settings, self._place(unjudged)
             ),
             settings.model_dump(),

@@ -1,0 +1,126 @@
+"""What happened to the documents of a corpus: counted while it is built, written as a sheet."""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lep.corpus.boilerplate import BoilerplateReport
+from lep.corpus.clean import FILTERS
+from lep.corpus.duplicates import EXACT, NEAR
+from lep.corpus.read import SHEET, Document
+from lep.result import Result
+from lep.settings import BuildSettings
+
+KEPT = "kept"
+REASONS = (*FILTERS, EXACT, NEAR)  # why a document is dropped
+SAMPLES, SAMPLE_CHARACTERS = 3, 200
+
+
+@dataclass(frozen=True)
+class Count:
+    """An amount of text."""
+
+    documents: int
+    characters: int
+
+
+@dataclass(frozen=True)
+class Written(Count):
+    """The text of a corpus, and the hash of all its records."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CoverageReport:
+    """How many new tokens occur in a corpus often enough (`covered`) or never (`without_any`)."""
+
+    contexts: int
+    vocabulary: str
+    new_tokens: int
+    covered: int
+    without_any: int
+    documents_left_out: int
+
+
+@dataclass(frozen=True)
+class Corpus(Result):
+    """A new corpus: documents by source and outcome, dropped samples, and what was written."""
+
+    sources: dict[str, dict[str, Count]]
+    dropped: dict[str, list[dict[str, str]]]
+    settings: BuildSettings
+    written: Written
+    boilerplate: BoilerplateReport
+    coverage: CoverageReport | None
+    output: Path
+
+    def write(self, folder: Path) -> None:
+        """Write `sheet.json` and `sheet.md`."""
+        record = asdict(self) | {"settings": self.settings.model_dump()}
+        del record["output"]
+        if self.coverage is None:
+            del record["coverage"]
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        (folder / SHEET).write_text(text + "\n", encoding="utf-8")
+        (folder / "sheet.md").write_text(self.table() + "\n", encoding="utf-8")
+
+    def table(self) -> str:
+        """Documents of each source by outcome, in Markdown."""
+        reasons = [name for name in REASONS if any(name in row for row in self.sources.values())]
+        lines = [
+            f"| {' | '.join(['source', KEPT, 'characters kept', *reasons])} |",
+            "|---" * (3 + len(reasons)) + "|",
+        ]
+        for source, counts in self.sources.items():
+            kept = counts.get(KEPT, Count(0, 0))
+            cells = [kept.documents, kept.characters]
+            cells += [counts[name].documents if name in counts else 0 for name in reasons]
+            lines.append(f"| {' | '.join([source, *(f'{cell:,}' for cell in cells)])} |")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [self.table(), ""]
+        if removed := self.boilerplate.lines:
+            least = self.settings.boilerplate
+            lines.append(f"{removed:,} lines that {least:,} or more documents have were removed")
+        if coverage := self.coverage:
+            lines.append(
+                f"{coverage.covered:,} of {coverage.new_tokens:,} new tokens occur "
+                f"{coverage.contexts:,} times or more, {coverage.without_any:,} never; "
+                f"{coverage.documents_left_out:,} documents were not needed"
+            )
+        amount = f"{self.written.documents:,} documents, {self.written.characters:,} characters"
+        lines.append(f"{amount} in {self.output}; sha256 {self.written.sha256[:16]}")
+        return "\n".join(lines)
+
+
+class Tally:
+    """Counts documents by source and outcome, and keeps the start of some dropped ones."""
+
+    def __init__(self) -> None:
+        self.documents = Counter[tuple[str, str]]()
+        self.characters = Counter[tuple[str, str]]()
+        self.dropped: dict[str, list[dict[str, str]]] = defaultdict(list)
+
+    def add(self, document: Document, outcome: str) -> None:
+        self.documents[document.source, outcome] += 1
+        self.characters[document.source, outcome] += len(document.text)
+        if outcome != KEPT and len(self.dropped[outcome]) < SAMPLES:
+            text = document.text[:SAMPLE_CHARACTERS]
+            self.dropped[outcome].append({"id": document.id, "text": text})
+
+    def sources(self) -> dict[str, dict[str, Count]]:
+        """The counts of each source by outcome, both in alphabetical order."""
+        counts: dict[str, dict[str, Count]] = defaultdict(dict)
+        for key in sorted(self.documents):
+            counts[key[0]][key[1]] = Count(self.documents[key], self.characters[key])
+        return dict(counts)
+
+    def reasons(self) -> str:
+        """The number of documents of each outcome, in words."""
+        totals = Counter[str]()
+        for (_, outcome), documents in self.documents.items():
+            totals[outcome] += documents
+        return ", ".join(f"{name} {totals[name]:,}" for name in (*REASONS, KEPT) if totals[name])
