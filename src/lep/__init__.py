@@ -10,9 +10,14 @@ __version__ = "0.1.0"
 
 _MODULES = {
     # verbs: paths and settings in, files and a printable result out
-    "lep.transfer.corpus": ("build_corpus",),
-    "lep.tokenizer.write": ("extend_tokenizer", "optimize_tokenizer", "prune_tokenizer"),
-    "lep.tokenizer.train": ("train_tokenizer",),
+    "lep.transfer.corpus": ("build_corpus", "clean_corpus"),
+    "lep.tokenizer.write": (
+        "count_corpus",
+        "extend_tokenizer",
+        "optimize_tokenizer",
+        "prune_tokenizer",
+        "train_tokenizer",
+    ),
     "lep.tokenizer.compare": ("compare_tokenizers",),
     "lep.transfer.initialise": ("initialise",),
     "lep.training.pretrain": ("pretrain",),
@@ -26,7 +31,8 @@ _MODULES = {
     "lep.calibration.calibrate": ("calibrate",),
     "lep.training.tune": ("tune",),
     "lep.evaluation.evaluate": ("bits_per_byte", "evaluate"),
-    "lep.pipeline.run": ("run",),
+    "lep.pipeline.forecast": ("forecast",),
+    "lep.pipeline.run": ("run_recipe",),
     # objects: tensors in, tensors out
     "lep.checkpoint.reader": ("Checkpoint",),
     "lep.tokenizer.vocabulary": ("Vocabulary",),
