@@ -15,7 +15,6 @@ float32 --generation-config vllm` does. `chance`: random likelihoods of twenty s
 """
 
 import argparse
-import json
 import os
 import random
 import socket
@@ -38,7 +37,8 @@ from lep.benchmark.metrics import metric
 from lep.benchmark.tasks import task_names
 from lep.checkpoint.reader import Checkpoint
 from lep.evaluation.measures import figure, measures, task_score
-from lep.evaluation.side_by_side import compare
+from lep.evaluation.records import load_records
+from lep.evaluation.evaluate import evaluate
 from lep.inference.models import load_model
 from lep.settings import BenchmarkSettings, EvaluateSettings
 
@@ -134,9 +134,9 @@ def run_batch(data: Path, items: int) -> None:
                     records[way] = list(benchmark.records(lambda *_: timed, Path(place)))  # noqa: B023
                     whole[way].append(time.perf_counter() - began)
                     asking[way].append(timed.seconds)
-        scores = [[r["scores"] for r in records[way]] for way in ways]
+        scores = [[r.scores for r in records[way]] for way in ways]
         equal = sum(a == b == c for a, b, c in zip(*scores, strict=True))
-        shots = records["batches"][0]["shots"]
+        shots = records["batches"][0].shots
         print(
             f"{Path(path).name}, {shots} examples, {equal} of {len(scores[0])} items of RuCoLA with equal scores"
         )
@@ -210,24 +210,22 @@ def compare_served(data: Path, items: int, model: str, url: str, tasks: list[str
     )
     with tempfile.TemporaryDirectory() as place:
         output = Path(place, "out")
-        print(compare([model, f"{model}@{url}"], {}, output, settings))
-        lines = [json.loads(line) for line in (output / "records.jsonl").open(encoding="utf-8")]
+        print(evaluate([model, f"{model}@{url}"], {}, output, settings))
+        lines = load_records(output / "records.jsonl")
     half = len(lines) // 2
     pairs = [
         (a, b)
         for a, b in zip(lines[:half], lines[half:], strict=True)
-        if "scores" in a and "scores" in b
+        if a.kind == b.kind == "benchmark" and a.scores and b.scores
     ]
     print(
         "| task | items | equal scores | equal answers | largest difference of log p, nats |\n|---|---|---|---|---|"
     )
     for task in tasks:
-        mine = [(a, b) for a, b in pairs if a["task"] == task]
-        scores = sum(a["scores"] == b["scores"] for a, b in mine)
-        texts = [a["output"].strip() == b["output"].strip() for a, b in mine if "output" in a]
-        nats = [
-            abs(p - b["choices"][name]) for a, b in mine for name, p in a.get("choices", {}).items()
-        ]
+        mine = [(a, b) for a, b in pairs if a.task == task]
+        scores = sum(a.scores == b.scores for a, b in mine)
+        texts = [a.output.strip() == b.output.strip() for a, b in mine if a.output is not None]
+        nats = [abs(p - b.choices[name]) for a, b in mine for name, p in (a.choices or {}).items()]
         cells = [f"{sum(texts):,}" if texts else "-", f"{max(nats):.1e}" if nats else "-"]
         print(f"| {task} | {len(mine):,} | {scores:,} | {' | '.join(cells)} |")
 

@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+from lep.evaluation.records import load_scores
 from lep.evaluation.table import cells
 from lep.pipeline.recipe import load_recipe
 from lep.pipeline.run import run
@@ -25,10 +26,9 @@ def gather(folders: list[Path], kind: str) -> dict[str, dict[str, Cell]]:
     for folder in folders:
         for name, stage in json.loads((folder / "run.json").read_text())[kind].items():
             place = folder / stage / "scores.json"
-            for column, score in cells(json.loads(place.read_text())).items():
-                found.setdefault(name, {}).setdefault(column, Cell({})).values[str(place)] = score[
-                    "value"
-                ]
+            for column, score in cells(load_scores(place)).items():
+                cell = found.setdefault(name, {}).setdefault(column, Cell({}))
+                cell.values[str(place)] = score.value
     return found
 
 

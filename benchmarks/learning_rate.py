@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from lep.corpus.read import read_documents, write_records
-from lep.evaluation.evaluate import evaluate
+from lep.evaluation.score import score_model
 from lep.settings import EvaluateSettings, PretrainSettings
 from lep.tokenizer.write import extend_tokenizer
 from lep.training.pretrain import pretrain
@@ -62,7 +62,7 @@ def main() -> None:
                 batch_tokens=8192,
             )
             pretrain(out / "init", [out / "train.jsonl"], place, settings)
-        scores = evaluate(
+        scores = score_model(
             place, {"ru": [out / "validation.jsonl"]}, EvaluateSettings(tasks=[])
         ).scores
         found[f"{rate:g}"] = next(s.value for s in scores if s.metric == "bits per byte")

@@ -15,6 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from transformers import (
 from lep.corpus.prepare import Split, prepare
 from lep.corpus.read import Document, read_documents, write_records
 from lep.corpus.tasks import PROMPTS, TaskItem, make_tasks, sentences
-from lep.training.trainer import TrainedOnlyTrainer, chunk_loss, run
+from lep.training.trainer import TrainedOnlyTrainer, run
 
 LANGUAGES = ("en", "ru")
 VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
@@ -305,10 +306,9 @@ def train(
     )
     started = time.time()
     trainer = TrainedOnlyTrainer(model=model, args=arguments, train_dataset=blocks)
-    chunk_loss(trainer)
-    losses = run(trainer, work)
+    losses = run(trainer)
     model.config.use_cache = True
-    (work / "loss.json").write_text(json.dumps(losses))
+    (work / "loss.json").write_text(json.dumps([asdict(loss) for loss in losses]))
     return time.time() - started
 
 

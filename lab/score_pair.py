@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lep.checkpoint.reader import Checkpoint
-from lep.evaluation.evaluate import Evaluation, evaluate
+from lep.evaluation.score import Evaluation, score_model
 from lep.settings import EvaluateSettings
 
 REQUIRED = {
@@ -118,7 +118,7 @@ def main() -> None:
     }
     settings, missed = EvaluateSettings(items=arguments.items, batch_size=100), []
     for name in ("base", "instruct"):
-        found = evaluate(arguments.pair / name, text, settings)
+        found = score_model(arguments.pair / name, text, settings)
         (arguments.pair / name / "README.md").write_text(
             card(arguments.pair, name, found), encoding="utf-8"
         )

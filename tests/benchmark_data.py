@@ -1,4 +1,4 @@
-"""Small data sets with the fields that the hub's have, made on the spot."""
+"""Small generated data sets with the fields that the hub's have."""
 
 import json
 import random
@@ -11,10 +11,11 @@ THINGS = ("яблоко", "письмо", "книгу", "ключ", "карту"
 
 
 def sentence(rng: random.Random) -> str:
-    return f"{rng.choice(NAMES)} взяла с собой {rng.choice(THINGS)} и {rng.choice(THINGS)} номер {rng.randint(2, 99)}."
+    name, first, second = rng.choice(NAMES), rng.choice(THINGS), rng.choice(THINGS)
+    return f"{name} взяла с собой {first} и {second} номер {rng.randint(2, 99)}."
 
 
-def asked(inputs: dict[str, Any], outputs: Any, **meta: Any) -> dict[str, Any]:
+def example(inputs: dict[str, Any], outputs: Any, **meta: Any) -> dict[str, Any]:
     return {"inputs": inputs, "outputs": outputs, "meta": meta}
 
 
@@ -25,15 +26,17 @@ def record(name: str, rng: random.Random, number: int) -> dict[str, Any]:
         case "multiq":
             thing = rng.choice(THINGS)
             texts = {"support_text": first, "main_text": f"{second} Потом нашли {thing}."}
-            return asked(texts | {"question": "Что нашли?"}, [{"segment": thing}], id=number)
+            return example(texts | {"question": "Что нашли?"}, [{"segment": thing}], id=number)
         case "parus":
             inputs = {"premise": first, "choice1": second, "choice2": sentence(rng)}
-            return asked(inputs, rng.choice("12"), id=number, task=rng.choice(["cause", "effect"]))
+            return example(
+                inputs, rng.choice("12"), id=number, task=rng.choice(["cause", "effect"])
+            )
         case "rcb":
-            return asked({"premise": first, "hypothesis": second}, rng.choice("123"), id=number)
+            return example({"premise": first, "hypothesis": second}, rng.choice("123"), id=number)
         case "rwsd":
             spans = {"span1_text": rng.choice(NAMES), "span2_text": "собой"}
-            return asked({"text": first} | spans, rng.choice(["Да", "Нет"]), id=number)
+            return example({"text": first} | spans, rng.choice(["Да", "Нет"]), id=number)
         case "use":
             kind, answer = [
                 ("text", "слово,слова"),
@@ -41,13 +44,13 @@ def record(name: str, rng: random.Random, number: int) -> dict[str, Any]:
                 ("multiple_choice_based_on_text", "2,5"),
             ][number % 3]
             inputs = {"task": f"Задание {number}. {first}", "choices": "1) один 2) два"}
-            return asked(
+            return example(
                 inputs, answer, id=number, id_task=str(number % 27), variant=number // 6, type=kind
             )
         case "rummlu":
-            return asked({"text": first} | options, rng.choice("ABCD"), id=number)
+            return example({"text": first} | options, rng.choice("ABCD"), id=number)
         case "ruopenbookqa" | "ruworldtree":
-            return asked({"question": first} | options, rng.choice("ABCD"), id=number)
+            return example({"question": first} | options, rng.choice("ABCD"), id=number)
         case "rucola":
             return {"id": number, "sentence": first, "label": rng.randint(0, 1)}
         case "mmlu_ru":
@@ -75,7 +78,7 @@ def record(name: str, rng: random.Random, number: int) -> dict[str, Any]:
                 "phenomenon": "порядок",
             }
         case _:
-            return asked(
+            return example(
                 {"text": f"{first} {second}" if "para" in name else first}, first, id=number
             )
 
@@ -105,11 +108,11 @@ def write_data(folder: Path, items: int = ITEMS) -> Path:
     """All data sets as folders of jsonl, the same ones every time."""
     for name in NAMED:
         rng = random.Random(name)
-        place = folder / name
-        place.mkdir(parents=True)
+        data_set = folder / name
+        data_set.mkdir(parents=True)
         for split, count in zip(SPLITS.get(name, ("test", "prompt")), (items, SHOTS), strict=True):
             lines = [
                 json.dumps(record(name, rng, number), ensure_ascii=False) for number in range(count)
             ]
-            (place / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (data_set / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

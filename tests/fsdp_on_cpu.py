@@ -1,4 +1,4 @@
-"""`lep` as `accelerate launch --use_fsdp` would run it, on CPUs: accelerate itself shares weights out on GPUs only."""
+"""`lep` as under `accelerate launch --use_fsdp`, on CPUs; accelerate itself shards on GPUs only."""
 
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, DistributedType
@@ -14,7 +14,7 @@ def start_with_fsdp(self, *arguments, **options) -> None:
         self.distributed_type = DistributedType.FSDP
         if (
             getattr(self, "fsdp_plugin", None) is None
-        ):  # the state is made anew, and has the plugin of the first one
+        ):  # a second state takes the plugin of the first one
             self.fsdp_plugin = options.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
             if self.mixed_precision != "no":
                 self.fsdp_plugin.set_mixed_precision(self.mixed_precision)

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server with a real model behind it, in the wire format of vLLM's completions and chat."""
+"""A small OpenAI-compatible server with a real model behind it, in vLLM's wire format."""
 
 import json
 import threading
@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        found = next(
+        answer = next(
             answers(
                 self.model,
                 self.tokenizer,
@@ -59,15 +59,20 @@ class Handler(BaseHTTPRequestHandler):
             )
         )[0]
         cuts = [
-            found.text.find(stop) for stop in body.get("stop") or [] if stop and stop in found.text
+            answer.text.find(stop)
+            for stop in body.get("stop") or []
+            if stop and stop in answer.text
         ]
-        text = found.text[: min(cuts)] if cuts else found.text
+        text = answer.text[: min(cuts)] if cuts else answer.text
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
-            "finish_reason": "stop" if found.finished else "length",
+            "finish_reason": "stop" if answer.finished else "length",
         }
-        return {"choices": [choice], "usage": {"completion_tokens": found.tokens + found.finished}}
+        return {
+            "choices": [choice],
+            "usage": {"completion_tokens": answer.tokens + answer.finished},
+        }
 
     @torch.inference_mode()
     def _completions(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +89,14 @@ class Handler(BaseHTTPRequestHandler):
                 {self.tokenizer.decode([int(row.argmax())]): row.max().item()} for row in table
             ]
             tokens = [self.tokenizer.decode([index]) for index in whole]
-            found = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top}
+            probabilities = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top}
             choices.append(
-                {"index": i, "text": "".join(tokens), "finish_reason": "length", "logprobs": found}
+                {
+                    "index": i,
+                    "text": "".join(tokens),
+                    "finish_reason": "length",
+                    "logprobs": probabilities,
+                }
             )
         return {"object": "text_completion", "choices": choices}
 
@@ -99,13 +109,13 @@ class Handler(BaseHTTPRequestHandler):
             max_new_tokens=body["max_tokens"],
             pad_token_id=0,
         )
-        made = whole[0, len(ids) :].tolist()
-        text, count = self.tokenizer.decode(made, skip_special_tokens=True), len(made)
+        written = whole[0, len(ids) :].tolist()
+        text, count = self.tokenizer.decode(written, skip_special_tokens=True), len(written)
         cuts = [text.find(stop) for stop in body.get("stop") or [] if stop and stop in text]
         if cuts:
             text = text[: min(cuts)]
             count = 1 + next(
-                k for k in range(count + 1) if len(self.tokenizer.decode(made[:k])) >= len(text)
+                k for k in range(count + 1) if len(self.tokenizer.decode(written[:k])) >= len(text)
             )
         choice = {"index": 0, "text": text, "finish_reason": "stop" if cuts else "length"}
         return {"choices": [choice], "usage": {"completion_tokens": count}}

@@ -1,4 +1,4 @@
-"""Benchmark tasks: what models are asked, how answers are scored, and what happens when something is missing."""
+"""Benchmark tasks: what models are asked, how answers are scored, and what is refused."""
 
 import json
 import random
@@ -18,18 +18,20 @@ from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from transformers import MistralConfig, MistralForCausalLM
 
+from lep.benchmark import scoring
 from lep.benchmark.backend import InMemory
-from lep.benchmark.harness import Benchmark
+from lep.benchmark.harness import Benchmark, BenchmarkRecord
 from lep.benchmark.metrics import metric
-from lep.benchmark.recorded import Recorded, Said
+from lep.benchmark.recorded import Output, Recorded
 from lep.benchmark.scoring import continuation_nats
 from lep.benchmark.tasks import FOLDER, groups, resolve, task_names
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError, LepError
-from lep.evaluation import guards, scoring
+from lep.evaluation import spans
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.measures import average, figure, measures, task_score
-from lep.evaluation.side_by_side import compare
+from lep.evaluation.records import load_records
+from lep.evaluation.score import score_model
 from lep.evaluation.table import comparison
 from lep.inference.models import load_model
 from lep.settings import BenchmarkSettings, EvaluateSettings
@@ -93,8 +95,8 @@ def right(request):
     """What a model that knows everything would say."""
     doc = request.doc
     if request.request_type == "generate_until":
-        if "kind" in doc:
-            return doc["answer"].split(",")[0] if doc["kind"] == "text" else doc["answer"]
+        if "form" in doc:
+            return doc["answer"].split(",")[0] if doc["form"] == "text" else doc["answer"]
         return doc["answers"][0] if "answers" in doc else doc.get("summary", doc["text"])
     good = request.idx in doc.get("relevant", [doc.get("label", 0)])
     return (-1.0 if good else -1e6), good
@@ -115,17 +117,17 @@ def lab_instruct() -> Checkpoint:
     return Checkpoint(LAB / "instruct")
 
 
-def run(checkpoint, names, model, place, **settings):
-    place.mkdir(parents=True, exist_ok=True)
+def run(checkpoint, names, model, folder, **settings):
+    folder.mkdir(parents=True, exist_ok=True)
     benchmark = Benchmark(checkpoint, names, BenchmarkSettings(**settings))
-    return list(benchmark.records(lambda generates, chat: model, place))
+    return list(benchmark.records(lambda generates, chat: model, folder))
 
 
 def by_task(records) -> dict:
-    found = {}
+    tasks = {}
     for m in measures(records):
-        found.setdefault(m.task, []).append(m)
-    return {task: task_score(parts) for task, parts in found.items()}
+        tasks.setdefault(m.task, []).append(m)
+    return {task: task_score(parts) for task, parts in tasks.items()}
 
 
 def test_the_groups_hold_the_paper_s_seventeen_tasks() -> None:
@@ -158,18 +160,19 @@ def test_an_oracle_scores_all_and_prompts_end_where_the_answer_begins(
     )  # of each variant two texts, two matchings, two choices
     prefixes = {"daru_mmlu_en": "Answer:", "daru_sum_extractive": "Самое важное:"}
     for record in records:
-        if record["chat"] and "choices" in record:
-            assert record["prompt"].endswith(prefixes.get(record["task"], "Ответ:"))
-            assert record["shots"] == 0
-            assert all(choice.startswith(" ") for choice in record["choices"])
-    copies = [r for r in records if r["task"] == "daru_copy_sentence_ru"]
-    assert all(r["output"] == r["target"] and r["target"] in r["prompt"] for r in copies)
+        if record.chat and record.choices:
+            assert record.prompt.endswith(prefixes.get(record.task, "Ответ:"))
+            assert record.shots == 0
+            assert all(choice.startswith(" ") for choice in record.choices)
+    copies = [r for r in records if r.task == "daru_copy_sentence_ru"]
+    assert copies
+    assert all(r.output == r.target and r.target in r.prompt for r in copies)
 
 
 def chance(task: str, docs: list, draws: int) -> np.ndarray:
     """Scores of random answers, by the task's own metrics but without its code."""
     rng = np.random.default_rng(1)
-    found = []
+    scores = []
     for _ in range(draws):
         items: dict[str, list] = {}
         for doc in docs:
@@ -187,9 +190,9 @@ def chance(task: str, docs: list, draws: int) -> np.ndarray:
                 "rublimp": 2,
             }.get(task, 4)
             label = doc.get("label", 0)
-            said = int(rng.integers(width))
+            choice = int(rng.integers(width))
             name = "both_orders" if task == "daru_parus" else "acc"
-            items.setdefault(name, []).append((doc["unit"], float(said == label)))
+            items.setdefault(name, []).append((doc["unit"], float(choice == label)))
             second = {
                 "daru_rcb": "f1_macro",
                 "daru_ruopenbookqa": "f1_macro",
@@ -197,19 +200,19 @@ def chance(task: str, docs: list, draws: int) -> np.ndarray:
                 "daru_rucola": "mcc",
             }
             if task in second:
-                items.setdefault(second[task], []).append((doc["unit"], [label, said]))
-        found.append(np.mean([metric(name)(each) for name, each in items.items()]))
-    return np.array(found)
+                items.setdefault(second[task], []).append((doc["unit"], [label, choice]))
+        scores.append(np.mean([metric(name)(each) for name, each in items.items()]))
+    return np.array(scores)
 
 
-def check_chance(checkpoint, names, data, place, limit) -> None:
+def check_chance(checkpoint, names, data, folder, limit) -> None:
     benchmark = Benchmark(checkpoint, names, BenchmarkSettings(data=str(data), limit=limit))
     docs = {name: list(task.eval_docs) for name, task in benchmark.tasks.items()}
     chosen = {
         name: [docs[name][i] for i in benchmark.chosen(docs[name]) or range(len(docs[name]))]
         for name in names
     }
-    scores = by_task(benchmark.records(lambda *_: Fake(guess), place))
+    scores = by_task(benchmark.records(lambda *_: Fake(guess), folder))
     for name in names:
         low, high = np.percentile(chance(name, chosen[name], 600), [0.5, 99.5])
         value = figure(scores[name], 10, 0).value
@@ -228,31 +231,29 @@ def test_base_models_get_five_examples_of_the_prompt_split(data, tmp_path) -> No
         tmp_path,
         data=str(data),
     )
-    assert {r["shots"] for r in records} == {5}
-    assert not any(r["chat"] for r in records)
-    prompt = next(r["prompt"] for r in records if r["task"] == "daru_parus")
+    assert {r.shots for r in records} == {5}
+    assert not any(r.chat for r in records)
+    prompt = next(r.prompt for r in records if r.task == "daru_parus")
     assert prompt.count("Ответ:") == 6
     first = json.loads((data / "parus" / "prompt.jsonl").read_text().splitlines()[0])
     assert prompt.startswith(first["inputs"]["premise"])
-    asked = prompt.split("Ответ:")[:5]
-    assert (
-        len({question.strip().partition(" ")[2] for question in asked}) == 5
-    )  # none again with its options turned
-    logic = next(r["prompt"] for r in records if r["task"] == "daru_mmlu_ru")
-    assert (
-        logic.count("Тема: логика") + logic.count("Тема: право") == 4
-    )  # three of its subject and the question
+    examples = prompt.split("Ответ:")[:5]
+    # none again with its options turned
+    assert len({question.strip().partition(" ")[2] for question in examples}) == 5
+    logic = next(r.prompt for r in records if r.task == "daru_mmlu_ru")
+    # three of its subject and the question
+    assert logic.count("Тема: логика") + logic.count("Тема: право") == 4
     assert "логика" not in logic or "право" not in logic
 
 
 def test_choices_are_scored_at_the_next_token(data) -> None:
     """Of the prompt as it is asked: each choice of a task is one token, and another one."""
     model, checkpoint = load_model(LAB / "instruct")
-    asked = InMemory(model, checkpoint, 4)
+    backend = InMemory(model, checkpoint, 4)
     names = [name for name in CHOICES if name.startswith("daru") and name != "daru_sum_extractive"]
     for name, task in Benchmark(checkpoint, names, BenchmarkSettings(data=str(data))).tasks.items():
         begun = f"<s><|user|> Да?<|end|><|assistant|>{task.config.gen_prefix}"
-        pairs = [asked._encode_pair(begun, " " + choice) for choice in task.config.doc_to_choice]
+        pairs = [backend._encode_pair(begun, " " + choice) for choice in task.config.doc_to_choice]
         assert {len(continuation) for _, continuation in pairs} == {1}, name
         assert len({tuple(continuation) for _, continuation in pairs}) == len(pairs)
         assert len({tuple(context) for context, _ in pairs}) == 1
@@ -280,8 +281,8 @@ def test_the_right_choice_is_the_one_that_the_record_says(lab_instruct, data, na
     task = Benchmark(lab_instruct, [f"daru_{name}"], BenchmarkSettings(data=str(data))).tasks[
         f"daru_{name}"
     ]
-    place = data / ("mmlu_ru" if "mmlu_" in name else name) / "test.jsonl"
-    raw = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    file = data / ("mmlu_ru" if "mmlu_" in name else name) / "test.jsonl"
+    raw = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     docs = list(task.eval_docs)
     if name == "parus":  # once in each order of the options
         raw = [record for record in raw for _ in range(2)]
@@ -316,26 +317,26 @@ def test_rucola_and_the_relevant_sentences_are_the_record_s(lab_instruct, data) 
 
 
 def test_conversations_begin_as_their_template_does(pair, monkeypatch) -> None:
-    """A template without the BOS token is asked without it, though the tokenizer puts it before other texts."""
+    """A template without the BOS token is asked without it, although other texts begin with it."""
     model, checkpoint = load_model(pair["instruct"])
     bare = checkpoint.tokenizer.chat_template.replace("{{ bos_token }}", "")
     monkeypatch.setattr(checkpoint.tokenizer, "chat_template", bare)
-    asked = InMemory(model, checkpoint, 2)
-    said = [{"role": "user", "content": "Да"}]
-    text = asked.apply_chat_template(said)
+    backend = InMemory(model, checkpoint, 2)
+    messages = [{"role": "user", "content": "Да"}]
+    text = backend.apply_chat_template(messages)
     assert not text.startswith("<s>")
     start = checkpoint.tokenizer.bos_token_id
     for chat, first in ((True, []), (False, [start])):
-        asked.answering(True, chat)
-        ids = asked.tok_batch_encode([text])[0][0].tolist()
-        assert ids == first + chat_ids(checkpoint.tokenizer, said, ask=True)
+        backend.answering(True, chat)
+        ids = backend.tok_batch_encode([text])[0][0].tolist()
+        assert ids == first + chat_ids(checkpoint.tokenizer, messages, ask=True)
         seen = []
         monkeypatch.setattr(
-            asked,
+            backend,
             "_loglikelihood_tokens",
             lambda r, *_, seen=seen, **__: seen.extend(r) or [(0, True)],
         )
-        asked.loglikelihood([Instance("loglikelihood", {}, (text, " Нет"), 0)])
+        backend.loglikelihood([Instance("loglikelihood", {}, (text, " Нет"), 0)])
         assert seen[0][1] == ids
 
 
@@ -345,20 +346,19 @@ def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp
         checkpoint, ["daru_rwsd"], InMemory(model, checkpoint, 8), tmp_path, data=str(data), limit=4
     )
     for record in records:
-        for choice, nats in record["choices"].items():
-            context = checkpoint.tokenizer.encode(record["prompt"], add_special_tokens=False)
-            whole = checkpoint.tokenizer.encode(record["prompt"] + choice, add_special_tokens=False)
+        for choice, nats in record.choices.items():
+            context = checkpoint.tokenizer.encode(record.prompt, add_special_tokens=False)
+            whole = checkpoint.tokenizer.encode(record.prompt + choice, add_special_tokens=False)
             logits = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
             expected = sum(logits[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
             assert nats == pytest.approx(expected, rel=1e-4)
-            assert (
-                whole[0] == checkpoint.tokenizer.bos_token_id != whole[1]
-            )  # one beginning, not two
+            # one beginning, not two
+            assert whole[0] == checkpoint.tokenizer.bos_token_id != whole[1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_what_questions_share_is_read_once(pair, batch_size) -> None:
-    """Against lm-evaluation-harness's own scoring, with continuations of one and of several tokens."""
+    """Against lm-evaluation-harness's scoring, with continuations of one and of several tokens."""
     model, checkpoint = load_model(pair["base"])
     rng = random.Random(0)
 
@@ -376,15 +376,17 @@ def test_what_questions_share_is_read_once(pair, batch_size) -> None:
     expected = plain._loglikelihood_tokens(
         [(None, *request) for request in requests], disable_tqdm=True
     )
-    found = sorted(continuation_nats(model, requests, batch_size))
-    assert [number for number, *_ in found] == list(range(len(requests)))
-    assert [nats for _, nats, _ in found] == pytest.approx([nats for nats, _ in expected], rel=1e-4)
-    assert [greedy for *_, greedy in found] == [greedy for _, greedy in expected]
+    answers = sorted(continuation_nats(model, requests, batch_size))
+    assert [number for number, *_ in answers] == list(range(len(requests)))
+    assert [nats for _, nats, _ in answers] == pytest.approx(
+        [nats for nats, _ in expected], rel=1e-4
+    )
+    assert [greedy for *_, greedy in answers] == [greedy for _, greedy in expected]
 
 
 @pytest.mark.parametrize("shared", [scoring.SHARED, ()])
 def test_models_with_other_caches(shared, monkeypatch) -> None:
-    """Mistral's keeps a window; one of an unknown kind is not shared, and questions are read whole."""
+    """Mistral's keeps a window. An unknown cache is not shared, and questions are read whole."""
     config = MistralConfig(
         vocab_size=64,
         hidden_size=32,
@@ -415,8 +417,8 @@ def test_models_with_other_caches(shared, monkeypatch) -> None:
     monkeypatch.setattr(
         model, "forward", lambda *a, **k: widths.append(k["input_ids"].shape[1]) or real(*a, **k)
     )
-    found = sorted(continuation_nats(model, requests, 3))
-    assert [nats for _, nats, _ in found] == pytest.approx(expected, rel=1e-4)
+    answers = sorted(continuation_nats(model, requests, 3))
+    assert [nats for _, nats, _ in answers] == pytest.approx(expected, rel=1e-4)
     assert widths[0] == 45  # what all have in common
     assert max(widths[1:]) == (12 + 1 if shared else 45 + 12 + 1)
     assert len(widths) == 1 + 2  # six in batches of three
@@ -435,17 +437,18 @@ def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
     tokenizer = Checkpoint(LAB / "base").tokenizer
     for before in ("", " ", "\n", "\n\n "):
         text = before + doc["text"]
-        said = Said(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        assert functions.copy_length(doc, [said])["length_ratio"] == ("1", 1.0)
-    assert functions.copy_length(doc, [Said(doc["text"][:9], 4)])["length_ratio"][1] < 0.5
-    assert functions.copy_length(doc, [Said("  ", 3)])["length_ratio"][1] == 0
+        output = Output(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        assert functions.copy_length(doc, [output])["length_ratio"] == ("1", 1.0)
+    assert functions.copy_length(doc, [Output(doc["text"][:9], 4)])["length_ratio"][1] < 0.5
+    assert functions.copy_length(doc, [Output("  ", 3)])["length_ratio"][1] == 0
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "message"),
     [
         (
-            "{% for m in messages %}{{ raise_exception('') if m.role == 'assistant' else m.content }}{% endfor %}",
+            "{% for m in messages %}"
+            "{{ raise_exception('') if m.role == 'assistant' else m.content }}{% endfor %}",
             "cannot",
         ),
         (
@@ -454,10 +457,10 @@ def test_a_perfect_copy_of_a_base_model_is_perfect() -> None:
         ),
     ],
 )
-def test_templates_that_cannot_begin_an_answer_are_refused(data, template, says) -> None:
+def test_templates_that_cannot_begin_an_answer_are_refused(data, template, message) -> None:
     checkpoint = Checkpoint(LAB / "instruct")
     checkpoint.tokenizer.chat_template = template
-    with pytest.raises(LepError, match=says):
+    with pytest.raises(LepError, match=message):
         Benchmark(checkpoint, ["daru_rwsd"], BenchmarkSettings(data=str(data)))
     Benchmark(checkpoint, ["arithmetic"], BenchmarkSettings())  # is not asked as a chat
 
@@ -476,8 +479,8 @@ def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
         )
         for size in (1, 8)
     )
-    assert [r["scores"] for r in one] == [r["scores"] for r in many]
-    assert [r.get("output") for r in one] == [r.get("output") for r in many]
+    assert [r.scores for r in one] == [r.scores for r in many]
+    assert [r.output for r in one] == [r.output for r in many]
 
 
 def test_tokens_of_an_answer_are_counted_as_written(lab_instruct, data, tmp_path) -> None:
@@ -491,30 +494,30 @@ def test_tokens_of_an_answer_are_counted_as_written(lab_instruct, data, tmp_path
         limit=6,
     )
     for record in records:
-        ids = checkpoint.tokenizer.encode(record["output"], add_special_tokens=False)
-        assert 0.8 <= record["tokens"] / len(ids) <= 1.25  # greedy writing need not be the shortest
+        ids = checkpoint.tokenizer.encode(record.output, add_special_tokens=False)
+        assert 0.8 <= record.tokens / len(ids) <= 1.25  # greedy writing need not be the shortest
 
 
 def test_items_longer_than_the_context_are_counted_and_left_out(
     lab_instruct, data, tmp_path
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
-    place = tmp_path / "data" / "rwsd" / "test.jsonl"
-    lines = place.read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "data" / "rwsd" / "test.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
     long = json.loads(lines[0])
     long["inputs"]["text"] = "слово " * 2000
-    place.write_text(
+    file.write_text(
         "\n".join([json.dumps(long, ensure_ascii=False), *lines[1:]]) + "\n", encoding="utf-8"
     )
     records = run(
         lab_instruct, ["daru_rwsd"], Fake(right), tmp_path / "a", data=str(tmp_path / "data")
     )
-    assert [r.get("too_long", False) for r in records] == [True] + [False] * (ITEMS - 1)
-    (found,) = measures(records)
-    assert (len(found.values), found.left_out) == (ITEMS - 1, 1)
+    assert [r.too_long for r in records] == [True] + [None] * (ITEMS - 1)
+    (measure,) = measures(records)
+    assert (len(measure.values), measure.left_out) == (ITEMS - 1, 1)
     rows = comparison({"m": records}, 10, 0)
     assert rows[-1].left_out == {"m": 1}
-    nothing = [r for r in records if r.get("too_long")]
+    nothing = [r for r in records if r.too_long]
     assert figure(measures(nothing)[0], 10, 0) is None
 
 
@@ -534,8 +537,8 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(
     lab_instruct, data, tmp_path
 ) -> None:
     def tired(request):
-        asked.append(request.args)
-        if len(asked) > 30:
+        seen.append(request.args)
+        if len(seen) > 30:
             raise KeyboardInterrupt
         return guess(request)
 
@@ -546,7 +549,7 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(
                 self.cache_hook.add_partial("loglikelihood", request.args, answer)
                 yield answer
 
-    asked: list = []
+    seen: list = []
     with pytest.raises(KeyboardInterrupt):
         run(lab_instruct, ["daru_rcb"], Slow(tired), tmp_path / "a", data=str(data))
     kept = tmp_path / "a" / "daru_rcb.jsonl"
@@ -554,7 +557,7 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(
     with kept.open("a") as file:
         file.write('["половина строки')
     kept.write_bytes(kept.read_bytes()[:-1])  # what a kill leaves: half a letter
-    before = len(asked)
+    before = len(seen)
     again: list = []
     records = run(
         lab_instruct,
@@ -567,15 +570,21 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(
     assert records == run(lab_instruct, ["daru_rcb"], Fake(guess), tmp_path / "b", data=str(data))
 
 
-def scored(task, item, value):
-    return {
-        "kind": "benchmark",
-        "task": task,
-        "language": "ru",
-        "id": item,
-        "unit": item,
-        "scores": {"acc": (item, value)},
-    }
+def scored(task, item, value, *, unit="", metric="acc"):
+    """An item of a task with its score; without a value it is longer than the context."""
+    unit = unit or item
+    return BenchmarkRecord(
+        task=task,
+        language="ru",
+        id=item,
+        unit=unit,
+        chat=False,
+        shots=0,
+        prompt="",
+        target="",
+        too_long=True if value is None else None,
+        scores=None if value is None else {metric: (unit, value)},
+    )
 
 
 def test_differences_are_paired_over_common_units() -> None:
@@ -587,9 +596,10 @@ def test_differences_are_paired_over_common_units() -> None:
     ]
     rows = {row.title: row for row in comparison({"a": first, "b": second}, 400, 0)}
     row = rows["daru_rwsd"]
-    alone = row.figures["b"].high - row.figures["b"].low
-    paired = row.differences["b"].high - row.differences["b"].low
-    assert paired < 0.6 * alone  # 95% of the answers are the same
+    alone, paired = row.figures["b"].estimate(), row.differences["b"].estimate()
+    assert paired.high - paired.low < 0.6 * (
+        alone.high - alone.low
+    )  # 95% of the answers are the same
     assert row.differences["b"].value == pytest.approx(
         row.figures["b"].value - row.figures["a"].value
     )
@@ -598,9 +608,9 @@ def test_differences_are_paired_over_common_units() -> None:
 
 
 def test_the_average_over_tasks_counts_each_task_the_same() -> None:
-    found = [scored("daru_rwsd", str(i), 1.0) for i in range(10)]
-    found += [scored("daru_rummlu", str(i), float(i % 2)) for i in range(200)]
-    figures = [figure(m, 300, 0) for m in measures(found)]
+    records = [scored("daru_rwsd", str(i), 1.0) for i in range(10)]
+    records += [scored("daru_rummlu", str(i), float(i % 2)) for i in range(200)]
+    figures = [figure(m, 300, 0) for m in measures(records)]
     mean = average(figures).estimate()
     assert mean.value == 0.75
     assert mean.high - mean.low == pytest.approx(
@@ -612,9 +622,9 @@ def test_evaluate_runs_the_benchmark_of_a_recipe(pair, data) -> None:
     settings = EvaluateSettings(
         tasks=[], bootstrap=20, benchmark={"tasks": ["daru_rwsd"], "data": str(data), "limit": 5}
     )
-    found = evaluate(pair["instruct"], {}, settings)
-    assert {(s.task, s.count) for s in found.scores} == {("daru_rwsd", 5)}
-    assert all({"prompt", "choices", "scores"} <= r.keys() for r in found.records)
+    evaluation = score_model(pair["instruct"], {}, settings)
+    assert {(s.task, s.count) for s in evaluation.scores} == {("daru_rwsd", 5)}
+    assert all(r.prompt and r.choices and r.scores for r in evaluation.records)
 
 
 def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(
@@ -625,20 +635,20 @@ def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(
         benchmark={"tasks": ["daru_rwsd", "daru_rcb", "arithmetic"], "data": str(data), "limit": 6},
     )
     models = [str(LAB / "instruct"), str(LAB / "base")]
-    asked: list = []
+    batches: list = []
     real = InMemory.loglikelihood
 
     def stop(self, requests, **kwargs):
-        asked.append(len(requests))
-        if len(asked) == 5:
+        batches.append(len(requests))
+        if len(batches) == 5:
             raise KeyboardInterrupt
         return real(self, requests, **kwargs)
 
     monkeypatch.setattr(InMemory, "loglikelihood", stop)
     with pytest.raises(KeyboardInterrupt):
-        compare(models, {}, tmp_path / "out", settings)
-    table = compare(models, {}, tmp_path / "out", settings)
-    assert len(asked) == 7  # three tasks of two models, one of them twice
+        evaluate(models, {}, tmp_path / "out", settings)
+    table = evaluate(models, {}, tmp_path / "out", settings).table
+    assert len(batches) == 7  # three tasks of two models, one of them twice
     lines = {line.split(" | ")[0].strip(): line for line in table.splitlines()}
     assert {
         "Micro-Avg (2 of 17 tasks)",
@@ -647,11 +657,8 @@ def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(
         "arithmetic",
     } <= lines.keys()
     assert lines["daru_rcb"].count("[") == 3
-    assert table == compare(models, {}, tmp_path / "whole", settings)
-    records = [
-        json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()
-    ]
-    assert len(records) == 2 * 18
+    assert table == evaluate(models, {}, tmp_path / "whole", settings).table
+    assert len(load_records(tmp_path / "out" / "records.jsonl")) == 2 * 18
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json",
         "records.jsonl",
@@ -662,7 +669,7 @@ def test_compare_prints_groups_and_differences_and_goes_on_after_a_fault(
 
 def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypatch) -> None:
     initialise(pair["instruct"], pair["tokenizer"], tmp_path / "adapted")
-    real = guards.answers
+    real = spans.answers
 
     def some_ended(model, tokenizer, *arguments, **options):
         new = len(tokenizer) - 1  # of the adapted vocabulary
@@ -672,16 +679,16 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
                 for a in batch
             ]
 
-    monkeypatch.setattr(guards, "answers", some_ended)
+    monkeypatch.setattr(spans, "answers", some_ended)
     prompts = tmp_path / "prompts.jsonl"
-    asked = [
+    questions = [
         {"messages": [{"role": "user", "content": text}]}
         for text in ("Где дом?", "c d", "e f", "Снег идёт.")
     ]
-    prompts.write_text("\n".join(json.dumps(each) for each in asked) + "\n")
+    prompts.write_text("\n".join(json.dumps(each) for each in questions) + "\n")
     settings = EvaluateSettings(bootstrap=20, tasks=[], prompts=str(prompts), answer_tokens=8)
     models = [str(pair["instruct"]), str(pair["instruct"]), str(tmp_path / "adapted")]
-    compare(models, {}, tmp_path / "out", settings)
+    evaluate(models, {}, tmp_path / "out", settings)
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     first, second, third = ({s["metric"]: s for s in each} for each in scores.values())
     assert first == second
@@ -694,33 +701,28 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
     )
     assert first["ends its turn"]["value"] == 0.75
     with pytest.raises(LepError, match="name the original instruct model's folder first"):
-        compare([str(pair["base"]), str(pair["instruct"])], {}, tmp_path / "other", settings)
+        evaluate([str(pair["base"]), str(pair["instruct"])], {}, tmp_path / "other", settings)
 
 
 def test_incomplete_units_are_compared_on_what_both_models_saw() -> None:
-    def record(task, unit, item, name, value, **more):
-        found = {"kind": "benchmark", "task": task, "language": "ru", "id": item, "unit": unit}
-        return found | (more or {"scores": {name: (unit, value)}})
+    def points(unit, item, value=1):
+        return scored("daru_use", item, value, unit=unit, metric="grade")
 
-    exam = [record("daru_use", "v", str(i), "grade", 1) for i in range(4)] + [
-        record("daru_use", "w", "9", "grade", 1)
-    ]
-    shorter = [record("daru_use", "v", "0", "grade", 1, too_long=True), *exam[1:]]
+    def order(unit, item, value):
+        return scored("daru_parus", item, value, unit=unit, metric="both_orders")
+
+    exam = [*(points("v", str(i)) for i in range(4)), points("w", "9")]
+    shorter = [points("v", "0", None), *exam[1:]]
     rows = {row.title: row for row in comparison({"a": shorter, "b": exam}, 20, 0)}
     assert rows["daru_use"].figures["b"].value == pytest.approx((4 / 34 + 1 / 34) / 2)
     assert rows["daru_use"].differences["b"].value == 0
-    assert figure(measures(exam[-1:])[0], 10, 0).value == pytest.approx(
-        1 / 34
-    )  # one task of a variant is no whole one
-    pairs = [
-        record("daru_parus", "1", "1/0", "both_orders", 1.0),
-        record("daru_parus", "1", "1/1", "", 0, too_long=True),
-        record("daru_parus", "2", "2/0", "both_orders", 1.0),
-        record("daru_parus", "2", "2/1", "both_orders", 0.0),
-    ]
-    (found,) = measures(pairs)
-    assert figure(found, 10, 0).value == 0  # half of the first pair says nothing
-    assert figure(found, 10, 0).count == 1
+    # one task of a variant is no whole one
+    assert figure(measures(exam[-1:])[0], 10, 0).value == pytest.approx(1 / 34)
+    pairs = [order("1", "1/0", 1.0), order("1", "1/1", None)]
+    pairs += [order("2", "2/0", 1.0), order("2", "2/1", 0.0)]
+    (measure,) = measures(pairs)
+    assert figure(measure, 10, 0).value == 0  # half of the first pair says nothing
+    assert figure(measure, 10, 0).count == 1
 
 
 def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:
@@ -732,7 +734,7 @@ def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:
     settings = EvaluateSettings(
         bootstrap=20, tasks=[], speed=2, window_characters=150, characters=600
     )
-    table = compare([str(pair["instruct"])], {"ru": [text]}, tmp_path / "out", settings)
+    table = str(evaluate([pair["instruct"]], {"ru": [text]}, tmp_path / "out", settings))
     assert all(
         name in table
         for name in (
@@ -743,38 +745,37 @@ def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:
             "KV cache ru",
         )
     )
-    records = [
-        json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()
-    ]
-    speed = [r for r in records if r["kind"] == "speed"]
+    records = load_records(tmp_path / "out" / "records.jsonl")
+    speed = [record for record in records if record.kind == "speed"]
+    assert len(speed) == 2
     config = json.loads((pair["instruct"] / "config.json").read_text())
     heads, size = (
         config["num_key_value_heads"],
         config["hidden_size"] // config["num_attention_heads"],
     )
     for record in speed:
-        values = 2 * config["num_hidden_layers"] * heads * size * (record["tokens"] + 1)
-        assert record["cache_bytes"] == values * 4  # float32
+        values = 2 * config["num_hidden_layers"] * heads * size * (record.tokens + 1)
+        assert record.cache_bytes == values * 4  # float32
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [(["daru_rucolla"], "the nearest are daru_rucola"), (["qwertyuiop"], "there are")],
 )
-def test_unknown_tasks_are_refused_with_the_nearest(names, says) -> None:
-    with pytest.raises(LepError, match=says):
+def test_unknown_tasks_are_refused_with_the_nearest(names, message) -> None:
+    with pytest.raises(LepError, match=message):
         resolve(names)
 
 
 def test_what_data_lack_is_said(lab_instruct, data, tmp_path) -> None:
     with pytest.raises(CorpusError, match=r"rwsd has no test\.jsonl"):
         Benchmark(lab_instruct, ["daru_rwsd"], BenchmarkSettings(data=str(tmp_path)))
-    place = tmp_path / "rcb"
-    shutil.copytree(data / "rcb", place)
-    lines = (place / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    folder = tmp_path / "rcb"
+    shutil.copytree(data / "rcb", folder)
+    lines = (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
     broken = json.loads(lines[1])
     del broken["inputs"]["hypothesis"]
-    (place / "test.jsonl").write_text(
+    (folder / "test.jsonl").write_text(
         "\n".join([lines[0], json.dumps(broken)]) + "\n", encoding="utf-8"
     )
     with pytest.raises(
@@ -789,20 +790,20 @@ def test_what_data_lack_is_said(lab_instruct, data, tmp_path) -> None:
 
 
 def test_data_sets_with_scripts_are_taken_as_the_hub_converted_them(monkeypatch) -> None:
-    from lep.benchmark.tasks import functions
+    from lep.benchmark.tasks import data
 
-    asked = []
+    calls = []
 
     def hub(path, name, split, revision=None):
-        asked.append((path, name, split, revision))
+        calls.append((path, name, split, revision))
         if revision is None:
             raise RuntimeError("Dataset scripts are no longer supported, but found rucola.py")
         return Dataset.from_list([{"sentence": "Снег идёт.", "label": 1}])
 
-    monkeypatch.setattr(functions, "load_dataset", hub)
-    found = functions.rucola()
-    assert found["validation"][0]["sentence"] == "Снег идёт."
-    assert asked[1] == ("RussianNLP/rucola", "main", "validation", "refs/convert/parquet")
+    monkeypatch.setattr(data, "load_dataset", hub)
+    splits = data.rucola()
+    assert splits["validation"][0]["sentence"] == "Снег идёт."
+    assert calls[1] == ("RussianNLP/rucola", "main", "validation", "refs/convert/parquet")
 
 
 def test_base_models_are_not_asked_as_chat_models() -> None:
@@ -812,7 +813,7 @@ def test_base_models_are_not_asked_as_chat_models() -> None:
 
 def test_nothing_to_measure_is_said(pair, tmp_path) -> None:
     with pytest.raises(LepError, match="nothing to measure"):
-        compare([str(pair["base"])], {}, tmp_path / "out", EvaluateSettings())
+        evaluate([str(pair["base"])], {}, tmp_path / "out", EvaluateSettings())
     assert not (tmp_path / "out").exists()
 
 
@@ -820,11 +821,11 @@ def test_recorded_answers_know_their_tokens(tmp_path) -> None:
     class Request:
         args = ("q", {"max_gen_toks": 4})
 
-    asked = Recorded(Fake(lambda _: "да"), len, 100, tmp_path / "a.jsonl")
-    (said,) = asked.generate_until([Request()])
-    asked.close()
-    assert (said, said.tokens) == ("да", None)
-    assert Said("да", 3).tokens == 3
+    recorded = Recorded(Fake(lambda _: "да"), len, 100, tmp_path / "a.jsonl")
+    (output,) = recorded.generate_until([Request()])
+    recorded.close()
+    assert (output, output.tokens) == ("да", None)
+    assert Output("да", 3).tokens == 3
 
 
 @pytest.mark.slow
@@ -855,6 +856,6 @@ def test_the_tasks_serve_plain_lm_eval(data, tmp_path) -> None:
         check=True,
         capture_output=True,
     )
-    found = json.loads(next(tmp_path.rglob("results*.json")).read_text())["results"]
-    assert {"daru_rucola", "daru_use", "daru_parus"} <= found.keys()
-    assert 0 <= found["daru_rucola"]["acc,none"] <= 1
+    results = json.loads(next(tmp_path.rglob("results*.json")).read_text())["results"]
+    assert {"daru_rucola", "daru_use", "daru_parus"} <= results.keys()
+    assert 0 <= results["daru_rucola"]["acc,none"] <= 1

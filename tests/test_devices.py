@@ -1,6 +1,6 @@
-"""What runs on a GPU, on a device that only says it is one: it computes on the CPU and refuses tensors of two devices.
+"""GPU code on a pretended device, which computes on the CPU and refuses to mix devices.
 
-PyTorch lets one device be made in Python, once in a process and for all of it: hence a process of its own.
+PyTorch allows one Python device in a process, for all of its life: hence a separate process.
 """
 
 import math
@@ -37,8 +37,8 @@ NARROWED = ("linear", "matmul", "mm", "bmm", "addmm")  # by autocast
     reason="torch has no Python devices",
 )
 def test_nothing_mixes_devices() -> None:
-    found = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr[-4_000:]
+    ran = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-4_000:]
 
 
 class Elsewhere(Tensor):
@@ -48,7 +48,7 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Elsewhere":
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls,
             held.shape,
             strides=held.stride(),
@@ -56,8 +56,8 @@ class Elsewhere(Tensor):
             dtype=held.dtype,
             device=torch.device("pretend", 0),
         )
-        made.held = held
-        return made
+        tensor.held = held
+        return tensor
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,23 +81,23 @@ class Pretending(TorchDispatchMode):
 
 
 def called(func: Any, args: Any, kwargs: Any) -> Any:
-    """Do on the CPU what was asked for there or elsewhere. Raises `RuntimeError` for tensors of both."""
+    """Run an operation on the CPU. Raises `RuntimeError` for tensors of both devices."""
     leaves = tree_leaves((args, kwargs))
-    ours = [leaf for leaf in leaves if isinstance(leaf, Elsewhere)]
-    theirs = [
+    elsewhere = [leaf for leaf in leaves if isinstance(leaf, Elsewhere)]
+    on_cpu = [
         leaf
         for leaf in leaves
         if isinstance(leaf, Tensor) and not isinstance(leaf, Elsewhere) and leaf.dim()
     ]
     packet = func.overloadpacket
-    places = tree_leaves(args[1]) if packet in INDEXING and isinstance(args[0], Elsewhere) else []
-    mixed = [tensor for tensor in theirs if not any(tensor is place for place in places)]
-    if ours and mixed and packet not in MOVING:
+    indices = tree_leaves(args[1]) if packet in INDEXING and isinstance(args[0], Elsewhere) else []
+    mixed = [tensor for tensor in on_cpu if not any(tensor is index for index in indices)]
+    if elsewhere and mixed and packet not in MOVING:
         raise RuntimeError(
-            f"{func} of tensors on two devices: {[tuple(tensor.shape) for tensor in mixed]} on the CPU"
+            f"{func} of tensors on two devices: {[tuple(t.shape) for t in mixed]} on the CPU"
         )
     devices = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
-    there = devices[0].type == "pretend" if devices else bool(ours)
+    there = devices[0].type == "pretend" if devices else bool(elsewhere)
     if packet is aten.copy_:
         there = isinstance(args[0], Elsewhere)
 
@@ -105,14 +105,14 @@ def called(func: Any, args: Any, kwargs: Any) -> Any:
         leaf = leaf.held if isinstance(leaf, Elsewhere) else leaf
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
-    known = {id(tensor.held): tensor for tensor in ours}  # what was written to is returned
-    found = func(*tree_map(bare, args), **tree_map(bare, kwargs))
+    known = {id(tensor.held): tensor for tensor in elsewhere}  # what was written to is returned
+    result = func(*tree_map(bare, args), **tree_map(bare, kwargs))
 
     def dressed(leaf: Any) -> Any:
         return known[id(leaf)] if id(leaf) in known else Elsewhere(leaf)
 
     return tree_map(
-        lambda leaf: dressed(leaf) if there and isinstance(leaf, Tensor) else leaf, found
+        lambda leaf: dressed(leaf) if there and isinstance(leaf, Tensor) else leaf, result
     )
 
 
@@ -178,14 +178,14 @@ def inferred(source: Path, device: torch.device) -> list[Any]:
     from lep.inference.likelihood import text_nats
     from lep.inference.next_byte import first_bytes, next_byte_nats
     from lep.training.data import isolates
-    from lep.training.frozen import frozen_digest
+    from lep.training.trainable_rows import frozen_digest
 
     models.device = lambda: device
     model, checkpoint = models.load_model(source)
     assert model.device == device
     model.bfloat16()  # as a GPU has it
     tokenizer, shared = checkpoint.tokenizer, list(range(10, 50))
-    asked = [([*shared, 60 + i], [7, 8 + i]) for i in range(6)] + [([5, 6], [9])]
+    sequences = [([*shared, 60 + i], [7, 8 + i]) for i in range(6)] + [([5, 6], [9])]
     prompts = [[{"role": "user", "content": text}] for text in ("Привет", "Hello there, my friend")]
     classes = first_bytes(checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0])
     for drawn in (None, Sampling(0.8, 0.9, 1)):
@@ -197,7 +197,7 @@ def inferred(source: Path, device: torch.device) -> list[Any]:
                 model, tokenizer, [text[:900] for text in sample_texts("ru")[:5]], 2
             )
         ],
-        [nats for _, nats, _ in continuation_nats(model, asked, 4)],
+        [nats for _, nats, _ in continuation_nats(model, sequences, 4)],
         next_byte_nats(model, classes, [([1, 2, 3, 4, 5], [2, 3])])[0].tolist(),
         [float(isolates(model)), float(len(frozen_digest(model.requires_grad_(False))))],
     ]
@@ -210,23 +210,24 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
 
     from lep.checkpoint.reader import Checkpoint
     from lep.training.data import collate
-    from lep.training.rows import new_rows, split_tables, stored_tables, whole_tables
+    from lep.training.trainable_rows import (
+        new_token_rows,
+        split_tables,
+        stored_tables,
+        whole_tables,
+    )
     from lep.training.trainer import TrainedOnlyTrainer, chunk_loss, decay_touched_rows
     from lep.training.watch import HeldoutText
 
     checkpoint = Checkpoint(source)
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto").requires_grad_(False)
     if train == "new_rows":
-        rows = new_rows(checkpoint)
-        tables: dict[str, Any] = {
-            kind: table.whole for kind, table in split_tables(model, rows).items()
-        }
+        rows = new_token_rows(checkpoint)
+        split_tables(model, rows)
     else:
-        rows = {
-            kind: torch.arange(checkpoint.shape(name)[0])
-            for kind, name in checkpoint.tables.by_kind().items()
-        }
-        tables = whole_tables(model, rows)
+        names = checkpoint.tables.by_kind()
+        rows = {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in names.items()}
+        whole_tables(model, rows)
     model.to(device).train()
 
     def autocast() -> torch.autocast:
@@ -257,7 +258,7 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
     assert losses[-1] < losses[0] - 0.1
     with autocast():
         look = HeldoutText({"ru": [str(SAMPLE / "ru")]}, 2_000, checkpoint).look(model)
-    stored_tables(checkpoint, rows, {kind: table() for kind, table in tables.items()})
+    stored_tables(checkpoint, rows, model)
     saver: Any = SimpleNamespace(
         model=model, args=SimpleNamespace(output_dir=str(folder / train), should_save=True)
     )

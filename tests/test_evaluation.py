@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 
 from lep.benchmark.metrics import common_subsequence, copied
 from lep.corpus.read import read_documents
-from lep.errors import TokenizerError
-from lep.evaluation.evaluate import evaluate, summarise
-from lep.evaluation.side_by_side import compare, short_names
-from lep.evaluation.spoken import answer_nats
+from lep.errors import LepError, TokenizerError
+from lep.evaluation.evaluate import evaluate
+from lep.evaluation.records import TextRecord, load_records, load_scores
+from lep.evaluation.score import Material, bits_per_byte, score_model, summarise, task_record
+from lep.evaluation.spans import answer_nats
 from lep.evaluation.table import text_table
+from lep.hub import short_names
 from lep.inference.generate import answers
 from lep.inference.likelihood import sequence_nats
 from lep.inference.models import load_model
@@ -50,45 +53,80 @@ def test_copy_scores() -> None:
 
 
 def test_estimate_is_the_ratio_of_sums_and_covers_it() -> None:
-    found = estimate([1.0, 3.0], [1.0, 1.0])
-    assert (found.value, found.count) == (2.0, 2)
-    assert (found.low, found.high) == (1.0, 3.0)
+    by_hand = estimate([1.0, 3.0], [1.0, 1.0])
+    assert (by_hand.value, by_hand.count) == (2.0, 2)
+    assert (by_hand.low, by_hand.high) == (1.0, 3.0)
     generator = torch.Generator().manual_seed(0)
     covered = 0
     for seed in range(100):  # mean 0.5 of uniform numbers
-        found = estimate(torch.rand(60, generator=generator).tolist(), resamples=300, seed=seed)
-        covered += found.low <= 0.5 <= found.high
+        drawn = estimate(torch.rand(60, generator=generator).tolist(), resamples=300, seed=seed)
+        covered += drawn.low <= 0.5 <= drawn.high
     assert 85 <= covered <= 100
     values = torch.randn(400, generator=generator)
-    found = estimate(values.tolist())
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std().item() / 20, rel=0.15)
+    normal = estimate(values.tolist())
+    assert (normal.high - normal.low) / 2 == pytest.approx(
+        1.96 * values.std().item() / 20, rel=0.15
+    )
+
+
+def test_bits_per_byte_is_one_line(pair) -> None:
+    result = bits_per_byte(str(pair["base"]), [TEXT / "ru"], characters=1500, bootstrap=50)
+    records = score_model(
+        pair["base"], {"text": [TEXT / "ru"]}, EvaluateSettings(tasks=[], characters=1500)
+    ).records
+    expected = sum(r.nats for r in records) / sum(r.bytes for r in records) / math.log(2)
+    assert result.value == pytest.approx(expected)
+    assert result.low < result.value < result.high
+    assert result.windows == len(records)
+    assert str(result) == (
+        f"{result.value:.4f} bits per byte (95% interval {result.low:.4f} to {result.high:.4f}, "
+        f"{result.windows} windows)"
+    )
+    with pytest.raises(LepError, match="did you mean characters"):
+        bits_per_byte(pair["base"], [TEXT / "ru"], character=1500)
+
+
+def test_records_come_back_from_disk_as_they_were(pair, tmp_path) -> None:
+    evaluation = score_model(pair["instruct"], {"ru": [TEXT / "ru"]}, SETTINGS)
+    evaluation.write(tmp_path)
+    assert load_records(tmp_path / "records.jsonl") == evaluation.records
+    assert load_scores(tmp_path / "scores.json") == evaluation.scores
+    lines = [json.loads(x) for x in (tmp_path / "records.jsonl").read_text("utf-8").splitlines()]
+    known = ["kind", "language", "id", "group", "nats", "tokens", "characters", "bytes"]
+    assert all(list(line) == known for line in lines if line["kind"] == "text")
+    word = next(line for line in lines if line.get("task") == "first_word")
+    assert list(word) == [
+        "kind",
+        "language",
+        "task",
+        "question",
+        "expected",
+        "answer",
+        "finished",
+        "exact",
+        "nats",
+        "bytes",
+    ]
 
 
 def test_windows_of_a_document_are_drawn_together() -> None:
-    """Windows of one author are alike: an interval over windows would be that of many more texts than there are."""
+    """Windows of one author are alike: an interval over windows would claim too many texts."""
     generator = torch.Generator().manual_seed(0)
     records = [
-        {
-            "kind": "text",
-            "language": "ru",
-            "id": f"{d}#{w}",
-            "group": f"{d}",
-            "nats": level,
-            "tokens": 1,
-            "characters": 1,
-            "bytes": 1.0,
-        }
+        TextRecord(
+            language="ru", id=f"{d}#{w}", group=f"{d}", nats=level, tokens=1, characters=1, bytes=1
+        )
         for d, level in enumerate(torch.rand(30, generator=generator).tolist())
         for w in range(10)
     ]
     wide, narrow = (
         next(s for s in summarise(group, SETTINGS) if s.metric == "bits per byte")
-        for group in (records, [{k: v for k, v in r.items() if k != "group"} for r in records])
+        for group in (records, [replace(record, group=None) for record in records])
     )
     assert wide.value == pytest.approx(narrow.value)
     assert (wide.count, narrow.count) == (30, 300)
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(10**0.5, rel=0.25)
-    alone = [r | {"group": "all"} for r in records]
+    alone = [replace(record, group="all") for record in records]
     assert next(s for s in summarise(alone, SETTINGS) if s.metric == "bits per byte").count == 300
 
 
@@ -121,8 +159,8 @@ def test_what_follows_the_end_of_a_turn_is_no_part_of_an_answer(pair, monkeypatc
 def test_a_base_model_with_a_template_is_not_asked_through_it(pair) -> None:
     kinds = [
         {
-            record["kind"]
-            for record in evaluate(
+            record.kind
+            for record in score_model(
                 pair["instruct"], {"ru": [TEXT / "ru"]}, SETTINGS, base=base
             ).records
         }
@@ -132,7 +170,7 @@ def test_a_base_model_with_a_template_is_not_asked_through_it(pair) -> None:
 
 
 def test_a_comparison_begins_again_when_its_text_changed(pair, tmp_path, monkeypatch) -> None:
-    from lep.evaluation import compare as module
+    from lep.evaluation import evaluate as module
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -144,13 +182,11 @@ def test_a_comparison_begins_again_when_its_text_changed(pair, tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(module, "comparison", killed)
         with pytest.raises(KeyboardInterrupt):
-            compare(models, text, tmp_path / "out", settings)
+            evaluate(models, text, tmp_path / "out", settings)
     (tmp_path / "a.txt").write_text("Река стала.\n" * 20, encoding="utf-8")
-    compare(models, text, tmp_path / "out", settings)
-    records = [
-        json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()
-    ]
-    assert {r["bytes"] for r in records} == {len(("Река стала.\n" * 20).encode())}
+    evaluate(models, text, tmp_path / "out", settings)
+    records = load_records(tmp_path / "out" / "records.jsonl")
+    assert {r.bytes for r in records} == {len(("Река стала.\n" * 20).encode())}
 
 
 def test_windows_stay_within_memory(pair) -> None:
@@ -241,13 +277,13 @@ def test_base_models_cannot_be_asked(pair) -> None:
 
 def test_evaluate_records_and_scores(pair) -> None:
     text = {"ru": [TEXT / "ru"], "en": [TEXT / "en"]}
-    found = evaluate(pair["instruct"], text, SETTINGS)
-    windows = [r for r in found.records if r["kind"] == "text" and r["language"] == "ru"]
-    joined = sum(r["characters"] for r in windows)
+    evaluation = score_model(pair["instruct"], text, SETTINGS)
+    windows = [r for r in evaluation.records if r.kind == "text" and r.language == "ru"]
+    joined = sum(r.characters for r in windows)
     assert 1500 <= joined < 1500 + 2000
-    scores = {(s.metric, s.language, s.task): s for s in found.scores}
+    scores = {(s.metric, s.language, s.task): s for s in evaluation.scores}
     bits = scores["bits per byte", "ru", None]
-    expected = sum(r["nats"] for r in windows) / sum(r["bytes"] for r in windows) / math.log(2)
+    expected = sum(r.nats for r in windows) / sum(r.bytes for r in windows) / math.log(2)
     assert bits.value == pytest.approx(expected)
     assert bits.low < bits.value < bits.high
     assert bits.value > 1  # a random model knows nothing
@@ -266,12 +302,11 @@ def test_evaluate_records_and_scores(pair) -> None:
 )
 def test_answers_are_scored_against_the_right_one(given, exact, whole) -> None:
     from lep.corpus.tasks import TaskItem
-    from lep.evaluation.evaluate import _task_record
     from lep.inference.generate import Answer
 
     item = TaskItem("copy_sentence", "ru", "Снег пошёл ночью.", "Повтори", "Снег пошёл ночью.")
-    record = _task_record(item, Answer(0, given, [1, 2, 3], True), 7.0, len)
-    assert (record["exact"], record["copied"]) == (exact, whole)
+    record = task_record(item, Answer(0, given, [1, 2, 3], True), 7.0, len)
+    assert (record.exact, record.copied) == (exact, whole)
     scores = {s.metric: s for s in summarise([record] * 3, SETTINGS) if s.task}
     assert scores["exact match"].value == exact
     assert scores["answer bits per byte"].value == pytest.approx(
@@ -282,18 +317,16 @@ def test_answers_are_scored_against_the_right_one(given, exact, whole) -> None:
 def test_text_windows_are_the_same_for_every_tokenizer(pair, adapted) -> None:
     text = {"ru": [TEXT / "ru"]}
     settings = SETTINGS.model_copy(update={"tasks": []})
-    first, second = (evaluate(m, text, settings).records for m in (pair["base"], adapted))
-    assert [(r["id"], r["bytes"]) for r in first] == [(r["id"], r["bytes"]) for r in second]
-    assert sum(r["tokens"] for r in first) > sum(r["tokens"] for r in second)
+    first, second = (score_model(m, text, settings).records for m in (pair["base"], adapted))
+    assert [(r.id, r.bytes) for r in first] == [(r.id, r.bytes) for r in second]
+    assert sum(r.tokens for r in first) > sum(r.tokens for r in second)
 
 
 def test_compare_writes_table_and_records(pair, tmp_path) -> None:
-    table = compare(
-        [str(pair["base"]), str(pair["instruct"])],
-        {"ru": [TEXT / "ru"]},
-        tmp_path / "out",
-        SETTINGS,
-    )
+    text, output = {"ru": [TEXT / "ru"]}, tmp_path / "out"
+    comparison = evaluate([pair["base"], pair["instruct"]], text, str(output), SETTINGS)
+    table = comparison.table
+    assert str(comparison) == f"{table}\n\nall scores and records: {output}"
     assert table.splitlines()[2].startswith("base ")
     assert table.splitlines()[2].rstrip().endswith("-")  # a base model cannot be asked
     assert (tmp_path / "out" / "table.txt").read_text() == table + "\n"
@@ -312,8 +345,7 @@ def test_names_in_the_table() -> None:
 
 
 def test_heldout_text_is_read_in_a_fixed_order(pair) -> None:
-    from lep.evaluation.evaluate import windows
-
-    first = windows({"ru": [TEXT / "ru"]}, SETTINGS)["ru"]
-    assert first == windows({"ru": [TEXT / "ru"]}, SETTINGS)["ru"]
+    text = {"ru": [TEXT / "ru"]}
+    first, again = (Material.of(text, SETTINGS).windows["ru"] for _ in range(2))
+    assert first == again
     assert first[0].id.split("#")[0] in {d.id for d in read_documents([TEXT / "ru"])}

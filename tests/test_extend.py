@@ -44,9 +44,9 @@ def test_every_new_token_is_reachable_and_saves_tokens(extended, pair, russian) 
     assert record["script"] == "Cyrillic"
     for token in record["tokens"]:
         assert len(after.model.tokenize(after.pre_tokenizer.pre_tokenize_str(token)[0][0])) == 1
-    old, new = load_tokenizer(pair["base"]), load_tokenizer(pair["tokenizer"])
+    base, longer = load_tokenizer(pair["base"]), load_tokenizer(pair["tokenizer"])
     before, after = (
-        sum(len(tokenizer(text)["input_ids"]) for text in russian) for tokenizer in (old, new)
+        sum(len(tokenizer(text)["input_ids"]) for text in russian) for tokenizer in (base, longer)
     )
     assert before > 1.15 * after
 
@@ -69,8 +69,8 @@ def test_english_is_tokenised_as_before(extended, english) -> None:
 
 def test_special_tokens_keep_ids_and_flags(extended) -> None:
     before, after = extended
-    old, new = (json.loads(t.to_str())["added_tokens"] for t in extended)
-    assert old == new
+    added_before, added_after = (json.loads(t.to_str())["added_tokens"] for t in extended)
+    assert added_before == added_after
     assert after.encode("<|user|>hi<|end|>").ids == before.encode("<|user|>hi<|end|>").ids
 
 
@@ -116,6 +116,15 @@ def test_equals_the_slow_definition(words) -> None:
     assert all(grown[m.left] + grown[m.right] == grown[m.result] for m in merges)
 
 
+def test_overlapping_pairs_that_appear_out_of_order() -> None:
+    """Each word becomes abc abc abc in two ways; its two pairs overlap, and only one merges."""
+    contents = [b"a", b"b", b"c", b"ab", b"bc"]
+    words = [([0, 4, 3, 2, 0, 4], 3), ([0, 4, 3, 2, 0, 4], 3), ([3, 2], 50)]
+    merges, grown = continue_bpe(words, contents, [], 3, ANY)
+    assert [(merge.left, merge.right) for merge in merges] == slow_bpe(words, contents, len(merges))
+    assert grown[5:] == [b"abc", b"abcabc", b"abcabcabc"]
+
+
 def test_script_filter() -> None:
     letter = "ქ".encode()
     georgian = ScriptFilter(
@@ -151,7 +160,7 @@ def test_other_kinds_are_refused() -> None:
         (Tokenizer(models.BPE({"a": 0}, [])), "neither byte-level nor has byte fallback"),
         (
             Tokenizer(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")),
-            "marks word ends or continuations",
+            "mark word ends or continuations",
         ),
     ]:
         with pytest.raises(TokenizerError, match=message):
@@ -183,7 +192,7 @@ def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
     assert by_letters.excluded == []  # letters are symbols: no other text can change
     assert next(iter(by_letters.new)).decode() == "ა"  # the most frequent letter first
     for tokenizer, extension in ((byte_level, by_bytes), (byte_fallback, by_letters)):
-        after = extension.parts.vocabulary.tokenizer
+        after = extension.parts.tokenizer
         assert after.get_vocab_size() == tokenizer.get_vocab_size() + 12
         assert len(after.encode(texts[0]).ids) < 0.4 * len(tokenizer.encode(texts[0]).ids)
         assert after.decode(after.encode(texts[0]).ids) == tokenizer.decode(
@@ -195,12 +204,12 @@ def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
 
 
 @pytest.mark.parametrize("method", ["continue", "merge"])
-@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
-def test_both_methods_on_both_families(method, kind, request, russian, english) -> None:
-    tokenizer = request.getfixturevalue(kind)
+@pytest.mark.parametrize("family", ["byte_level", "byte_fallback"])
+def test_both_methods_on_both_families(method, family, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(family)
     words = count_texts(tokenizer, russian, "cyrillic")
     extension = METHODS[method](Parts.of(tokenizer), words, 150)
-    after = extension.parts.vocabulary.tokenizer
+    after = extension.parts.tokenizer
     assert len(extension.new) == 150
     assert after.get_vocab_size() == tokenizer.get_vocab_size() + 150
     assert tokenizer.get_vocab().items() <= after.get_vocab().items()
@@ -224,7 +233,7 @@ def test_a_merge_to_a_known_token_sets_off_the_known_merges() -> None:
     merges, grown = continue_bpe(
         [([7, 2, 3], 5), ([7, 2], 9), ([6, 3], 2)], list(contents), known, 1, ANY
     )
-    # ab+c (14 times) first: it gives abc, at once abc+d, so that the next new token is abcd+d and not abc+d.
+    # ab+c (14 times) comes first: it gives abc and at once abc+d. So the next is abcd+d, not abc+d.
     assert merges == [Merge(7, 2, 5), Merge(6, 3, 8)]
     assert grown[8] == b"abcdd"
 
@@ -234,12 +243,12 @@ def test_unused_ids_are_filled_first(byte_level, russian) -> None:
     model = spec["model"]
     used = {part for merge in model["merges"] for part in merge}
     leaves = [name for name in map("".join, model["merges"]) if name not in used]
-    holes = [model["vocab"].pop(name) for name in leaves[:2]]
+    free_ids = [model["vocab"].pop(name) for name in leaves[:2]]
     model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in leaves[:2]]
     extension = extend(Tokenizer.from_str(json.dumps(spec)), russian, 6)
     assert list(extension.new.values()) == [
-        *sorted(holes),
+        *sorted(free_ids),
         *range(byte_level.get_vocab_size(), byte_level.get_vocab_size() + 4),
     ]
-    ids = extension.parts.vocabulary.tokenizer.get_vocab().values()
+    ids = extension.parts.tokenizer.get_vocab().values()
     assert sorted(ids) == list(range(len(ids)))

@@ -1,4 +1,4 @@
-"""The real Llama 3 tokenizer on a small random body (needs LEP_DATA, the folder of development data)."""
+"""The real Llama 3 tokenizer on a small random model (needs LEP_DATA, the development data)."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def llama3(tmp_path_factory) -> Path:
     """Base and instruct folders with Llama 3's tokenizer and two random layers."""
     folder, source = tmp_path_factory.mktemp("llama3"), Path(DATA, "tokenizers", "llama-3")
     for seed, name in enumerate(("base", "instruct")):
-        place = folder / name
+        path = folder / name
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=128_256,
@@ -50,13 +50,13 @@ def llama3(tmp_path_factory) -> Path:
             torch.manual_seed(seed)
             for parameter in model.parameters():
                 parameter.data += 0.02 * torch.randn_like(parameter) * parameter.std()
-        model.to(torch.bfloat16).save_pretrained(place)
-        (place / "tokenizer.json").write_bytes(
+        model.to(torch.bfloat16).save_pretrained(path)
+        (path / "tokenizer.json").write_bytes(
             zstandard.ZstdDecompressor()
             .stream_reader((source / "tokenizer.json.zst").open("rb"))
             .read()
         )
-        (place / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
+        (path / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
     return folder
 
 
@@ -65,8 +65,8 @@ def test_extend_init_propagate_reload(llama3, tmp_path) -> None:
         Path(DATA, "train", "ru", "news_factrueval.jsonl.zst"),
         Path(DATA, "train", "ru", "tech_rustbook.jsonl.zst"),
     ]
-    record = extend_tokenizer(llama3 / "base", corpus, NEW_TOKENS, tmp_path / "tokenizer")
-    sample = record["corpus_sample"]
+    change = extend_tokenizer(llama3 / "base", corpus, NEW_TOKENS, tmp_path / "tokenizer")
+    sample = change.corpus_sample
     assert sample["tokens_before"] > 1.1 * sample["tokens_after"]
     result = initialise(llama3 / "base", tmp_path / "tokenizer", tmp_path / "adapted")
     assert (result.rows, result.mixed) == (128_256 + NEW_TOKENS, NEW_TOKENS)

@@ -1,4 +1,4 @@
-"""Adapters beside the tables: they are merged, carried into the instruct model, and refused where they cannot be."""
+"""Adapters beside the tables are merged, carried into the instruct model, or refused."""
 
 from pathlib import Path
 
@@ -63,11 +63,11 @@ def test_what_is_written_is_what_trained(adapted, trained, tmp_path) -> None:
     settings = SETTINGS.model_copy(
         update={"eval_text": text, "eval_characters": 2_000, "precision": "float32"}
     )
-    record = pretrain(adapted.parent / "initialised", [SAMPLE], tmp_path / "out", settings)
+    result = pretrain(adapted.parent / "initialised", [SAMPLE], tmp_path / "out", settings)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     seen = HeldoutText(text, 2_000, Checkpoint(tmp_path / "out")).look(model)["ru"]
-    best = next(look for look in record["looks"] if look["step"] == record["best_step"])
-    assert seen == pytest.approx(best["bits_per_byte"]["ru"], rel=1e-5)
+    best = next(look for look in result.looks if look.step == result.best_step)
+    assert seen == pytest.approx(best.bits_per_byte["ru"], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["swap", "new-rows"])
@@ -110,7 +110,7 @@ def test_a_model_of_another_shape_is_refused(pair, byte_level, trained, tmp_path
 
 @pytest.mark.slow
 def test_what_was_added_before_is_kept(trained, tmp_path) -> None:
-    """Trained again, with adapters or without: the instruct model still gets all that was added to the body."""
+    """After another training, with adapters or without, all that was added still propagates."""
     before = saved_factors(trained)
     pretrain(
         trained, [SAMPLE], tmp_path / "rows", SETTINGS.model_copy(update={"train": "embeddings"})

@@ -79,7 +79,7 @@ def test_matthews_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "answer", "given_", "points"),
+    ("form", "number", "answer", "given_", "points"),
     [
         ("text", "4", "восполнить,дополнить", "Восполнить.", 1),
         ("text", "4", "восполнить,дополнить", "2) дополнить", 1),
@@ -98,8 +98,8 @@ def test_matthews_by_hand() -> None:
         ("multiple_choice_independent_options", "16", "3,5", "", 0),
     ],
 )
-def test_exam_points(kind, number, answer, given_, points) -> None:
-    assert exam_points(kind, number, answer, given_) == points
+def test_exam_points(form, number, answer, given_, points) -> None:
+    assert exam_points(form, number, answer, given_) == points
 
 
 def test_an_exam_is_graded_by_its_variants() -> None:

@@ -1,4 +1,4 @@
-"""Training new rows alone: what stays is the same bit for bit, what trains is what would train in the whole table."""
+"""Training new rows alone: the rest stays bit for bit, new rows train as in the whole table."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lep.errors import CheckpointError
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
 from lep.training.pretrain import pretrain
-from lep.training.rows import new_rows, split_tables
+from lep.training.trainable_rows import new_token_rows, split_tables
 from lep.training.trainer import head_is_plain, head_loss
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
@@ -69,8 +69,10 @@ def initialised(folder: Path, tokenizer, *, in_place: bool = False, **model) -> 
 )
 def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> None:
     source = initialised(tmp_path, byte_level, **model)
-    record = pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
-    before, after = (load_file(place / "model.safetensors") for place in (source, tmp_path / "out"))
+    result = pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out")
+    )
     tables = set(Checkpoint(source).tables.names)
     assert {name for name in before if not torch.equal(before[name], after[name])} == tables
     new = saved_mappings(Checkpoint(source))["input"].new_rows()
@@ -78,8 +80,8 @@ def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> Non
         changed = (before[name] != after[name]).any(1).nonzero().flatten()
         assert len(changed)
         assert set(changed.tolist()) <= set(new.tolist())
-    assert record["trained_rows"]["input"] == len(new)
-    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+    assert result.trained_rows["input"] == len(new)
+    assert result.losses[-1].loss < result.losses[0].loss
 
 
 def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, tmp_path) -> None:
@@ -92,13 +94,11 @@ def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, 
     initialise(pair["base"], pair["tokenizer"], tmp_path / "base")
     initialise_instruct(pair["base"], tmp_path / "instruct", tmp_path / "base", tmp_path / "start")
     start = Checkpoint(tmp_path / "start")
-    rows = new_rows(start)
-    assert {kind: len(found) for kind, found in rows.items()} == {"input": 100, "output": 100}
+    rows = new_token_rows(start)
+    assert {kind: len(new) for kind, new in rows.items()} == {"input": 100, "output": 100}
     assert start.shape(start.tables.input)[0] == 502 + 100
     pretrain(tmp_path / "start", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
-    before, after = (
-        load_file(tmp_path / place / "model.safetensors") for place in ("start", "out")
-    )
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "out"))
     moved = (before[start.tables.input] != after[start.tables.input]).any(1).nonzero().flatten()
     assert set(moved.tolist()) <= set(rows["input"].tolist())
     assert len(moved)
@@ -112,12 +112,12 @@ def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(
     pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
     ids = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(0))
     states, kept = [], []
-    for place in (tmp_path / "model", tmp_path / "out"):
-        model = AutoModelForCausalLM.from_pretrained(place)
+    for folder in (tmp_path / "model", tmp_path / "out"):
+        model = AutoModelForCausalLM.from_pretrained(folder)
         with torch.no_grad():
-            found = model(input_ids=ids, output_hidden_states=True)
-        states.append(found.hidden_states[-1])
-        kept.append(found.logits[..., :500])
+            outputs = model(input_ids=ids, output_hidden_states=True)
+        states.append(outputs.hidden_states[-1])
+        kept.append(outputs.logits[..., :500])
     assert torch.equal(*states)
     torch.testing.assert_close(
         *kept, rtol=1e-5, atol=1e-6
@@ -153,8 +153,8 @@ def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None
     loss.backward()
     torch.testing.assert_close(loss, expected)
     order = rows.sort().indices
-    for name, found in split.items():
-        torch.testing.assert_close(found.new.grad, slopes[name][order], rtol=1e-4, atol=1e-6)
+    for name, part in split.items():
+        torch.testing.assert_close(part.new.grad, slopes[name][order], rtol=1e-4, atol=1e-6)
     assert torch.equal(split["input"].whole(), table)
     assert [
         name for name, p in model.named_parameters() if p.requires_grad and "new" not in name

@@ -1,4 +1,4 @@
-"""Several processes train what one trains: data parallel, and with weights that are shared out (FSDP2)."""
+"""Several processes train what one trains: data parallel, and with sharded weights (FSDP2)."""
 
 import json
 import os
@@ -94,18 +94,18 @@ def test_two_processes_reach_the_loss_of_one(
     ran = launch(model, tmp_path / "two", engine, **settings, eval_text=f"ru={SAMPLE}")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("nats a token") == 1  # one of them speaks
-    found = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
-    assert (found["processes"], expected["processes"]) == (2, 1)
-    assert found["best_step"] == found["steps"]
-    assert found["share_of_weights_held"] == pytest.approx(
+    record = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
+    assert (record["processes"], expected.processes) == (2, 1)
+    assert record["best_step"] == record["steps"]
+    assert record["share_of_weights_held"] == pytest.approx(
         0.5 if engine == "fsdp2" else 1.0, abs=0.05
     )
-    assert found["losses"][0]["loss"] == pytest.approx(
-        expected["losses"][0]["loss"], rel=1e-4
+    assert record["losses"][0]["loss"] == pytest.approx(
+        expected.losses[0].loss, rel=1e-4
     )  # not rounded
-    for ours, theirs in zip(found["losses"], expected["losses"], strict=True):
-        assert ours["loss"] == pytest.approx(
-            theirs["loss"], rel=1e-4 if precision == "float32" else 5e-3
+    for two_processes, one_process in zip(record["losses"], expected.losses, strict=True):
+        assert two_processes["loss"] == pytest.approx(
+            one_process.loss, rel=1e-4 if precision == "float32" else 5e-3
         )
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
@@ -143,9 +143,9 @@ def test_two_processes_sweep_as_one(model, tmp_path) -> None:
     settings = {"tokens": 3_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 256}
     ran = launch(model, tmp_path / "two", "ddp", **settings, eval_text=f"ru={SAMPLE}", sweep=True)
     assert ran.returncode == 0, ran.stderr
-    found = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
+    record = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
     chosen = PretrainSettings(**settings, eval_text={"ru": [str(SAMPLE)]}, sweep=True)
     expected = pretrain(model, [SAMPLE], tmp_path / "one", chosen)
-    assert found["sweep"]["best"] == expected["sweep"]["best"]
-    for rate, bits in expected["sweep"]["bits_per_byte"].items():
-        assert found["sweep"]["bits_per_byte"][rate] == pytest.approx(bits, rel=1e-4)
+    assert record["sweep"]["best"] == expected.sweep.best
+    for rate, bits in expected.sweep.bits_per_byte.items():
+        assert record["sweep"]["bits_per_byte"][rate] == pytest.approx(bits, rel=1e-4)

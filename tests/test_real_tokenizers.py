@@ -30,11 +30,11 @@ NAMES = [
     "gpt-2",
 ]
 NEW_TOKENS, RANDOM_TEXTS, TEXTS = 1_000, 6_000, 300
-ONE_OF_EACH_KIND = [
+ONE_OF_EACH = [
     "llama-3",
     "mistral-7b-v0.1",
 ]  # what does not depend on the rest of a tokenizer: two are enough
-OTHER_SCRIPTS = [*ONE_OF_EACH_KIND, "gpt-2"]  # GPT-2 knows fewest letters
+OTHER_SCRIPTS = [*ONE_OF_EACH, "gpt-2"]  # GPT-2 knows fewest letters
 CYRILLIC = ScriptFilter("Cyrillic")
 
 pytestmark = [
@@ -73,7 +73,7 @@ def russian() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def changed(original, russian, tmp_path_factory) -> dict[str, Path]:
-    """The tokenizer extended, extended in place, and replaced (by a Unigram vocabulary where `ONE_OF_EACH_KIND`)."""
+    """The tokenizer extended, extended in place, and replaced (by Unigram if in `ONE_OF_EACH`)."""
     folder, size = tmp_path_factory.mktemp("changed"), len(Vocabulary.of(load_tokenizer(original)))
     out = {name: folder / name for name in ("extended", "in_place", "bpe", "unigram")}
     english = DATA / "train" / "en" / "tech_rustbook.jsonl.zst"
@@ -87,9 +87,9 @@ def changed(original, russian, tmp_path_factory) -> dict[str, Path]:
         script="cyrillic",
         in_place=True,
     )
-    for algorithm in ("bpe", "unigram") if original.name in ONE_OF_EACH_KIND else ("bpe",):
+    for algorithm in ("bpe", "unigram") if original.name in ONE_OF_EACH else ("bpe",):
         train_tokenizer(original, [russian[1], english], algorithm, 5_000, out[algorithm])
-    return {name: place for name, place in out.items() if place.exists()}
+    return {name: path for name, path in out.items() if path.exists()}
 
 
 def english_and_code(megabytes: float) -> list[str]:
@@ -111,7 +111,7 @@ def english_and_code(megabytes: float) -> list[str]:
 
 
 def random_texts(count: int) -> list[str]:
-    """Any code points, and what tokenizers stumble over: code, emoji, mixed scripts, white space, bare marks."""
+    """Any code points, and code, emoji, mixed scripts, white space and bare marks."""
     rng = random.Random(0)
     pieces = [
         "def f(x):\n\treturn x",
@@ -185,20 +185,20 @@ def test_published_vectors_still_come_out(original, changed) -> None:
         [int(i) for i in line.split()] for line in (source / "vectors.out").read_text().splitlines()
     ]
     before, after = (
-        load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"])
+        load_tokenizer(folder).backend_tokenizer for folder in (original, changed["extended"])
     )
     first_new = len(Vocabulary.of(before))
     assert len(texts) >= len(expected) > 40
     for text, ids in zip(texts, expected, strict=False):
         assert before.encode(text, add_special_tokens=False).ids == ids
-        got = after.encode(text, add_special_tokens=False).ids
-        assert got == ids or max(got) >= first_new  # new tokens may only appear in Cyrillic
-        assert got == ids or CYRILLIC.has_character(text)
+        new_ids = after.encode(text, add_special_tokens=False).ids
+        assert new_ids == ids or max(new_ids) >= first_new  # new tokens may only appear in Cyrillic
+        assert new_ids == ids or CYRILLIC.has_character(text)
 
 
 def test_text_without_the_script_is_as_before(original, changed) -> None:
     before, after = (
-        load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"])
+        load_tokenizer(folder).backend_tokenizer for folder in (original, changed["extended"])
     )
     excluded = json.loads((changed["extended"] / "changes.json").read_text())["excluded"]
     assert excluded == []  # for Cyrillic nothing is shared
@@ -211,48 +211,52 @@ def test_text_without_the_script_is_as_before(original, changed) -> None:
 
 def test_ids_where_no_new_token_applies(original, changed, russian) -> None:
     before, after = (
-        load_tokenizer(place).backend_tokenizer for place in (original, changed["extended"])
+        load_tokenizer(folder).backend_tokenizer for folder in (original, changed["extended"])
     )
     merges, known = (
         [tuple(merge) for merge in json.loads(t.to_str())["model"]["merges"]]
         for t in (after, before)
     )
-    # what a new merge makes: a new token, or a known one that the known merges did not reach in this context
-    made = {after.token_to_id("".join(merge)) for merge in set(merges) - set(known)}
+    # a new merge gives a new token, or a known one that the known merges did not reach here
+    results = {after.token_to_id("".join(merge)) for merge in set(merges) - set(known)}
     lines = [
         line for text in stream_texts(russian) for line in text.splitlines() if 20 < len(line) < 400
     ][: 10 * TEXTS]
     plain = [
-        line for line in lines if made.isdisjoint(after.encode(line, add_special_tokens=False).ids)
+        line
+        for line in lines
+        if results.isdisjoint(after.encode(line, add_special_tokens=False).ids)
     ][:TEXTS]
     plain += english_and_code(0.5)[: TEXTS - len(plain)]
     assert len(plain) >= 100
     assert encoded(before, plain) == encoded(after, plain)
 
 
-@pytest.mark.parametrize("kind", ["extended", "in_place", "bpe", "unigram"])
-def test_sizes_reach_and_loaders(original, changed, kind) -> None:
-    if kind not in changed:
-        pytest.skip("replaced for one tokenizer of each kind")
-    before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed[kind]))
+@pytest.mark.parametrize("variant", ["extended", "in_place", "bpe", "unigram"])
+def test_sizes_reach_and_loaders(original, changed, variant) -> None:
+    if variant not in changed:
+        pytest.skip("replaced for one tokenizer of each family")
+    before, after = (
+        load_tokenizer(folder).backend_tokenizer for folder in (original, changed[variant])
+    )
     size = {
         "extended": len(Vocabulary.of(before)) + NEW_TOKENS,
         "in_place": len(Vocabulary.of(before)),
-    }.get(kind, 5_000)
+    }.get(variant, 5_000)
     assert sorted(after.get_vocab(with_added_tokens=True).values()) == list(range(size))
-    if kind in ("extended", "in_place"):
+    if variant in ("extended", "in_place"):
         vocabulary = Vocabulary.of(after)
         known = set(Vocabulary.of(before).ids)
         lost = [vocabulary.tokens[i] for i in unreachable_tokens(after)]
         assert not [token for token in lost if token not in known]  # every new token is reached
-    old, new = (
+    added_before, added_after = (
         {e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (before, after)
     )
-    assert {name: e | {"id": 0} for name, e in old.items()} == {
-        name: e | {"id": 0} for name, e in new.items()
+    assert {name: e | {"id": 0} for name, e in added_before.items()} == {
+        name: e | {"id": 0} for name, e in added_after.items()
     }
     loaded = [
-        cls.from_pretrained(changed[kind]) for cls in (AutoTokenizer, PreTrainedTokenizerFast)
+        cls.from_pretrained(changed[variant]) for cls in (AutoTokenizer, PreTrainedTokenizerFast)
     ]
     for text in random_texts(200):
         ids = after.encode(text).ids
@@ -263,11 +267,13 @@ def test_sizes_reach_and_loaders(original, changed, kind) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["extended", "in_place", "bpe", "unigram"])
-def test_round_trips(original, changed, kind) -> None:
-    if kind not in changed:
-        pytest.skip("replaced for one tokenizer of each kind")
-    before, after = (load_tokenizer(place).backend_tokenizer for place in (original, changed[kind]))
+@pytest.mark.parametrize("variant", ["extended", "in_place", "bpe", "unigram"])
+def test_round_trips(original, changed, variant) -> None:
+    if variant not in changed:
+        pytest.skip("replaced for one tokenizer of each family")
+    before, after = (
+        load_tokenizer(folder).backend_tokenizer for folder in (original, changed[variant])
+    )
     texts = random_texts(RANDOM_TEXTS)
     held = [
         text for text, back in zip(texts, given_back(before, texts), strict=True) if text == back
@@ -288,13 +294,13 @@ def test_other_scripts(original, language, script, tmp_path) -> None:
     if original.name not in OTHER_SCRIPTS:
         pytest.skip("extended for other scripts on some tokenizers")
     corpus = [DATA / "train" / language]
-    record = extend_tokenizer(original, corpus, 400, tmp_path / "out", script=script)
-    sample = record["corpus_sample"]
+    change = extend_tokenizer(original, corpus, 400, tmp_path / "out", script=script)
+    sample = change.corpus_sample
     assert sample["tokens_after"] < sample["tokens_before"]
     before, after = (
-        load_tokenizer(place).backend_tokenizer for place in (original, tmp_path / "out")
+        load_tokenizer(folder).backend_tokenizer for folder in (original, tmp_path / "out")
     )
-    accept, excluded = ScriptFilter(script.capitalize()), set(record["excluded"])
+    accept, excluded = ScriptFilter(script.capitalize()), set(change.excluded)
     unassigned = regex.compile(
         r"\p{Cn}"
     )  # what no Unicode version has named may lie among the script's code points

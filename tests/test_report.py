@@ -2,11 +2,12 @@
 
 import pytest
 
+from lep.evaluation.records import Score
 from lep.report.data import mark
 
 
-def score(low: float, high: float) -> dict[str, float]:
-    return {"value": (low + high) / 2, "low": low, "high": high}
+def score(low: float, high: float) -> Score:
+    return Score("copied", "ru", None, "share", (low + high) / 2, low, high, 10)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Choosing a propagation by function: what is measured is right, and the best is found where it is known."""
+"""Choosing a propagation by function: measures are right, and a known best candidate is chosen."""
 
 import json
 import math
@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 from lep.checkpoint.reader import Checkpoint
 from lep.cli import app
 from lep.errors import CorpusError, LepError
-from lep.selection import auto as module
+from lep.evaluation.spans import AnswerSpan
 from lep.inference.next_byte import CONTROL, byte_offsets, divergence, first_bytes, next_byte_nats
-from lep.selection.auto import BodyTooLarge, label, propagate_auto, weight_report
-from lep.selection.probe import Spoken, half_of
+from lep.selection import candidates
+from lep.selection.auto import label, propagate_auto
+from lep.selection.candidates import BodyTooLarge, weight_report
+from lep.selection.probe import half_of
 from lep.settings import SelectSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.write import extend_tokenizer
@@ -37,17 +39,17 @@ FEW = SelectSettings(
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """The lab pair; a base whose new rows are untrained and whose known rows were spoilt by training."""
-    place = tmp_path_factory.mktemp("family")
-    extend_tokenizer(PAIR / "base", [SAMPLE / "ru"], 40, place / "tokenizer")
-    initialise(PAIR / "base", place / "tokenizer", place / "adapted")
-    stored = load_file(place / "adapted" / "model.safetensors")
+    """The lab pair; a base whose new rows are untrained and whose known rows training spoilt."""
+    folder = tmp_path_factory.mktemp("family")
+    extend_tokenizer(PAIR / "base", [SAMPLE / "ru"], 40, folder / "tokenizer")
+    initialise(PAIR / "base", folder / "tokenizer", folder / "adapted")
+    stored = load_file(folder / "adapted" / "model.safetensors")
     torch.manual_seed(0)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         stored[name][:4096] += (0.3 * torch.randn(4096, stored[name].shape[1])).to(
             stored[name].dtype
         )
-    save_file(stored, place / "adapted" / "model.safetensors", metadata={"format": "pt"})
+    save_file(stored, folder / "adapted" / "model.safetensors", metadata={"format": "pt"})
     prompts = [
         {"messages": [{"role": "user", "content": f"{ask}{text}"}]}
         for ask, texts in (
@@ -63,10 +65,10 @@ def family(tmp_path_factory):
         for i in range(4)
         for text in (f"{t[:-1]}{' again' * i if ask[0] == 'R' else ' опять' * i}." for t in texts)
     ]
-    (place / "prompts.jsonl").write_text(
+    (folder / "prompts.jsonl").write_text(
         "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in prompts)
     )
-    return place
+    return folder
 
 
 def run(family, output, select=FEW):
@@ -83,13 +85,14 @@ def run(family, output, select=FEW):
 
 
 def test_the_harmless_candidate_is_chosen(family, tmp_path) -> None:
-    found = run(family, tmp_path / "out")
-    assert found.chosen == ("new-rows", "new-rows")
-    assert found.languages == {"ru": "new", "en": "original"}
-    assert ("swap", "swap") in found.vetoed
-    assert ("new-rows", "new-rows") not in found.vetoed
-    assert found.measures["report"]["new-rows", "new-rows"]["score less chosen"].value == 0
-    assert found.measures["report"]["original", "original"]["next-byte KL bits"].value == 0
+    selection = run(family, tmp_path / "out")
+    assert selection.chosen == "new-rows"
+    assert selection.languages == {"ru": "new", "en": "original"}
+    assert "swap" in selection.vetoed
+    assert "new-rows" not in selection.vetoed
+    assert selection.measures["report"]["new-rows"]["score less chosen"].value == 0
+    assert selection.measures["report"]["original"]["next-byte KL bits"].value == 0
+    assert str(selection).splitlines()[-1].startswith("chosen: new-rows; on the reported half: ")
     record = json.loads((tmp_path / "out" / "lep" / "selection.json").read_text())
     assert record["chosen"] == "new-rows"
     lines = [
@@ -109,18 +112,20 @@ def test_the_harmless_candidate_is_chosen(family, tmp_path) -> None:
     )
     assert not list(tmp_path.glob("*.candidate*"))
     # kept rows are the instruct model's own
-    ours, chat = (load_file(p / "model.safetensors") for p in (tmp_path / "out", PAIR / "instruct"))
-    assert torch.equal(ours["lm_head.weight"][:4096], chat["lm_head.weight"])
+    result, chat = (
+        load_file(p / "model.safetensors") for p in (tmp_path / "out", PAIR / "instruct")
+    )
+    assert torch.equal(result["lm_head.weight"][:4096], chat["lm_head.weight"])
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 def test_templates_that_change_an_answer_are_left_out(family) -> None:
-    place = family / "thinking"
-    shutil.copytree(PAIR / "instruct", place, dirs_exist_ok=True)
+    folder = family / "thinking"
+    shutil.copytree(PAIR / "instruct", folder, dirs_exist_ok=True)
     messages = [{"role": "user", "content": "Кто?"}, {"role": "assistant", "content": "Он."}]
-    assert Spoken.of(Checkpoint(place), messages) is not None
+    assert AnswerSpan.of(Checkpoint(folder), messages) is not None
     for file in ("chat_template.jinja", "tokenizer_config.json"):
-        if (place / file).exists() and "content" in (text := (place / file).read_text()):
+        if (folder / file).exists() and "content" in (text := (folder / file).read_text()):
             changed = text.replace(
                 "m['content']", "('<|system|>' if m['role'] == 'assistant' else '') + m['content']"
             )
@@ -128,8 +133,8 @@ def test_templates_that_change_an_answer_are_left_out(family) -> None:
                 "message['content']",
                 "('<|system|>' if message['role'] == 'assistant' else '') + message['content']",
             )
-            (place / file).write_text(changed)
-    assert Spoken.of(Checkpoint(place), messages) is None
+            (folder / file).write_text(changed)
+    assert AnswerSpan.of(Checkpoint(folder), messages) is None
 
 
 def test_halves_are_disjoint_and_fixed() -> None:
@@ -147,16 +152,16 @@ def test_next_bytes_of_a_vocabulary(pair) -> None:
     ids = load_tokenizer(pair["base"])("Да, yes", add_special_tokens=False)["input_ids"]
     assert byte_offsets(vocabulary, ids)[-1] == len("Да, yes".encode())
     model = AutoModelForCausalLM.from_pretrained(pair["base"])
-    [found] = next_byte_nats(model, classes[:500], [([0, *ids], [1, 3])])
+    [nats] = next_byte_nats(model, classes[:500], [([0, *ids], [1, 3])])
     logits = model(torch.tensor([[0, *ids]])).logits[0]
     for row, position in enumerate((0, 2)):
         slow = torch.zeros(257)
         for token, p in enumerate(logits[position].softmax(0)):
             slow[classes[token]] += p
-        torch.testing.assert_close(found[row].exp(), slow, rtol=1e-4, atol=1e-7)
-    assert divergence(found, found).abs().max() == 0
-    assert divergence(found[:1], found[1:]).item() == pytest.approx(
-        torch.nn.functional.kl_div(found[1:], found[:1], log_target=True, reduction="sum").item(),
+        torch.testing.assert_close(nats[row].exp(), slow, rtol=1e-4, atol=1e-7)
+    assert divergence(nats, nats).abs().max() == 0
+    assert divergence(nats[:1], nats[1:]).item() == pytest.approx(
+        torch.nn.functional.kl_div(nats[1:], nats[:1], log_target=True, reduction="sum").item(),
         rel=1e-5,
     )
 
@@ -167,19 +172,19 @@ def test_answers_under_two_vocabularies_meet_at_common_borders(family) -> None:
         {"role": "assistant", "content": "Это был холодный день."},
     ]
     shutil.copytree(PAIR / "instruct", family / "chat", dirs_exist_ok=True)
-    before = Spoken.of(Checkpoint(family / "chat"), messages)
+    before = AnswerSpan.of(Checkpoint(family / "chat"), messages)
     shutil.copyfile(family / "tokenizer" / "tokenizer.json", family / "chat" / "tokenizer.json")
     checkpoint = Checkpoint(family / "chat")
-    after = Spoken.of(checkpoint, messages)
-    for spoken in (before, after):
+    after = AnswerSpan.of(checkpoint, messages)
+    for span in (before, after):
         # the template puts a space before the answer
-        assert (min(spoken.places), max(spoken.places)) == (
+        assert (min(span.borders), max(span.borders)) == (
             0,
             len(messages[1]["content"].encode()) + 1,
         )
-        assert checkpoint.vocabulary.tokens[spoken.ids[spoken.stop]].added
+        assert checkpoint.vocabulary.tokens[span.ids[span.stop]].added
     assert len(after.ids) <= len(before.ids)
-    assert len(before.places.keys() & after.places.keys()) > 3
+    assert len(before.borders.keys() & after.borders.keys()) > 3
 
 
 def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
@@ -188,7 +193,7 @@ def test_what_cannot_be_chosen_on(family, tmp_path, monkeypatch) -> None:
         CorpusError, match="none of 16 prompts got an answer that ends within 1 tokens"
     ):
         run(family, tmp_path / "out", nothing)
-    monkeypatch.setattr(module, "free_memory", lambda: 1.0)
+    monkeypatch.setattr(candidates, "free_memory", lambda: 1.0)
     with pytest.raises(
         BodyTooLarge, match=r"needs .* in memory, 0.0 GB, and 0.0 GB are free: name a --method"
     ):

@@ -1,4 +1,4 @@
-"""Models behind OpenAI-compatible servers: the same scores as in memory; servers that die or are not there."""
+"""Models behind OpenAI-compatible servers: the same scores as in memory; servers that fail."""
 
 import gc
 import json
@@ -14,9 +14,10 @@ import requests
 from benchmark_data import write_data
 from openai_server import serving
 
+from lep.benchmark import backend
 from lep.errors import LepError
-from lep.evaluation import backend
-from lep.evaluation.side_by_side import compare
+from lep.evaluation.evaluate import evaluate
+from lep.evaluation.records import BenchmarkRecord, Record, TextRecord, decode
 from lep.inference.models import load_model
 from lep.settings import EvaluateSettings
 
@@ -42,12 +43,13 @@ def settings(data: Path, tasks: list[str], limit: int = 6) -> EvaluateSettings:
     )
 
 
-def records(output: Path) -> dict[str, list[dict]]:
-    found: dict[str, list[dict]] = {}
+def records(output: Path) -> dict[str, list[Record]]:
+    """The records of each model."""
+    models: dict[str, list[Record]] = {}
     for line in (output / "records.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        found.setdefault(record["model"], []).append(record)
-    return found
+        models.setdefault(record["model"], []).append(decode(record))
+    return models
 
 
 @pytest.mark.slow
@@ -57,29 +59,30 @@ def test_a_server_gives_the_scores_of_the_model_in_memory(instruct, data, tmp_pa
     local = str(LAB / "instruct")
     tasks = ["daru_rwsd", "daru_rucola", "rublimp", "arithmetic", *GENERATED]
     with serving(model, checkpoint.tokenizer) as url:
-        compare(
+        evaluate(
             [local, f"{local}@{url}"],
             {"ru": [TEXT]},
             tmp_path / "out",
             settings(data, tasks, limit),
         )
     here, there = records(tmp_path / "out").values()
-    here = [r for r in here if r["kind"] != "task"]
+    here = [r for r in here if r.kind != "task"]
     assert len(here) == len(there) > 8 * limit
     for mine, served in zip(here, there, strict=True):
-        if mine["kind"] == "text":
-            assert served["nats"] == pytest.approx(mine["nats"], rel=1e-5)
-            assert served["tokens"] == mine["tokens"]
-        elif "choices" in mine:
-            assert list(served["choices"]) == list(mine["choices"])
-            assert list(served["choices"].values()) == pytest.approx(
-                list(mine["choices"].values()), rel=1e-4, abs=1e-4
-            )
-            assert served["scores"] == mine["scores"]
+        if isinstance(mine, TextRecord):
+            assert served.nats == pytest.approx(mine.nats, rel=1e-5)
+            assert served.tokens == mine.tokens
+            continue
+        assert isinstance(mine, BenchmarkRecord)
+        assert served.scores == mine.scores
+        if mine.choices is None:
+            assert served.output.strip() == mine.output.strip()
+            assert served.tokens == mine.tokens
         else:
-            assert served["output"].strip() == mine["output"].strip()
-            assert served["scores"] == mine["scores"]
-            assert served["tokens"] == mine["tokens"]
+            assert list(served.choices) == list(mine.choices)
+            assert list(served.choices.values()) == pytest.approx(
+                list(mine.choices.values()), rel=1e-4, abs=1e-4
+            )
 
 
 @pytest.mark.slow
@@ -87,15 +90,15 @@ def test_a_base_model_behind_a_server(data, tmp_path) -> None:
     model, checkpoint = load_model(LAB / "base")
     local = str(LAB / "base")
     with serving(model, checkpoint.tokenizer) as url:
-        compare(
+        evaluate(
             [local, f"{local}@{url}"],
             {},
             tmp_path / "out",
             settings(data, ["daru_rcb", "daru_copy_sentence_ru"], 2),
         )
     here, there = records(tmp_path / "out").values()
-    assert [r["scores"] for r in here] == [r["scores"] for r in there]
-    assert {r["shots"] for r in there} == {5}
+    assert [r.scores for r in here] == [r.scores for r in there]
+    assert {r.shots for r in there} == {5}
 
 
 def free_port() -> int:
@@ -106,7 +109,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def collected():
-    """Broken requests report themselves when they are collected: not inside the parser of another test, which fails."""
+    """Collect broken requests here: they report themselves, and another test would fail."""
     yield
     gc.collect()
 
@@ -115,24 +118,24 @@ def test_a_server_that_dies_loses_nothing(collected, instruct, data, tmp_path, m
     monkeypatch.setattr(backend, "TRIES", 1)
     model, checkpoint = instruct
     port, local = free_port(), str(LAB / "instruct")
-    asked = settings(data, ["daru_rwsd", "rublimp"], limit=12)
+    tasks = settings(data, ["daru_rwsd", "rublimp"], limit=12)
     with (
         serving(model, checkpoint.tokenizer, dies_after=30, port=port) as url,
         pytest.raises(LepError, match=r"stopped answering after .* give the same command"),
     ):
-        compare([f"{local}@{url}"], {}, tmp_path / "out", asked)
+        evaluate([f"{local}@{url}"], {}, tmp_path / "out", tasks)
     assert not (tmp_path / "out").exists()
     with serving(model, checkpoint.tokenizer, dies_after=19, port=port) as url:
-        compare([f"{local}@{url}"], {}, tmp_path / "out", asked)  # few were left
-    (found,) = records(tmp_path / "out").values()
-    assert len(found) == 24
+        evaluate([f"{local}@{url}"], {}, tmp_path / "out", tasks)  # few were left
+    (kept,) = records(tmp_path / "out").values()
+    assert len(kept) == 24
     assert not (tmp_path / "out.partial").exists()
 
 
 def test_where_nothing_answers_it_is_said(data, tmp_path) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     with pytest.raises(LepError, match="no OpenAI-compatible server answers at http"):
-        compare([f"{LAB / 'instruct'}@{url}"], {}, tmp_path / "out", settings(data, ["daru_rwsd"]))
+        evaluate([f"{LAB / 'instruct'}@{url}"], {}, tmp_path / "out", settings(data, ["daru_rwsd"]))
     assert not (tmp_path / "out").exists()
 
 
@@ -164,11 +167,11 @@ def test_transformers_serve_gives_the_same_answers(data, tmp_path) -> None:
                 break
             except requests.RequestException:
                 time.sleep(1)
-        compare(
+        evaluate(
             [local, f"{local}@{url}"], {}, tmp_path / "out", settings(data, GENERATED, limit=20)
         )
     finally:
         server.terminate()
         server.wait()
     here, there = records(tmp_path / "out").values()
-    assert [r["scores"] for r in here] == [r["scores"] for r in there]
+    assert [r.scores for r in here] == [r.scores for r in there]

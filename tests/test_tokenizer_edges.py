@@ -1,4 +1,4 @@
-"""Tokenizers and texts of kinds that are rarer: other scripts, words that were added by hand, unused ids, shards."""
+"""Rarer tokenizers and texts: other scripts, words added by hand, unused ids, shards."""
 
 import json
 from collections import Counter
@@ -63,12 +63,13 @@ def test_scripts_that_do_not_exist(name) -> None:
 def test_a_unigram_vocabulary_has_the_size_that_was_asked_for(byte_level, size, tmp_path) -> None:
     """Even where letters of the corpus never occur alone, and get no piece of their own."""
     base = saved(byte_level, tmp_path / "base")
-    assert train_tokenizer(base, [SAMPLE / "en"], "unigram", size, tmp_path / "out")["size"] == size
+    change = train_tokenizer(base, [SAMPLE / "en"], "unigram", size, tmp_path / "out")
+    assert change.size == size
     assert len(load_tokenizer(tmp_path / "out")) == size
 
 
 def test_clauses_are_sampled_and_not_forgotten(byte_level, monkeypatch) -> None:
-    """Of a script without spaces nearly every word is seen once; the frequent ones are not the text."""
+    """In a script without spaces nearly every word is seen once: frequent ones are not the text."""
     clauses = [chr(0x4E00 + i % 3000) + chr(0x5000 + i // 3) + "。" for i in range(3000)]
     texts = [*clauses, *["年。"] * 400]
     whole = count_texts(byte_level, texts, "han")
@@ -110,7 +111,7 @@ def test_a_new_vocabulary_from_counts_is_that_from_text(make, tmp_path) -> None:
 
 def test_counts_that_cannot_be_written_are_not_counted(byte_level, tmp_path) -> None:
     base = saved(byte_level, tmp_path / "base")
-    with pytest.raises(TokenizerError, match="let its name end in"):
+    with pytest.raises(TokenizerError, match="its name must end in"):
         count_corpus(base, ["/no/such/text"], tmp_path / "x.counts")
     with pytest.raises(OutputError, match="there is no folder"):
         count_corpus(base, ["/no/such/text"], tmp_path / "no" / "x.counts.zst")
@@ -121,13 +122,13 @@ def test_words_added_by_hand_are_not_learned_again(make) -> None:
     arguments = (SPECIALS,) if make is byte_level_tokenizer else ()
     tokenizer = make(sample_texts("en") + sample_texts("ru")[:2], 500, *arguments)
     tokenizer.add_tokens(["ост", "про", "ени"])
-    found = extend_bpe(
+    extension = extend_bpe(
         Parts.of(tokenizer), count_texts(tokenizer, sample_texts("ru"), "cyrillic"), 60
     )
-    assert len(found.new) == 60
+    assert len(extension.new) == 60
     assert not [
         content
-        for content in found.new
+        for content in extension.new
         if any(word in content.decode() for word in ("ост", "про", "ени"))
     ]
 
@@ -140,21 +141,21 @@ def test_unused_ids_are_filled(byte_level, tmp_path) -> None:
     base = saved(byte_level, tmp_path / "base", vocab=spread)
     with pytest.raises(
         TokenizerError,
-        match=r"10 ids .* unused, .* 6 would still be unused, ask for at least 10 new",
+        match=r"10 ids .* unused, .* ask for at least 10 new tokens, or 6 would still be unused",
     ):
         extend_tokenizer(base, [RU], 4, tmp_path / "few")
-    assert extend_tokenizer(base, [RU], 15, tmp_path / "many")["new"] == 15
+    assert extend_tokenizer(base, [RU], 15, tmp_path / "many").new == 15
 
 
 def test_characters_that_a_normaliser_makes_into_the_script_are_named(byte_level) -> None:
     tokenizer = byte_fallback_tokenizer(sample_texts("en"), 500)
     first = tokenizer.normalizer
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), *([first] if first else [])])
-    found = extend_bpe(
+    extension = extend_bpe(
         Parts.of(tokenizer), count_texts(tokenizer, ["μια μέρα στο νησί " * 20], "greek"), 8
     )
-    assert "\u00b5" in found.excluded  # the micro sign becomes a Greek letter
-    assert "m" not in found.excluded
+    assert "\u00b5" in extension.excluded  # the micro sign becomes a Greek letter
+    assert "m" not in extension.excluded
     assert (
         extend_bpe(Parts.of(byte_level), count_texts(byte_level, sample_texts("ru")), 8).excluded
         == []
@@ -188,21 +189,21 @@ def test_models_that_cannot_be_extended_are_compared_too(byte_level, tmp_path) -
     base = saved(byte_level, tmp_path / "base")
     train_tokenizer(base, [RU], "unigram", 400, tmp_path / "one")
     saved(Tokenizer.from_file(str(tmp_path / "one" / "tokenizer.json")), tmp_path / "two")
-    record = compare_tokenizers([tmp_path / "one", tmp_path / "two"], {"ru": [RU]})
-    assert record["curves"] == {}
+    comparison = compare_tokenizers([tmp_path / "one", tmp_path / "two"], {"ru": [RU]})
+    assert comparison.curves == {}
 
 
 def test_words_are_shown_as_they_stand_in_a_sentence(tmp_path) -> None:
     tokenizer = byte_fallback_tokenizer(sample_texts("en"), 500)
     base = saved(tokenizer, tmp_path / "base")
     extend_tokenizer(base, [RU], 60, tmp_path / "more")
-    record = compare_tokenizers([base, tmp_path / "more"], {"ru": [RU]})
-    (shown,) = record["differences"].values()
-    assert shown
+    comparison = compare_tokenizers([base, tmp_path / "more"], {"ru": [RU]})
+    (differences,) = comparison.differences.values()
+    assert differences
     assert not [
         one
-        for one in shown
-        if one["after"][0] == " " and tokenizer.encode("a").tokens[0].startswith("\u2581")
+        for one in differences
+        if one.after[0] == " " and tokenizer.encode("a").tokens[0].startswith("\u2581")
     ]
 
 

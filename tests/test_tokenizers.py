@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
+import lep
 from lep.corpus.read import read_documents, stream_texts
 from lep.errors import CorpusError, LepError, OutputError, TokenizerError
 from lep.tokenizer import count as counting
-from lep.tokenizer.compare import compare_tokenizers, comparison_table, unreachable_tokens
+from lep.tokenizer.compare import compare_tokenizers, unreachable_tokens
 from lep.tokenizer.count import (
     WordCutter,
     count_texts,
@@ -37,6 +39,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import (
     count_corpus,
     extend_tokenizer,
+    make_tokenizer,
     optimize_tokenizer,
     prune_tokenizer,
     train_tokenizer,
@@ -44,7 +47,7 @@ from lep.tokenizer.write import (
 from lep.transfer.mappings import build_mapping
 
 RU, EN = SAMPLE / "ru", SAMPLE / "en"
-KINDS = ["byte_level", "byte_fallback"]
+FAMILIES = ["byte_level", "byte_fallback"]
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -52,13 +55,15 @@ def prune(
     tokenizer: Tokenizer, texts: list[str], keep: int, protected: list[str] = (), **options
 ) -> Parts:
     parts = Parts.of(tokenizer)
-    counts, wanted = (token_counts(tokenizer, t, len(parts.names)) for t in (texts, protected))
-    return pruned(parts, kept_tokens(parts, counts, keep, wanted > 0), **options)
+    counts, protected_counts = (
+        token_counts(tokenizer, t, len(parts.names)) for t in (texts, protected)
+    )
+    return pruned(parts, kept_tokens(parts, counts, keep, protected_counts > 0), **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_merge_path_is_broken_by_pruning(kind, request, russian, english) -> None:
-    tokenizer = request.getfixturevalue(kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_merge_path_is_broken_by_pruning(family, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(family)
     keep = tokenizer.get_vocab_size() - 60
     after = prune(tokenizer, russian + english[:3], keep).vocabulary.tokenizer
     assert after.get_vocab_size() == keep
@@ -75,9 +80,9 @@ def test_no_merge_path_is_broken_by_pruning(kind, request, russian, english) -> 
         assert after.decode(after.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_protected_texts_stay_as_they_were(kind, request, russian, english) -> None:
-    tokenizer = request.getfixturevalue(kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_protected_texts_stay_as_they_were(family, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(family)
     after = prune(
         tokenizer, russian, tokenizer.get_vocab_size() - 40, english[:2]
     ).vocabulary.tokenizer
@@ -105,7 +110,7 @@ def test_uses_go_to_the_pieces() -> None:
     nothing = np.zeros(7, dtype=bool)
     kept = {keep: kept_tokens(parts, uses, keep, nothing) for keep in (6, 5)}
     assert [parts.names[i] for i in np.flatnonzero(~kept[6])] == ["abc"]
-    # the two uses of abc made four of ab, so that cd (3) goes next and not ab, which had 2 of its own
+    # The two uses of abc raised ab from two to four, so cd (three) goes next.
     assert [parts.names[i] for i in np.flatnonzero(~kept[5])] == ["abc", "cd"]
 
 
@@ -121,35 +126,24 @@ def test_last_merges_against_the_tokenizer_itself(byte_fallback) -> None:
         assert [piece.id for piece in without.model.tokenize(name)] == list(pair)
 
 
-def test_too_small_to_hold_what_must_stay(byte_level, english) -> None:
+def test_too_small_to_hold_what_must_stay(pair, byte_level, english, tmp_path) -> None:
     with pytest.raises(
         TokenizerError,
         match=r"260 tokens shall stay, but \d+ must: .* what protected texts use \(\d+\)",
     ):
         prune(byte_level, english, 260, english)
     with pytest.raises(TokenizerError, match="9,999 tokens shall stay, but there are only"):
-        prune_tokenizer_of(byte_level, 9999)
-
-
-def prune_tokenizer_of(tokenizer: Tokenizer, size: int) -> None:
-    from lep.tokenizer.write import _pruned
-
-    _pruned(tokenizer, [RU], size, [], in_place=False)
+        prune_tokenizer(pair["base"], [RU], 9999, tmp_path / "no")
 
 
 def test_in_place_keeps_every_other_id(pair, tmp_path) -> None:
     before = load_tokenizer(pair["base"]).backend_tokenizer
     size = before.get_vocab_size()
-    record = optimize_tokenizer(
+    change = optimize_tokenizer(
         pair["base"], [RU, EN], size - 60, size, tmp_path / "out", script="cyrillic", in_place=True
     )
     after = load_tokenizer(tmp_path / "out").backend_tokenizer
-    assert (record["kept"], record["moved"], record["new"], record["dropped"]) == (
-        size - 60,
-        0,
-        60,
-        60,
-    )
+    assert (change.kept, change.moved, change.new, change.dropped) == (size - 60, 0, 60, 60)
     assert after.get_vocab_size() == size
     same = before.get_vocab().items() & after.get_vocab().items()
     assert len(same) == size - 60
@@ -163,22 +157,22 @@ def test_in_place_keeps_every_other_id(pair, tmp_path) -> None:
 
 
 def test_optimize_is_exact_and_moves_special_tokens(pair, tmp_path) -> None:
-    record = optimize_tokenizer(
+    change = optimize_tokenizer(
         pair["instruct"], [RU, EN], 440, 480, tmp_path / "out", script="cyrillic"
     )
     before, after = load_tokenizer(pair["instruct"]), load_tokenizer(tmp_path / "out")
-    assert (record["size"], record["new"]) == (480, 40)
+    assert (change.size, change.new) == (480, 40)
     assert after.chat_template == before.chat_template
     assert after.backend_tokenizer.get_vocab_size() == 480
     chat = [{"role": "user", "content": "Привет, hello"}]
-    shown = [
+    prompts = [
         t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         for t in (before, after)
     ]
-    assert shown[0] == shown[1]
-    assert after.decode(after(shown[1], add_special_tokens=False)["input_ids"]) == shown[1]
+    assert prompts[0] == prompts[1]
+    assert after.decode(after(prompts[1], add_special_tokens=False)["input_ids"]) == prompts[1]
     assert after("x")["input_ids"][0] == after.bos_token_id
-    with pytest.raises(TokenizerError, match="no room is left for new ones"):
+    with pytest.raises(TokenizerError, match="--keep 480 of 480 leaves no room for new tokens"):
         optimize_tokenizer(pair["base"], [RU], 480, 480, tmp_path / "no")
 
 
@@ -210,17 +204,17 @@ def test_post_processor_gets_the_new_ids(english) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_replacement_is_exact_and_lossless(algorithm, kind, request, russian, english) -> None:
-    base = request.getfixturevalue(kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replacement_is_exact_and_lossless(algorithm, family, request, russian, english) -> None:
+    base = request.getfixturevalue(family)
     words = count_texts(replacement_cutter(base), russian + english, "any")
     after = replacement(base, words, 600, algorithm=algorithm)
     assert sorted(after.get_vocab().values()) == list(range(600))
-    old, new = (
+    added_before, added_after = (
         {e["content"]: e for e in json.loads(t.to_str())["added_tokens"]} for t in (base, after)
     )
-    assert {name: e | {"id": 0} for name, e in old.items()} == {
-        name: e | {"id": 0} for name, e in new.items()
+    assert {name: e | {"id": 0} for name, e in added_before.items()} == {
+        name: e | {"id": 0} for name, e in added_after.items()
     }
     for text in [*russian[:3], *english[:3], "\t\n\r\n  a\u2581b \u0301 ё 🙂 ჻\x00", "   "]:
         assert (
@@ -233,12 +227,10 @@ def test_replacement_is_exact_and_lossless(algorithm, kind, request, russian, en
         assert unreachable_tokens(after) == []
     with pytest.raises(
         LepError,
-        match=r"shall have 250 tokens, but the alphabet of 256 bytes and \d added tokens need",
+        match=r"of 250 tokens is too small: the alphabet of 256 bytes and \d added tokens need",
     ):
         replacement(base, words, 250, algorithm=algorithm)
-    with pytest.raises(
-        LepError, match="unknown algorithm 'wordpiece': the algorithms are bpe, unigram"
-    ):
+    with pytest.raises(LepError, match="unknown algorithm 'wordpiece': choose one of bpe, unigram"):
         replacement(base, words, 600, algorithm="wordpiece")
 
 
@@ -248,10 +240,8 @@ def test_round_trips(request, pair_of_changed, text: str) -> None:
     for before, after in pair_of_changed:
         ids = before.encode(text, add_special_tokens=False).ids
         if before.decode(ids, skip_special_tokens=False) == text:
-            got = after.decode(
-                after.encode(text, add_special_tokens=False).ids, skip_special_tokens=False
-            )
-            assert got == text
+            ids = after.encode(text, add_special_tokens=False).ids
+            assert after.decode(ids, skip_special_tokens=False) == text
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +267,7 @@ def pair_of_changed(
 def test_id_map_agrees_with_the_embedding_mapping(pair, tmp_path) -> None:
     optimize_tokenizer(pair["base"], [RU, EN], 440, 480, tmp_path / "out", script="cyrillic")
     source, target = (
-        Vocabulary.of(load_tokenizer(place)) for place in (pair["base"], tmp_path / "out")
+        Vocabulary.of(load_tokenizer(folder)) for folder in (pair["base"], tmp_path / "out")
     )
     id_map = IdMap.between(source, target)
     assert id_map == IdMap.load(tmp_path / "out" / "id_map.json")
@@ -316,22 +306,22 @@ def test_files_of_all_kinds(tmp_path) -> None:
         list(stream_texts([tmp_path / "j.parquet"]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_words_are_cut_as_the_tokenizer_cuts(kind, request, russian, english) -> None:
-    tokenizer = request.getfixturevalue(kind)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_are_cut_as_the_tokenizer_cuts(family, request, russian, english) -> None:
+    tokenizer = request.getfixturevalue(family)
     cutter = WordCutter.of(tokenizer)
     for text in [*russian[:5], *english[:5], "  a  b\t c'est 12345 \n\n--x", ""]:
         words = cutter(text)
-        if kind == "byte_level":
+        if family == "byte_level":
             assert "".join(words) == text
-            assert words == WordCutter(cutter.spec, cutter.byte_level, by_pattern=False)(text)
+            assert words == replace(cutter, pattern=None)(text)
             assert cutter.check([text]) is cutter
         else:
             assert all(word.strip().isalpha() for word in words)
 
 
 def test_a_pattern_that_differs_is_not_used(byte_level, monkeypatch) -> None:
-    monkeypatch.setattr(WordCutter, "_split_pattern", lambda self: r"\w")
+    monkeypatch.setattr(counting, "split_pattern", lambda spec: r"\w")
     cutter = WordCutter.of(byte_level).check(["some text"])
     assert cutter("some text") == ["some", " text"]
 
@@ -354,7 +344,7 @@ def test_shards_add_up(byte_level, russian, tmp_path, monkeypatch) -> None:
     assert count_words(byte_level, [tmp_path / "0.counts.zst", tmp_path / "1.counts.zst"]) == whole
     with pytest.raises(CorpusError, match="counts of Cyrillic and of None words"):
         merge_counts([whole, count_texts(byte_level, russian, "any")])
-    with pytest.raises(TokenizerError, match=r"let its name end in .counts.zst"):
+    with pytest.raises(TokenizerError, match=r"its name must end in .counts.zst"):
         write_counts(tmp_path / "counts", whole, cutter)
 
 
@@ -369,7 +359,7 @@ def test_counts_of_another_tokenizer(byte_level, byte_fallback, russian, tmp_pat
         read_counts(tmp_path / "b.counts.zst", WordCutter.of(byte_level))
     with pytest.raises(CorpusError, match="does not exist"):
         count_words(byte_level, [tmp_path / "c.counts.zst"])
-    with pytest.raises(CorpusError, match="holds counts of Cyrillic words, not of georgian"):
+    with pytest.raises(CorpusError, match="holds Cyrillic words: count again for georgian"):
         count_words(byte_level, [tmp_path / "a.counts.zst"], "georgian")
 
 
@@ -382,6 +372,30 @@ def test_memory_is_bounded(byte_level, russian, monkeypatch) -> None:
     assert min(few.values()) > min(whole.values())
 
 
+def test_verbs_take_strings_and_their_results_print(pair, tmp_path) -> None:
+    base, output = str(pair["base"]), str(tmp_path / "extended")
+    change = lep.extend_tokenizer(base, [str(RU)], new_tokens=50, output=output)
+    record = json.loads((tmp_path / "extended" / "changes.json").read_text())
+    assert record == {"verb": "extend", "method": "continue"} | {
+        name: value for name, value in vars(change).items() if name not in ("output", "options")
+    }
+    assert len(change.tokens) == change.new == change.new_tokens == 50
+    lines = str(change).splitlines()
+    assert lines[0] == "500 tokens before, 550 after: 500 kept, 0 moved, 50 new, 0 dropped"
+    assert repr(change.tokens[0]) in lines[1]
+    assert lines[2] == "text without the Cyrillic script is tokenised as before"
+    assert lines[-1] == f"written to {output}"
+    sizes = lep.prune_tokenizer(base, [str(RU)], vocab_size=450, output=str(tmp_path / "pruned"))
+    assert "435 kept, 15 moved, 0 new, 50 dropped" in str(sizes)
+    assert "new_tokens" not in sizes.record()
+    counts = count_corpus(base, [str(RU)], str(tmp_path / "ru.counts.zst"))
+    assert str(counts).endswith(f"characters: {tmp_path / 'ru.counts.zst'}")
+    trained = make_tokenizer(base, [str(RU)], str(tmp_path / "bpe"), method="bpe", vocab_size=450)
+    assert trained.options == {"verb": "train", "algorithm": "bpe"}
+    with pytest.raises(LepError, match="the method bpe needs vocab_size"):
+        make_tokenizer(base, [RU], tmp_path / "no", method="bpe")
+
+
 def test_extend_from_counts(pair, tmp_path) -> None:
     count_corpus(pair["base"], [RU], tmp_path / "ru.counts.zst")
     with pytest.raises(OutputError, match="exists already"):
@@ -391,40 +405,40 @@ def test_extend_from_counts(pair, tmp_path) -> None:
     assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (
         tmp_path / "b" / "tokenizer.json"
     ).read_bytes()
-    with pytest.raises(LepError, match="unknown method 'glue': the methods are continue, merge"):
+    with pytest.raises(LepError, match="unknown method 'glue': choose one of continue, merge"):
         extend_tokenizer(pair["base"], [RU], 50, tmp_path / "no", method="glue")
     with pytest.raises(OutputError, match="exists already"):
         prune_tokenizer(pair["base"], [RU], 450, tmp_path / "a")
 
 
 def test_compare(pair, tmp_path) -> None:
-    record = extend_tokenizer(pair["base"], [RU], 60, tmp_path / "extended")
+    change = extend_tokenizer(pair["base"], [RU], 60, tmp_path / "extended")
     train_tokenizer(pair["base"], [RU], "unigram", 450, tmp_path / "unigram")
-    found = compare_tokenizers(
+    comparison = compare_tokenizers(
         [pair["base"], tmp_path / "extended", tmp_path / "unigram"],
         {"ru": [RU], "en": [EN / sorted(EN.iterdir())[0].name]},
     )
-    assert found["reference"] == "base"
-    russian = [text for text in found["texts"] if text["name"] == "ru"]
-    assert [text["file"] for text in russian] == ["ru"]  # the documents of a folder are one text
-    for text in found["texts"]:
-        base, extended, unigram = (text["costs"][name] for name in ("base", "extended", "unigram"))
-        assert all(cost["round_trip"] == 1 for cost in (base, extended, unigram))
-        assert base["tokens"] * base["symbols_per_token"] == pytest.approx(text["characters"])
-        assert base["bytes_per_token"] / base["symbols_per_token"] == pytest.approx(
-            text["bytes"] / text["characters"]
+    assert comparison.reference == "base"
+    russian = [text for text in comparison.texts if text.name == "ru"]
+    assert [text.file for text in russian] == ["ru"]  # the documents of a folder are one text
+    for text in comparison.texts:
+        base, extended, unigram = (text.costs[name] for name in ("base", "extended", "unigram"))
+        assert all(cost.round_trip == 1 for cost in (base, extended, unigram))
+        assert base.tokens * base.symbols_per_token == pytest.approx(text.characters)
+        assert base.bytes_per_token / base.symbols_per_token == pytest.approx(
+            text.bytes / text.characters
         )
-        assert base["new_share"] == base["new_used"] == 0
-        assert (extended["tokens"] < base["tokens"]) == (text["name"] == "ru")
-        assert (extended["new_share"] > 0) == (text["name"] == "ru")
-        assert text["words_cut"] <= base["tokens"]
-    curve = found["curves"]["extended"]["ru"]
-    assert "unigram" not in found["curves"]  # it dropped tokens: no curve of additions
+        assert base.new_share == base.new_used == 0
+        assert (extended.tokens < base.tokens) == (text.name == "ru")
+        assert (extended.new_share > 0) == (text.name == "ru")
+        assert text.words_cut <= base.tokens
+    curve = comparison.curves["extended"]["ru"]
+    assert "unigram" not in comparison.curves  # it dropped tokens: no curve of additions
     assert (curve[0][0], curve[-1][0]) == (0, 60)
     values = [value for _, value in curve]
     assert values == sorted(values)
-    tokens = {n: sum(t["costs"][n]["tokens"] for t in russian) for n in ("base", "extended")}
-    characters = sum(t["characters"] for t in russian)
+    tokens = {n: sum(t.costs[n].tokens for t in russian) for n in ("base", "extended")}
+    characters = sum(t.characters for t in russian)
     assert (values[0], values[-1]) == pytest.approx(
         (characters / tokens["base"], characters / tokens["extended"])
     )
@@ -435,13 +449,11 @@ def test_compare(pair, tmp_path) -> None:
         len(half.encode(t, add_special_tokens=False).ids) for t in stream_texts([RU])
     )
     assert curve[6][1] == pytest.approx(direct, rel=1e-3)
-    assert found["differences"]["extended"][0]["word"].strip()
+    assert comparison.differences["extended"][0].word.strip()
     assert all(
-        difference["before"] != difference["after"]
-        for difference in found["differences"]["extended"]
+        difference.before != difference.after for difference in comparison.differences["extended"]
     )
-    table = comparison_table(found)
-    assert f"{record['size']:,} tokens" in table
+    assert f"{change.size:,} tokens" in str(comparison)
     with pytest.raises(LepError, match="give at least one tokenizer"):
         compare_tokenizers([], {"ru": [RU]})
 
@@ -459,18 +471,18 @@ def test_unreachable_tokens_are_found(byte_level) -> None:
 
 
 def test_lengths_in_a_tokenizer_file_cut_nothing(pair, tmp_path) -> None:
-    """Some makers leave the truncation and padding of their own tests in tokenizer.json."""
+    """Some published tokenizer.json files still hold the truncation and padding of a test."""
     shutil.copytree(pair["base"], tmp_path / "base")
-    place = tmp_path / "base" / "tokenizer.json"
-    raw = Tokenizer.from_file(str(place))
+    path = tmp_path / "base" / "tokenizer.json"
+    raw = Tokenizer.from_file(str(path))
     raw.enable_truncation(8)
     raw.enable_padding(length=16)
-    raw.save(str(place))
+    raw.save(str(path))
     text = next(iter((SAMPLE / "ru").glob("*.txt"))).read_text(encoding="utf-8")
-    found, whole = (
+    cut, whole = (
         load_tokenizer(folder).backend_tokenizer for folder in (tmp_path / "base", pair["base"])
     )
-    assert found.encode(text).ids == whole.encode(text).ids
+    assert cut.encode(text).ids == whole.encode(text).ids
     extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 20, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
     assert (written["truncation"], written["padding"]) == (None, None)
@@ -482,5 +494,5 @@ def test_pieces_of_the_report_are_text_in_any_family(russian, english, tmp_path)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_fallback_tokenizer(english + russian[:4], 600)
     )
-    shown = [piece for _, piece in pieces(tokenizer, "Снег идёт, it was cold.")]
-    assert "".join(shown) == "Снег идёт, it was cold."
+    texts = [piece for _, piece in pieces(tokenizer, "Снег идёт, it was cold.")]
+    assert "".join(texts) == "Снег идёт, it was cold."

@@ -1,13 +1,15 @@
-"""Training: packing loses nothing, the body stays, an interrupted run ends like an uninterrupted one."""
+"""Training: packing loses nothing, the body stays, a resumed run ends like an uninterrupted one."""
 
 import json
 import math
 import random
+import re
 import resource
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +33,7 @@ from lep.training import trainer as trainer_module
 from lep.training.data import collate, isolates, schedule
 from lep.training.loss import linear_cross_entropy
 from lep.training.pretrain import pretrain
-from lep.training.samples import in_order
+from lep.training.samples import Sample, collate_answers, in_order
 from lep.training.trainer import (
     TablesTrainer,
     decay_touched_rows,
@@ -41,6 +43,7 @@ from lep.training.trainer import (
 )
 from lep.training.tune import CALIBRATION, train_adapter, tune
 from lep.training.watch import HeldoutText, StopWhenDiverging
+from lep.transfer.initialise import initialise
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
 SETTINGS = PretrainSettings(
@@ -121,9 +124,7 @@ def test_a_very_long_document_is_given_to_the_tokenizer_in_parts(pair, monkeypat
 
 
 def test_documents_in_a_block_do_not_see_each_other(pair) -> None:
-    """The hidden states of a document are the same whatever stands before it, and nothing is predicted across."""
-    from transformers import AutoModelForCausalLM
-
+    """Hidden states of a document do not depend on what precedes it; no label crosses over."""
     model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float64)
     assert isolates(model)
     first, second, other = ([7, 8, 9, 10], [5, 6, 11], [12, 13, 14, 15])
@@ -136,10 +137,10 @@ def test_documents_in_a_block_do_not_see_each_other(pair) -> None:
             ]
         )
         assert batch["labels"][0].tolist() == [-100, *before[1:], -100, *second[1:], -100, -100]
-        found = model.get_decoder()(
+        outputs = model.get_decoder()(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         )
-        states.append(found.last_hidden_state[0, 4:7])
+        states.append(outputs.last_hidden_state[0, 4:7])
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     alone = model.get_decoder()(
         input_ids=torch.tensor([second]), use_cache=False
@@ -148,8 +149,6 @@ def test_documents_in_a_block_do_not_see_each_other(pair) -> None:
 
 
 def test_a_model_that_ignores_positions_is_told(pair) -> None:
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
     plain = model.forward
     model.forward = lambda input_ids, use_cache: plain(input_ids=input_ids, use_cache=use_cache)
@@ -167,15 +166,15 @@ def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> No
         seen.extend(tuple(sample["input_ids"]) for sample in samples)
         return collate(samples, **options)
 
-    monkeypatch.setattr("lep.training.pretrain.collate", counting)
+    monkeypatch.setattr("lep.training.data.collate", counting)
     settings = PretrainSettings(epochs=epochs, learning_rate=1e-3, block_size=64, batch_tokens=1024)
-    record = pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", settings)
-    blocks = record["blocks"]
+    result = pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", settings)
+    blocks = result.blocks
     assert len(seen) == pytest.approx(
         epochs * blocks, abs=32
     )  # up to a whole step, and what is read ahead
     assert len(set(seen)) == (blocks if epochs >= 1 else len(seen))
-    assert record["tokens"] == pytest.approx(epochs * record["corpus_tokens"], rel=0.02)
+    assert result.tokens == pytest.approx(epochs * result.corpus_tokens, rel=0.02)
 
 
 @pytest.mark.parametrize(("blocks", "epochs"), [(48, 3), (48, 1.5), (100, 2)])
@@ -193,15 +192,15 @@ def test_passes_over_a_corpus_are_whole(blocks, epochs) -> None:
 
 def test_one_step_of_tuning_learns(pair, tmp_path) -> None:
     """The first step of a warm-up has the rate zero."""
-    record = tune(
+    result = tune(
         pair["instruct"],
         conversations(tmp_path),
         tmp_path / "out",
         TuneSettings(learning_rate=1e-2),
     )
-    assert record["steps"] == 1
-    assert record["losses"][0]["learning_rate"] == 1e-2
-    assert "lm_head.weight" in record["changed_tensors"]
+    assert result.steps == 1
+    assert result.losses[0].learning_rate == 1e-2
+    assert "lm_head.weight" in result.changed_tensors
 
 
 def test_tuning_follows_the_names_of_the_file(tmp_path, pair) -> None:
@@ -211,21 +210,21 @@ def test_tuning_follows_the_names_of_the_file(tmp_path, pair) -> None:
     renamed = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
     save_file(renamed, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     settings = TuneSettings(learning_rate=1e-2, batch_size=8)
-    record = tune(tmp_path / "model", conversations(tmp_path), tmp_path / "out", settings)
-    assert {"lm_head.weight", "layers.0.mlp.up_proj.weight"} <= set(record["changed_tensors"])
+    result = tune(tmp_path / "model", conversations(tmp_path), tmp_path / "out", settings)
+    assert {"lm_head.weight", "layers.0.mlp.up_proj.weight"} <= set(result.changed_tensors)
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert after.keys() == renamed.keys()
     changed = {name for name in after if not torch.equal(after[name], renamed[name])}
-    assert changed == set(record["changed_tensors"])
+    assert changed == set(result.changed_tensors)
 
 
 def test_half_a_character_is_mended(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"text": "\\ud83d вот \\ud83d\\ude00", "id": "\\uD800"}\n', encoding="utf-8"
     )
-    (found,) = read_documents([tmp_path / "a.jsonl"])
-    assert found.text == "\ufffd вот 😀"
-    found.id.encode()
+    (document,) = read_documents([tmp_path / "a.jsonl"])
+    assert document.text == "\ufffd вот 😀"
+    document.id.encode()
 
 
 def test_schedule_spends_the_budget() -> None:
@@ -252,20 +251,16 @@ def test_arithmetic_follows_the_hardware(monkeypatch) -> None:
 def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
     save_model(tmp_path / "model", byte_level, dtype=dtype)
     settings = SETTINGS.model_copy(update={"precision": precision})
-    record = pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", settings)
-    before, after = (
-        load_file(tmp_path / place / "model.safetensors") for place in ("model", "out")
-    )
+    result = pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", settings)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out"))
     assert {t.dtype for t in after.values()} == {dtype}
     assert {name for name in before if not torch.equal(before[name], after[name])} == TABLES
-    assert record["frozen_tensors"] == len(before) - 2
-    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"] - 0.1
+    assert result.frozen_tensors == len(before) - 2
+    assert result.losses[-1].loss < result.losses[0].loss - 0.1
     assert not (tmp_path / "out" / "work").exists()
 
 
 def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
-    from transformers import AutoModelForCausalLM
-
     from lep.training.trainer import head_is_plain, head_loss
 
     model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
@@ -290,7 +285,7 @@ def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_the_loss_of_any_logits_is_that_of_float64(kind: torch.dtype) -> None:
-    """Targets of a probability that float32 does not have, chunks, two tables, a bias, one table that is frozen."""
+    """With probabilities too small for float32, several chunks, a bias, and one frozen table."""
     torch.manual_seed(0)
     hidden = (6 * torch.randn(600, 16)).to(kind).requires_grad_()
     frozen, table = 3 * torch.randn(300, 16), (3 * torch.randn(40, 16)).requires_grad_()
@@ -304,13 +299,13 @@ def test_the_loss_of_any_logits_is_that_of_float64(kind: torch.dtype) -> None:
     torch.testing.assert_close(
         loss.double(), expected.sum(), rtol=2e-3 if kind == torch.bfloat16 else 1e-5, atol=0
     )
-    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, table)), wanted, strict=True):
-        assert (ours - theirs).norm() <= (2e-2 if kind == torch.bfloat16 else 1e-5) * theirs.norm()
+    for gradient, exact in zip(torch.autograd.grad(loss, (hidden, table)), wanted, strict=True):
+        assert (gradient - exact).norm() <= (
+            2e-2 if kind == torch.bfloat16 else 1e-5
+        ) * exact.norm()
 
 
 def test_a_capped_head_is_not_taken_for_a_plain_one(pair) -> None:
-    from transformers import AutoModelForCausalLM
-
     from lep.training.trainer import head_is_plain
 
     model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
@@ -323,9 +318,7 @@ def test_a_capped_head_is_not_taken_for_a_plain_one(pair) -> None:
 
 
 def test_a_frozen_tensor_that_moves_is_named(pair) -> None:
-    from transformers import AutoModelForCausalLM
-
-    from lep.training.frozen import check_frozen, frozen_digest
+    from lep.training.trainable_rows import check_frozen, frozen_digest
 
     model = AutoModelForCausalLM.from_pretrained(pair["base"])
     model.requires_grad_(False)
@@ -340,9 +333,7 @@ def test_a_frozen_tensor_that_moves_is_named(pair) -> None:
 def test_a_tied_model_trains_one_table(byte_level, tmp_path) -> None:
     save_model(tmp_path / "model", byte_level, tied=True, template=TEMPLATE)
     pretrain(tmp_path / "model", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
-    before, after = (
-        load_file(tmp_path / place / "model.safetensors") for place in ("model", "out")
-    )
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out"))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         "model.embed_tokens.weight"
     }
@@ -360,13 +351,17 @@ def test_a_tied_model_trains_one_table(byte_level, tmp_path) -> None:
 
 
 def test_a_state_that_a_kill_left_half_written_is_passed_over(tmp_path) -> None:
+    """So is one without our file of weights, which older versions wrote while tuning."""
     from lep.training.trainer import last_state
 
     assert last_state(tmp_path / "none") is None
     for step, state in ((9, '{"global_step": 9}'), (10, '{"global_st'), (11, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trained.safetensors").touch()
         if state:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 12}')
     assert last_state(tmp_path) == tmp_path / "checkpoint-9"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-9"]
 
@@ -409,7 +404,7 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_pa
         tokens=40_000, learning_rate=5e-3, block_size=64, batch_tokens=256, train=train
     )
     whole = pretrain(model, [SAMPLE / "ru"], tmp_path / "whole", settings)
-    assert killed["losses"] == whole["losses"]
+    assert killed["losses"] == [asdict(loss) for loss in whole.losses]
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
@@ -418,16 +413,16 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_pa
 
 def test_input_rows_of_tokens_that_do_not_occur_stay(adapted, tmp_path) -> None:
     """Weight decay would shrink them at every step; rows that occur do decay, as AdamW has it."""
-    place = adapted.parent / "initialised"
+    start = adapted.parent / "initialised"
     settings = SETTINGS.model_copy(update={"weight_decay": 0.5, "precision": "float32"})
     results = {}
     for decay in (0.5, 0.0):
         out = tmp_path / str(decay)
-        pretrain(place, [SAMPLE / "ru"], out, settings.model_copy(update={"weight_decay": decay}))
+        pretrain(start, [SAMPLE / "ru"], out, settings.model_copy(update={"weight_decay": decay}))
         results[decay] = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
-    before = load_file(place / "model.safetensors")["model.embed_tokens.weight"]
+    before = load_file(start / "model.safetensors")["model.embed_tokens.weight"]
     documents = read_documents([SAMPLE / "ru"])
-    used = {i for ids in token_pieces(documents, load_tokenizer(place), 64) for i in ids}
+    used = {i for ids in token_pieces(documents, load_tokenizer(start), 64) for i in ids}
     rows = torch.zeros(len(before), dtype=torch.bool)
     rows[list(used)] = True
     assert 0 < rows.sum() < len(rows)
@@ -441,20 +436,20 @@ def test_decay_by_rows_is_that_of_adamw() -> None:
     torch.manual_seed(0)
     start, slopes = torch.randn(5, 3), torch.randn(5, 3)
     slopes[2] = 0
-    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    rowwise, plain = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     by_row = torch.optim.AdamW(
-        [{"params": [ours], "weight_decay": 0.0, "decay_of_touched_rows": 0.3}], lr=0.1
+        [{"params": [rowwise], "weight_decay": 0.0, "decay_of_touched_rows": 0.3}], lr=0.1
     )
     by_row.register_step_pre_hook(decay_touched_rows)
-    stock = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.3)
+    stock = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.3)
     for _ in range(3):
-        ours.grad, theirs.grad = slopes.clone(), slopes.clone()
+        rowwise.grad, plain.grad = slopes.clone(), slopes.clone()
         by_row.step()
         stock.step()
     touched = slopes.any(1)
-    torch.testing.assert_close(ours[touched], theirs[touched])
-    assert torch.equal(ours[2], start[2])
-    assert not torch.equal(theirs[2], start[2])
+    torch.testing.assert_close(rowwise[touched], plain[touched])
+    assert torch.equal(rowwise[2], start[2])
+    assert not torch.equal(plain[2], start[2])
 
 
 def test_activation_checkpointing_changes_memory_not_results(adapted, tmp_path) -> None:
@@ -462,8 +457,8 @@ def test_activation_checkpointing_changes_memory_not_results(adapted, tmp_path) 
     plain = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", settings)
     settings = settings.model_copy(update={"activation_checkpointing": True})
     saving = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "saving", settings)
-    assert [e["loss"] for e in saving["losses"]] == pytest.approx(
-        [e["loss"] for e in plain["losses"]], rel=1e-4
+    assert [e.loss for e in saving.losses] == pytest.approx(
+        [e.loss for e in plain.losses], rel=1e-4
     )
 
 
@@ -478,36 +473,32 @@ def watched(**changes) -> PretrainSettings:
 def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> None:
     """English is trained on and Russian looked at, so that the end is not the best."""
     settings = watched(learning_rate=0.02, tokens=12_000, schedule="wsd", precision="float32")
-    record = pretrain(adapted, [SAMPLE / "en"], tmp_path / "out", settings)
-    looks = record["looks"]
-    best = min(looks, key=lambda look: look["bits_per_byte"]["ru"])
-    assert record["best_step"] == best["step"] < looks[-1]["step"]
-    from transformers import AutoModelForCausalLM
-
+    result = pretrain(adapted, [SAMPLE / "en"], tmp_path / "out", settings)
+    looks = result.looks
+    best = min(looks, key=lambda look: look.bits_per_byte["ru"])
+    assert result.best_step == best.step < looks[-1].step
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     heldout = HeldoutText(
         settings.eval_text, settings.eval_characters, Checkpoint(tmp_path / "out")
     )
-    found = heldout.look(model)
-    assert {name: found[name] for name in ("ru", "en")} == pytest.approx(
-        best["bits_per_byte"], rel=1e-4
+    look = heldout.look(model)
+    assert {name: look[name] for name in ("ru", "en")} == pytest.approx(
+        best.bits_per_byte, rel=1e-4
     )
-    copied = {name: found[f"{name} copied"] for name in ("ru", "en")}
-    assert copied == pytest.approx(best["copied_bits_per_byte"], rel=1e-4)
+    copied = {name: look[f"{name} copied"] for name in ("ru", "en")}
+    assert copied == pytest.approx(best.copied_bits_per_byte, rel=1e-4)
     stopped = pretrain(
         adapted, [SAMPLE / "en"], tmp_path / "early", settings.model_copy(update={"patience": 1})
     )
-    assert len(stopped["looks"]) < len(looks)
-    assert stopped["best_step"] == record["best_step"]
+    assert len(stopped.looks) < len(looks)
+    assert stopped.best_step == result.best_step
 
 
 def test_copying_and_new_tokens_are_looked_at(adapted) -> None:
-    """A model that repeats itself needs less for a repetition; one whose head knows one new token writes it."""
-    from transformers import AutoModelForCausalLM
-
-    place = adapted.parent / "initialised"
-    heldout = HeldoutText({"ru": [str(SAMPLE / "ru")]}, 3_000, Checkpoint(place))
-    model = AutoModelForCausalLM.from_pretrained(place)
+    """A random model does not copy; one whose head prefers a new token writes nothing else."""
+    start = adapted.parent / "initialised"
+    heldout = HeldoutText({"ru": [str(SAMPLE / "ru")]}, 3_000, Checkpoint(start))
+    model = AutoModelForCausalLM.from_pretrained(start)
     plain = heldout.look(model)
     assert plain["ru copied"] == pytest.approx(plain["ru"], rel=0.2)  # a random model does not copy
     new = sorted(heldout.new_tokens)
@@ -531,20 +522,18 @@ def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path)
     settings = watched(
         learning_rate=0.4, precision="float32"
     )  # far too high: one of the lower ones must win
-    record = pretrain(
+    result = pretrain(
         adapted, [SAMPLE / "ru"], tmp_path / "swept", settings.model_copy(update={"sweep": True})
     )
-    seen, best = record["sweep"]["bits_per_byte"], record["sweep"]["best"]
+    seen, best = result.sweep.bits_per_byte, result.sweep.best
     assert list(seen) == ["0.04", "0.1", "0.2", "0.4"]
     scores = [bits for bits in seen.values() if bits is not None]  # none where it diverged
     assert len(set(scores)) == len(scores) >= 2  # each rate was trained, with its own result
     assert seen[f"{best:g}"] == min(bits for bits in seen.values() if bits is not None)
     assert best < 0.4
-    assert record["settings"]["learning_rate"] == best
+    assert result.settings.learning_rate == best
     plain = settings.model_copy(update={"learning_rate": best})
-    assert (
-        pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain)["losses"] == record["losses"]
-    )
+    assert pretrain(adapted, [SAMPLE / "ru"], tmp_path / "plain", plain).losses == result.losses
 
 
 def test_a_full_disk_ends_the_training_and_keeps_the_last_state(
@@ -575,7 +564,7 @@ def test_a_full_disk_ends_the_training_and_keeps_the_last_state(
     assert not (tmp_path / "out").exists()
     again = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
     whole = pretrain(adapted, [SAMPLE / "ru"], tmp_path / "whole", SETTINGS)
-    assert again["losses"] == whole["losses"]
+    assert again.losses == whole.losses
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
     assert one == two
 
@@ -627,7 +616,7 @@ def test_a_loss_that_is_no_number_ends_the_training(adapted, tmp_path, monkeypat
     with pytest.raises(TrainingError, match=r"to nan nats a token by step 13 of .*checkpoint-12$"):
         pretrain(adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / "out", settings)
     (states,) = tmp_path.rglob("trainer")
-    assert [place.name for place in states.iterdir()] == ["checkpoint-12"]
+    assert [state.name for state in states.iterdir()] == ["checkpoint-12"]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 99, 458, 1000])
@@ -645,10 +634,10 @@ def test_accumulation_changes_the_loss_by_rounding_only(train, adapted, tmp_path
         settings = SETTINGS.model_copy(
             update={"precision": "float32", "micro_batch_tokens": micro, "train": train}
         )
-        record = pretrain(
+        result = pretrain(
             adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / str(micro), settings
         )
-        losses.append([entry["loss"] for entry in record["losses"]])
+        losses.append([entry.loss for entry in result.losses])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
@@ -673,28 +662,28 @@ def conversations(folder: Path, count: int = 40) -> Path:
 def test_tuning_changes_projections_and_head(pair, tmp_path) -> None:
     settings = TuneSettings(learning_rate=1e-2, batch_size=8, epochs=2, copy_tasks=4)
     copies = copy_records({"ru": [SAMPLE / "ru"]}, 4, seed=0)
-    record = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, copies)
+    result = tune(pair["instruct"], conversations(tmp_path), tmp_path / "out", settings, copies)
     before, after = (
         load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "out")
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == set(record["changed_tensors"])
+    assert changed == set(result.changed_tensors)
     assert {n for n in before if n.endswith("_proj.weight")} | {"lm_head.weight"} == changed
-    assert record["merge_error"] < 1e-4
-    assert record["samples"] + record["too_long"] == 44
-    assert record["losses"][-1]["loss"] < record["losses"][0]["loss"]
+    assert result.merge_error < 1e-4
+    assert result.samples + result.too_long == 44
+    assert result.losses[-1].loss < result.losses[0].loss
 
 
 def test_samples_of_a_batch_are_of_like_length_and_none_is_lost() -> None:
-    samples = [{"input_ids": [i] * (1 + 7 * i % 101)} for i in range(203)]
+    samples = [Sample([i] * (1 + 7 * i % 101), 0) for i in range(203)]
     settings = TuneSettings(batch_size=16, micro_batch_size=4, epochs=2.5, seed=3)
     ordered = in_order(samples, settings)
-    counts = Counter(sample["input_ids"][0] for sample in ordered)
+    counts = Counter(sample.ids[0] for sample in ordered)
     assert len(ordered) == round(2.5 * 203)
     assert set(counts.values()) == {2, 3}
-    widths = [[len(s["input_ids"]) for s in ordered[i : i + 4]] for i in range(0, len(ordered), 4)]
+    widths = [[len(s.ids) for s in ordered[i : i + 4]] for i in range(0, len(ordered), 4)]
     padded = sum(max(batch) * len(batch) for batch in widths) / sum(map(sum, widths))
-    shuffled = random.Random(0).sample([len(s["input_ids"]) for s in samples], 200)
+    shuffled = random.Random(0).sample([len(s.ids) for s in samples], 200)
     assert padded < 1.06
     assert (
         sum(4 * max(shuffled[i : i + 4]) for i in range(0, 200, 4)) / sum(shuffled) > 1.4
@@ -706,6 +695,13 @@ def test_samples_of_a_batch_are_of_like_length_and_none_is_lost() -> None:
     assert sum(steps) / len(steps) > 30  # a step has short and long ones
     assert in_order(samples, settings) == ordered
     assert in_order(samples, settings.model_copy(update={"seed": 4})) != ordered
+
+
+def test_answers_are_learned_and_prompts_are_not() -> None:
+    batch = collate_answers([Sample([5, 6, 7, 8], 2), Sample([9, 10], 1)])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 10, -100, -100]]
 
 
 def test_calibration_leaves_the_middle_layers_alone(pair, tmp_path) -> None:
@@ -746,12 +742,12 @@ def test_an_adapter_that_is_left_beside_gives_what_the_merged_model_gives(pair, 
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
         expected, without = merged(ids).logits, plain(ids).logits
-        found = PeftModel.from_pretrained(plain, tmp_path / "False" / "adapter")(ids).logits
+        unmerged = PeftModel.from_pretrained(plain, tmp_path / "False" / "adapter")(ids).logits
         loaded = load_model(tmp_path / "False")[0](ids).logits  # as lep evaluate sees it
-    for logits in (found, loaded):
+    for logits in (unmerged, loaded):
         assert (logits - expected).abs().max() <= 1e-3 * expected.abs().max()
     assert (without - expected).abs().max() > 10 * (
-        found - expected
+        unmerged - expected
     ).abs().max()  # the adapter does something
     before, after = (
         load_file(p / "model.safetensors") for p in (pair["instruct"], tmp_path / "False")
@@ -781,4 +777,45 @@ def test_empty_corpus(adapted, tmp_path) -> None:
     (tmp_path / "empty.txt").write_text("  \n")
     with pytest.raises(LepError, match="the corpus holds no text at all"):
         pretrain(adapted, [tmp_path / "empty.txt"], tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_keywords_and_results_print(pair, tmp_path) -> None:
+    """`pretrain` and `tune` from a notebook: paths as strings, every setting by its name."""
+    initialise(pair["base"], pair["tokenizer"], tmp_path / "start")
+    given = {"learning_rate": 1e-3, "block_size": 64, "checkpoints": 2, "eval_characters": 2_000}
+    trained = pretrain(
+        str(tmp_path / "start"),
+        [str(SAMPLE / "ru")],
+        output=str(tmp_path / "trained"),
+        tokens=3_000,
+        train="new_rows",
+        eval_text={"ru": [str(SAMPLE / "ru")]},
+        **given,
+    )
+    printed = str(trained).splitlines()
+    assert re.fullmatch(
+        rf"{trained.tokens:,} tokens, {trained.steps} steps in [\d.]+ s; loss from \d\.\d{{3}} to "
+        r"\d\.\d{3} nats a token",
+        printed[0],
+    )
+    kept = [look.bits_per_byte["ru"] for look in trained.looks if look.step == trained.best_step]
+    assert f"step {trained.best_step}: bits per byte ru {kept[0]:.4f} (kept)" in printed
+    assert printed[-1] == f"wrote {tmp_path / 'trained'}"
+    record = json.loads((tmp_path / "trained" / "lep" / "pretrain.json").read_text())
+    assert record["settings"] == trained.settings.model_dump()
+    assert record["looks"] == [asdict(look) for look in trained.looks]
+    assert not {"sweep", "output"} & set(record)  # no sweep was asked for
+    tuned = tune(
+        str(pair["instruct"]),
+        str(conversations(tmp_path, 6)),
+        str(tmp_path / "tuned"),
+        text={"ru": [SAMPLE / "ru"]},
+        copy_tasks=2,
+        learning_rate=1e-2,
+    )
+    assert tuned.samples + tuned.too_long == 8
+    assert str(tuned).startswith(f"{tuned.samples} samples ({tuned.too_long} too long), 1 steps in")
+    with pytest.raises(LepError, match="there is no setting 'token': did you mean tokens"):
+        pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", token=3)
     assert not (tmp_path / "out").exists()

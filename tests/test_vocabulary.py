@@ -9,7 +9,7 @@ from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Token, Vocabulary
 
 def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
     """Id of each single byte: the byte-fallback token where there is one."""
-    found = {}
+    ids = {}
     for index, token in enumerate(vocabulary.tokens):
         if (
             token
@@ -17,8 +17,8 @@ def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
             and len(token.content) == 1
             and (vocabulary.byte_level or token.is_byte)
         ):
-            found[token.content[0]] = index
-    return found
+            ids[token.content[0]] = index
+    return ids
 
 
 def test_byte_alphabet_is_the_tokenizers_librarys() -> None:

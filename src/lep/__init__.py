@@ -14,6 +14,7 @@ _MODULES = {
     "lep.tokenizer.write": (
         "count_corpus",
         "extend_tokenizer",
+        "make_tokenizer",
         "optimize_tokenizer",
         "prune_tokenizer",
         "train_tokenizer",
@@ -30,9 +31,9 @@ _MODULES = {
     "lep.calibration.answers": ("answer",),
     "lep.calibration.calibrate": ("calibrate",),
     "lep.training.tune": ("tune",),
-    "lep.evaluation.evaluate": ("bits_per_byte", "evaluate"),
-    "lep.pipeline.forecast": ("forecast",),
-    "lep.pipeline.run": ("run_recipe",),
+    "lep.evaluation.evaluate": ("evaluate",),
+    "lep.evaluation.score": ("bits_per_byte", "score_model"),
+    "lep.pipeline.run": ("run",),
     # objects: tensors in, tensors out
     "lep.checkpoint.reader": ("Checkpoint",),
     "lep.tokenizer.vocabulary": ("Vocabulary",),

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 Statistic = Callable[[np.ndarray], float]
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95% bootstrap interval over `count` units."""
+    """A value with its 95% bootstrap interval over `count` units."""
 
     value: float
     low: float
@@ -19,38 +20,31 @@ class Estimate:
 
 
 def estimate(
-    numerators: Sequence[float],
-    denominators: Sequence[float] | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    numerators: Values, denominators: Values | None = None, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """`sum(numerators) / sum(denominators)` (a mean without denominators), resampled over the units."""
-    top = np.asarray(numerators, dtype=np.float64)
-    values = (
-        top
-        if denominators is None
-        else np.stack([top, np.asarray(denominators, dtype=np.float64)], axis=1)
-    )
-    statistic = mean if denominators is None else ratio
-    return bounds(statistic(values), draws([values], statistic, resamples, seed), len(top))
+    """`sum(numerators) / sum(denominators)`, or the mean without denominators, over the units."""
+    values, statistic = np.asarray(numerators, dtype=np.float64), mean
+    if denominators is not None:
+        values = np.stack([values, np.asarray(denominators, dtype=np.float64)], axis=1)
+        statistic = ratio
+    return bounds(statistic(values), draws([values], statistic, resamples, seed), len(values))
 
 
 def draws(
-    values: Sequence[np.ndarray], statistic: Statistic, resamples: int, seed: int
+    arrays: Sequence[np.ndarray], statistic: Statistic, resamples: int, seed: int
 ) -> np.ndarray:
-    """The statistic of the first array, less that of the second where there is one, on each resample, (resamples,).
+    """The statistic of one array, or its difference between two, on each resample: (resamples,).
 
-    Each resample draws the same units, with replacement, from every array; the same number of units and seed, the same
-    units.
+    Every resample draws the same units, with replacement, from each array. The units depend only on
+    their number and the seed, so that differences are paired.
     """
-    rng, count = np.random.default_rng(seed), len(values[0])
-    found = np.empty(resamples)
+    rng, count = np.random.default_rng(seed), len(arrays[0])
+    drawn = np.empty(resamples)
     for i in range(resamples):
-        drawn = rng.integers(count, size=count)
-        figures = [statistic(array[drawn]) for array in values]
-        found[i] = figures[0] - figures[1] if len(figures) > 1 else figures[0]
-    return found
+        units = rng.integers(count, size=count)
+        first, *second = (statistic(array[units]) for array in arrays)
+        drawn[i] = first - sum(second)
+    return drawn
 
 
 def bounds(value: float, drawn: np.ndarray, count: int) -> Estimate:

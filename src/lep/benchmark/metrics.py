@@ -1,4 +1,4 @@
-"""Metrics: the score of one answer, and what a task makes of the scores of its items."""
+"""Metrics: the score of one answer, and how a task combines the scores of its items."""
 
 import re
 import string
@@ -35,7 +35,7 @@ def macro_f1(pairs: np.ndarray) -> float:
 
 
 def matthews(pairs: np.ndarray) -> float:
-    """Matthews' correlation of gold and predicted classes; 0 where either is constant (Gorodkin 2004)."""
+    """Matthews' correlation of the classes; 0 if one is constant (Gorodkin 2004)."""
     table = _confusion(pairs).astype(np.float64)
     total, right, gold, predicted = table.sum(), np.trace(table), table.sum(1), table.sum(0)
     spread = (total**2 - predicted @ predicted) * (total**2 - gold @ gold)
@@ -44,9 +44,9 @@ def matthews(pairs: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """What becomes of a task's items, each (unit, value): values of a unit are combined, then the statistic is taken.
+    """How items, each (unit, value), become one figure: combined within units, then a statistic.
 
-    Called with the items it gives the figure, as lm-evaluation-harness asks of an aggregation.
+    Called with the items it gives the figure, as lm-evaluation-harness expects of an aggregation.
     """
 
     statistic: Statistic = mean
@@ -68,17 +68,12 @@ METRICS = {
     "f1_macro": Metric(macro_f1),
     "mcc": Metric(matthews),
     "both_orders": Metric(combine=min),  # a pair counts only if right in both orders of its options
-    "grade": Metric(
-        combine=lambda points: sum(points) / EXAM_POINTS
-    ),  # averaged over exam variants
+    "grade": Metric(combine=lambda points: sum(points) / EXAM_POINTS),  # mean over exam variants
 }
 
 
 def metric(name: str) -> Metric:
     return METRICS.get(name, Metric())
-
-
-# --- one answer ---
 
 
 def length_ratio(n: int, m: int) -> float:
@@ -87,9 +82,9 @@ def length_ratio(n: int, m: int) -> float:
 
 
 def token_ratio(written: int, original: str, length: Callable[[str], int]) -> float:
-    """`length_ratio` of the tokens of a copy, as it was written, and of its original.
+    """`length_ratio` of the tokens in which a copy was written, and those of its original.
 
-    A template may or may not put a space before an answer: of the two ways to cut the original, the nearer one counts.
+    A template may or may not put a space before an answer: the nearer way to tokenise counts.
     """
     return max(length_ratio(written, length(text)) for text in (original, " " + original))
 
@@ -100,13 +95,12 @@ def common_subsequence(a: Sequence[Any], b: Sequence[Any]) -> int:
     >>> common_subsequence("abcde", "abxe")
     3
     """
-    places: dict[Any, int] = {}
+    positions: dict[Any, int] = {}
     for i, character in enumerate(a):
-        places[character] = places.get(character, 0) | 1 << i
-    mask = (1 << len(a)) - 1
-    row = mask
+        positions[character] = positions.get(character, 0) | 1 << i
+    row = mask = (1 << len(a)) - 1
     for character in b:
-        matches = row & places.get(character, 0)
+        matches = row & positions.get(character, 0)
         row = ((row + matches) | (row - matches)) & mask
     return len(a) - row.bit_count()
 
@@ -129,9 +123,7 @@ def _morphology() -> Any:
     try:
         from pymorphy3 import MorphAnalyzer
     except ImportError as error:
-        raise LepError(
-            "summaries are compared by lemmas, which needs pymorphy3: pip install 'lep[eval]'"
-        ) from error
+        raise LepError("lemmas of summaries need pymorphy3: pip install 'lep[eval]'") from error
     return MorphAnalyzer()
 
 
@@ -142,44 +134,44 @@ def lemma(word: str) -> str:
 
 
 def rouge_recall(reference: str, text: str, n: int) -> float:
-    """Share of the reference's n-grams of lemmas that the text has too, each as often as it has it (Lin 2004)."""
-    grams = [
-        Counter(zip(*(lemmas[i:] for i in range(n)), strict=False))
-        for lemmas in ([lemma(word) for word in words(side)] for side in (reference, text))
-    ]
-    return (grams[0] & grams[1]).total() / max(1, grams[0].total())
+    """Share of the reference's n-grams of lemmas that the text has, with counts (Lin 2004)."""
+    wanted, written = (
+        Counter(ngrams([lemma(word) for word in words(side)], n)) for side in (reference, text)
+    )
+    return (wanted & written).total() / max(1, wanted.total())
+
+
+def ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
 def token_f1(answer: str, gold: str) -> float:
-    """Harmonic mean of the shares of common words in the answer and in the right one (SQuAD)."""
+    """Harmonic mean of the shares of common words in the answer and in the gold one (SQuAD)."""
     given, right = Counter(words(answer)), Counter(words(gold))
     common = (given & right).total()
     return 2 * common / (given.total() + right.total()) if common else float(given == right)
 
 
 def r_precision(relevant: Sequence[int], scores: Sequence[float]) -> float:
-    """Share of the relevant ones among the first R by score, R being how many are relevant."""
+    """Share of relevant items among the first R by score, where R items are relevant."""
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[: len(relevant)]
     return len(set(best) & set(relevant)) / len(relevant)
 
 
-def exam_points(kind: str, number: str, answer: str, given: str) -> int:
+def exam_points(form: str, number: str, answer: str, given: str) -> int:
     """Points for the answer to a task of the Unified State Exam (USE), as MERA counts them.
 
-    `text`: one for any of the right words, which commas separate. `matching`: one for each right place of a list of
-    the right length. All others are choices in any order: one for exactly the right set; in task 16, of two points,
-    each missing or superfluous choice costs one.
+    `text`: one for any of the right words, which commas separate. `matching`: one for each right
+    position of a list of the right length. All other forms are choices in any order: one for
+    exactly the right set; in task 16, of two points, each missing or superfluous choice costs one.
     """
     right = answer.split(",")
-    if kind == "text":
+    if form == "text":
         return int(re.sub(r"[\d\W]+", "", given).lower() in right)
     chosen = [part.strip() for part in given.split(",")]
-    if kind == "matching":
-        return (
-            sum(a == b for a, b in zip(right, chosen, strict=True))
-            if len(right) == len(chosen)
-            else 0
-        )
+    if form == "matching":
+        pairs = zip(right, chosen, strict=False)
+        return sum(a == b for a, b in pairs) if len(right) == len(chosen) else 0
     hits = len(set(right) & set(chosen))
     if number == TWO_POINT_TASK:
         return max(0, hits - max(len(chosen), len(right)) + len(right))
@@ -187,7 +179,6 @@ def exam_points(kind: str, number: str, answer: str, given: str) -> int:
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """Share of a text's n-grams of words that it has said before; 0 for a shorter text."""
-    said = text.split()
-    grams = list(zip(*(said[i:] for i in range(n)), strict=False))
+    """Share of a text's n-grams of words that repeat earlier ones; 0 for a shorter text."""
+    grams = ngrams(text.split(), n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

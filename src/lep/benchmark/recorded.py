@@ -14,44 +14,48 @@ from lep.errors import LepError
 from lep.publish import fingerprint
 
 SPECIAL = 2  # tokens that a tokenizer may put around a text
-CHUNK = 4_000  # requests that are in work at once
+CHUNK = 4_000  # requests in work at once
+REFUSALS = (requests.HTTPError, ClientResponseError, KeyError, TypeError)
+BREAKDOWNS = (requests.RequestException, ClientError, TimeoutError)
 
 
-class Said(str):
+class Output(str):
     """A generated text that knows how many tokens it was written in."""
 
     tokens: int | None
 
-    def __new__(cls, text: str, tokens: int | None) -> "Said":
-        said = super().__new__(cls, text)
-        said.tokens = tokens
-        return said
+    def __new__(cls, text: str, tokens: int | None) -> "Output":
+        output = super().__new__(cls, text)
+        output.tokens = tokens
+        return output
 
 
 class Recorded(LM):
-    """A model whose every answer is kept in a file as it comes, so that a run that was ended goes on where it was.
+    """A model whose every answer is kept in a file, so that an interrupted run is continued.
 
     A request longer than the context gets no answer: `too_long` holds its key.
     """
 
-    def __init__(self, model: Any, length: Callable[[Any], int], context: int, place: Path) -> None:
+    def __init__(self, model: Any, length: Callable[[Any], int], context: int, file: Path) -> None:
+        """`length` counts the tokens of a text or conversation."""
         super().__init__()
         self.model, self.length = model, length
         self.context = min(context, getattr(model, "context", context))
+        self.spare = getattr(model, "spare", 1)
         self.too_long: set[str] = set()
         self.known: dict[str, Any] = {}
-        if place.exists():
-            lines = place.read_bytes().split(b"\n")[:-1]  # a line that a kill cut short has no end
+        if file.exists():
+            lines = file.read_bytes().split(b"\n")[:-1]  # a line that a kill cut short has no end
             self.known = dict(json.loads(line) for line in lines)
-            place.write_bytes(b"".join(line + b"\n" for line in lines))
-        self.file = place.open("a", encoding="utf-8")
+            file.write_bytes(b"".join(line + b"\n" for line in lines))
+        self.file = file.open("a", encoding="utf-8")
         model.set_cache_hook(self)
 
-    # what lm-evaluation-harness calls for each answer, as it is made
-    def add_partial(self, kind: str, request: tuple[Any, ...], answer: Any) -> None:
-        if kind == "generate_until":
+    def add_partial(self, method: str, request: tuple[Any, ...], answer: Any) -> None:
+        """Keep an answer as it comes: called by lm-evaluation-harness."""
+        if method == "generate_until":
             answer = [answer, self.model.written(answer)]
-        self._keep(request_key(kind, request), answer)
+        self._keep(request_key(method, request), answer)
 
     def _keep(self, key: str, answer: Any) -> None:
         self.known[key] = answer
@@ -63,74 +67,67 @@ class Recorded(LM):
         self.file.close()
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        spare = getattr(self.model, "spare", 1)
-        self._ask(
-            "loglikelihood",
-            requests,
-            lambda args: self._tokens(args[0] + args[1], self.context + spare) - spare,
-        )
-        unknown = (float("-inf"), False)
-        return [
-            tuple(self.known.get(request_key("loglikelihood", r.args), unknown)) for r in requests
-        ]  # type: ignore
+        answers = self._answers("loglikelihood", requests, self._scored_tokens)
+        return [(float("-inf"), False) if a is None else (a[0], a[1]) for a in answers]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        self._ask("generate_until", requests, lambda args: self._written(args))
-        return [
-            Said(*self.known.get(request_key("generate_until", r.args), ("", 0))) for r in requests
-        ]
+        answers = self._answers("generate_until", requests, self._written_tokens)
+        return [Output(*(answer or ("", 0))) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         raise NotImplementedError
 
-    def _written(self, arguments: tuple[Any, ...]) -> int:
-        context, room = (
-            arguments[0],
-            arguments[1]["max_gen_toks"] - min(0, getattr(self.model, "spare", 0)),
-        )
-        if isinstance(context, str):
-            return self._tokens(context, self.context - room) + room
-        return (
-            self.length(json.loads(context.prompt)) + room
-        )  # a conversation, which the server will put into words
+    def _scored_tokens(self, arguments: tuple[Any, ...]) -> int:
+        """What a scored text takes of the context."""
+        return self._tokens(arguments[0] + arguments[1], self.context + self.spare) - self.spare
+
+    def _written_tokens(self, arguments: tuple[Any, ...]) -> int:
+        """What a prompt and its longest answer take of the context."""
+        prompt, room = arguments[0], arguments[1]["max_gen_toks"] - min(0, self.spare)
+        if isinstance(prompt, str):
+            return self._tokens(prompt, self.context - room) + room
+        return self.length(json.loads(prompt.prompt)) + room  # the server applies the template
 
     def _tokens(self, text: str, limit: int) -> int:
-        """Tokens of a text; a text of few bytes has no more tokens, and need not be cut into them to know."""
+        """Tokens of a text. A text of few bytes cannot pass the limit, and is not tokenised."""
         most = len(text.encode()) + SPECIAL
         return most if most <= limit else self.length(text) + 1
 
-    def _ask(self, kind: str, asked: list[Any], length: Callable[[Any], int]) -> None:
+    def _answers(
+        self, method: str, requests: list[Any], length: Callable[[tuple[Any, ...]], int]
+    ) -> list[Any]:
+        """The answer to each request, None where it is too long; only new requests are asked."""
+        keys = [request_key(method, request.args) for request in requests]
         todo = []
-        for request in asked:
-            key = request_key(kind, request.args)
+        for key, request in zip(keys, requests, strict=True):
             if length(request.args) > self.context:
                 self.too_long.add(key)
             elif key not in self.known:
-                todo.append(request)
+                todo.append((key, request))
         for start in range(0, len(todo), CHUNK):
-            chunk = todo[start : start + CHUNK]
-            try:
-                answers = getattr(self.model, kind)(chunk)
-            except (requests.HTTPError, ClientResponseError, KeyError, TypeError) as error:
-                if not isinstance(self.model, TemplateAPI):
-                    raise
-                raise LepError(
-                    f"the server refuses what is asked ({type(error).__name__}: {error}): it must serve this model, "
-                    "and give prompt log-probabilities (echo with logprobs) where choices are scored"
-                ) from error
-            except (requests.RequestException, ClientError, TimeoutError) as error:
-                done = sum(request_key(kind, r.args) in self.known for r in todo)
-                raise LepError(
-                    f"the server stopped answering after {done:,} of {len(todo):,} requests "
-                    f"({error or type(error).__name__}): start it again and give the same command, which goes on "
-                    "from there"
-                ) from error
-            for request, answer in zip(
-                chunk, answers, strict=True
-            ):  # what the hook was not called for
-                key = request_key(kind, request.args)
-                if key not in self.known:
-                    self._keep(key, [answer, None] if kind == "generate_until" else answer)
+            self._ask(method, todo, todo[start : start + CHUNK])
+        return [self.known.get(key) for key in keys]
+
+    def _ask(self, method: str, todo: list[tuple[str, Any]], chunk: list[tuple[str, Any]]) -> None:
+        try:
+            answers = getattr(self.model, method)([request for _, request in chunk])
+        except REFUSALS as error:
+            if not isinstance(self.model, TemplateAPI):
+                raise
+            raise LepError(
+                f"the server refuses a request ({type(error).__name__}: {error}): it must serve "
+                "this model, and give prompt log-probabilities (echo with logprobs) for choices"
+            ) from error
+        except BREAKDOWNS as error:
+            done = sum(key in self.known for key, _ in todo)
+            raise LepError(
+                f"the server stopped answering after {done:,} of {len(todo):,} requests "
+                f"({error or type(error).__name__}): start it again and give the same command, "
+                "which goes on from there"
+            ) from error
+        for (key, _), answer in zip(chunk, answers, strict=True):
+            if key not in self.known:  # the model did not call `add_partial`
+                self._keep(key, [answer, None] if method == "generate_until" else answer)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -144,8 +141,7 @@ class Recorded(LM):
         return self.model.tokenizer_name
 
 
-def request_key(kind: str, arguments: tuple[Any, ...]) -> str:
+def request_key(method: str, arguments: tuple[Any, ...]) -> str:
     """The same for the same question, in every run."""
-    return fingerprint(
-        [kind, *(each if isinstance(each, (str, dict)) else each.prompt for each in arguments)]
-    )
+    parts = (each if isinstance(each, (str, dict)) else each.prompt for each in arguments)
+    return fingerprint([method, *parts])

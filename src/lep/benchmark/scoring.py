@@ -1,7 +1,8 @@
-"""Log-likelihoods of many continuations: what questions share is read once, and only scored places get logits.
+"""Log-likelihoods of many continuations: what questions share is read once, logits are few.
 
-The examples before a question are most of a few-shot prompt and the same for a whole task (or subject). Their keys and
-values are computed once and shared by a batch.
+The examples before a question are most of a few-shot prompt, and the same for a whole task (or
+subject). Their keys and values are computed once and shared by a batch. Logits are computed only
+from the first scored token on.
 """
 
 import copy
@@ -12,63 +13,89 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lep.inference.likelihood import MOST_LOGITS
 
 SHARED = (DynamicLayer, DynamicSlidingWindowLayer)  # keys and values; other states are not shared
 MOST_CACHE = 1 << 32  # bytes of keys and values at once
-CPU_TOKENS = 2_048  # read at once by a CPU: what more of them leave behind does not fit into its caches (docs/log.md)
-HEAD, TOGETHER = (
-    32,
-    4,
-)  # so many questions that begin with so many tokens in common are read together
+CPU_TOKENS = 2_048  # at once on a CPU: what more leave behind misses its caches (docs/log.md)
+HEAD, TOGETHER = 32, 4  # so many questions with so many first tokens in common are read together
 
 
 @dataclass
-class Read:
-    """Tokens that the model reads, and the continuations that are scored on them: (request, begin, tokens)."""
+class Reading:
+    """Tokens that the model reads, and what is scored on them: (request, begin, continuation)."""
 
     ids: tuple[int, ...]
     scored: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
     @property
+    def begin(self) -> int:
+        """Position whose logits score the first token of any continuation."""
+        return min(begin for _, begin, _ in self.scored)
+
+    @property
     def context(self) -> tuple[int, ...]:
         """What comes before the first continuation."""
-        return self.ids[: min(begin for _, begin, _ in self.scored) + 1]
+        return self.ids[: self.begin + 1]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that a group of readings begins with, and their keys and values."""
+
+    length: int = 0
+    cache: DynamicCache | None = None
 
 
 @torch.inference_mode()
 def continuation_nats(
     model: Any, requests: Sequence[tuple[list[int], list[int]]], batch_size: int
 ) -> Iterator[tuple[int, float, bool]]:
-    """(request, log p of its continuation in nats, whether each of its tokens is the likeliest) as they come.
+    """(request, log p of its continuation in nats, whether each token is the likeliest), unordered.
 
-    `requests` holds (context, continuation), neither empty. Continuations of one token share the reading of their
-    context.
+    `requests` holds (context, continuation), neither empty. Continuations of one token share the
+    reading of their context.
     """
-    reads: dict[tuple[int, ...], Read] = {}
+    groups = _grouped(_readings(requests))
+    for group in sorted(groups, key=lambda group: -max(len(r.ids) for r in group)):
+        group.sort(key=lambda reading: (-len(reading.ids), reading.ids))
+        prefix = _prefix(model, group)
+        start = 0
+        while start < len(group):
+            batch = group[start : start + batch_size]
+            batch = batch[: _fits(model, batch, prefix)]
+            yield from _score(model, batch, prefix)
+            start += len(batch)
+
+
+def _readings(requests: Sequence[tuple[list[int], list[int]]]) -> list[Reading]:
+    """Each different sequence of tokens once, with all that is scored on it."""
+    readings: dict[tuple[int, ...], Reading] = {}
     for number, (context, continuation) in enumerate(requests):
         if not context or not continuation:
             raise ValueError(f"request {number} has an empty context or continuation")
         ids = (*context, *continuation[:-1])
-        reads.setdefault(ids, Read(ids)).scored.append((number, len(context) - 1, continuation))
-    groups: dict[tuple[int, ...], list[Read]] = {}
-    contexts = Counter(read.context for read in reads.values())
-    heads = Counter(ids[:HEAD] for ids in reads)
-    for ids, read in reads.items():
-        common = read.context if contexts[read.context] >= TOGETHER else ids[:HEAD]
-        alone = contexts[read.context] < TOGETHER and heads[ids[:HEAD]] < TOGETHER
-        groups.setdefault(() if alone else common, []).append(read)
-    for group in sorted(groups.values(), key=lambda group: -max(len(read.ids) for read in group)):
-        group.sort(key=lambda read: (-len(read.ids), read.ids))
-        shared, cache = _shared(model, group)
-        start = 0
-        while start < len(group):
-            batch = group[start : start + batch_size]
-            batch = batch[: _fits(model, batch, shared, cache)]
-            yield from _score(model, batch, shared, cache)
-            start += len(batch)
+        scored = (number, len(context) - 1, continuation)
+        readings.setdefault(ids, Reading(ids)).scored.append(scored)
+    return list(readings.values())
+
+
+def _grouped(readings: list[Reading]) -> list[list[Reading]]:
+    """Readings that begin alike together: with the same context, or the same first tokens."""
+    contexts = Counter(reading.context for reading in readings)
+    heads = Counter(reading.ids[:HEAD] for reading in readings)
+    groups: dict[tuple[int, ...], list[Reading]] = {}
+    for reading in readings:
+        common: tuple[int, ...] = ()
+        if contexts[reading.context] >= TOGETHER:
+            common = reading.context
+        elif heads[reading.ids[:HEAD]] >= TOGETHER:
+            common = reading.ids[:HEAD]
+        groups.setdefault(common, []).append(reading)
+    return list(groups.values())
 
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
@@ -78,93 +105,84 @@ def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
     2
     """
     first, last = min(sequences), max(sequences)
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
-        min(len(first), len(last)),
-    )
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
-def _shared(model: Any, group: list[Read]) -> tuple[int, DynamicCache | None]:
-    """Length of what all begin with, and its keys and values, where the model keeps those of every token."""
-    before = min(begin for read in group for _, begin, _ in read.scored)
-    length = min(common_prefix([read.ids for read in group]), before)
+def _prefix(model: Any, group: list[Reading]) -> Prefix:
+    """What all begin with, where the model keeps keys and values of every token."""
+    shared = common_prefix([reading.ids for reading in group])
+    length = min(shared, *(reading.begin for reading in group))
     if length < HEAD or len(group) == 1:
-        return 0, None
+        return Prefix()
     ids = torch.tensor([group[0].ids[:length]], device=model.device)
     cache = model(input_ids=ids, use_cache=True, **keep_logits(model, 1)).past_key_values
     if type(cache) is not DynamicCache or any(type(layer) not in SHARED for layer in cache.layers):
-        return 0, None
-    return length, cache
+        return Prefix()
+    return Prefix(length, cache)
 
 
-def _fits(model: Any, batch: list[Read], shared: int, cache: DynamicCache | None) -> int:
-    """How many of a batch to read at once: each has a copy of what is shared, and logits, which memory must hold."""
-    longest = max(len(read.ids) for read in batch)
-    scored = longest - min(begin for read in batch for _, begin, _ in read.scored)
+def _fits(model: Any, batch: list[Reading], prefix: Prefix) -> int:
+    """How many of a batch to read at once: memory holds logits and a prefix for each."""
+    longest = max(len(reading.ids) for reading in batch)
+    scored = longest - min(reading.begin for reading in batch)
     fits = MOST_LOGITS // (scored * model.config.get_text_config().vocab_size)
-    if cache is not None:
-        held = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
-        fits = min(fits, MOST_CACHE * shared // (held * longest))
+    if prefix.cache is not None:
+        size = sum(t.nbytes for layer in prefix.cache.layers for t in (layer.keys, layer.values))
+        fits = min(fits, MOST_CACHE * prefix.length // (size * longest))
     if model.device.type == "cpu":
-        fits = min(fits, CPU_TOKENS // (longest - shared))
+        fits = min(fits, CPU_TOKENS // (longest - prefix.length))
     return max(1, fits)
 
 
-def _score(
-    model: Any, batch: list[Read], shared: int, cache: DynamicCache | None
-) -> Iterator[tuple[int, float, bool]]:
-    width = max(len(read.ids) for read in batch) - shared
-    ids = torch.zeros(len(batch), width, dtype=torch.int64)
-    mask = torch.zeros(len(batch), shared + width, dtype=torch.int64)
-    for row, read in enumerate(batch):
-        ids[row, : len(read.ids) - shared] = torch.tensor(read.ids[shared:])
-        mask[row, : len(read.ids)] = 1
-    first = min(
-        begin for read in batch for _, begin, _ in read.scored
-    )  # nothing before it is scored
-    kept = shared + width - first
-    more: dict[str, Any] = {"use_cache": False}
-    if cache is not None:
-        more = {"past_key_values": copy.deepcopy(cache), "use_cache": True}
-        more["past_key_values"].batch_repeat_interleave(len(batch))
-    places = torch.arange(shared, shared + width).expand(len(batch), -1)
-    logits = model(
+def _score(model: Any, batch: list[Reading], prefix: Prefix) -> Iterator[tuple[int, float, bool]]:
+    first = min(reading.begin for reading in batch)  # nothing before it is scored
+    logits = _logits(model, batch, prefix, first)
+    scored = [
+        (number, row, begin - first, continuation)
+        for row, reading in enumerate(batch)
+        for number, begin, continuation in reading.scored
+    ]
+    # the positions of all continuations one after the other, and the token that follows each
+    rows, positions, targets = torch.tensor(
+        [
+            (row, start + k, token)
+            for _, row, start, tokens in scored
+            for k, token in enumerate(tokens)
+        ],
+        device=logits.device,
+    ).T
+    chosen = logits[rows, positions].float().log_softmax(-1)
+    lengths = [len(tokens) for *_, tokens in scored]
+    nats = chosen.gather(1, targets[:, None]).flatten().cpu().split(lengths)
+    greedy = (chosen.argmax(1) == targets).cpu().split(lengths)
+    for (number, *_), losses, hits in zip(scored, nats, greedy, strict=True):
+        yield number, float(losses.sum()), bool(hits.all())
+
+
+def _logits(model: Any, batch: list[Reading], prefix: Prefix, first: int) -> Tensor:
+    """Logits from position `first` on, (batch, positions, vocabulary)."""
+    shared, longest = prefix.length, max(len(reading.ids) for reading in batch)
+    ids = torch.zeros(len(batch), longest - shared, dtype=torch.int64)
+    mask = torch.zeros(len(batch), longest, dtype=torch.int64)
+    for row, reading in enumerate(batch):
+        ids[row, : len(reading.ids) - shared] = torch.tensor(reading.ids[shared:])
+        mask[row, : len(reading.ids)] = 1
+    options: dict[str, Any] = {"use_cache": prefix.cache is not None}
+    if prefix.cache is not None:
+        options["past_key_values"] = copy.deepcopy(prefix.cache)
+        options["past_key_values"].batch_repeat_interleave(len(batch))
+    positions = torch.arange(shared, longest).expand(len(batch), -1)
+    return model(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        position_ids=places.to(model.device),
-        **more,
-        **keep_logits(model, kept),
-    ).logits[:, -kept:]
-    asked = [
-        (number, row, begin - first, continuation)
-        for row, read in enumerate(batch)
-        for number, begin, continuation in read.scored
-    ]
-    # One after the other all the places at which something is scored, and what should follow there.
-    rows = torch.tensor([row for _, row, _, tokens in asked for _ in tokens], device=logits.device)
-    places = torch.tensor(
-        [start + k for _, _, start, tokens in asked for k in range(len(tokens))],
-        device=logits.device,
-    )
-    following = torch.tensor(
-        [token for *_, tokens in asked for token in tokens], device=logits.device
-    )
-    chosen = logits[rows, places].float().log_softmax(-1)
-    nats = (
-        chosen.gather(1, following[:, None])
-        .flatten()
-        .cpu()
-        .split([len(tokens) for *_, tokens in asked])
-    )
-    greedy = (chosen.argmax(1) == following).cpu().split([len(tokens) for *_, tokens in asked])
-    for (number, *_), own, best in zip(asked, nats, greedy, strict=True):
-        yield number, float(own.sum()), bool(best.all())
+        position_ids=positions.to(model.device),
+        **options,
+        **keep_logits(model, longest - first),
+    ).logits[:, first - longest :]
 
 
-def keep_logits(model: Any, places: int) -> dict[str, int]:
-    """Logits of the last places only, where the model can leave the others out."""
-    return (
-        {"logits_to_keep": places}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters
-        else {}
-    )
+def keep_logits(model: Any, positions: int) -> dict[str, int]:
+    """Logits of the last positions only, where the model can leave the others out."""
+    known = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": positions} if known else {}

@@ -11,6 +11,7 @@ from lep.corpus.copies import copy_records
 from lep.corpus.read import read_messages, read_records
 from lep.errors import CheckpointError, CorpusError
 from lep.settings import CalibrateSettings
+from lep.training.results import TuneResult
 from lep.training.samples import Records
 from lep.training.tune import CALIBRATION, NEW_ROWS, train_adapter
 
@@ -26,7 +27,7 @@ def calibrate(
     heldout: dict[str, list[str | Path]] | None = None,
     merge: bool = True,
     **options: Any,
-) -> dict[str, Any]:
+) -> TuneResult:
     """Tune `model` on the folder of `answer` and on copy tasks, and write it to `output`.
 
     `copy_tasks` of each language are made from `text`, {language: files}, and share no text with

@@ -1,1 +1,1 @@
-"""Measures that compare models with different tokenizers: bits per byte, tokens, copying, exact answers."""
+"""Measures that compare models with different tokenizers: bits per byte, copying, exact answers."""

@@ -1,224 +1,173 @@
-"""Evaluate one model on held-out text: every score with its count, unit and interval, every answer on record."""
+"""Evaluate several models side by side into one folder."""
 
-import tempfile
-from collections.abc import Callable, Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lep.benchmark.harness import Benchmark
-from lep.benchmark.metrics import copied, token_ratio
+from lep.benchmark.harness import NEEDS_HARNESS, Benchmark
 from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus import prepare
-from lep.corpus.read import Document, read_documents
-from lep.corpus.tasks import TaskItem, make_tasks
-from lep.evaluation.measures import figure, measures
-from lep.evaluation.spoken import answer_nats
-from lep.inference.generate import Answer, answers
-from lep.inference.likelihood import text_nats
+from lep.corpus.read import file_stamps, question, read_messages, write_records
+from lep.errors import LepError
+from lep.evaluation.guards import Original, prompt_records
+from lep.evaluation.records import PromptRecord, Record, Score, encode, load_records, save_records
+from lep.evaluation.score import Material, Paths, model_records, served_text_records, summarise
+from lep.evaluation.spans import Messages
+from lep.evaluation.speed import speed_records
+from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
+from lep.hub import short_names
 from lep.inference.models import Description, load_model
-from lep.settings import EvaluateSettings
-
-SPARE_TOKENS = (
-    16  # beyond the longest right answer of a task: enough to see that a model does not stop
-)
+from lep.publish import fingerprint, publishing
+from lep.result import Result
+from lep.settings import BenchmarkSettings, EvaluateSettings
 
 
 @dataclass(frozen=True)
-class Score:
-    """One figure: `metric` in `unit` on `count` units of `language` (of one task, where it has one)."""
+class Comparison(Result):
+    """What models scored: the scores of each by its name, and the rows of the comparison."""
 
-    metric: str
-    language: str
-    task: str | None
-    unit: str
-    value: float
-    low: float
-    high: float
-    count: int
+    output: Path
+    scores: dict[str, list[Score]]
+    rows: list[Row]
+
+    @property
+    def table(self) -> str:
+        """A row a model if there are held-out texts, then a row a measure."""
+        shown = [text_table(self.scores)] if any(map(cells, self.scores.values())) else []
+        return "\n\n".join([*shown, comparison_table(self.rows, list(self.scores))])
+
+    def __str__(self) -> str:
+        return f"{self.table}\n\nall scores and records: {self.output}"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """All scores of a model, and a record for each text window and each answer behind them."""
+class Subject:
+    """A model to evaluate: loaded here, or behind a server that answers for it."""
 
-    scores: list[Score]
-    records: list[dict[str, Any]]
+    source: str  # folder or hub id
+    url: str | None
+    checkpoint: Checkpoint | Description
+    server: Any
+    benchmark: Benchmark | None
 
-
-def windows(
-    text: dict[str, list[str | Path]], settings: EvaluateSettings
-) -> dict[str, list[Document]]:
-    """The held-out text of each language in windows of bounded length, the same for every model."""
-    return {
-        language: prepare.windows(
-            read_documents(paths), settings.characters, settings.window_characters
-        )
-        for language, paths in text.items()
-    }
-
-
-def items(text: dict[str, list[str | Path]], settings: EvaluateSettings) -> list[TaskItem]:
-    """The chat tasks made from the held-out text, the same for every model."""
-    return [
-        item
-        for language, paths in text.items()
-        if settings.tasks
-        for item in make_tasks(
-            read_documents(paths),
-            language,
-            settings.tasks,
-            count=settings.items,
-            seed=settings.seed,
-        )
-    ]
+    @classmethod
+    def parse(cls, argument: str, tasks: list[str], settings: BenchmarkSettings) -> "Subject":
+        """MODEL, or MODEL@URL. Raises `LepError` for a model, server or task that is not there."""
+        source, at, address = argument.partition("@http")
+        checkpoint = Description(source) if at else Checkpoint(source).check()
+        url, server = "http" + address if at else None, None
+        if url is not None:
+            try:
+                from lep.benchmark.backend import Server
+            except ImportError as error:
+                raise LepError(NEEDS_HARNESS) from error
+            server = Server(checkpoint, source, url)
+        benchmark = Benchmark(checkpoint, tasks, settings) if tasks else None
+        return cls(source, url, checkpoint, server, benchmark)
 
 
 def evaluate(
-    model: str | Path,
-    text: dict[str, list[str | Path]],
-    settings: EvaluateSettings,
-    place: Path | None = None,
-    *,
-    base: bool = False,
-) -> Evaluation:
-    """Score a model. Chat tasks are left out for a model without a chat template.
+    models: Sequence[str | Path],
+    text: Mapping[str, Paths],
+    output: str | Path,
+    settings: EvaluateSettings | None = None,
+    **options: Any,
+) -> Comparison:
+    """Score models on held-out text by language, benchmark tasks and prompts, and compare them.
 
-    A `base` model is not asked through its template, which some have for those who tune it. Answers to benchmark tasks
-    are kept in the folder `place`, where a run that was ended finds them again.
+    `models` are folders or hub ids, or MODEL@URL behind an OpenAI-compatible server. Models after
+    the first have their paired differences from it. `output` gets `table.txt`, `scores.json`,
+    `comparison.json` and `records.jsonl`. All models are opened and all tasks made before the first
+    is scored, so that faults show at once. An interrupted run is continued.
+
+    Raises `LepError` for a model, server, text or task that cannot be used.
     """
-    if base:
-        plain = settings.benchmark.model_copy(update={"chat": False})
-        settings = settings.model_copy(update={"tasks": [], "benchmark": plain})
-    items(text, settings)
-    loaded, checkpoint = load_model(model)
-    names = resolve(settings.benchmark.tasks)
-    benchmark = Benchmark(checkpoint, names, settings.benchmark) if names else None
-    with tempfile.TemporaryDirectory() as temporary:
-        kept = place or Path(temporary)
-        kept.mkdir(parents=True, exist_ok=True)
-        records = list(model_records(loaded, checkpoint, text, settings, benchmark, kept))
-    return Evaluation(list(summarise(records, settings)), records)
-
-
-def model_records(
-    model: Any,
-    checkpoint: Checkpoint,
-    text: dict[str, list[str | Path]],
-    settings: EvaluateSettings,
-    benchmark: Benchmark | None,
-    place: Path,
-) -> Iterator[dict[str, Any]]:
-    """Text windows, chat tasks and benchmark tasks of a loaded model; the last ones' answers are kept in `place`."""
-    yield from text_records(model, checkpoint, windows(text, settings), settings)
-    if checkpoint.tokenizer.chat_template:
-        yield from task_records(model, checkpoint, items(text, settings), settings)
-    if benchmark is not None:
-        from lep.benchmark.backend import InMemory
-
-        asked = InMemory(model, checkpoint, settings.benchmark.batch_size)
-        yield from benchmark.records(asked.answering, place)
-
-
-def text_records(
-    model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], settings: EvaluateSettings
-) -> Iterator[dict[str, Any]]:
-    """Nats, tokens, characters and bytes of each text window."""
-    for language, documents in text.items():
-        texts = [document.text for document in documents]
-        found = text_nats(
-            model, checkpoint.tokenizer, texts, settings.batch_size, f"{language} bits per byte"
+    output, settings = Path(output), EvaluateSettings.given(settings, options)
+    sources = list(map(str, models))
+    tasks = resolve(settings.benchmark.tasks)
+    if not (text or tasks or settings.prompts):
+        raise LepError(
+            "nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts"
         )
-        for document, (tokens, nats) in zip(documents, found, strict=True):
-            yield _text_record(language, document, tokens, nats)
+    subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
+    material = Material.of(text, settings, _prompts(subjects[0], settings))
+    records: dict[str, list[Record]] = {}
+    with publishing(output, resume_key=_resume_key(subjects, text, material)) as partial:
+        for i, name in enumerate(short_names(sources)):
+            folder = partial / f"checkpoint-{i}"
+            saved = folder / "records.jsonl"
+            if not saved.exists():
+                folder.mkdir(exist_ok=True)
+                original = Original(subjects[0].checkpoint.vocabulary, _original_answers(records))
+                part = saved.with_suffix(".part")
+                save_records(part, _records(subjects[i], material, original, folder))
+                part.rename(saved)
+            records[name] = load_records(saved)
+        scores = {name: list(summarise(each, settings)) for name, each in records.items()}
+        rows = comparison(records, settings.bootstrap, settings.seed)
+        result = Comparison(output, scores, rows)
+        _write(result, records, partial)
+        for folder in partial.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+    return result
 
 
-def served_text_records(
-    server: Any, checkpoint: Checkpoint | Description, text: dict[str, list[Document]], place: Path
-) -> Iterator[dict[str, Any]]:
-    """The same from a server: log-probabilities of each window as a prompt."""
-    for language, documents in text.items():
-        nats = server.text_nats(
-            [document.text for document in documents], place / f"text-{language}.jsonl"
+def _prompts(first: Subject, settings: EvaluateSettings) -> list[Messages]:
+    """The prompts to answer; raises `LepError` when the first model cannot answer them here."""
+    if not settings.prompts:
+        return []
+    if first.url or not first.checkpoint.tokenizer.chat_template:
+        raise LepError(
+            f"prompts are answered beside the first model, and {first.source} is behind a server "
+            "or has no chat template: name the original instruct model's folder first"
         )
-        for document, loss in zip(documents, nats, strict=True):
-            ids = checkpoint.tokenizer(document.text, add_special_tokens=False)["input_ids"]
-            yield _text_record(language, document, len(ids), loss)
+    return [question(record["messages"]) for record in read_messages(settings.prompts)]
 
 
-def _text_record(language: str, document: Document, tokens: int, nats: float) -> dict[str, Any]:
-    return {
-        "kind": "text",
-        "language": language,
-        "id": document.id,
-        "group": document.group,
-        "nats": nats,
-        "tokens": tokens,
-        "characters": len(document.text),
-        "bytes": len(document.text.encode()),
-    }
+def _resume_key(subjects: list[Subject], text: Mapping[str, Paths], material: Material) -> str:
+    """What must be the same for an interrupted run to be continued."""
+    settings = material.settings
+    files = [path for paths in text.values() for path in paths]
+    stamps = file_stamps([*files, *filter(None, [settings.benchmark.data])])
+    models = [[subject.checkpoint.stamp(), subject.url] for subject in subjects]
+    return fingerprint([*models, text, stamps, settings.model_dump(), material.prompts])
 
 
-def task_records(
-    model: Any, checkpoint: Checkpoint, tasks: list[TaskItem], settings: EvaluateSettings
-) -> list[dict[str, Any]]:
-    """The greedy answer to each task, how right it is, and the nats of the right one."""
-    tokenizer = checkpoint.tokenizer
-    messages = [task.record()["messages"] for task in tasks]
-    nats = answer_nats(model, checkpoint, messages, settings.batch_size, "answers, bits")
-
-    def length(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    given: dict[int, Answer] = {}
-    for name in dict.fromkeys(
-        (task.language, task.task) for task in tasks
-    ):  # answers of a task are of like length
-        group = [i for i, task in enumerate(tasks) if (task.language, task.task) == name]
-        longest = max(length(tasks[i].answer) for i in group) + 1
-        for batch in answers(
-            model,
-            tokenizer,
-            [messages[i][:1] for i in group],
-            max_new_tokens=longest + SPARE_TOKENS,
-            batch_size=settings.batch_size,
-            label=" ".join(name),
-        ):
-            given |= {group[answer.index]: answer for answer in batch}
-    return [_task_record(task, given[i], nats.get(i), length) for i, task in enumerate(tasks)]
+def _original_answers(records: dict[str, list[Record]]) -> list[str] | None:
+    """The first model's answers to the prompts, once it has answered."""
+    first = next(iter(records.values()), None)
+    if first is None:
+        return None
+    return [record.original_answer for record in first if isinstance(record, PromptRecord)]
 
 
-def _task_record(
-    task: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]
-) -> dict[str, Any]:
-    record = {
-        "kind": "task",
-        "language": task.language,
-        "task": task.task,
-        "question": task.question,
-        "expected": task.answer,
-        "answer": answer.text,
-        "finished": answer.finished,
-        "exact": float(answer.text == task.answer),
-    }
-    if nats is not None:
-        record |= {"nats": nats, "bytes": len(task.answer.encode())}
-    if task.task.startswith("copy"):
-        record["length_ratio"] = token_ratio(answer.tokens, task.answer, length)
-        record["copied"] = float(copied(answer.text, task.answer))
-    return record
+def _records(
+    subject: Subject, material: Material, original: Original, folder: Path
+) -> Iterator[Record]:
+    """All records of one model; benchmark answers and a server's are kept in `folder`."""
+    server, benchmark, settings = subject.server, subject.benchmark, material.settings
+    if server is not None:
+        tokenizer = subject.checkpoint.tokenizer
+        yield from served_text_records(server, tokenizer, material.windows, folder)
+        if benchmark is not None:
+            yield from benchmark.records(server.answering, folder)
+        return
+    model, checkpoint = load_model(subject.source)
+    yield from model_records(model, checkpoint, material, benchmark, folder)
+    if material.prompts and checkpoint.tokenizer.chat_template:
+        yield from prompt_records(model, checkpoint, material.prompts, original, settings)
+    if settings.speed:
+        yield from speed_records(model, checkpoint, material.windows, settings.speed)
 
 
-def summarise(records: list[dict[str, Any]], settings: EvaluateSettings) -> Iterator[Score]:
-    """Every metric by language and task, and exact match over all tasks of a language (task None)."""
-    for measure in measures(records):
-        found = figure(measure, settings.bootstrap, settings.seed)
-        if found is not None:
-            yield Score(
-                measure.metric,
-                measure.language,
-                measure.task,
-                measure.unit,
-                **asdict(found.estimate()),
-            )
+def _write(result: Comparison, records: dict[str, list[Record]], folder: Path) -> None:
+    scores = {name: list(map(asdict, each)) for name, each in result.scores.items()}
+    rows = [row.record() for row in result.rows]
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    (folder / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "table.txt").write_text(result.table + "\n")
+    lines = ({"model": name} | encode(record) for name, each in records.items() for record in each)
+    write_records(folder / "records.jsonl", lines)

@@ -1,78 +1,67 @@
-"""What an adapted model still does as the original did: on the same prompts, beside the original's own answers."""
+"""What an adapted model still does like the original: answers to the same prompts, side by side."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from lep.benchmark.metrics import repetition
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError
-from lep.evaluation.spoken import answer_nats
-from lep.inference.generate import Answer, answers
+from lep.evaluation.records import PromptRecord
+from lep.evaluation.spans import Messages, answer_nats, greedy_answers
 from lep.settings import EvaluateSettings
 from lep.tokenizer.vocabulary import Vocabulary
 
-Messages = list[dict[str, Any]]
+
+@dataclass(frozen=True)
+class Original:
+    """The original model: its vocabulary, and its answers (empty if unfinished) once known."""
+
+    vocabulary: Vocabulary
+    answers: list[str] | None
 
 
 def prompt_records(
     model: Any,
     checkpoint: Checkpoint,
     prompts: list[Messages],
-    original: list[str] | None,
-    known: Vocabulary,
+    original: Original,
     settings: EvaluateSettings,
-) -> list[dict[str, Any]]:
+) -> Iterator[PromptRecord]:
     """Greedy answers to the prompts, and the nats of the original model's answers to them.
 
-    `original` holds those answers, empty where there was none that ended; without them the model is the original
-    itself. `known` is the original's vocabulary. Raises `CorpusError` when no answer of the original ends.
+    Without known answers the model is the original itself. Raises `CorpusError` when none of its
+    answers ends within `settings.answer_tokens`.
     """
-    tokenizer = checkpoint.tokenizer
-    given: dict[int, Answer] = {}
-    for batch in answers(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=settings.answer_tokens,
-        batch_size=settings.batch_size,
-        label="prompts",
-    ):
-        given |= {answer.index: answer for answer in batch}
-    said = [given[i].text for i in range(len(prompts))]
-    # an answer that was cut off at the length limit is no whole turn
-    expected = (
-        [a.text if a.finished else "" for _, a in sorted(given.items())]
-        if original is None
-        else original
+    size = settings.batch_size
+    answers = greedy_answers(
+        model, checkpoint, prompts, settings.answer_tokens, size, label="prompts"
     )
+    expected = original.answers
+    if expected is None:  # an answer that was cut off at the length limit is no whole turn
+        expected = [answer.text if answer.finished else "" for answer in answers]
     if not any(expected):
         raise CorpusError(
-            f"the original model ends none of its answers to {len(prompts)} prompts within {settings.answer_tokens} "
-            "tokens: give prompts that it can answer briefly"
+            f"the original model ends none of its answers to {len(prompts)} prompts within "
+            f"{settings.answer_tokens} tokens: give prompts that it can answer briefly"
         )
-    answered = [i for i, text in enumerate(expected) if text]
-    spoken = [[*prompts[i], {"role": "assistant", "content": expected[i]}] for i in answered]
-    found = answer_nats(model, checkpoint, spoken, settings.batch_size, "original answers")
-    nats = {answered[place]: loss for place, loss in found.items()}
-    old = {token.content for token in known.tokens if token}
+    ended = [i for i, text in enumerate(expected) if text]
+    turns = [[*prompts[i], {"role": "assistant", "content": expected[i]}] for i in ended]
+    losses = answer_nats(model, checkpoint, turns, size, "original answers")
+    nats = {ended[k]: loss for k, loss in losses.items()}
+    known = {token.content for token in original.vocabulary.tokens if token}
     tokens = checkpoint.vocabulary.tokens
-
-    def new(index: int) -> bool:
-        token = tokens[index]
-        return token is not None and token.content not in old
-
-    return [
-        {
-            "kind": "prompt",
-            "language": "prompts",
-            "id": str(i),
-            "prompt": prompt,
-            "answer": said[i],
-            "finished": float(given[i].finished),
-            "repetition": repetition(said[i]),
-            "tokens": given[i].tokens,
-            "new_tokens": sum(map(new, given[i].ids)),
-            "original_answer": expected[i],
-        }
-        | ({"nats": nats[i], "bytes": len(expected[i].encode())} if i in nats else {})
-        for i, prompt in enumerate(prompts)
-    ]
+    new = {i for i, token in enumerate(tokens) if token and token.content not in known}
+    for i, answer in enumerate(answers):
+        yield PromptRecord(
+            id=str(i),
+            prompt=prompts[i],
+            answer=answer.text,
+            finished=float(answer.finished),
+            repetition=repetition(answer.text),
+            tokens=answer.tokens,
+            new_tokens=sum(index in new for index in answer.ids),
+            original_answer=expected[i],
+            nats=nats.get(i),
+            bytes=len(expected[i].encode()) if i in nats else None,
+        )

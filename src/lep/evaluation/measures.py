@@ -1,179 +1,169 @@
-"""From records to figures: what is averaged over which units, with intervals and paired differences."""
+"""From records to figures: what is averaged over which units, with intervals and differences."""
 
 import math
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.metrics import Metric, metric
-from lep.statistics import Estimate, Statistic, bounds, draws, mean, ratio
+from lep.evaluation.records import AnswerRecord, Record
+from lep.statistics import Estimate, bounds, draws, mean, ratio
 
-Record = dict[str, Any]
+BITS = 1 / math.log(2)
+Key = tuple[str, str, str | None]  # metric, language, task
 
-# metric -> (unit, numerator, denominator or None for a mean, factor)
-METRICS: dict[str, dict[str, tuple[str, str, str | None, float]]] = {
+
+class Formula(NamedTuple):
+    """`factor * sum(top) / sum(bottom)` over the records, or the mean of `factor * top`."""
+
+    unit: str
+    top: str
+    bottom: str | None = None
+    factor: float = 1.0
+
+    def of(self, record: Record) -> Any:
+        top = getattr(record, self.top) * self.factor
+        return top if self.bottom is None else [top, getattr(record, self.bottom)]
+
+
+METRICS: dict[str, dict[str, Formula]] = {  # by kind of record
     "text": {
-        "bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
-        "symbols per token": ("characters/token", "characters", "tokens", 1.0),
+        "bits per byte": Formula("bits/byte", "nats", "bytes", BITS),
+        "symbols per token": Formula("characters/token", "characters", "tokens"),
     },
     "task": {
-        "exact match": ("share", "exact", None, 1.0),
-        "answer bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
-        "length ratio": ("ratio", "length_ratio", None, 1.0),
-        "copied": ("share", "copied", None, 1.0),
+        "exact match": Formula("share", "exact"),
+        "answer bits per byte": Formula("bits/byte", "nats", "bytes", BITS),
+        "length ratio": Formula("ratio", "length_ratio"),
+        "copied": Formula("share", "copied"),
     },
     "prompt": {
-        "original answers bits per byte": ("bits/byte", "nats", "bytes", 1 / math.log(2)),
-        "ends its turn": ("share", "finished", None, 1.0),
-        "repetition": ("share", "repetition", None, 1.0),
-        "new tokens": ("share", "new_tokens", "tokens", 1.0),
+        "original answers bits per byte": Formula("bits/byte", "nats", "bytes", BITS),
+        "ends its turn": Formula("share", "finished"),
+        "repetition": Formula("share", "repetition"),
+        "new tokens": Formula("share", "new_tokens", "tokens"),
     },
     "speed": {
-        "prefill": ("characters/s", "read_characters", "prefill_seconds", 1.0),
-        "generation": ("characters/s", "written_characters", "generation_seconds", 1.0),
-        "time to first token": ("s", "prefill_seconds", None, 1.0),
-        "context": ("characters", "context_characters", "tokens", 1.0),
-        "KV cache": ("bytes/character", "cache_bytes", "characters", 1.0),
+        "prefill": Formula("characters/s", "read_characters", "prefill_seconds"),
+        "generation": Formula("characters/s", "written_characters", "generation_seconds"),
+        "time to first token": Formula("s", "prefill_seconds"),
+        "context": Formula("characters", "context_characters", "tokens"),
+        "KV cache": Formula("bytes/character", "cache_bytes", "characters"),
+    },
+    "answer": {
+        "score": Formula("bits/byte", "score_nats", "bytes", BITS),
+        "answers bits/byte": Formula("bits/byte", "nats", "bytes", BITS),
+        "next-byte KL bits": Formula("bits", "divergence_nats", "borders", BITS),
+        "end of turn bits": Formula("bits", "end_nats", "turns", BITS),
     },
 }
+BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others are shares
 
 
 def _sum(values: list[Any]) -> Any:
-    """Of the windows of a document: they are alike, and are drawn together."""
     return np.sum(values, axis=0).tolist()
-
-
-BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others are shares
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one model: a value for each item (text, question, answer), and what becomes of them."""
+    """One metric of one model: the value of each item (text, question, answer)."""
 
     metric: str
     language: str
     task: str | None
     unit: str
-    values: dict[str, Any]
-    statistic: Statistic
+    values: dict[str, tuple[str, Any]]  # item -> (document, pair or exam variant, value)
+    aggregation: Metric
     left_out: int = 0  # items that are longer than the model's context
-    units: dict[str, str] = field(
-        default_factory=dict
-    )  # of items that count together: a document, a pair, a variant
-    kind: Metric = field(default_factory=Metric)
 
     def array(self, items: list[str]) -> np.ndarray:
-        """The values of these items, combined where some are of one unit."""
-        found = self.kind.units([(self.units.get(item, item), self.values[item]) for item in items])
-        return np.asarray(list(found.values()), dtype=np.float64)
+        """The values of these items, combined where they belong together."""
+        units = self.aggregation.units([self.values[item] for item in items])
+        return np.asarray(list(units.values()), dtype=np.float64)
 
     @property
-    def key(self) -> tuple[str, str, str | None]:
+    def key(self) -> Key:
         return self.metric, self.language, self.task
 
 
-def measures(records: Sequence[Record]) -> list[Measure]:
+def measures(records: Iterable[Record | AnswerRecord]) -> list[Measure]:
     """Every metric by language and task; chat tasks of a language also together (task None)."""
-    groups: dict[tuple[str, str, str | None], list[Record]] = {}
+    groups: dict[Key, list[Any]] = {}
     for record in records:
-        groups.setdefault((record["kind"], record["language"], record.get("task")), []).append(
-            record
-        )
-        if record["kind"] == "task":
-            groups.setdefault(("task", record["language"], None), []).append(record)
-    found: list[Measure] = []
-    for (kind, language, task), members in groups.items():
-        if kind == "benchmark":
-            found += _benchmark(language, task, members)
-            continue
-        ids = [member.get("id") for member in members]
-        unique = None not in ids and len(set(ids)) == len(ids)
-        named = {str(ids[i]) if unique else str(i): member for i, member in enumerate(members)}
-        for title, (unit, top, bottom, factor) in METRICS[kind].items():
-            if any(top in member for member in members):
-                values = {
-                    name: member[top] * factor
-                    if bottom is None
-                    else [member[top] * factor, member[bottom]]
-                    for name, member in named.items()
-                    if top in member
-                }
-                units = {
-                    name: member["group"] for name, member in named.items() if "group" in member
-                }
-                if (
-                    len(set(units.values())) < 2
-                ):  # windows of a single document say something of it alone
-                    units = {}
-                statistic = mean if bottom is None else ratio
-                found.append(
-                    Measure(
-                        title,
-                        language,
-                        task,
-                        unit,
-                        values,
-                        statistic,
-                        0,
-                        units,
-                        Metric(combine=_sum),
-                    )
-                )
-    return found
+        kind, language, task = record.kind, record.language, getattr(record, "task", None)
+        groups.setdefault((kind, language, task), []).append(record)
+        if kind == "task":
+            groups.setdefault((kind, language, None), []).append(record)
+    return [
+        measure
+        for (kind, language, task), members in groups.items()
+        for measure in (_benchmark if kind == "benchmark" else _plain)(language, task, members)
+    ]
 
 
-def _benchmark(language: str, task: str | None, members: list[Record]) -> list[Measure]:
-    asked = [member for member in members if "scores" in member]
-    if not asked:  # all of them longer than the context
-        return [Measure("score", language, task, "share", {}, mean, len(members))]
-    left_out = len(members) - len(asked)
-    found = []
-    for name in asked[0]["scores"]:
-        known, values = metric(name), {member["id"]: member["scores"][name][1] for member in asked}
-        units = {member["id"]: member["unit"] for member in asked}
+def _plain(language: str, task: str | None, members: list[Any]) -> Iterator[Measure]:
+    """Measures of records of one kind; windows of a document are alike, and are drawn together."""
+    ids = [getattr(member, "id", str(i)) for i, member in enumerate(members)]
+    if len(set(ids)) < len(ids):
+        ids = list(map(str, range(len(ids))))
+    documents = {getattr(member, "group", None) for member in members} - {None}
+    alone = len(documents) < 2  # then windows are the units
+    for title, formula in METRICS[members[0].kind].items():
+        values = {
+            item: (item if alone else member.group or item, formula.of(member))
+            for item, member in zip(ids, members, strict=True)
+            if getattr(member, formula.top) is not None
+        }
+        aggregation = Metric(mean if formula.bottom is None else ratio, _sum)
+        if values:
+            yield Measure(title, language, task, formula.unit, values, aggregation)
+
+
+def _benchmark(
+    language: str, task: str | None, members: list[BenchmarkRecord]
+) -> Iterator[Measure]:
+    """Measures of the items of a benchmark task that fit into the context."""
+    scores = {member.id: member.scores for member in members if member.scores}
+    left_out = sum(not member.scores for member in members)
+    if not scores:
+        yield Measure("score", language, task, "share", {}, Metric(), left_out)
+        return
+    for name in next(iter(scores.values())):
+        values = {item: each[name] for item, each in scores.items()}
         if name == "both_orders":  # half a pair says nothing
-            count = Counter(units.values())
-            values = {item: value for item, value in values.items() if count[units[item]] == 2}
+            count = Counter(pair for pair, _ in values.values())
+            values = {item: value for item, value in values.items() if count[value[0]] == 2}
         unit = BENCHMARK_UNITS.get(name, "share")
-        found.append(
-            Measure(name, language, task, unit, values, known.statistic, left_out, units, known)
-        )
-    return found
+        yield Measure(name, language, task, unit, values, metric(name), left_out)
 
 
 def task_score(parts: Sequence[Measure]) -> Measure:
-    """A task's score: the mean of its metrics, as the paper has it."""
+    """A task's score: the mean of its metrics, as in the paper."""
+    first = parts[0]
     if len(parts) == 1:
-        return parts[0]
-    widths = [np.size(next(iter(part.values.values()))) for part in parts]
-    ends = np.cumsum(widths)
-    values = {
-        u: np.concatenate([np.atleast_1d(part.values[u]) for part in parts])
-        for u in parts[0].values
-    }
+        return first
+    columns = {item: [np.atleast_1d(p.values[item][1]) for p in parts] for item in first.values}
+    widths = [len(column) for column in next(iter(columns.values()))]
 
     def statistic(array: np.ndarray) -> float:
-        columns = [array[:, end - width : end] for end, width in zip(ends, widths, strict=True)]
+        sides = zip(parts, np.split(array, np.cumsum(widths)[:-1], axis=1), widths, strict=True)
         return float(
-            np.mean(
-                [
-                    part.statistic(own[:, 0] if width == 1 else own)
-                    for part, own, width in zip(parts, columns, widths, strict=True)
-                ]
-            )
+            np.mean([p.aggregation.statistic(c[:, 0] if n == 1 else c) for p, c, n in sides])
         )
 
-    first = parts[0]
-    return Measure("score", first.language, first.task, "share", values, statistic, first.left_out)
+    values = {item: (item, np.concatenate(each)) for item, each in columns.items()}
+    key = first.language, first.task
+    return Measure("score", *key, "share", values, Metric(statistic), first.left_out)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its bootstrap draws, which make the interval and can be averaged with those of other measures."""
+    """A value with its bootstrap draws, which give its interval and average with other figures'."""
 
     value: float
     drawn: np.ndarray
@@ -186,24 +176,25 @@ class Figure:
 def figure(
     measure: Measure, resamples: int, seed: int, against: Measure | None = None
 ) -> Figure | None:
-    """The measure, or its difference from the same one of another model over the items that both have.
+    """The measure, or its difference from another model's over the items that both have.
 
-    None without common items. The same measure and seed draw the same units, so that differences are paired.
+    None without common items. The same measure and seed draw the same units: differences are
+    paired.
     """
-    items = [item for item in measure.values if against is None or item in against.values]
+    sides = [measure] if against is None else [measure, against]
+    items = [item for item in measure.values if all(item in side.values for side in sides)]
     if not items:
         return None
-    arrays = [side.array(items) for side in (measure, *([against] if against else []))]
-    statistic = measure.statistic
-    value = statistic(arrays[0]) - (statistic(arrays[1]) if against else 0.0)
-    own = zlib.crc32("/".join(map(str, measure.key)).encode())
-    return Figure(value, draws(arrays, statistic, resamples, seed ^ own), len(arrays[0]))
+    arrays = [side.array(items) for side in sides]
+    statistic = measure.aggregation.statistic
+    first, *second = map(statistic, arrays)
+    stream = seed ^ zlib.crc32("/".join(map(str, measure.key)).encode())
+    drawn = draws(arrays, statistic, resamples, stream)
+    return Figure(first - sum(second), drawn, len(arrays[0]))
 
 
 def average(figures: Sequence[Figure]) -> Figure:
-    """The mean over tasks; each counts the same, and they are resampled on their own."""
-    return Figure(
-        float(np.mean([f.value for f in figures])),
-        np.mean([f.drawn for f in figures], axis=0),
-        sum(f.count for f in figures),
-    )
+    """The mean over tasks: each counts the same, and they are resampled independently."""
+    value = float(np.mean([f.value for f in figures]))
+    drawn = np.mean([f.drawn for f in figures], axis=0)
+    return Figure(value, drawn, sum(f.count for f in figures))

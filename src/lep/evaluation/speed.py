@@ -1,8 +1,8 @@
-"""Speed as a user feels it: characters a second, the wait for the first token, and what a context holds.
+"""Speed as a user feels it: characters a second, time to the first token, what a context holds.
 
-Both models read and write the same text, so that a better tokenizer shows as it would in use: fewer steps for the same
-words. Writing is timed by feeding the text's own tokens one by one through the cache, which costs what generating costs
-and does not depend on what the model would say.
+All models read and write the same text, so that a better tokenizer shows as it would in use: fewer
+steps for the same words. Writing is timed by feeding the text's own tokens one by one through the
+cache. That costs what generating costs, and does not depend on what the model would say.
 """
 
 import time
@@ -15,6 +15,7 @@ import torch
 from lep.benchmark.scoring import keep_logits
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import Document
+from lep.evaluation.records import SpeedRecord
 from lep.inference.likelihood import start_token
 from lep.inference.models import context_of
 
@@ -24,52 +25,51 @@ WARM, REPEATS = 2, 3
 
 def speed_records(
     model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], texts: int
-) -> Iterator[dict[str, Any]]:
-    """Seconds, characters and bytes of the key-value cache for the first `texts` documents of each language.
-
-    Times are medians of three; texts longer than the model's context are left out.
+) -> Iterator[SpeedRecord]:
+    """Seconds, characters and bytes of the key-value cache for the first `texts` documents of each
+    language. Times are medians of three; texts longer than the model's context are left out.
     """
-    context, start = context_of(checkpoint), start_token(checkpoint.tokenizer)
+    tokenizer = checkpoint.tokenizer
+    context, start = context_of(checkpoint), start_token(tokenizer)
     for language, documents in text.items():
         encoded = [
-            checkpoint.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in documents
+            (document, [start, *tokenizer(document.text, add_special_tokens=False)["input_ids"]])
+            for document in documents[:texts]
         ]
-        pairs = list(zip(documents, encoded, strict=True))[:texts]
-        fitting = [(document, [start, *ids]) for document, ids in pairs if len(ids) < context]
+        fitting = [(document, ids) for document, ids in encoded if len(ids) <= context]
         for _, ids in fitting[:WARM]:
             _timed(model, ids)
         for document, ids in fitting:
-            runs = [_timed(model, ids) for _ in range(REPEATS)]
-            read = int(len(ids) * PROMPT_SHARE)
-            written = len(checkpoint.tokenizer.decode(ids[read:]))
-            yield {
-                "kind": "speed",
-                "language": language,
-                "id": document.id,
-                "tokens": len(ids) - 1,
-                "characters": len(document.text),
-                "read_characters": len(document.text) - written,
-                "written_characters": written,
-                "prefill_seconds": median(run[0] for run in runs),
-                "generation_seconds": median(run[1] for run in runs),
-                "cache_bytes": runs[0][2],
-                "context_characters": context * len(document.text),
-            }
+            prefills, generations, (cache, *_) = zip(
+                *(_timed(model, ids) for _ in range(REPEATS)), strict=True
+            )
+            characters = len(document.text)
+            written = len(tokenizer.decode(ids[int(len(ids) * PROMPT_SHARE) :]))
+            yield SpeedRecord(
+                language=language,
+                id=document.id,
+                tokens=len(ids) - 1,
+                characters=characters,
+                read_characters=characters - written,
+                written_characters=written,
+                prefill_seconds=median(prefills),
+                generation_seconds=median(generations),
+                cache_bytes=cache,
+                context_characters=context * characters,
+            )
 
 
 @torch.inference_mode()
 def _timed(model: Any, ids: list[int]) -> tuple[float, float, int]:
-    """Seconds to read the first part, seconds to write the rest, and bytes of the cache at the end."""
+    """Seconds to read the first part and to write the rest, and bytes of the cache at the end."""
     tokens = torch.tensor([ids], device=model.device)
     read = int(len(ids) * PROMPT_SHARE)
     began = _now()
     out = model(input_ids=tokens[:, :read], use_cache=True, **keep_logits(model, 1))
     out.logits[0, -1].argmax().item()
     prefilled = _now()
-    for i in range(read, len(ids)):
-        out = model(
-            input_ids=tokens[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True
-        )
+    for token in tokens[:, read:].split(1, dim=1):
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
         out.logits[0, -1].argmax().item()
     return prefilled - began, _now() - prefilled, cache_bytes(out.past_key_values)
 
@@ -82,9 +82,5 @@ def _now() -> float:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all keys and values that a model keeps of what it has seen."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for layer in cache.layers
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if tensor is not None
-    )
+    tensors = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

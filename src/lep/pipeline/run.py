@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lep.evaluation.records import load_scores
 from lep.evaluation.table import benchmark_table, text_table
 from lep.pipeline.recipe import Cell, Grid, Recipe
 from lep.pipeline.stage import Places, Runner, Stage, made_stages
@@ -104,9 +105,6 @@ def table(folder: Path) -> str:
     if "cells" in record:
         return grid_text(grid_blocks(folder, record))
     models = record["instruct_models"]
-    scores = {
-        name: json.loads((folder / stage / "scores.json").read_text())
-        for name, stage in models.items()
-    }
+    scores = {name: load_scores(folder / stage / "scores.json") for name, stage in models.items()}
     benchmark = benchmark_table(folder, models)
     return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")

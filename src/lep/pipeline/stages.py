@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lep.corpus.read import (
     write_records,
 )
 from lep.errors import CheckpointError
-from lep.evaluation.evaluate import evaluate
+from lep.evaluation.score import score_model
 from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import Places, Stage
 from lep.publish import fingerprint, publishing
@@ -419,12 +419,9 @@ def write_evaluation(
     kept = output.with_name(
         f"{output.name}.{fingerprint([Checkpoint(model).stamp(), settings.model_dump()])}"
     )
-    found = evaluate(model, text, settings, kept, base=base)
+    evaluation = score_model(model, text, settings, kept, base=base)
     with publishing(output) as partial:
-        (partial / "scores.json").write_text(
-            json.dumps([asdict(score) for score in found.scores], indent=1) + "\n"
-        )
-        write_records(partial / "records.jsonl", found.records)
+        evaluation.write(partial)
     shutil.rmtree(kept, ignore_errors=True)
 
 

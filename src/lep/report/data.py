@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from lep.corpus.read import read_documents
 from lep.errors import CheckpointError
+from lep.evaluation.records import Score, TaskRecord, load_records, load_scores
 from lep.evaluation.table import cells, lower_is_better
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import load_tokenizer
@@ -32,23 +34,25 @@ def read_run(folder: Path) -> dict[str, Any]:
 def model_tables(folder: Path, run: dict[str, Any], kind: str) -> dict[str, Any]:
     """Rows and columns of the table of `instruct_models` or `base_models`, each cell with its record's place."""
     rows: dict[str, dict[str, Any]] = {}
+    first: dict[str, Score] = {}
     for name, stage in run[kind].items():
         place = f"{stage}/scores.json"
-        scores = cells(json.loads((folder / place).read_text()))
-        first = next(iter(rows.values()), scores)
+        scores = cells(load_scores(folder / place))
+        first = first or scores
         rows[name] = {
-            column: score | {"place": place, "mark": mark(column, score, first.get(column, score))}
+            column: asdict(score)
+            | {"place": place, "mark": mark(column, score, first.get(column, score))}
             for column, score in scores.items()
         }
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     return {"columns": columns, "rows": rows}
 
 
-def mark(column: str, score: dict[str, Any], first: dict[str, Any]) -> str:
+def mark(column: str, score: Score, first: Score) -> str:
     """`better` or `worse` than the first model where the two intervals have nothing in common."""
-    if score["low"] <= first["high"] and first["low"] <= score["high"]:
+    if score.low <= first.high and first.low <= score.high:
         return ""
-    return "worse" if (score["value"] > first["value"]) == lower_is_better(column) else "better"
+    return "worse" if (score.value > first.value) == lower_is_better(column) else "better"
 
 
 def heads(columns: list[str]) -> list[tuple[str, list[str]]]:
@@ -131,12 +135,11 @@ def examples(folder: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
     """A few held-out questions in the new language with the answer of every model."""
     found: dict[str, dict[str, Any]] = {}
     for name, stage in run["instruct_models"].items():
-        with (folder / stage / "records.jsonl").open(encoding="utf-8") as lines:
-            for record in map(json.loads, lines):
-                if record["kind"] == "task" and record["language"] == run["recipe"]["language"]:
-                    entry = found.setdefault(record["question"], {"record": record, "answers": {}})
-                    entry["answers"][name] = {"text": record["answer"], "exact": record["exact"]}
-    first_of_task = {entry["record"]["task"]: entry for entry in reversed(list(found.values()))}
+        for record in load_records(folder / stage / "records.jsonl"):
+            if isinstance(record, TaskRecord) and record.language == run["recipe"]["language"]:
+                entry = found.setdefault(record.question, {"record": record, "answers": {}})
+                entry["answers"][name] = {"text": record.answer, "exact": record.exact}
+    first_of_task = {entry["record"].task: entry for entry in reversed(list(found.values()))}
     return list(islice(reversed(list(first_of_task.values())), SHOWN_ANSWERS))
 
 

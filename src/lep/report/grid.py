@@ -1,12 +1,12 @@
 """Tables of a grid: one for each combination, means over the seeds with their intervals, each with its records."""
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lep.benchmark.tasks import task_names
+from lep.evaluation.records import load_scores
 from lep.evaluation.table import cells
 from lep.statistics import student_half_width
 
@@ -117,12 +117,12 @@ def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models"
         for model, stage in cell[kind].items():
             place = f"{stage}/scores.json"
             row = block.models.setdefault(model, {})
-            scores = json.loads((folder / place).read_text(encoding="utf-8"))
+            scores = load_scores(folder / place)
             shown = cells(scores) | {
-                f"{s['task']} {s['metric']}": s for s in scores if s["task"] in benchmark
+                f"{s.task} {s.metric}": s for s in scores if s.task in benchmark
             }
             for column, score in shown.items():
-                row.setdefault(column, Cell({})).values[place] = score["value"]
+                row.setdefault(column, Cell({})).values[place] = score.value
     return blocks
 
 

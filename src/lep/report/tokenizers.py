@@ -1,23 +1,23 @@
 """The page of `lep tokenizer compare`, with nothing outside it."""
 
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from lep.report.page import figure_html
+from lep.tokenizer.compare import Comparison
 
 
-def write_comparison(record: dict[str, Any], path: Path) -> None:
-    """Write what `compare_tokenizers` found as one HTML page."""
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write what `compare_tokenizers` measured as one HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lep.report", "."), autoescape=True
     )
     page = environment.get_template("tokenizers.html").render(
-        record=record,
-        curves=curve_figure(record["curves"]) if record["curves"] else "",
+        record=comparison,
+        curves=curve_figure(comparison.curves) if comparison.curves else "",
         plotly=get_plotlyjs(),
     )
     path.write_text(page, encoding="utf-8")

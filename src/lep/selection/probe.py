@@ -1,4 +1,4 @@
-"""`Probe`: what an instruct model says and expects, and how far another one with another vocabulary is from it."""
+"""`Probe`: what an instruct model answers and expects, and how far candidates are from it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,17 +8,16 @@ from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
-from lep.corpus.read import Document
-from lep.corpus.tasks import TaskItem
 from lep.errors import CorpusError
-from lep.evaluation.evaluate import task_records, text_records
-from lep.evaluation.spoken import Spoken
-from lep.inference.generate import answers
+from lep.evaluation.records import AnswerRecord, TaskRecord, TextRecord
+from lep.evaluation.score import Material, task_records, text_records
+from lep.evaluation.spans import AnswerSpan, Messages, greedy_answers
 from lep.inference.likelihood import sequence_nats
 from lep.inference.next_byte import divergence, first_bytes, next_byte_nats
-from lep.settings import EvaluateSettings, SelectSettings
+from lep.settings import SelectSettings
 
 HALVES = ("choose", "report")
+Record = TextRecord | AnswerRecord | TaskRecord
 
 
 def half_of(key: str) -> str:
@@ -26,114 +25,95 @@ def half_of(key: str) -> str:
     return HALVES[unit_hash("select/" + key) >= 0.5]
 
 
+def record_half(record: Record) -> str:
+    """The half of a record; the sections `document#number` of a document stay together."""
+    if isinstance(record, TextRecord):
+        return half_of(record.id.rsplit("#", 1)[0])
+    return half_of(record.question)
+
+
 @dataclass(frozen=True)
 class Probe:
-    """Plain text, the original instruct model's own answers, and what it expected at each border of its tokens."""
+    """The original instruct model's own answers, and what it expected at each token border."""
 
-    text: dict[str, list[Document]]
-    copies: list[TaskItem]
-    conversations: list[list[dict[str, Any]]]
-    spoken: list[Spoken]  # under the original vocabulary
-    expected: list[Tensor]  # log P of the next byte at each of `spoken.places`, (places, 257)
+    material: Material
+    conversations: list[Messages]
+    spans: list[AnswerSpan]  # under the original vocabulary
+    expected: list[Tensor]  # log P of the next byte at each border of a span, (borders, 257)
     settings: SelectSettings
 
     @classmethod
     def of(
-        cls,
-        model: Any,
-        checkpoint: Checkpoint,
-        text: dict[str, list[Document]],
-        copies: list[TaskItem],
-        prompts: list[list[dict[str, Any]]],
-        settings: SelectSettings,
+        cls, model: Any, checkpoint: Checkpoint, material: Material, settings: SelectSettings
     ) -> "Probe":
-        """Ask the original model. Raises `CorpusError` when it ends no answer by itself."""
-        conversations = []
-        for batch in answers(
-            model,
-            checkpoint.tokenizer,
-            prompts,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            label="own answers",
-        ):
-            for answer in batch:
-                if answer.finished and answer.text:
-                    said = {"role": "assistant", "content": answer.text}
-                    conversations.append((answer.index, [*prompts[answer.index], said]))
-        if not conversations:
+        """Ask the original model. Raises `CorpusError` when none of its answers can be used."""
+        prompts, most = material.prompts, settings.max_new_tokens
+        answers = greedy_answers(
+            model, checkpoint, prompts, most, settings.batch_size, label="own answers"
+        )
+        answered = [
+            [*messages, {"role": "assistant", "content": answer.text}]
+            for messages, answer in zip(prompts, answers, strict=True)
+            if answer.finished and answer.text
+        ]
+        if not answered:
             raise CorpusError(
-                f"none of {len(prompts)} prompts got an answer that ends within {settings.max_new_tokens} tokens: "
+                f"none of {len(prompts)} prompts got an answer that ends within {most} tokens: "
                 "give prompts that the instruct model can answer briefly"
             )
-        ordered = [messages for _, messages in sorted(conversations, key=lambda pair: pair[0])]
-        found = [(messages, Spoken.of(checkpoint, messages)) for messages in ordered]
-        ordered = [messages for messages, said in found if said]
-        spoken = [said for _, said in found if said]
-        if not spoken:
+        spans = [AnswerSpan.of(checkpoint, messages) for messages in answered]
+        shown = [span for span in spans if span is not None]
+        if not shown:
             raise CorpusError(
-                f"the chat template of {checkpoint.folder} changes every answer that becomes part of a "
-                "conversation: choosing by the model's own answers is not possible, name a --method"
+                f"the chat template of {checkpoint.folder} changes every answer that becomes part "
+                "of a conversation, so its answers cannot decide: name a --method"
             )
-        classes = first_bytes(
-            checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0]
-        )
-        expected = next_byte_nats(
-            model, classes, [(s.ids, list(s.places.values())) for s in spoken]
-        )
-        return cls(text, copies, ordered, spoken, expected, settings)
+        conversations = [messages for messages, span in zip(answered, spans, strict=True) if span]
+        positions = [list(span.borders.values()) for span in shown]
+        expected = _next_bytes(model, checkpoint, shown, positions)
+        return cls(material, conversations, shown, expected, settings)
 
-    def measure(self, model: Any, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-        """A record for each text window, answer and copy: nats, bytes, divergence from the original, its half."""
-        settings = EvaluateSettings(batch_size=self.settings.batch_size)
-        records = list(text_records(model, checkpoint, self.text, settings))
+    def measure(self, model: Any, checkpoint: Checkpoint) -> list[Record]:
+        """A record for each text window, answer and copy under a candidate."""
+        records: list[Record] = list(text_records(model, checkpoint, self.material))
         records += self._answer_records(model, checkpoint)
-        if self.copies:
-            records += task_records(model, checkpoint, self.copies, settings)
-        # sections of one document, `document#number`, stay together
-        return [
-            r | {"half": half_of(r["id"].rsplit("#", 1)[0] if "id" in r else r["question"])}
-            for r in records
-        ]
+        if self.material.items:
+            records += task_records(model, checkpoint, self.material)
+        return records
 
-    def _answer_records(self, model: Any, checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
-        made = [Spoken.of(checkpoint, messages) for messages in self.conversations]
-        here = [now or then for now, then in zip(made, self.spoken, strict=True)]
-        assert all(made), "the result has the instruct model's template"
-        nats = sequence_nats(
-            model, [(s.ids, s.start) for s in here], self.settings.batch_size, "own answers, bits"
-        )
-        ends = sequence_nats(
-            model, [(s.ids, s.stop) for s in here], self.settings.batch_size, "ends of turn"
-        )
-        shared = [
-            sorted(then.places.keys() & now.places.keys())
-            for then, now in zip(self.spoken, here, strict=True)
-        ]
-        classes = first_bytes(
-            checkpoint.vocabulary, checkpoint.shape(checkpoint.tables.names[-1])[0]
-        )
-        found = next_byte_nats(
-            model,
-            classes,
-            [
-                (s.ids, [s.places[b] for b in borders])
-                for s, borders in zip(here, shared, strict=True)
-            ],
-        )
-        for index, (then, borders) in enumerate(zip(self.spoken, shared, strict=True)):
-            rows = [list(then.places).index(border) for border in borders]
-            messages = self.conversations[index]
-            yield {
-                "kind": "answer",
-                "question": messages[-2]["content"],
-                "answer": messages[-1]["content"],
-                "nats": nats[index],
-                "end_nats": ends[index],
-                "bytes": len(messages[-1]["content"].encode()),
-                "divergence_nats": divergence(self.expected[index][rows], found[index])
-                .sum()
-                .item(),
-                "borders": len(borders),
-                "same_cuts": then.places.keys() == here[index].places.keys(),
-            }
+    def _answer_records(self, model: Any, checkpoint: Checkpoint) -> Iterator[AnswerRecord]:
+        spans = []
+        for messages in self.conversations:
+            span = AnswerSpan.of(checkpoint, messages)
+            assert span is not None, "the result has the instruct model's template"
+            spans.append(span)
+        size = self.settings.batch_size
+        nats = sequence_nats(model, [(s.ids, s.start) for s in spans], size, "own answers, bits")
+        ends = sequence_nats(model, [(s.ids, s.stop) for s in spans], size, "ends of turn")
+        pairs = list(zip(self.spans, spans, strict=True))
+        common = [sorted(then.borders.keys() & now.borders.keys()) for then, now in pairs]
+        positions = [[s.borders[b] for b in each] for s, each in zip(spans, common, strict=True)]
+        expected = _next_bytes(model, checkpoint, spans, positions)
+        for i, (then, now) in enumerate(pairs):
+            rows = [list(then.borders).index(border) for border in common[i]]
+            question, answer = (message["content"] for message in self.conversations[i][-2:])
+            yield AnswerRecord(
+                question=question,
+                answer=answer,
+                nats=nats[i],
+                end_nats=ends[i],
+                bytes=len(answer.encode()),
+                divergence_nats=divergence(self.expected[i][rows], expected[i]).sum().item(),
+                borders=len(rows),
+                same_cuts=then.borders.keys() == now.borders.keys(),
+            )
+
+
+def _next_bytes(
+    model: Any, checkpoint: Checkpoint, spans: list[AnswerSpan], positions: list[list[int]]
+) -> list[Tensor]:
+    """log P of the next byte at positions of each span."""
+    rows = checkpoint.shape(checkpoint.tables.names[-1])[0]
+    classes = first_bytes(checkpoint.vocabulary, rows)
+    sequences = [(span.ids, each) for span, each in zip(spans, positions, strict=True)]
+    return next_byte_nats(model, classes, sequences)

@@ -1,19 +1,22 @@
 """Byte-pair encoding learned further on counted words, with arrays instead of lists of words.
 
-All words lie one after another in one array of symbols, as a doubly linked list. For each pair of neighbours the
-places where it occurs are known, so that a merge touches these places only, all at once.
+All words lie one after another in one array of symbols, as a doubly linked list. The positions of
+each pair of neighbours are known, so a merge touches these positions only, all at once.
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from lep.tokenizer.parts import Merge
+from lep.tokenizer.vocabulary import first_ids
 
 MINIMUM_COUNT = 2  # a pair that occurs once teaches nothing
-DEAD, END = -2, -1  # a symbol that was merged into its left neighbour; what stands between words
+DEAD, END = -2, -1  # a symbol that was merged into its left neighbour; the end of a word
 BITS = 21  # of an id within a pair's key: two million tokens
+Array = np.ndarray
 
 
 def continue_bpe(
@@ -23,76 +26,61 @@ def continue_bpe(
     new_tokens: int,
     accept: Callable[[bytes], bool],
 ) -> tuple[list[Merge], list[bytes | None]]:
-    """Merges learned on counted words that are already split into known tokens.
+    """Learn merges on counted words that are already split into known tokens.
 
-    `words` holds (ids, count); `contents` the bytes of each known id (None where it may not be merged). The most
-    frequent acceptable pair is merged, ties by the smaller ids, until `new_tokens` tokens are new or no pair
-    occurs twice. A pair that spells a known token becomes a merge to it and no new token; what the merges
-    already known then do with that token is done at once, as the tokenizer will.
+    `words` holds (ids, count); `contents` the bytes of each known id (None where it may not be
+    merged). The most frequent acceptable pair is merged, ties by the smaller ids, until
+    `new_tokens` tokens are new or no pair occurs twice. A pair that spells a known token becomes a
+    merge to it and no new token; the known merges that then apply are done at once, as the
+    tokenizer will do them.
 
     Returns the new merges in order, and `contents` with the new tokens at its end.
     """
     contents = list(contents)
-    known = {
-        content: i for i, content in reversed(list(enumerate(contents))) if content is not None
-    }
-    results = {
-        _key(merge.left, merge.right): (rank, merge.result)
-        for rank, merge in enumerate(known_merges)
-    }
-    target, state = len(contents) + new_tokens, _Words(words)
-    heap = state.heap()
+    known, target = first_ids(contents), len(contents) + new_tokens
+    results = {_key(m.left, m.right): (rank, m.result) for rank, m in enumerate(known_merges)}
+    state = _Words(words)
     merges: list[Merge] = []
-    while heap and len(contents) < target:
-        negative, key = heapq.heappop(heap)
-        count = state.counts.get(key, 0)
-        if count < MINIMUM_COUNT:
+    for key in state.frequent_pairs():
+        if len(contents) >= target:
+            break
+        left, right = _ids(key)
+        start, end = contents[left], contents[right]
+        if start is None or end is None or not accept(start + end):
             continue
-        if (
-            -negative != count
-        ):  # other merges have taken some of its places since: back with what is left
-            heapq.heappush(heap, (-count, key))
-            continue
-        left, right = contents[key >> BITS], contents[key & (1 << BITS) - 1]
-        if left is None or right is None or not accept(left + right):
-            continue
-        result = known.get(left + right)
-        fresh = result is None
-        if result is None:
-            result = known[left + right] = len(contents)
-            contents.append(left + right)
+        result = known.setdefault(start + end, len(contents))
         results[key] = (len(results), result)
-        merges.append(Merge(key >> BITS, key & (1 << BITS) - 1, result))
-        touched = state.merge(key, result)
-        if not fresh:
-            touched = _cascade(state, touched, results)
-        for changed in touched:
-            if state.counts.get(changed, 0) >= MINIMUM_COUNT:
-                heapq.heappush(heap, (-state.counts[changed], changed))
+        merges.append(Merge(left, right, result))
+        changed = state.merge(key, result)
+        if result == len(contents):
+            contents.append(start + end)
+        else:
+            _cascade(state, changed, results)
     return merges, contents
 
 
-def _cascade(state: "_Words", touched: set[int], results: dict[int, tuple[int, int]]) -> set[int]:
-    """Apply the known merges, first ones first, to the pairs that appeared; returns all pairs that did."""
-    while due := [(results[key], key) for key in touched if key in results and key in state.counts]:
+def _cascade(state: "_Words", changed: set[int], results: dict[int, tuple[int, int]]) -> None:
+    """Apply the known merges, first ones first, to the pairs that appeared."""
+    while due := [(results[key], key) for key in changed if key in results and key in state.counts]:
         (_, result), key = min(due)
-        touched = touched | state.merge(key, result)
-    return touched
+        changed = changed | state.merge(key, result)
 
 
 def _key(left: int, right: int) -> int:
     return left << BITS | right
 
 
+def _ids(key: int) -> tuple[int, int]:
+    return key >> BITS, key & (1 << BITS) - 1
+
+
 class _Words:
-    """The words as linked symbols, the count of each pair, and where it occurs."""
+    """The words as linked symbols, the count of each pair, and the positions where it occurs."""
 
     def __init__(self, words: Iterable[tuple[list[int], int]]) -> None:
-        symbols: list[int] = [END]
-        lengths, weights = [1], [0]
+        symbols, lengths, weights = [END], [1], [0]
         for ids, count in words:
-            symbols += ids
-            symbols.append(END)
+            symbols += [*ids, END]
             lengths.append(len(ids) + 1)
             weights.append(count)
         self.symbols = np.array(symbols, dtype=np.int32)
@@ -100,102 +88,94 @@ class _Words:
         self.next = np.arange(1, len(symbols) + 1, dtype=np.int32)
         self.previous = np.arange(-1, len(symbols) - 1, dtype=np.int32)
         self.marked = np.zeros(len(symbols) + 1, dtype=bool)
-        places = np.flatnonzero((self.symbols[:-1] >= 0) & (self.symbols[1:] >= 0)).astype(np.int32)
-        self._order, self._keys, self._starts, sums = _group(
-            self._pairs(places, places + 1), places, self.weights
-        )
-        self.counts: dict[int, int] = dict(zip(self._keys.tolist(), sums.tolist(), strict=True))
-        self._later: dict[int, list[np.ndarray]] = {}
+        self.counts: dict[int, int] = defaultdict(int)
+        self._positions: dict[int, list[Array]] = defaultdict(list)
+        self._heap: list[tuple[int, int]] = []
+        first = np.flatnonzero((self.symbols[:-1] >= 0) & (self.symbols[1:] >= 0))
+        self._add(first.astype(np.int32))
 
-    def heap(self) -> list[tuple[int, int]]:
-        """(-count, key) of each pair that occurs often enough, as a heap."""
-        entries = [(-count, key) for key, count in self.counts.items() if count >= MINIMUM_COUNT]
-        heapq.heapify(entries)
-        return entries
+    def frequent_pairs(self) -> Iterator[int]:
+        """The key of the most frequent pair, again and again, each pair as long as it is left."""
+        while self._heap:
+            negative, key = heapq.heappop(self._heap)
+            count = self.counts.get(key, 0)
+            if count == -negative:
+                yield key
+            else:  # other merges have used some of its positions since
+                self._push(key, count)
 
     def merge(self, key: int, result: int) -> set[int]:
-        """Replace a pair by `result` wherever it occurs; returns the keys of the pairs that are new there."""
-        left, right = key >> BITS, key & (1 << BITS) - 1
-        first = self._take_places(key)
+        """Replace a pair by `result` everywhere; returns the keys of the pairs that appear."""
+        left, right = _ids(key)
+        first = np.concatenate(self._positions.pop(key))  # some may have been merged since
+        if left == right:
+            first.sort()
         second = self.next[first]
         valid = (self.symbols[first] == left) & (self.symbols[second] == right)
         first, second = first[valid], second[valid]
         if left == right:
             first, second = _without_overlaps(first, second)
-        before, after = self.previous[first], self.next[second]
-        self.marked[second] = True
-        with_left = (self.symbols[before] >= 0) & ~self.marked[
-            before
-        ]  # a marked one counts as the other's right pair
-        with_right = self.symbols[after] >= 0
-        gone = np.concatenate(
-            [
-                self._pairs(before[with_left], first[with_left]),
-                self._pairs(second[with_right], after[with_right]),
-            ]
-        )
-        weights = np.concatenate([self.weights[first[with_left]], self.weights[first[with_right]]])
-        self.marked[second] = False
-        self._subtract(np.append(gone, key), np.append(weights, self.weights[first].sum()))
+        before, after = self._neighbours(first, second)
+        gone = [self._pairs(self.previous[before], before), self._pairs(after, self.next[after])]
+        weights = [self.weights[before], self.weights[after], [self.weights[first].sum()]]
+        self._subtract(np.concatenate([*gone, [key]]), np.concatenate(weights))
+        following = self.next[second]
         self.symbols[first], self.symbols[second] = result, DEAD
-        self.next[first], self.previous[after] = after, first
-        before, after = self.previous[first], self.next[first]
-        self.marked[first] = True
-        with_left = (self.symbols[before] >= 0) & ~self.marked[before]
-        self.marked[first] = False
-        with_right = self.symbols[after] >= 0
-        return self._add(np.concatenate([before[with_left], first[with_right]]))
+        self.next[first], self.previous[following] = following, first
+        before, after = self._neighbours(first, first)
+        return self._add(np.concatenate([self.previous[before], after]))
 
-    def _pairs(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def _neighbours(self, first: Array, last: Array) -> tuple[Array, Array]:
+        """Which of `first` have a symbol before them, and which of `last` one behind them.
+
+        Where one span follows another directly, their common border counts once, as the left
+        one's right border.
+        """
+        before, after = self.previous[first], self.next[last]
+        self.marked[last] = True
+        with_left = (self.symbols[before] >= 0) & ~self.marked[before]
+        self.marked[last] = False
+        return first[with_left], last[self.symbols[after] >= 0]
+
+    def _pairs(self, first: Array, second: Array) -> Array:
         return self.symbols[first].astype(np.int64) << BITS | self.symbols[second]
 
-    def _take_places(self, key: int) -> np.ndarray:
-        found = self._later.pop(key, [])
-        index = int(np.searchsorted(self._keys, key))
-        if index < len(self._keys) and self._keys[index] == key:
-            found = [self._order[self._starts[index] : self._starts[index + 1]], *found]
-        places = np.concatenate(found)
-        return np.sort(places) if key >> BITS == key & (1 << BITS) - 1 else places
+    def _push(self, key: int, count: int) -> None:
+        if count >= MINIMUM_COUNT:
+            heapq.heappush(self._heap, (-count, key))
 
-    def _subtract(self, keys: np.ndarray, weights: np.ndarray) -> None:
+    def _subtract(self, keys: Array, weights: Array) -> None:
         _, keys, _, sums = _group(keys, np.arange(len(keys)), weights)
         for key, total in zip(keys.tolist(), sums.tolist(), strict=True):
-            if left := self.counts[key] - total:
-                self.counts[key] = left
-            else:
+            self.counts[key] -= total
+            if not self.counts[key]:
                 del self.counts[key]
 
-    def _add(self, places: np.ndarray) -> set[int]:
-        if not len(places):
-            return set()
+    def _add(self, positions: Array) -> set[int]:
         order, keys, starts, sums = _group(
-            self._pairs(places, self.next[places]), places, self.weights
+            self._pairs(positions, self.next[positions]), positions, self.weights
         )
-        for key, total, start, stop in zip(
-            keys.tolist(), sums.tolist(), starts, starts[1:], strict=False
-        ):
-            self.counts[key] = self.counts.get(key, 0) + total
-            self._later.setdefault(key, []).append(order[start:stop].copy())
+        for i, (key, total) in enumerate(zip(keys.tolist(), sums.tolist(), strict=True)):
+            self.counts[key] += total
+            self._positions[key].append(order[starts[i] : starts[i + 1]].copy())
+            self._push(key, self.counts[key])
         return set(keys.tolist())
 
 
-def _group(
-    keys: np.ndarray, places: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sort places by their key: the places, each key once, where its places start (and end), its sum of weights."""
+def _group(keys: Array, positions: Array, weights: Array) -> tuple[Array, Array, Array, Array]:
+    """Sort positions by key: the positions, each key once, where each begins, the sum of weights.
+
+    `weights` are indexed by position. A last entry says where the last key's positions end.
+    """
     order = np.argsort(keys, kind="stable")
-    keys, places = keys[order], places[order]
-    starts = (
-        np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-        if len(keys)
-        else np.zeros(0, dtype=np.int64)
-    )
-    sums = np.add.reduceat(weights[places], starts) if len(keys) else np.zeros(0, dtype=np.int64)
-    return places, keys[starts], np.append(starts, len(keys)), sums
+    keys, positions = keys[order], positions[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+    sums = np.add.reduceat(weights[positions], starts) if len(keys) else starts
+    return positions, keys[starts], np.append(starts, len(keys)), sums
 
 
-def _without_overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of pairs of twice the same symbol that overlap, as in `aaa`, every other one from the left."""
+def _without_overlaps(first: Array, second: Array) -> tuple[Array, Array]:
+    """Of pairs of the same symbol that overlap, as in `aaa`, every other one from the left."""
     continues = np.append(False, first[1:] == second[:-1])
     starts = np.flatnonzero(~continues)
     within = np.arange(len(first)) - np.repeat(starts, np.diff(np.append(starts, len(first))))

@@ -7,9 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lep.errors import CorpusError, TokenizerError
 
-ASKED = {
-    "enable_thinking": False
-}  # answers are asked for, not the way to them; other templates pass over it
+# Ask for the answer without a chain of thought; templates that know no such option ignore it.
+TEMPLATE_OPTIONS = {"enable_thinking": False}
 
 
 def chat_ids(
@@ -17,18 +16,15 @@ def chat_ids(
 ) -> list[int]:
     """Token ids of a conversation; with `ask`, up to where the next answer begins.
 
-    Raises `TokenizerError` for a model without a chat template, `CorpusError` for a conversation it refuses.
+    Raises `TokenizerError` when the model has no chat template, `CorpusError` when the template
+    refuses the conversation.
     """
     if not tokenizer.chat_template:
-        raise TokenizerError(
-            "the model has no chat template, so it cannot be asked: give an instruct model"
-        )
+        raise TokenizerError("the model has no chat template: give an instruct model")
     try:
         return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=ask, return_dict=False, **ASKED
+            messages, add_generation_prompt=ask, return_dict=False, **TEMPLATE_OPTIONS
         )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise CorpusError(
-            f"the chat template refuses a conversation of the roles {roles}: {error}"
-        ) from error
+        raise CorpusError(f"the chat template refuses the roles {roles}: {error}") from error

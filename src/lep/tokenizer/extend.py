@@ -1,25 +1,22 @@
-"""Extend a BPE tokenizer: by continuing its training, or the paper's way, by merging in a second vocabulary."""
+"""Extend a BPE tokenizer: continue its training, or merge in a second vocabulary (the paper)."""
 
-import json
-from collections import Counter
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
-
-from lep.errors import CorpusError, LepError
+from lep.errors import CorpusError
 from lep.tokenizer.bpe import MINIMUM_COUNT, continue_bpe
 from lep.tokenizer.count import WordCounts
 from lep.tokenizer.parts import Merge, Parts
 from lep.tokenizer.script import ScriptFilter, needed_prefixes
 from lep.tokenizer.train import fresh_merges
+from lep.tokenizer.vocabulary import first_ids
 
 
 @dataclass(frozen=True)
 class Extension:
     """A tokenizer with new tokens.
 
-    `new` holds the id of each new token's bytes, in the order in which they were learned; `excluded` the characters
-    outside the script whose texts may be tokenised differently now.
+    `new` holds the id of each new token's bytes, in the order in which they were learned;
+    `excluded` the characters outside the script whose texts may be tokenised differently now.
     """
 
     parts: Parts
@@ -29,153 +26,130 @@ class Extension:
 
 
 def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
-    """Learn exactly `new_tokens` further tokens on counted words: old merges first, new merges after them.
+    """Learn exactly `new_tokens` tokens on counted words: old merges first, new merges after them.
 
-    A new token holds a whole character of the words' script, or is a byte prefix without which a character of the
-    script cannot be reached. So text without the script is tokenised as before: no new merge can apply to it
-    (texts with one of `excluded` excepted). Where characters are not made of bytes, letters that the vocabulary
-    lacks become tokens first, the most frequent ones. Known tokens keep their ids; new ids fill unused ones, then
-    follow the largest.
+    A new token holds a whole character of the words' script, or is a byte prefix without which a
+    character of the script cannot be reached. So no new merge applies to text without the script,
+    which is tokenised as before (except text with one of `excluded`). Where characters are not
+    made of bytes, letters that the vocabulary lacks become tokens first, the most frequent ones.
+    Known tokens keep their ids; new ids fill unused ones, then follow the largest.
 
     Raises `CorpusError` when the corpus yields fewer tokens.
     """
-    letters = [] if parts.vocabulary.byte_level else missing_letters(parts, words)[:new_tokens]
-    parts, ids = with_tokens(parts, [letter.encode() for letter in letters], [])
-    spelled = (
-        (parts.vocabulary.spell(word.encode()), count)
-        for word, count in sorted(words.counts.items())
-    )
-    prefixes = _prefixes(parts, words) if parts.vocabulary.byte_level else ()
+    byte_level = parts.vocabulary.byte_level
+    letters = [] if byte_level else _missing_letters(parts, words)[:new_tokens]
+    parts, ids = _with_tokens(parts, [letter.encode() for letter in letters], [])
+    spell = parts.vocabulary.spell
+    spelled = ((spell(word.encode()), count) for word, count in sorted(words.counts.items()))
+    prefixes = _prefixes(parts, words) if byte_level else ()
     accept = ScriptFilter(words.script, prefixes, taken=parts.taken)
-    wanted = new_tokens - len(letters)
-    merges, contents = continue_bpe(spelled, parts.contents, parts.merges, wanted, accept)
-    learned = [content for content in contents[len(parts.vocabulary) :] if content is not None]
-    if len(learned) < wanted:
-        raise CorpusError(
-            f"the corpus yields only {len(letters) + len(learned)} of {new_tokens} new tokens ({words.script or 'any'} "
-            f"script, seen at least {MINIMUM_COUNT} times): give more text or ask for fewer tokens"
-        )
-    parts, more = with_tokens(parts, learned, merges)
-    excluded = dict.fromkeys(
-        [*accept.excluded(learned), *accept.normalised(parts.vocabulary.tokenizer.normalizer)]
+    missing = new_tokens - len(letters)
+    merges, contents = continue_bpe(
+        spelled, parts.vocabulary.contents, parts.merges, missing, accept
     )
-    return Extension(parts, ids | more, words.script, list(excluded))
+    learned = [content for content in contents[len(parts.vocabulary) :] if content is not None]
+    if len(learned) < missing:
+        total = len(letters) + len(learned)
+        raise CorpusError(
+            f"the corpus yields only {total} of {new_tokens} new tokens ({words.script or 'any'} "
+            f"script, seen at least {MINIMUM_COUNT} times): give more text or ask for fewer"
+        )
+    parts, more_ids = _with_tokens(parts, learned, merges)
+    excluded = accept.excluded(learned) + accept.normalised(parts.tokenizer.normalizer)
+    return Extension(parts, ids | more_ids, words.script, list(dict.fromkeys(excluded)))
 
 
 def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
-    """The paper's way: train a second vocabulary on the words alone, and append its merges until enough is new.
+    """The paper's way: train a second vocabulary on the words alone, and append its merges.
 
-    Its tokens were learned without the known merges, which come first and may cut words in other places: some
-    tokens can then no longer be reached. Kept for comparison.
+    Its tokens were learned without the known merges, which come first and may cut words
+    elsewhere, so some tokens cannot be reached. Kept for comparison.
 
     Raises `CorpusError` when the corpus yields fewer tokens.
     """
-    ids = {
-        content: i
-        for i, content in reversed(list(enumerate(parts.contents)))
-        if content is not None
-    }
-    alphabet, learned = _second_vocabulary(parts, words, new_tokens)
-    known = {(m.left, m.right) for m in parts.merges}
+    ids, size = first_ids(parts.vocabulary.contents), len(parts.vocabulary)
+    known = {(merge.left, merge.right) for merge in parts.merges}
     new: list[bytes] = []
     merges: list[Merge] = []
-
-    def number(content: bytes) -> int:
-        if content not in ids:
-            ids[content] = len(parts.vocabulary) + len(new)
-            new.append(content)
-        return ids[content]
-
+    alphabet, learned = _second_vocabulary(parts, words, new_tokens)
     for left, right in [*((b"", letter) for letter in alphabet), *learned]:
         if len(new) == new_tokens:
             break
-        result = number(left + right)
-        if left and (pair := (ids[left], ids[right])) not in known:
-            merges.append(Merge(*pair, result))
+        if left + right not in ids:
+            ids[left + right] = size + len(new)
+            new.append(left + right)
+        if left and (ids[left], ids[right]) not in known:
+            merges.append(Merge(ids[left], ids[right], ids[left + right]))
     if len(new) < new_tokens:
-        raise CorpusError(
-            f"the second vocabulary gives only {len(new)} of {new_tokens} new tokens: give more text"
-        )
-    parts, numbers = with_tokens(parts, new, merges)
-    return Extension(parts, numbers, None, [])
-
-
-def _second_vocabulary(
-    parts: Parts, words: WordCounts, new_tokens: int
-) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-    """A vocabulary of its own with enough tokens that the parts do not have, where the words yield them."""
-    known, asked = set(parts.contents), new_tokens
-    while True:
-        alphabet, learned = fresh_merges(words, asked, byte_level=parts.vocabulary.byte_level)
-        new = {left + right for left, right in learned} | set(alphabet)
-        missing = new_tokens - len(new - known)
-        if missing <= 0 or len(learned) < asked:
-            return alphabet, learned
-        asked += missing + new_tokens // 10
+        raise CorpusError(f"the corpus yields only {len(new)} of {new_tokens} new tokens")
+    parts, new_ids = _with_tokens(parts, new, merges)
+    return Extension(parts, new_ids, None, [])
 
 
 METHODS = {"continue": extend_bpe, "merge": merge_vocabulary}
 
 
-def check_method(method: str) -> None:
-    """Raise `LepError` for an extension method that does not exist."""
-    if method not in METHODS:
-        raise LepError(f"unknown method '{method}': the methods are {', '.join(METHODS)}")
+def _second_vocabulary(
+    parts: Parts, words: WordCounts, new_tokens: int
+) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+    """A fresh vocabulary with at least `new_tokens` tokens that the parts lack, if there are."""
+    known, size = set(parts.vocabulary.contents), new_tokens
+    while True:
+        alphabet, learned = fresh_merges(words, size, byte_level=parts.vocabulary.byte_level)
+        new = {left + right for left, right in learned} | set(alphabet)
+        missing = new_tokens - len(new - known)
+        if missing <= 0 or len(learned) < size:
+            return alphabet, learned
+        size += missing + new_tokens // 10
 
 
-def missing_letters(parts: Parts, words: WordCounts) -> list[str]:
-    """Characters of the script that the vocabulary can only spell in bytes, the most frequent first."""
-    known, accept = set(parts.contents), ScriptFilter(words.script, taken=parts.taken)
-    counts = _characters(words)
+def _missing_letters(parts: Parts, words: WordCounts) -> list[str]:
+    """Characters of the script that have no token, the most frequent first."""
+    known, accept = set(parts.vocabulary.contents), ScriptFilter(words.script, taken=parts.taken)
     missing = [
-        c
-        for c in counts
-        if c.encode() not in known and accept(c.encode()) and counts[c] >= MINIMUM_COUNT
+        (-count, c)
+        for c, count in words.character_counts().items()
+        if count >= MINIMUM_COUNT and c.encode() not in known and accept(c.encode())
     ]
-    return sorted(missing, key=lambda c: (-counts[c], c))
+    return [c for _, c in sorted(missing)]
 
 
-def with_tokens(
+def _with_tokens(
     parts: Parts, new: list[bytes], merges: list[Merge]
 ) -> tuple[Parts, dict[bytes, int]]:
-    """The parts with more tokens and merges, and the ids of the new tokens: unused ones first, then behind.
+    """The parts with more tokens and merges, and the ids of the new tokens: unused ones first.
 
     In `merges` the ids of new tokens follow the largest known one.
     """
     if not new and not merges:
         return parts, {}
-    names = list(parts.names)
+    names, size = list(parts.names), len(parts.names)
     free = [i for i, name in enumerate(names) if name is None]
-    numbers = [*free, *range(len(names), len(names) + len(new))][: len(new)]
+    numbers = [*free, *range(size, size + len(new))][: len(new)]
     names += [None] * (len(new) - len(free))
     for number, content in zip(numbers, new, strict=True):
         names[number] = parts.name(content)
-    moved = dict(enumerate(numbers, start=len(parts.names)))
+    moved = dict(enumerate(numbers, start=size))
     renamed = [Merge(*(moved.get(i, i) for i in merge)) for merge in merges]
-    spec = parts.assemble(names, [*parts.merges, *renamed])
-    return Parts.of(Tokenizer.from_str(json.dumps(spec))), dict(zip(new, numbers, strict=True))
-
-
-def _characters(words: WordCounts) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for word, count in words.counts.items():
-        for character in word:
-            counts[character] += count
-    return counts
+    ids = dict(zip(new, numbers, strict=True))
+    return parts.rebuilt(names, [*parts.merges, *renamed]), ids
 
 
 def _prefixes(parts: Parts, words: WordCounts) -> set[bytes]:
-    known, accept = set(parts.contents), ScriptFilter(words.script)
+    """Byte sequences that must become tokens so that each character of the script can."""
     if words.script is None:
         return set()
-    tokens, spelled = parts.vocabulary.tokens, {}
-    for c in filter(accept.has_character, _characters(words)):
-        alone, spaced = (
-            [token.content for i in parts.vocabulary.spell(text.encode()) if (token := tokens[i])]
-            for text in (c, f" {c}")
-        )
+    known, accept, spelled = set(parts.vocabulary.contents), ScriptFilter(words.script), {}
+    for c in filter(accept.has_character, words.character_counts()):
+        alone, spaced = (_spelled(parts, text) for text in (c, f" {c}"))
         if c.encode() not in known:
             spelled[c] = alone
         if spaced[0] != b" ":  # a known merge joins the space to the first byte of the letter
             spelled[f" {c}"] = [spaced[0][1:], *spaced[1:]]
     return needed_prefixes(spelled)
+
+
+def _spelled(parts: Parts, text: str) -> list[bytes]:
+    """The bytes of each token that spells a text."""
+    tokens = parts.vocabulary.tokens
+    return [token.content for i in parts.vocabulary.spell(text.encode()) if (token := tokens[i])]

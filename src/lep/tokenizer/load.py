@@ -1,7 +1,8 @@
-"""Load tokenizers verbatim, and publish them so that every loader reads the same ids."""
+"""Load tokenizers verbatim, and write them so that every loader gives the same ids."""
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,39 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lep.errors import CheckpointError, TokenizerError
 from lep.hub import local_folder
 
-# Files of other formats that would contradict a changed tokenizer.json.
-STALE_FILES = (
+TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+CARRIED_FILES = (CONFIG, TEMPLATE, TEMPLATES)
+# Other formats, which would contradict a changed tokenizer.json.
+OTHER_FORMATS = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
     "added_tokens.json",
     "special_tokens_map.json",
 )
-TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
-CARRIED_FILES = ("tokenizer_config.json", TEMPLATE, TEMPLATES)
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a local folder or hub id, exactly as its tokenizer.json says.
 
-    `AutoTokenizer` rebuilds some tokenizers by model type and changes their ids; this never does. Only lengths that the
-    file cuts or fills texts to are left out. Raises `CheckpointError` when the folder or its tokenizer.json is missing,
-    `TokenizerError` when it is broken.
+    `AutoTokenizer` rebuilds some tokenizers by model type and changes their ids; this never does.
+    Only truncation, padding and the dropout of training are switched off.
+
+    Raises `CheckpointError` when folder or tokenizer.json is missing, `TokenizerError` when the
+    file is broken.
     """
     folder = local_folder(source, weights=False)
-    if not (folder / "tokenizer.json").exists():
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json: save the tokenizer in the fast format first"
-        )
+    if not (folder / TOKENIZER).exists():
+        raise CheckpointError(f"{folder} has no {TOKENIZER}: save it in the fast format first")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
-        raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+        raise TokenizerError(f"{folder / TOKENIZER} cannot be read: {error}") from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    if getattr(
-        tokenizer.backend_tokenizer.model, "dropout", None
-    ):  # it is for training: ids would be drawn by chance
+    if getattr(tokenizer.backend_tokenizer.model, "dropout", None):
         tokenizer.backend_tokenizer.model.dropout = None
     return tokenizer
 
@@ -51,81 +52,44 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
 def write_tokenizer(
     spec: dict[str, Any], like: Path, output: Path, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> None:
-    """Write `spec` (the content of tokenizer.json) with the configuration and chat template of the folder `like`.
+    """Write `spec` (the content of tokenizer.json) with the settings and template of folder `like`.
 
-    The class is set to the one that loads tokenizer.json verbatim. `tokenizer` is that of `like`, where it is loaded.
+    The class is set to the one that loads tokenizer.json verbatim. `tokenizer` is that of `like`,
+    if it is loaded already.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for name in CARRIED_FILES:
-        if (like / name).is_dir():
-            shutil.copytree(like / name, output / name, dirs_exist_ok=True)
-        elif (like / name).exists():
-            shutil.copyfile(like / name, output / name)
-    (output / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-    settings = (
-        json.loads((like / "tokenizer_config.json").read_text())
-        if (output / CARRIED_FILES[0]).exists()
-        else {}
-    )
-    settings = (
-        special_names(tokenizer or load_tokenizer(like))
-        | settings
-        | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    )
-    settings.pop(
-        "added_tokens_decoder", None
-    )  # tokenizer.json says it, with the ids that are right
-    text = json.dumps(settings, ensure_ascii=False, indent=2)
-    (output / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def special_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
-    """Names of the special tokens, wherever the folder has them from (older ones: special_tokens_map.json)."""
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    return {
-        name: str(value) for name in names if (value := getattr(tokenizer, name, None)) is not None
-    }
+    _copy(CARRIED_FILES, like, output)
+    (output / TOKENIZER).write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    settings = _special_names(tokenizer or load_tokenizer(like)) | _read_config(output)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.pop("added_tokens_decoder", None)  # tokenizer.json says it, with the right ids
+    _write_config(output, settings)
 
 
 def copy_tokenizer(source: Path, output: Path) -> None:
     """Copy a tokenizer folder's own files as they are."""
-    for name in ("tokenizer.json", *CARRIED_FILES, *STALE_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, output / name)
-        elif (source / name).is_dir():
-            shutil.copytree(source / name, output / name, dirs_exist_ok=True)
+    _copy((TOKENIZER, *CARRIED_FILES, *OTHER_FORMATS), source, output)
 
 
 def keep_chat_template(source: Path, output: Path) -> None:
-    """Carry the chat template of the folder `source` to a tokenizer that was written without one."""
-    config = output / "tokenizer_config.json"
-    settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    """Copy the chat template of the folder `source` to a tokenizer that has none."""
+    settings = _read_config(output)
     if "chat_template" in settings or (output / TEMPLATE).exists():
         return
-    theirs = source / "tokenizer_config.json"
-    template = (
-        json.loads(theirs.read_text(encoding="utf-8")).get("chat_template")
-        if theirs.exists()
-        else None
-    )
-    for name in (TEMPLATE, TEMPLATES):
-        if (source / name).is_dir():
-            shutil.copytree(source / name, output / name, dirs_exist_ok=True)
-        elif (source / name).exists():
-            shutil.copyfile(source / name, output / name)
+    _copy((TEMPLATE, TEMPLATES), source, output)
+    template = _read_config(source).get("chat_template")
     if template and not (output / TEMPLATE).exists():
-        text = json.dumps(settings | {"chat_template": template}, ensure_ascii=False, indent=2)
-        config.write_text(text + "\n", encoding="utf-8")
+        _write_config(output, settings | {"chat_template": template})
 
 
 def check_loaders(
     folder: Path, texts: list[str], fast: PreTrainedTokenizerFast | None = None
 ) -> None:
-    """Raise `TokenizerError` unless AutoTokenizer, the fast class and raw `tokenizers` give identical ids.
+    """Raise `TokenizerError` unless AutoTokenizer, the fast class and `tokenizers` give equal ids.
 
-    `fast` is the folder's tokenizer, where it is loaded.
+    `fast` is the folder's tokenizer, if it is loaded already.
     """
-    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw = Tokenizer.from_file(str(folder / TOKENIZER))
     raw.no_truncation()
     raw.no_padding()
     loaded = {
@@ -134,9 +98,34 @@ def check_loaders(
     }
     for name, tokenizer in loaded.items():
         for text in texts:
-            expected, got = raw.encode(text).ids, tokenizer(text)["input_ids"]
-            if expected != got:
+            expected, ids = raw.encode(text).ids, tokenizer(text)["input_ids"]
+            if expected != ids:
                 raise TokenizerError(
-                    f"{name} reads {folder} differently from its tokenizer.json (on {text[:40]!r}: {got[:8]} instead "
-                    f"of {expected[:8]}): the model type rebuilds tokenizers; load it with PreTrainedTokenizerFast"
+                    f"{name} reads {folder} differently from its {TOKENIZER} (on {text[:40]!r}: "
+                    f"{ids[:8]} instead of {expected[:8]}): the model type rebuilds tokenizers; "
+                    "load it with PreTrainedTokenizerFast"
                 )
+
+
+def _copy(names: Iterable[str], source: Path, output: Path) -> None:
+    for name in names:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, output / name, dirs_exist_ok=True)
+        elif (source / name).exists():
+            shutil.copyfile(source / name, output / name)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write_config(folder: Path, settings: dict[str, Any]) -> None:
+    text = json.dumps(settings, ensure_ascii=False, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def _special_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """Names of the special tokens, also where older folders keep them: special_tokens_map.json."""
+    names = {name: getattr(tokenizer, name, None) for name in SPECIAL_NAMES}
+    return {name: str(value) for name, value in names.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Prune a BPE vocabulary by use: what is seldom used goes, and no way to what stays is broken."""
+"""Prune a BPE vocabulary by use: rare tokens go, and everything that stays can still be reached."""
 
 import heapq
-import json
+from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -12,10 +12,9 @@ from lep.corpus.read import batches, cut_at_lines
 from lep.errors import TokenizerError
 from lep.tokenizer.parts import Merge, Parts
 
-BATCH_CHARACTERS, PIECE_CHARACTERS = (
-    4_000_000,
-    100_000,
-)  # encoded at once (some 80 bytes each), and in one piece
+BATCH_CHARACTERS = 4_000_000  # encoded at once, at some 80 bytes each
+PIECE_CHARACTERS = 100_000  # encoded in one piece
+Pair = tuple[int, int]
 
 
 def token_counts(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> np.ndarray:
@@ -27,107 +26,91 @@ def token_counts(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> np.nd
     return counts
 
 
-def last_merges(parts: Parts) -> list[tuple[int, int] | None]:
-    """For each id the two tokens that become it when its own bytes are tokenised; None where merges do not lead there.
+def last_merges(parts: Parts) -> list[Pair | None]:
+    """For each id the two tokens that become it when its own bytes are tokenised.
 
-    (Base symbols, added tokens, tokens that only a whole-word shortcut reaches.)
+    None for base symbols, added tokens, and tokens that only a whole-word shortcut reaches.
     """
-    ranks = {
-        (m.left, m.right): (rank, m.result) for rank, m in reversed(list(enumerate(parts.merges)))
-    }
-    ways: dict[int, list[tuple[int, int]]] = {}
-    for merge in parts.merges:
-        ways.setdefault(merge.result, []).append((merge.left, merge.right))
-    ordinary = [content is not None for content in parts.contents]
+    ranks: dict[Pair, Pair] = {}
+    for rank, merge in enumerate(parts.merges):
+        ranks.setdefault((merge.left, merge.right), (rank, merge.result))
+    merged, contents = {merge.result for merge in parts.merges}, parts.vocabulary.contents
     letters = {
         name: i
         for i, name in enumerate(parts.names)
-        if name is not None and len(name) == 1 and ordinary[i]
+        if name is not None and len(name) == 1 and contents[i] is not None
     }
     return [
-        _last_merge([letters.get(c, -1) for c in parts.names[i] or ""], i, ranks)
-        if i in ways
-        else None
-        for i in range(len(parts.names))
+        _last_merge([letters.get(c, -1) for c in name], i, ranks) if name and i in merged else None
+        for i, name in enumerate(parts.names)
     ]
 
 
 def kept_tokens(parts: Parts, counts: np.ndarray, keep: int, protected: np.ndarray) -> np.ndarray:
     """Which ids stay when `keep` do: (size,) bool.
 
-    The least used token on which no other depends is dropped again and again; its uses go to the two tokens of
-    which it was made. Added tokens, base symbols and byte tokens stay, and those that `protected`, (size,) bool,
-    marks, with all that lead to them. So a text whose tokens all stay is tokenised as before.
+    Of the tokens on which no other depends, the least used is dropped, again and again; its uses
+    go to the two tokens that it was merged from. Added tokens, base symbols and byte tokens stay,
+    as do those that `protected`, (size,) bool, marks, with all that leads to them. A text whose
+    tokens all stay is tokenised as before.
 
     Raises `TokenizerError` when more than `keep` must stay.
     """
-    parents, uses = last_merges(parts), counts.astype(np.int64).copy()
-    used = np.array([name is not None for name in parts.names])
-    fixed = protected & used
-    tokens = parts.vocabulary.tokens
-    for i, name in enumerate(parts.names):
-        token = tokens[i]
-        if token is not None and name is not None:
-            fixed[i] |= token.added or token.is_byte or len(name) == 1
-    pending = np.flatnonzero(fixed).tolist()
-    while pending:
-        for parent in parents[pending.pop()] or ():
-            if not fixed[parent]:
-                fixed[parent] = True
-                pending.append(parent)
-    if fixed.sum() > keep:
+    parents, uses = last_merges(parts), counts.tolist()
+    kept = np.array([name is not None for name in parts.names])
+    fixed = _fixed(parts, parents, protected & kept)
+    if len(fixed) > keep:
         raise TokenizerError(
-            f"{keep:,} tokens shall stay, but {fixed.sum():,} must: added tokens, single characters, bytes, and what "
-            f"protected texts use ({(protected & used).sum():,}): ask for a larger vocabulary or protect less"
+            f"{keep:,} tokens shall stay, but {len(fixed):,} must: added tokens, characters, bytes "
+            f"and what protected texts use ({(protected & kept).sum():,}): keep more, protect less"
         )
-    children = np.zeros(len(uses), dtype=np.int64)
-    for i in np.flatnonzero(used).tolist():
-        for parent in parents[i] or ():
-            children[parent] += 1
-    heap = [(int(uses[i]), -i) for i in np.flatnonzero(used & ~fixed & (children == 0)).tolist()]
+    children = Counter(parent for pair in parents for parent in pair or ())
+    ids = np.flatnonzero(kept).tolist()
+    heap = [(uses[i], -i) for i in ids if i not in fixed and not children[i]]
     heapq.heapify(heap)
-    kept = used.copy()
-    surplus = int(used.sum()) - keep
-    while surplus > 0:
+    for _ in range(len(ids) - keep):
         count, negative = heapq.heappop(heap)
-        index = -negative
-        if count != uses[index]:  # uses of its own pieces came to it since
-            heapq.heappush(heap, (int(uses[index]), negative))
-            continue
-        kept[index] = False
-        surplus -= 1
-        for parent in parents[index] or ():
+        kept[-negative] = False
+        for parent in parents[-negative] or ():
             uses[parent] += count
             children[parent] -= 1
-            if children[parent] == 0 and not fixed[parent]:
-                heapq.heappush(heap, (int(uses[parent]), -parent))
+            if not children[parent] and parent not in fixed:
+                heapq.heappush(heap, (uses[parent], -parent))
     return kept
 
 
 def pruned(parts: Parts, kept: np.ndarray, *, in_place: bool = False) -> Parts:
-    """The parts without the dropped tokens: ids closed up, or with the freed ids unused (`in_place`)."""
+    """The parts without the dropped tokens: ids closed up, or the freed ids unused (`in_place`)."""
     names = [name if kept[i] else None for i, name in enumerate(parts.names)]
-    merges = [m for m in parts.merges if kept[m.left] and kept[m.right] and kept[m.result]]
+    merges = [merge for merge in parts.merges if all(kept[i] for i in merge)]
     if not in_place:
-        numbers = np.cumsum(kept) - 1
+        numbers = (np.cumsum(kept) - 1).tolist()
         names = [name for name in names if name is not None]
-        merges = [Merge(*(int(numbers[i]) for i in merge)) for merge in merges]
-    return Parts.of(Tokenizer.from_str(json.dumps(parts.assemble(names, merges))))
+        merges = [Merge(*(numbers[i] for i in merge)) for merge in merges]
+    return parts.rebuilt(names, merges)
 
 
-def _last_merge(
-    ids: list[int], goal: int, ranks: dict[tuple[int, int], tuple[int, int]]
-) -> tuple[int, int] | None:
+def _fixed(parts: Parts, parents: list[Pair | None], protected: np.ndarray) -> set[int]:
+    """Ids that must stay, with all that leads to them."""
+    pending = np.flatnonzero(protected).tolist()
+    for i, (name, token) in enumerate(zip(parts.names, parts.vocabulary.tokens, strict=True)):
+        if name is not None and token and (token.added or token.is_byte or len(name) == 1):
+            pending.append(i)
+    fixed: set[int] = set()
+    while pending:
+        if (i := pending.pop()) not in fixed:
+            fixed.add(i)
+            pending += parents[i] or ()
+    return fixed
+
+
+def _last_merge(ids: list[int], goal: int, ranks: dict[Pair, Pair]) -> Pair | None:
     """BPE on a few symbols, by its definition, up to the merge that would give `goal` alone."""
     while len(ids) > 2:
-        found = min(
-            ((*ranks[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in ranks),
-            key=lambda entry: (entry[0], entry[2]),
-            default=None,
-        )
-        if found is None:
+        known = [(ranks[p], i) for i, p in enumerate(pairwise(ids)) if p in ranks]
+        if not known:
             return None
-        _, result, place = found
-        ids[place : place + 2] = [result]
+        (_, result), i = min(known)
+        ids[i : i + 2] = [result]
     pair = (ids[0], ids[1]) if len(ids) == 2 else None
     return pair if pair in ranks and ranks[pair][1] == goal else None

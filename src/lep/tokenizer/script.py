@@ -1,4 +1,4 @@
-"""Which byte strings may become tokens of a script, so that text without the script stays as it was."""
+"""Which byte strings may become tokens of a script, so that other text stays the same."""
 
 import re
 import sys
@@ -15,15 +15,14 @@ from lep.errors import CorpusError, TokenizerError
 def resolve_script(name: str, sample: str) -> str | None:
     """The script that `--script` names: `any` is None, `auto` that of most letters of the sample.
 
-    Raises `TokenizerError` for a name Unicode does not know, `CorpusError` for `auto` on a sample without letters.
+    Raises `TokenizerError` for a name that Unicode does not know, `CorpusError` for `auto` on a
+    sample without letters.
     """
     if name == "any":
         return None
     script = dominant_script(sample) if name == "auto" else name.capitalize()
     if script is None:
-        raise CorpusError(
-            "the corpus has no letters of a known script: name one with --script, or take --script any"
-        )
+        raise CorpusError("the corpus has no letters of a known script: give --script NAME or any")
     try:
         regex.compile(rf"\p{{Script={script}}}" if re.fullmatch(r"\w+", script) else "(")
     except regex.error as error:
@@ -34,22 +33,23 @@ def resolve_script(name: str, sample: str) -> str | None:
 
 
 class ScriptFilter:
-    """Whether a byte string may become a token: whole characters, one of them of the script, or a needed prefix.
+    """Whether a byte string may become a token of a script.
 
-    `prefixes` are the incomplete UTF-8 sequences without which some character of the script could not be reached
-    (`needed_prefixes`); whole characters that the known merges put before them, such as a space, may stand there.
-    With the script None everything is accepted, but what holds one of `taken`.
+    It may if it consists of whole characters, one of them of the script, or if it ends in one of
+    `prefixes`: incomplete UTF-8 sequences without which a character of the script cannot be
+    reached (`needed_prefixes`). Whole characters outside the script, such as a space, may stand
+    before a prefix. The script None accepts everything. What holds one of `taken` is refused.
     """
 
     def __init__(
         self, script: str | None, prefixes: Iterable[bytes] = (), taken: Iterable[bytes] = ()
     ) -> None:
-        self.script, self.prefixes = script, frozenset(prefixes)
+        self.prefixes = frozenset(prefixes)
         self.taken = re.compile(b"|".join(map(re.escape, taken)) or b"(?!)")
         self.pattern = regex.compile(rf"\p{{Script={script}}}") if script else None
 
     def has_character(self, text: str) -> bool:
-        """Whether the text holds a character of the script (Unicode Script property, its own marks included)."""
+        """Whether the text holds a character whose Unicode Script property is the script."""
         return self.pattern is None or bool(self.pattern.search(text))
 
     def __call__(self, content: bytes) -> bool:
@@ -61,41 +61,36 @@ class ScriptFilter:
         return self.has_character(text) if text is not None else self.tail(content) is not None
 
     def tail(self, content: bytes) -> bytes | None:
-        """The needed prefix in which the content ends, if nothing of the script stands before it."""
+        """The prefix in which the content ends, if nothing of the script stands before it."""
         for length in (3, 2):
             if content[-length:] in self.prefixes:
                 head = _decoded(content[:-length])
-                return (
-                    content[-length:] if head is not None and not self.has_character(head) else None
-                )
+                outside = head is not None and not self.has_character(head)
+                return content[-length:] if outside else None
         return None
 
     def excluded(self, tokens: Iterable[bytes]) -> list[str]:
-        """Assigned characters outside the script that begin with a prefix token: text with them may change."""
-        if self.pattern is None:
-            return []
-        tails = tuple(
-            tail for token in tokens if _decoded(token) is None and (tail := self.tail(token))
-        )
-        return [
-            c
-            for c in _assigned()
-            if tails and c.encode().startswith(tails) and not self.pattern.match(c)
-        ]
+        """Characters outside the script that start with a prefix token: such text may change."""
+        cut = (token for token in tokens if self.pattern and _decoded(token) is None)
+        tails = tuple(tail for token in cut if (tail := self.tail(token)))
+        return [c for c in self._outside() if c.encode().startswith(tails)] if tails else []
 
     def normalised(self, normalizer: Any) -> list[str]:
-        """Assigned characters outside the script that a normaliser makes into some of it (NFKC: U+00B5 into U+03BC)."""
-        if self.pattern is None or normalizer is None:
+        """Characters outside the script that a normaliser turns into it (NFKC: µ into μ)."""
+        if normalizer is None:
             return []
-        outside = (c for c in _assigned() if not self.pattern.match(c))
-        return [c for c in outside if self.has_character(normalizer.normalize_str(c))]
+        return [c for c in self._outside() if self.has_character(normalizer.normalize_str(c))]
+
+    def _outside(self) -> list[str]:
+        pattern = self.pattern
+        return [] if pattern is None else [c for c in _assigned() if not pattern.match(c)]
 
 
 def needed_prefixes(spelled: dict[str, list[bytes]]) -> set[bytes]:
-    """Prefixes on the way to each character: what is left of its pieces before the last one is merged on.
+    """Prefixes on the way to each character: its pieces joined, up to before the last one.
 
-    `spelled` holds the pieces of each character under the known merges. A character of one or two pieces needs
-    no prefix: merging the two completes it.
+    `spelled` holds the pieces of each character under the known merges. A character of one or two
+    pieces needs no prefix: merging the two completes it.
     """
     return {
         b"".join(pieces[:length]) for pieces in spelled.values() for length in range(2, len(pieces))
@@ -103,7 +98,7 @@ def needed_prefixes(spelled: dict[str, list[bytes]]) -> set[bytes]:
 
 
 def _decoded(content: bytes) -> str | None:
-    """The text, or None when a character is cut off in it."""
+    """The text, or None when it cuts a character off."""
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -112,5 +107,6 @@ def _decoded(content: bytes) -> str | None:
 
 @lru_cache
 def _assigned() -> tuple[str, ...]:
+    """All characters beyond ASCII that Unicode has assigned."""
     unassigned = regex.compile(r"[\p{Cn}\p{Cs}\p{Co}]")
     return tuple(c for c in map(chr, range(0x80, sys.maxunicode + 1)) if not unassigned.match(c))

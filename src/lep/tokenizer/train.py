@@ -1,117 +1,119 @@
-"""Train a new vocabulary for a model: byte-level BPE or Unigram, lossless, with the model's special tokens."""
+"""Train a new vocabulary for a model, byte-level BPE or Unigram, with its special tokens."""
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lep.errors import CorpusError, LepError
 from lep.tokenizer.bpe import continue_bpe
 from lep.tokenizer.count import WordCounts
 from lep.tokenizer.parts import renumber
 from lep.tokenizer.script import ScriptFilter
-from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Vocabulary
+from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Vocabulary, byte_level_name, described
 
-# How text is cut when the model's own tokenizer does not say it (SentencePiece): words with their space and marks,
-# up to three digits, punctuation with the line ends behind it, line ends, other white space.
-PRE_TOKENS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# How text is cut when the model's own tokenizer (SentencePiece) does not say it: words with their
+# space and marks, up to three digits, punctuation with line ends, line ends, other white space.
+PRE_TOKENS = (
+    r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 ALPHABET = [BYTE_TO_CHARACTER[byte] for byte in range(256)]
-# Unigram: characters of a piece, share of the text whose characters become pieces, lines that are looked at.
+# Unigram: characters of a piece, share of the text whose characters become pieces, lines read.
 LONGEST_PIECE, COVERAGE, UNIGRAM_LINES = 24, 0.9998, 8_000_000
 UNIGRAM_THREADS = 4  # fixed: sums depend on it
-# The library's first candidates are strings that are seen with two different characters behind them. A word that is
-# nowhere the beginning of a longer one would be none, so words end in one of two marks; digits, which the library keeps
-# apart when asked to, and which real digits are not confused with.
+# The library's first candidates are strings that it sees followed by two different characters. So
+# that a word which no longer word begins with is one, words end in one of two marks: digits, which
+# the library keeps apart on request. Real digits are written as other characters.
 ENDS, DIGITS = "01", {str(i): chr(0x100000 + i) for i in range(10)}
-# White space and controls as the letters that stand for them in byte-level vocabularies: sentencepiece changes them.
+# White space and controls, which sentencepiece changes, as their byte-level characters.
 VISIBLE = {chr(byte): BYTE_TO_CHARACTER[byte] for byte in range(128)} | DIGITS
-VISIBLE_TABLE = str.maketrans({k: v for k, v in VISIBLE.items() if k != v})
-HIDDEN = str.maketrans({v: k for k, v in VISIBLE.items() if k != v})
-RESERVED = {
-    *(v for k, v in VISIBLE.items() if k != v),
-    "\u2581",
-    "\0",
-}  # U+2581 is its mark of a space
-# A space and the character behind it as one: a private-use character, this far above that character.
+HIDDEN = {visible: character for character, visible in VISIBLE.items() if visible != character}
+TO_VISIBLE = str.maketrans({character: visible for visible, character in HIDDEN.items()})
+TO_HIDDEN = str.maketrans(HIDDEN)
+RESERVED = {*HIDDEN, "\u2581", "\0"}  # U+2581 is the library's mark of a space
+# A space and the character behind it as one private-use character, this far above that character.
 SPACED, LAST_SPACED = 0xF0000, 0xFFFD
-WIDE_DIGITS = range(0xFF10, 0xFF1A)  # digits to the library, too
+WIDE_DIGITS = range(0xFF10, 0xFF1A)  # digits to the library as well
+TRAINER_OPTIONS: dict[str, Any] = {
+    "model_type": "unigram",
+    "hard_vocab_limit": False,
+    "unk_id": 0,
+    "bos_id": -1,
+    "eos_id": -1,
+    "pad_id": -1,
+    "character_coverage": 1.0,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "split_by_whitespace": True,
+    "split_by_unicode_script": False,
+    "split_by_number": False,
+    "split_digits": True,
+    "max_sentencepiece_length": LONGEST_PIECE,
+    "num_threads": UNIGRAM_THREADS,
+    "minloglevel": 2,
+}
 
 
 def fresh_merges(
-    words: WordCounts, learned: int, *, byte_level: bool
+    words: WordCounts, limit: int, *, byte_level: bool
 ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-    """A vocabulary learned from nothing: its alphabet, and at most `learned` merges in order, as bytes.
+    """A vocabulary learned from nothing: its alphabet, and at most `limit` merges in order.
 
     The alphabet is all bytes, or every character of the words, the most frequent first.
     """
     if byte_level:
         alphabet = [bytes([byte]) for byte in range(256)]
     else:
-        counts: Counter[str] = Counter()
-        for word, count in words.counts.items():
-            counts.update({character: count * word.count(character) for character in set(word)})
-        alphabet = [
-            character.encode()
-            for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        ]
+        alphabet = [character.encode() for character, _ in _by_frequency(words)]
     ids = {letter: i for i, letter in enumerate(alphabet)}
     spelled = (
-        (
-            list(word.encode()) if byte_level else [ids[character.encode()] for character in word],
-            count,
-        )
+        (list(word.encode()) if byte_level else [ids[c.encode()] for c in word], count)
         for word, count in sorted(words.counts.items())
     )
-    merges, contents = continue_bpe(spelled, list(alphabet), [], learned, ScriptFilter(None))
+    merges, contents = continue_bpe(spelled, list(alphabet), [], limit, ScriptFilter(None))
     return alphabet, [(contents[m.left] or b"", contents[m.right] or b"") for m in merges]
 
 
 def replacement(
     base: Tokenizer, words: WordCounts, size: int, *, algorithm: str = "bpe"
 ) -> Tokenizer:
-    """A new vocabulary of exactly `size` tokens, byte-level whatever the base is, so that nothing is ever lost.
+    """A new vocabulary of exactly `size` tokens, byte-level for any base, so that it is lossless.
 
-    Words are cut as the base cuts them, or by `PRE_TOKENS` when it cuts at spaces only (`replacement_cutter`).
-    Every added token of the base stays, with its flags, and the post-processor; those before the base's first
-    ordinary token come first, the others last.
+    `words` were cut by `replacement_cutter`. Every added token of the base stays, with its flags,
+    and the post-processor; those before the base's first ordinary token come first, others last.
 
-    Raises `LepError` for an unknown algorithm or a size below alphabet and added tokens, `CorpusError` when the
-    corpus yields fewer tokens.
+    Raises `LepError` for an unknown algorithm or a size below alphabet and added tokens,
+    `CorpusError` when the corpus yields fewer tokens.
     """
     if algorithm not in ALGORITHMS:
-        raise LepError(
-            f"unknown algorithm '{algorithm}': the algorithms are {', '.join(ALGORITHMS)}"
-        )
-    spec = json.loads(base.to_str())
+        raise LepError(f"unknown algorithm '{algorithm}': choose one of {', '.join(ALGORITHMS)}")
+    spec, tokens = json.loads(base.to_str()), Vocabulary.of(base).tokens
     added = sorted(spec["added_tokens"], key=lambda entry: entry["id"])
     least = len(added) + len(ALPHABET)
     if size < least:
         raise LepError(
-            f"the vocabulary shall have {size:,} tokens, but the alphabet of {len(ALPHABET)} bytes and {len(added):,} "
-            f"added tokens need {least:,}: ask for more"
+            f"a vocabulary of {size:,} tokens is too small: the alphabet of {len(ALPHABET)} bytes "
+            f"and {len(added):,} added tokens need {least:,}"
         )
-    vocabulary = Vocabulary.of(base)
-    ordinary = next(
-        (i for i, token in enumerate(vocabulary.tokens) if token and not token.added), 0
-    )
+    ordinary = next((i for i, t in enumerate(tokens) if t and not t.added), 0)
     first = [entry["content"] for entry in added if entry["id"] < ordinary]
     last = [entry["content"] for entry in added if entry["id"] >= ordinary]
-    model = ALGORITHMS[algorithm](words, size - len(added), first, last)
-    names = [name for name, _ in model["vocab"]] if algorithm == "unigram" else list(model["vocab"])
+    names, model = ALGORITHMS[algorithm](words, size - len(added), first, last)
     if len(names) < size:
         raise CorpusError(
-            f"the corpus yields only {len(names):,} of {size:,} tokens: give more text or ask for fewer"
+            f"the corpus yields {len(names):,} of {size:,} tokens: give more text or ask for fewer"
         )
     ids = {name: i for i, name in enumerate(names)}
     spec |= {
         "model": model,
         "normalizer": None,
-        "pre_tokenizer": _pre_tokenizer(spec, vocabulary.byte_level),
-        "decoder": json.loads(decoders.ByteLevel().__getstate__()),
+        "pre_tokenizer": described(_pre_tokenizer(base)),
+        "decoder": described(decoders.ByteLevel()),
         "added_tokens": [entry | {"id": ids[entry["content"]]} for entry in added],
     }
     renumber(spec.get("post_processor"), ids)
@@ -119,107 +121,86 @@ def replacement(
 
 
 def replacement_cutter(base: Tokenizer) -> Tokenizer:
-    """A tokenizer without vocabulary that cuts words as the replacement will."""
-    spec = json.loads(base.to_str())
-    empty = Tokenizer(models.BPE())
-    cut = _pre_tokenizer(spec, Vocabulary.of(base).byte_level)
-    return Tokenizer.from_str(json.dumps(json.loads(empty.to_str()) | {"pre_tokenizer": cut}))
+    """A tokenizer without vocabulary that cuts words as the replacement will.
+
+    That is as the base cuts them, or by `PRE_TOKENS` when the base cuts at spaces only.
+    """
+    cutter = Tokenizer(models.BPE())
+    cutter.pre_tokenizer = _pre_tokenizer(base)
+    return cutter
 
 
-def _bpe(words: WordCounts, size: int, first: list[str], last: list[str]) -> dict[str, Any]:
+Model = tuple[list[str], dict[str, Any]]  # names by id, and the model part of tokenizer.json
+
+
+def _bpe(words: WordCounts, size: int, first: list[str], last: list[str]) -> Model:
     alphabet, merges = fresh_merges(words, size - len(ALPHABET), byte_level=True)
     learned = dict.fromkeys([*alphabet, *(left + right for left, right in merges)])
-    names = [*first, *map(_name, learned), *last]
-    return {
+    names = [*first, *map(byte_level_name, learned), *last]
+    vocab = {name: i for i, name in enumerate(names)}
+    return list(vocab), {
         "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": {name: i for i, name in enumerate(names)},
-        "merges": [[_name(left), _name(right)] for left, right in merges],
+        "vocab": vocab,
+        "merges": [[byte_level_name(left), byte_level_name(right)] for left, right in merges],
     }
 
 
-def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) -> dict[str, Any]:
-    """Kudo 2018, by the `sentencepiece` library, on whole characters; bytes spell the characters it leaves out.
+def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) -> Model:
+    """Kudo 2018, by `sentencepiece`, on whole characters; bytes spell the characters left out.
 
-    On bytes it would waste pieces on cut characters. The space before a word and the word's first letter are trained as
-    one character: since words occur without a space too, the likelihood would rather have " " as a token of its own.
+    On bytes it would waste pieces on cut characters. A word's first letter and the space before it
+    are trained as one character: words occur without a space as well, so the likelihood would
+    rather have " " as a token of its own.
     """
     known = _common_characters(words, (size - len(ALPHABET)) // 3)
-    letters = {name: VISIBLE[name] for name in VISIBLE if name in known}
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_lines(words, known),
             model_writer=model,
-            model_type="unigram",
-            vocab_size=size - len(ALPHABET) + len(letters) + len(ENDS) + 1,
-            hard_vocab_limit=False,
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_by_whitespace=True,
-            split_by_unicode_script=False,
-            split_by_number=False,
-            split_digits=True,
-            max_sentencepiece_length=LONGEST_PIECE,
-            num_threads=UNIGRAM_THREADS,
-            minloglevel=2,
+            vocab_size=size - len(ALPHABET) + len(known & VISIBLE.keys()) + len(ENDS) + 1,
+            **TRAINER_OPTIONS,
         )
-    except RuntimeError as error:  # the library says what its own options are called
+    except RuntimeError as error:  # the library's message names its own options
         raise CorpusError(
-            f"the corpus is too small for a Unigram vocabulary of {size:,} tokens: give more text or "
-            "ask for fewer"
+            f"the corpus is too small for {size:,} Unigram tokens: give more text or ask for fewer"
         ) from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = {trained.id_to_piece(i): trained.get_score(i) for i in range(1, len(trained))}
-    pieces = {piece: score for piece, score in pieces.items() if piece not in ENDS}
-    scores = {_name(_unmarked(piece).encode()): score for piece, score in pieces.items()}
+    pieces = {i: trained.id_to_piece(i) for i in range(1, len(trained))}
+    names = {i: _unmarked(piece).encode() for i, piece in pieces.items() if piece not in ENDS}
+    scores = {byte_level_name(name): trained.get_score(i) for i, name in names.items()}
     low = min(scores.values()) - 1
-    alphabet = [[letter, scores.pop(letter, low)] for letter in ALPHABET]
-    # Letters that only occur joined to others got no piece of their own, and the library gave their places to others.
+    alphabet = [(letter, scores.pop(letter, low)) for letter in ALPHABET]
+    # Letters that occur only joined to others have no piece, and the library used their room.
     best = set(sorted(scores, key=lambda name: (-scores[name], name))[: size - len(ALPHABET)])
-    scores = {name: score for name, score in scores.items() if name in best}
+    ordinary = [(name, score) for name, score in scores.items() if name in best] + alphabet
     # Added tokens never reach the model; their score only has to lose against any other way.
-    low -= 100
-    ordinary = [*map(list, scores.items()), *alphabet]
-    return {
-        "type": "Unigram",
-        "unk_id": None,
-        "byte_fallback": False,
-        "vocab": [*([name, low] for name in first), *ordinary, *([name, low] for name in last)],
-    }
+    vocab = [*((n, low - 100) for n in first), *ordinary, *((n, low - 100) for n in last)]
+    model_spec = {"type": "Unigram", "unk_id": None, "byte_fallback": False, "vocab": vocab}
+    return [name for name, _ in vocab], model_spec
 
 
 ALGORITHMS = {"bpe": _bpe, "unigram": _unigram}
 
 
+def _by_frequency(words: WordCounts) -> list[tuple[str, int]]:
+    return sorted(words.character_counts().items(), key=lambda item: (-item[1], item[0]))
+
+
 def _common_characters(words: WordCounts, limit: int) -> set[str]:
-    """The most frequent characters that together make up `COVERAGE` of the text, at most `limit`."""
-    counts: Counter[str] = Counter()
-    for word, count in words.counts.items():
-        counts.update({character: count * word.count(character) for character in set(word)})
-    found, reached, total = set[str](), 0, counts.total()
-    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]:
+    """The most frequent characters that make up `COVERAGE` of the text, at most `limit`."""
+    ranked = _by_frequency(words)
+    total, reached, common = sum(count for _, count in ranked), 0, set[str]()
+    for character, count in ranked[:limit]:
         if reached >= COVERAGE * total:
             break
         reached += count
-        found.add(character)
-    return {c for c in found - RESERVED if ord(c) < SPACED and ord(c) not in WIDE_DIGITS}
+        common.add(character)
+    return {c for c in common - RESERVED if ord(c) < SPACED and ord(c) not in WIDE_DIGITS}
 
 
 def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
-    """Words in proportion to their counts, at most `UNIGRAM_LINES`, without the characters that are not known."""
+    """At most `UNIGRAM_LINES` words, in proportion to their counts, cut at unknown characters."""
     share, seen = min(1.0, UNIGRAM_LINES / max(1, words.counts.total())), 0
     for word, count in sorted(words.counts.items()):
         times = int((seen + count) * share) - int(seen * share)
@@ -230,33 +211,21 @@ def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
 
 
 def _marked(part: str) -> str:
-    """What the library sees of a word: its space joined to the next character, white space and controls visible."""
-    joined = part[0] == " " and len(part) > 1 and part[1] > " " and ord(part[1]) <= LAST_SPACED
-    return ((chr(SPACED + ord(part[1])) + part[2:]) if joined else part).translate(VISIBLE_TABLE)
+    """A word for the library: its space joined to the next character, white space made visible."""
+    if part[0] == " " and len(part) > 1 and part[1] > " " and ord(part[1]) <= LAST_SPACED:
+        part = chr(SPACED + ord(part[1])) + part[2:]
+    return part.translate(TO_VISIBLE)
 
 
 def _unmarked(piece: str) -> str:
-    joined = SPACED <= ord(piece[0]) <= SPACED + LAST_SPACED
-    return ((" " + chr(ord(piece[0]) - SPACED) + piece[1:]) if joined else piece).translate(HIDDEN)
+    if SPACED <= ord(piece[0]) <= SPACED + LAST_SPACED:
+        piece = " " + chr(ord(piece[0]) - SPACED) + piece[1:]
+    return piece.translate(TO_HIDDEN)
 
 
-def _name(content: bytes) -> str:
-    return "".join(BYTE_TO_CHARACTER[byte] for byte in content)
-
-
-def _pre_tokenizer(spec: dict[str, Any], byte_level: bool) -> dict[str, Any]:
-    if byte_level:
-        return spec["pre_tokenizer"]
-    pattern = {
-        "type": "Split",
-        "pattern": {"Regex": PRE_TOKENS},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    as_bytes = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
-    return {"type": "Sequence", "pretokenizers": [pattern, as_bytes]}
+def _pre_tokenizer(base: Tokenizer) -> Any:
+    if Vocabulary.of(base).byte_level:
+        return base.pre_tokenizer
+    split = pre_tokenizers.Split(Regex(PRE_TOKENS), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, as_bytes])

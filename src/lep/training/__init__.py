@@ -1,1 +1,1 @@
-"""Training on Hugging Face Trainer: embedding tables on plain text, low-rank adapters on answers."""
+"""Training with Hugging Face Trainer: tables on plain text, low-rank adapters on answers."""

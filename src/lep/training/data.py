@@ -1,7 +1,8 @@
-"""A corpus as blocks of tokens for training, and how many of them make a step."""
+"""A corpus as blocks of tokens, and how many of them make a training step."""
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.compute
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
+from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.blocks import packed, token_pieces
@@ -20,59 +22,51 @@ LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the pap
 
 
 def batch_of(settings: PretrainSettings) -> int:
-    """Tokens a step, of settings that name a number of tokens."""
-    return settings.batch_tokens or max(
-        1, min(LARGEST_BATCH_TOKENS, settings.budget(0) // LEAST_STEPS)
-    )
+    """Tokens per step; `settings` must give a number of tokens, not of epochs."""
+    most = max(1, min(LARGEST_BATCH_TOKENS, settings.budget(0) // LEAST_STEPS))
+    return settings.batch_tokens or most
 
 
 def schedule(
     settings: PretrainSettings, block: int, blocks: int, processes: int = 1
 ) -> tuple[int, int, int]:
-    """Sequences a step (no more than there are), accumulation steps, and optimizer steps for a token budget."""
+    """Sequences per step (at most `blocks`), accumulation steps, and optimizer steps."""
     sequences = min(blocks, max(1, round(batch_of(settings) / block)))
     accumulation = max(1, math.ceil(sequences * block / (settings.micro_batch_tokens * processes)))
     sequences = math.ceil(sequences / (accumulation * processes)) * accumulation * processes
-    passes, rest = divmod(
-        settings.budget(0), blocks * block
-    )  # the last step of a pass takes what is left of it
-    return (
-        sequences,
-        accumulation,
-        passes * math.ceil(blocks / sequences) + math.ceil(rest / (sequences * block)),
-    )
+    passes, rest = divmod(settings.budget(0), blocks * block)
+    # The last step of each pass takes the blocks that are left.
+    steps = passes * math.ceil(blocks / sequences) + math.ceil(rest / (sequences * block))
+    return sequences, accumulation, steps
 
 
 def packed_blocks(
     checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str
 ) -> Dataset:
-    """The corpus as memory-mapped blocks of token ids and the lengths of the pieces in them; no token is lost."""
+    """The corpus as memory-mapped blocks of at most `block` token ids; no token is lost.
+
+    Each block lists the lengths of the document pieces that it holds.
+    """
 
     def generate() -> Iterator[dict[str, Any]]:
-        for pieces in packed(
-            token_pieces(read_documents(corpus), checkpoint.tokenizer, block), block
-        ):
-            yield {
-                "input_ids": [token for piece in pieces for token in piece],
-                "lengths": [len(p) for p in pieces],
-            }
+        pieces = token_pieces(read_documents(corpus), checkpoint.tokenizer, block)
+        for inside in packed(pieces, block):
+            yield {"input_ids": [*chain(*inside)], "lengths": [len(piece) for piece in inside]}
 
     features = Features({"input_ids": List(Value("int32")), "lengths": List(Value("int32"))})
     try:
-        return Dataset.from_generator(
-            generate, features=features, cache_dir=str(folder), fingerprint=key
-        )
-    except DatasetGenerationError as error:  # datasets wraps what the reader has to say
+        return Dataset.from_generator(generate, features, str(folder), fingerprint=key)
+    except DatasetGenerationError as error:  # datasets wraps the reader's own error
         if isinstance(error.__cause__, LepError):
             raise error.__cause__ from None
         raise
 
 
-def collate(samples: list[dict[str, Any]], *, isolated: bool = True) -> dict[str, torch.Tensor]:
-    """Stack blocks; a shorter one is filled at its end, where the loss does not look.
+def collate(samples: list[dict[str, Any]], *, isolated: bool = True) -> dict[str, Tensor]:
+    """Stack blocks into (n, longest) ids and labels; shorter ones are padded and not learned there.
 
-    Positions begin again with each piece, which keeps pieces apart; what a piece begins with is not predicted from the
-    one before.
+    With `isolated`, position ids restart at each piece, which keeps pieces from seeing each other.
+    The first token of a piece is never a label.
     """
     width = max(len(sample["input_ids"]) for sample in samples)
     ids, positions = torch.zeros(2, len(samples), width, dtype=torch.int64)
@@ -87,23 +81,19 @@ def collate(samples: list[dict[str, Any]], *, isolated: bool = True) -> dict[str
 
 
 def tokens_of(blocks: Dataset) -> int:
-    return int(
-        pyarrow.compute.sum(
-            pyarrow.compute.list_value_length(blocks.data.column("input_ids"))
-        ).as_py()
-    )
+    """Tokens in all blocks together."""
+    lengths = pyarrow.compute.list_value_length(blocks.data.column("input_ids"))
+    return int(pyarrow.compute.sum(lengths).as_py())
 
 
 @torch.no_grad()
 def isolates(model: Any) -> bool:
-    """Whether position ids that begin again keep the pieces of a block apart in this architecture."""
+    """Whether restarting position ids keep the pieces of a block apart in this architecture."""
     ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
     positions = torch.arange(8, device=model.device).repeat(2)[None]
     try:
-        together = (
-            model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:].float()
-        )
-    except (TypeError, ValueError):  # knows no position ids
+        together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:]
+    except (TypeError, ValueError):  # the model takes no position ids
         return False
     alone = model(input_ids=ids[:, 8:], use_cache=False).logits.float()
-    return bool((together - alone).abs().max() <= 0.02 * alone.abs().max())
+    return bool((together.float() - alone).abs().max() <= 0.02 * alone.abs().max())

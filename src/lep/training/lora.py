@@ -1,87 +1,109 @@
-"""Low-rank adapters on a frozen body that train beside the tables, and are merged in the end."""
+"""Low-rank adapters on the projections of a model's layers."""
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from lep.checkpoint.adapter import Factors
 from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
+from lep.settings import LoraSettings
 from lep.training.processes import whole
 
 
-def projections(model: Any, checkpoint: Checkpoint) -> dict[str, int]:
-    """The layer of each linear projection in the decoder's layers, by the name of its module.
+def projections(model: Any, checkpoint: Checkpoint, *, outer: bool = False) -> list[str]:
+    """Names of the linear projections in the decoder's layers, or in the first and last alone.
 
     Raises `CheckpointError` where there is none.
     """
     inside = {id(module) for module in model.get_decoder().modules()}
-    found = {
+    layers = {
         name: int(match[1])
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and id(module) in inside
         and (match := re.search(r"\.(\d+)\.", name))
     }
-    if not found:
+    if not layers:
         raise CheckpointError(
-            f"{checkpoint.folder} has no linear projections in its layers that adapters could be put on "
+            f"{checkpoint.folder} has no linear projections in its layers to put adapters on "
             f"({type(model).__name__}): train embeddings or new_rows"
         )
-    return found
+    ends = (min(layers.values()), max(layers.values()))
+    return [name for name, layer in layers.items() if layer in ends or not outer]
 
 
-def stored_weights(model: Any, checkpoint: Checkpoint, layers: Iterable[str]) -> dict[str, str]:
-    """The name that the weight of each module has in the checkpoint, by the name of the module.
+def stored_weights(model: Any, checkpoint: Checkpoint, modules: Iterable[str]) -> dict[str, str]:
+    """The name of each module's weight in the checkpoint, by the name of the module.
 
-    Raises `CheckpointError` where a weight is not stored as it is.
+    Raises `CheckpointError` where a weight is not stored in the shape in which it is used.
     """
-    stored = Architecture.probe(checkpoint.folder, checkpoint.config).stored_names(
-        checkpoint.entries
-    )
-    names = {}
-    for name in layers:
-        found = stored.get(f"{name}.weight", [])
-        if len(found) != 1 or checkpoint.shape(found[0]) != tuple(
-            model.get_submodule(name).weight.shape
-        ):
+    probe = Architecture.probe(checkpoint.folder, checkpoint.config)
+    stored = probe.stored_names(checkpoint.entries)
+    weights = {}
+    for module in modules:
+        names = stored.get(f"{module}.weight", [])
+        shape = tuple(model.get_submodule(module).weight.shape)
+        if len(names) != 1 or checkpoint.shape(names[0]) != shape:
             raise CheckpointError(
-                f"{checkpoint.folder} does not store {name}.weight as it is used (found: "
-                f"{', '.join(found) or 'none'}): train embeddings or new_rows"
+                f"{checkpoint.folder} does not store {module}.weight as it is used (stored: "
+                f"{', '.join(names) or 'none'}): train embeddings or new_rows"
             )
-        names[name] = found[0]
-    return names
+        weights[module] = names[0]
+    return weights
 
 
-def add_adapter(model: Any, checkpoint: Checkpoint, rank: int, alpha: float) -> dict[str, str]:
-    """Give every projection in the decoder's layers an adapter in float32 that trains; nothing else does afterwards.
+def add_adapter(
+    model: Any, checkpoint: Checkpoint, rank: int, alpha: float, *, outer: bool = False
+) -> dict[str, str]:
+    """Put a float32 adapter on each of `projections`; nothing else trains then.
 
-    Returns the name that each adapted weight has in the checkpoint, by the name of its module. Raises `CheckpointError`
-    where there is nothing to adapt, or a weight is not stored as it is.
+    Returns the name of each adapted weight in the checkpoint, by the name of its module. Raises
+    `CheckpointError` where there is nothing to adapt, or a weight is not stored as it is used.
     """
-    names = stored_weights(model, checkpoint, projections(model, checkpoint))
+    names = stored_weights(model, checkpoint, projections(model, checkpoint, outer=outer))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names)), model)
+    model.requires_grad_(False)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+        if "lora_" in name:
+            parameter.data = parameter.requires_grad_().float()
     return names
+
+
+def merge(model: nn.Module) -> None:
+    """Add every adapter to the weight that it is on."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.merge()
 
 
 @torch.no_grad()
 def adapter_factors(model: nn.Module, names: dict[str, str]) -> Factors:
-    """What adapters add to each weight, by its name in the checkpoint, as two factors whose product it is."""
-    found = {}
+    """The two factors of what the adapter adds to each weight, by its name in the checkpoint."""
+    factors = {}
     for name, layer in model.named_modules():
         if name in names:
             assert isinstance(layer, LoraLayer)
             (key,) = layer.active_adapters
             left = whole(layer.lora_B[key].weight).float().cpu() * layer.scaling[key]
-            found[names[name]] = (left, whole(layer.lora_A[key].weight).float().cpu())
-    return found
+            factors[names[name]] = (left, whole(layer.lora_A[key].weight).float().cpu())
+    return factors
+
+
+def save_adapter(model: Any, names: Iterable[str], settings: LoraSettings, folder: Path) -> None:
+    """Write the adapter on the modules `names` in peft's format."""
+    folder.mkdir(exist_ok=True)
+    state = {name: t for name, t in get_peft_model_state_dict(model).items() if "lora_" in name}
+    factors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in state.items()}
+    save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    shape = {"r": settings.rank, "lora_alpha": settings.alpha, "target_modules": list(names)}
+    config = LoraConfig(**shape, task_type="CAUSAL_LM", inference_mode=True)
+    config.save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""One of several processes: who writes, and how parameters that are shared out are seen whole."""
+"""Training in several processes: which one writes, and how sharded parameters are seen whole."""
 
 import os
 from collections.abc import Iterator
@@ -31,19 +31,19 @@ def join() -> None:
         from accelerate import PartialState
 
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        # Others wait while the first one packs the corpus and writes the result, for which the default is too short.
+        # The default timeout is too short: others wait while the first one packs and writes.
         PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     if world_size() > 1:
         torch.distributed.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block before all others."""
+    """The main process runs the block before all others."""
     if not is_main():
         wait()
     yield
@@ -53,20 +53,23 @@ def main_first() -> Iterator[None]:
 
 @contextmanager
 def publishing_once(output: Path, resume_key: str) -> Iterator[Path]:
-    """`publishing` by the main process; the others get the same folder and write nothing that bears its name."""
-    if not is_main():
+    """`publishing` by the main process; the others get the same folder and publish nothing."""
+    if is_main():
+        with publishing(output, resume_key=resume_key) as partial:
+            wait()
+            yield partial
+            wait()
+    else:
         wait()
         yield partial_folder(output)
-        wait()
-        return
-    with publishing(output, resume_key=resume_key) as partial:
-        wait()
-        yield partial
         wait()
 
 
 def add_in_float32(state: Any) -> None:
-    """Let FSDP2 compute in bf16 and add gradients in float32, and leave losses as they are: accelerate rounds both."""
+    """Let FSDP2 compute in bf16, but add gradients and return losses in float32.
+
+    Accelerate's own policy rounds both.
+    """
     plugin = getattr(state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 2 and state.mixed_precision == "bf16":
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -75,36 +78,32 @@ def add_in_float32(state: Any) -> None:
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """All of a parameter, wherever its parts are. Every process must ask."""
-    found = parameter.detach()
-    return found.full_tensor() if isinstance(found, DTensor) else found
+    """All shards of a parameter as one tensor. Every process must call this."""
+    tensor = parameter.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process has."""
+    """The shard of a tensor that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def parted(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor of a parameter's shape in the parts that the parameter is in."""
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Shard a tensor of a parameter's shape as the parameter is sharded."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
-    return distribute_tensor(
-        value.to(parameter.device), parameter.device_mesh, parameter.placements
-    )
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
-def share_out(model: nn.Module) -> None:
-    """Give back what a forward pass without a backward pass has gathered."""
+def reshard(model: nn.Module) -> None:
+    """Free what a forward pass gathered and no backward pass followed."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def held_share(model: nn.Module) -> float:
-    """The share of a model's weights that this process holds: 1, or less where they are shared out."""
-    held = total = 0
-    for parameter in model.parameters():
-        total += parameter.numel()
-        held += local(parameter).numel()
-    return held / total
+    """The share of a model's weights that this process holds: below 1 where they are sharded."""
+    parameters = list(model.parameters())
+    return sum(local(p).numel() for p in parameters) / sum(p.numel() for p in parameters)

@@ -1,0 +1,158 @@
+"""The records behind every score; only this module encodes and decodes their form on disk."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+from lep.benchmark.harness import BenchmarkRecord
+from lep.corpus.read import Document, write_records
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecord:
+    """A window of held-out text: how likely it is, and in how many tokens."""
+
+    kind: ClassVar[str] = "text"
+    language: str
+    id: str
+    group: str | None = None  # the document that the window is from
+    nats: float
+    tokens: int
+    characters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, language: str, document: Document, tokens: int, nats: float) -> "TextRecord":
+        return cls(
+            language=language,
+            id=document.id,
+            group=document.group,
+            nats=nats,
+            tokens=tokens,
+            characters=len(document.text),
+            bytes=len(document.text.encode()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """A chat task: the greedy answer, and the nats of the right one where the template shows it."""
+
+    kind: ClassVar[str] = "task"
+    language: str
+    task: str
+    question: str
+    expected: str
+    answer: str
+    finished: bool
+    exact: float
+    nats: float | None = None
+    bytes: int | None = None
+    length_ratio: float | None = None  # of copies
+    copied: float | None = None  # of copies
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRecord:
+    """A prompt: the model's answer, and the nats of the original model's answer if that ended."""
+
+    kind: ClassVar[str] = "prompt"
+    language: str = "prompts"
+    id: str
+    prompt: list[dict[str, Any]]
+    answer: str
+    finished: float
+    repetition: float
+    tokens: int
+    new_tokens: int  # that the original model does not have
+    original_answer: str  # empty if it did not end
+    nats: float | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRecord:
+    """A text that was read and written under the clock."""
+
+    kind: ClassVar[str] = "speed"
+    language: str
+    id: str
+    tokens: int
+    characters: int
+    read_characters: int
+    written_characters: int
+    prefill_seconds: float
+    generation_seconds: float
+    cache_bytes: int
+    context_characters: int  # context in tokens times `characters`
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRecord:
+    """An answer of the original model under a candidate, for choosing a propagation."""
+
+    kind: ClassVar[str] = "answer"
+    language: ClassVar[str] = "answers"
+    turns: ClassVar[int] = 1
+    question: str
+    answer: str
+    nats: float
+    end_nats: float
+    bytes: int
+    divergence_nats: float  # summed over the common token borders
+    borders: int
+    same_cuts: bool  # whether both vocabularies cut the answer in the same places
+
+    @property
+    def score_nats(self) -> float:
+        return self.nats + self.divergence_nats
+
+
+Record = TextRecord | TaskRecord | PromptRecord | SpeedRecord | BenchmarkRecord
+KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in get_args(Record)}
+
+
+@dataclass(frozen=True)
+class Score:
+    """`metric` in `unit` over `count` units of `language`, and of one task where it has one."""
+
+    metric: str
+    language: str
+    task: str | None
+    unit: str
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def encode(record: Record | AnswerRecord) -> dict[str, Any]:
+    """A record as a JSON object; fields without a value are left out."""
+    values = {name: value for name, value in vars(record).items() if value is not None}
+    if values.get("output") is not None:
+        values.setdefault("tokens", None)  # of an answer whose server does not count
+    return {"kind": record.kind} | values
+
+
+def decode(line: dict[str, Any]) -> Record:
+    """A record from a JSON object; keys that are no fields, such as `model`, are passed over."""
+    cls = KINDS[line["kind"]]
+    names = [field.name for field in fields(cls)]
+    return cls(**{name: line[name] for name in names if name in line})
+
+
+def save_records(path: Path, records: Iterable[Record]) -> None:
+    write_records(path, map(encode, records))
+
+
+def load_records(path: Path) -> list[Record]:
+    """All records of a `records.jsonl`."""
+    with path.open(encoding="utf-8") as lines:
+        return [decode(json.loads(line)) for line in lines]
+
+
+def load_scores(path: Path) -> list[Score]:
+    """The scores of a `scores.json` of one model."""
+    return [Score(**score) for score in json.loads(path.read_text(encoding="utf-8"))]

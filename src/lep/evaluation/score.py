@@ -1,0 +1,215 @@
+"""Score one model: every score with count, unit and interval, and a record behind each."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.metrics import copied, token_ratio
+from lep.benchmark.tasks import resolve
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus import prepare
+from lep.corpus.read import Document, read_documents
+from lep.corpus.tasks import TaskItem, make_tasks
+from lep.evaluation.measures import figure, measures
+from lep.evaluation.records import Record, Score, TaskRecord, TextRecord, save_records
+from lep.evaluation.spans import Messages, answer_nats, greedy_answers
+from lep.inference.generate import Answer
+from lep.inference.likelihood import text_nats
+from lep.inference.models import load_model
+from lep.result import Result
+from lep.settings import EvaluateSettings
+from lep.statistics import Estimate
+
+SPARE_TOKENS = 16  # beyond the longest right answer: enough to see that a model does not stop
+Paths = Sequence[str | Path]
+Windows = dict[str, list[Document]]  # by language
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of a model, and the records of texts, answers and benchmark items behind them."""
+
+    scores: list[Score]
+    records: list[Record]
+
+    def write(self, folder: Path) -> None:
+        """Write `scores.json` and `records.jsonl` into a folder."""
+        scores = json.dumps([asdict(score) for score in self.scores], indent=1)
+        (folder / "scores.json").write_text(scores + "\n")
+        save_records(folder / "records.jsonl", self.records)
+
+
+@dataclass(frozen=True)
+class BitsPerByte(Estimate, Result):
+    """Bits per byte of held-out text with a 95% interval over `count` documents (or `windows`, if
+    there is only one document).
+    """
+
+    windows: int
+
+    def __str__(self) -> str:
+        interval = f"95% interval {self.low:.4f} to {self.high:.4f}"
+        return f"{self.value:.4f} bits per byte ({interval}, {self.windows:,} windows)"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What models are measured on, the same for each."""
+
+    settings: EvaluateSettings
+    windows: Windows
+    items: list[TaskItem]  # chat tasks made from the text
+    prompts: list[Messages]
+
+    @classmethod
+    def of(
+        cls, text: Mapping[str, Paths], settings: EvaluateSettings, prompts: Iterable[Messages] = ()
+    ) -> "Material":
+        """Read held-out text by language; raises `CorpusError` when it gives no window or task."""
+        limits = settings.characters, settings.window_characters
+        windows, items = {}, []
+        for language, paths in text.items():
+            documents = list(read_documents(paths))
+            windows[language] = prepare.windows(documents, *limits)
+            if settings.tasks:
+                count = {"count": settings.items, "seed": settings.seed}
+                items += make_tasks(documents, language, settings.tasks, **count)
+        return cls(settings, windows, items, list(prompts))
+
+
+def bits_per_byte(
+    model: str | Path, paths: Paths, settings: EvaluateSettings | None = None, **options: Any
+) -> BitsPerByte:
+    """How well a model predicts held-out text: -log2 p per byte of UTF-8, for any tokenizer.
+
+    `paths` are text files or folders. `settings` (or its fields as options) bound the text:
+    `characters` in all, in windows of `window_characters`.
+
+    Raises `CorpusError` for text that cannot be read, `CheckpointError` for the model.
+    """
+    settings = EvaluateSettings.given(settings, options).model_copy(update={"tasks": []})
+    material = Material.of({"text": paths}, settings)
+    records = list(text_records(*load_model(model), material))
+    (bits,) = (m for m in measures(records) if m.metric == "bits per byte")
+    result = figure(bits, settings.bootstrap, settings.seed)
+    assert result is not None, "a corpus without text is refused"
+    return BitsPerByte(**asdict(result.estimate()), windows=len(records))
+
+
+def score_model(
+    model: str | Path,
+    text: Mapping[str, Paths],
+    settings: EvaluateSettings,
+    folder: Path | None = None,
+    *,
+    base: bool = False,
+) -> Evaluation:
+    """Score a model on `text` by language; chat tasks only where it has a chat template.
+
+    A `base` model is not asked through its template; some have one for those who tune them. Answers
+    to benchmark tasks are kept in `folder`, where an interrupted run finds them again.
+    """
+    if base:
+        plain = settings.benchmark.model_copy(update={"chat": False})
+        settings = settings.model_copy(update={"tasks": [], "benchmark": plain})
+    material = Material.of(text, settings)  # its faults show before the model is loaded
+    loaded, checkpoint = load_model(model)
+    tasks = resolve(settings.benchmark.tasks)
+    benchmark = Benchmark(checkpoint, tasks, settings.benchmark) if tasks else None
+    with tempfile.TemporaryDirectory() as temporary:
+        answers = folder or Path(temporary)
+        answers.mkdir(parents=True, exist_ok=True)
+        records = list(model_records(loaded, checkpoint, material, benchmark, answers))
+    return Evaluation(list(summarise(records, settings)), records)
+
+
+def model_records(
+    model: Any,
+    checkpoint: Checkpoint,
+    material: Material,
+    benchmark: Benchmark | None,
+    folder: Path,
+) -> Iterator[Record]:
+    """Text windows, chat tasks and benchmark items of a model; benchmark answers go to `folder`."""
+    yield from text_records(model, checkpoint, material)
+    if checkpoint.tokenizer.chat_template:
+        yield from task_records(model, checkpoint, material)
+    if benchmark is not None:
+        from lep.benchmark.backend import InMemory
+
+        backend = InMemory(model, checkpoint, benchmark.settings.batch_size)
+        yield from benchmark.records(backend.answering, folder)
+
+
+def text_records(model: Any, checkpoint: Checkpoint, material: Material) -> Iterator[TextRecord]:
+    """Nats, tokens, characters and bytes of each text window."""
+    size = material.settings.batch_size
+    for language, documents in material.windows.items():
+        texts, label = [document.text for document in documents], f"{language} bits per byte"
+        losses = text_nats(model, checkpoint.tokenizer, texts, size, label)
+        for document, (tokens, nats) in zip(documents, losses, strict=True):
+            yield TextRecord.of(language, document, tokens, nats)
+
+
+def served_text_records(
+    server: Any, tokenizer: Any, windows: Windows, folder: Path
+) -> Iterator[TextRecord]:
+    """The same from a server: log-probabilities of each window as a prompt."""
+    for language, documents in windows.items():
+        texts = [document.text for document in documents]
+        losses = server.text_nats(texts, folder / f"text-{language}.jsonl")
+        ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+        for document, nats, tokens in zip(documents, losses, ids, strict=True):
+            yield TextRecord.of(language, document, len(tokens), nats)
+
+
+def task_records(model: Any, checkpoint: Checkpoint, material: Material) -> list[TaskRecord]:
+    """The greedy answer to each task, how right it is, and the nats of the right one."""
+    size, items = material.settings.batch_size, material.items
+    messages = [item.record()["messages"] for item in items]
+    nats = answer_nats(model, checkpoint, messages, size, "answers, bits")
+
+    def length(text: str) -> int:
+        return len(checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    tasks: dict[tuple[str, str], list[int]] = {}
+    for i, item in enumerate(items):
+        tasks.setdefault((item.language, item.task), []).append(i)
+    answers: dict[int, Answer] = {}
+    for name, members in tasks.items():  # answers to one task are of similar length
+        most = max(length(items[i].answer) for i in members) + 1 + SPARE_TOKENS
+        prompts = [messages[i][:1] for i in members]
+        group = greedy_answers(model, checkpoint, prompts, most, size, label=" ".join(name))
+        answers |= zip(members, group, strict=True)
+    return [task_record(item, answers[i], nats.get(i), length) for i, item in enumerate(items)]
+
+
+def task_record(
+    item: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]
+) -> TaskRecord:
+    """How right an answer is; `length` counts tokens."""
+    copy = item.task.startswith("copy")
+    return TaskRecord(
+        language=item.language,
+        task=item.task,
+        question=item.question,
+        expected=item.answer,
+        answer=answer.text,
+        finished=answer.finished,
+        exact=float(answer.text == item.answer),
+        nats=nats,
+        bytes=None if nats is None else len(item.answer.encode()),
+        length_ratio=token_ratio(answer.tokens, item.answer, length) if copy else None,
+        copied=float(copied(answer.text, item.answer)) if copy else None,
+    )
+
+
+def summarise(records: Iterable[Record], settings: EvaluateSettings) -> Iterator[Score]:
+    """Every metric by language and task; chat tasks of a language also together (task None)."""
+    for measure in measures(records):
+        if result := figure(measure, settings.bootstrap, settings.seed):
+            yield Score(*measure.key, measure.unit, **asdict(result.estimate()))

@@ -1,0 +1,112 @@
+"""The candidates of a choice as loaded models, and what weights alone say about them."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import Rows
+from lep.errors import CheckpointError
+from lep.inference.models import device, load_model
+from lep.propagation import Propagation
+from lep.settings import PropagateSettings
+from lep.transfer.family import Family
+from lep.transfer.propagate import fit, result_tensors, token_weights
+from lep.transfer.write import write_recipient
+
+Name = tuple[str, str]  # methods of the input and of the output table
+
+
+class Candidates:
+    """The candidates' tables in one loaded body. Close it to remove the files of the trial."""
+
+    def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
+        self.family, self.folder = family, output.with_name(output.name + ".candidate")
+        weights, ridge = token_weights(family, settings.frequency_text), settings.ridge
+        self.problems = {kind: family.problem(kind, weights, ridge) for kind in family.mappings}
+        self._fits: dict[tuple[str, str], Propagation] = {}
+        self._loaded: tuple[Any, Checkpoint] | None = None
+
+    def fits(self, name: Name) -> dict[str, Propagation]:
+        """The propagation of each table; each method is fitted once."""
+        pairs = zip(("input", "output"), name, strict=True)
+        keys = [(kind, method) for kind, method in pairs if kind in self.problems]
+        for kind, method in keys:
+            if (kind, method) not in self._fits:
+                self._fits[kind, method] = fit(self.problems[kind], method)
+        return {kind: self._fits[kind, method] for kind, method in keys}
+
+    def tensors(self, name: Name) -> dict[str, Rows]:
+        """Everything that is written for a candidate."""
+        return result_tensors(self.family, self.fits(name))
+
+    def load(self, name: Name) -> tuple[Any, Checkpoint]:
+        """The body with a candidate's tables, and its checkpoint; the body is loaded once."""
+        if self._loaded is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_recipient(self.family.recipient, self.tensors(name), {}, self.folder)
+            self._loaded = load_model(self.folder)
+        model = self._loaded[0]
+        embeddings = {
+            "input": model.get_input_embeddings(),
+            "output": model.get_output_embeddings(),
+        }
+        for kind, propagation in self.fits(name).items():
+            rows = self.family.propagated(kind, propagation).chunks()
+            embeddings[kind].weight.data.copy_(torch.cat(list(rows)))
+        return self._loaded
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class BodyTooLarge(CheckpointError):
+    """A model that cannot be run here; `weight_report` says what can be said without running it."""
+
+
+def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -> str:
+    """How well the maps explain rows they never saw, table by table: all that weights can say."""
+    lines = ["table  | method     | held-out residual |         W = I | penalty"]
+    family = Family.open(base, instruct, adapted)
+    for kind in family.mappings:
+        problem = family.problem(kind)
+        for method in ("overlap", "conversion", "ridge", "procrustes"):
+            report = fit(problem, method).report
+            penalty = "-" if report.penalty is None else f"{report.penalty:g}"
+            figures = f"{report.heldout:17.4f} | {report.identity:13.4f} | {penalty}"
+            lines.append(f"{kind:6} | {method:10} | {figures}")
+    return "\n".join(lines)
+
+
+def check_memory(checkpoint: Checkpoint) -> None:
+    """Raise `BodyTooLarge` when the model, its tables twice, does not fit into free memory.
+
+    As `load_model` loads it: in float32 on a CPU, as stored on a GPU.
+    """
+    gpu = device().type == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()  # what an earlier stage left
+    sizes = {
+        name: entry.nbytes if gpu else 4 * math.prod(entry.shape)
+        for name, entry in checkpoint.entries.items()
+    }
+    needed = sum(sizes.values()) + sum(sizes[name] for name in checkpoint.tables.names)
+    free = torch.cuda.mem_get_info()[0] if gpu else free_memory()
+    if needed > free:
+        raise BodyTooLarge(
+            f"choosing by function needs {checkpoint.folder} in memory, {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free: name a --method after the fits above, or take a larger "
+            "machine"
+        )
+
+
+def free_memory() -> float:
+    """Bytes that can be had without swapping; unlimited where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -1,0 +1,112 @@
+"""What a training returns; the same facts are written beside the model."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lep.result import Result
+from lep.settings import LoraSettings, PretrainSettings
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The mean loss in nats per token since the previous report, and the learning rate."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What held-out text showed at one step, by language; see `HeldoutText.look`."""
+
+    step: int
+    bits_per_byte: dict[str, float]
+    copied_bits_per_byte: dict[str, float]
+    new_token_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Bits per byte of the first held-out text by learning rate (None: diverged); the best rate."""
+
+    bits_per_byte: dict[str, float | None]
+    best: float
+
+    def __str__(self) -> str:
+        rates = [f"{rate}: {bits or 'diverged'}" for rate, bits in self.bits_per_byte.items()]
+        return f"bits per byte by rate: {'; '.join(rates)}; took the best one, {self.best:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult(Result):
+    """A finished pre-training; `print` shows its losses, looks at held-out text, and folder."""
+
+    tokens: int  # trained on
+    steps: int
+    block_size: int  # tokens
+    corpus_tokens: int
+    blocks: int
+    trained_rows: dict[str, int]  # by table
+    documents_isolated: bool  # whether documents in a block do not see each other
+    frozen_tensors: int  # proven unchanged
+    processes: int
+    share_of_weights_held: float  # by this process
+    losses: list[Loss]
+    best_step: int | None  # whose state was kept; None without eval_text
+    looks: list[Look] | None
+    seconds: float
+    settings: PretrainSettings  # as used, with tokens, batch and rate settled
+    sweep: Sweep | None = None
+    output: Path
+
+    def __str__(self) -> str:
+        lines = [str(self.sweep)] if self.sweep else []
+        lines.append(f"{self.tokens:,} tokens, {_summary(self)}")
+        for look in self.looks or []:
+            bits = ", ".join(f"{name} {value:.4f}" for name, value in look.bits_per_byte.items())
+            kept = " (kept)" if look.step == self.best_step else ""
+            lines.append(f"step {look.step:,}: bits per byte {bits}{kept}")
+        if not self.documents_isolated:
+            lines.append("this architecture ignores positions: a document saw those before it")
+        return "\n".join([*lines, f"wrote {self.output}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult(Result):
+    """A finished tuning or calibration; `print` shows its samples, losses, and folder."""
+
+    steps: int
+    losses: list[Loss]
+    merge_error: float | None  # of logits, as a share of the largest; None without an adapter
+    changed_tensors: list[str]
+    samples: int
+    too_long: int  # samples left out
+    seconds: float
+    answers: dict[str, int] | None = None  # of a calibration: kept, and dropped by reason
+    copy_tasks: int | None = None  # of a calibration
+    settings: LoraSettings
+    output: Path
+
+    def __str__(self) -> str:
+        lines = [f"{self.samples:,} samples ({self.too_long:,} too long), {_summary(self)}"]
+        if self.answers is not None:
+            lines.insert(0, f"answers: {self.answers}; copy tasks: {self.copy_tasks}")
+        return "\n".join([*lines, f"wrote {self.output}"])
+
+
+def write_record(result: PretrainResult | TuneResult, file: Path) -> None:
+    """Write all fields that apply, without the folder, as JSON."""
+    record = asdict(result, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
+    del record["output"]
+    record["settings"] = result.settings.model_dump()
+    file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _summary(result: PretrainResult | TuneResult) -> str:
+    first, last = result.losses[0].loss, result.losses[-1].loss
+    return (
+        f"{result.steps:,} steps in {result.seconds:,.1f} s; loss from {first:.3f} to {last:.3f} "
+        "nats a token"
+    )

@@ -1,0 +1,181 @@
+"""The rows of tables that train; and the proof that everything else stays as it was."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import CheckpointError
+from lep.training.processes import whole
+from lep.transfer.mappings import saved_mappings
+
+TableRows = Mapping[str, Tensor]  # of the tables "input" and "output" that train, (n,) int64
+
+
+class SplitTable(nn.Module):
+    """A (V, h) table as frozen rows `kept` (V - n, h) and trained rows `new` (n, h) in float32.
+
+    Only `new` has gradients. `position` (V,) is where each row is in the two, `kept` first.
+    """
+
+    kept: Tensor
+    position: Tensor
+
+    def __init__(self, table: Tensor, rows: Tensor) -> None:
+        super().__init__()
+        trains = torch.zeros(len(table), dtype=torch.bool)
+        trains[rows] = True
+        stay, rows = (~trains).nonzero().flatten(), trains.nonzero().flatten()
+        last = len(rows) == 0 or int(rows[0]) == len(stay)  # then nothing needs to be copied
+        position = torch.empty(len(table), dtype=torch.int64)
+        position[torch.cat([stay, rows])] = torch.arange(len(table))
+        self.register_buffer("kept", table[: len(stay)] if last else table[stay], persistent=False)
+        self.register_buffer("position", position, persistent=False)
+        self.new = nn.Parameter(table[rows].float())
+
+    def whole(self) -> Tensor:
+        """The table as it is now, (V, h), in the dtype of the frozen rows."""
+        return torch.cat([self.kept, whole(self.new).to(self.kept)])[self.position]
+
+
+class SplitEmbedding(nn.Module):
+    """An embedding layer on a split table."""
+
+    scale: Tensor | None
+
+    def __init__(self, table: SplitTable, scale: Tensor | None = None) -> None:
+        super().__init__()
+        self.table = table
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        position, stay = self.table.position[ids], len(self.table.kept)
+        kept = embedding(position.clamp(max=max(stay - 1, 0)), self.table.kept)
+        new = embedding((position - stay).clamp(min=0), self.table.new).to(kept.dtype)
+        rows = torch.where((position >= stay)[..., None], new, kept)
+        return rows if self.scale is None else rows * self.scale.to(rows.dtype)
+
+
+class SplitHead(nn.Module):
+    """A linear head on a split table, with logits in the order of the ids."""
+
+    bias: Tensor | None
+
+    def __init__(self, table: SplitTable, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.table = table
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        parts = [hidden @ part.to(hidden.dtype).T for part in (self.table.kept, self.table.new)]
+        logits = torch.cat(parts, dim=-1)[..., self.table.position]
+        return logits if self.bias is None else logits + self.bias
+
+
+def table_layers(model: Any) -> dict[str, Any]:
+    """The layers that hold the tables "input" and "output"."""
+    return {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+
+
+def split_tables(model: Any, rows: TableRows) -> dict[str, SplitTable]:
+    """Put split tables into a model; `rows` (n,) of "input" and, where untied, "output" train.
+
+    Raises `CheckpointError` where embeddings or head do more than look up and multiply.
+    """
+    layers = table_layers(model)
+    inputs, head = layers["input"], layers["output"]
+    tables = {kind: SplitTable(layers[kind].weight.detach(), rows[kind]) for kind in rows}
+    bias, scale = getattr(head, "bias", None), getattr(inputs, "embed_scale", None)
+    split = SplitEmbedding(tables["input"], None if scale is None else torch.as_tensor(scale))
+    output_table = tables.get("output", tables["input"])
+    split_head = SplitHead(output_table, None if bias is None else bias.detach())
+    with torch.no_grad():
+        ids = torch.cat([rows["input"][:8], torch.arange(min(8, len(inputs.weight)))])
+        hidden = torch.linspace(-1, 1, head.weight.shape[1]).to(head.weight)[None]
+        logits, expected = split_head(hidden), head(hidden)
+        close = (logits - expected).abs().max() <= 0.02 * expected.abs().max()
+        same = close and torch.equal(split(ids), inputs(ids))
+    if not same:
+        raise CheckpointError(
+            f"{type(inputs).__name__} or {type(head).__name__} of this model does more than look "
+            "up rows and multiply: its new rows cannot be trained alone, train all embeddings"
+        )
+    model.set_input_embeddings(split)
+    model.set_output_embeddings(split_head)
+    return tables
+
+
+def whole_tables(model: Any, kinds: Iterable[str]) -> None:
+    """Let whole tables train, in float32, in which Adam's small steps do not vanish."""
+    for kind in kinds:
+        weight = table_layers(model)[kind].weight
+        weight.data = weight.data.float()
+        weight.requires_grad_(True)
+
+
+def head_tables(head: Any) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    """The tables of a head, its bias in their row order, and the row of each id (None: the id)."""
+    bias = getattr(head, "bias", None)
+    if not isinstance(head, SplitHead):
+        return [head.weight], bias, None
+    position = head.table.position
+    ordered = None if bias is None else torch.empty_like(bias).index_copy_(0, position, bias)
+    return [head.table.kept, head.table.new], ordered, position
+
+
+def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The rows of new tokens in each table, (n,) int64, as `lep init` saved them beside the model.
+
+    Raises `CheckpointError` where they are not known, or no token is new.
+    """
+    mappings = saved_mappings(checkpoint, appended=True) or {}
+    rows = {kind: mapping.new_rows() for kind, mapping in mappings.items()}
+    if not rows or not all(map(len, rows.values())):
+        raise CheckpointError(
+            f"{checkpoint.folder} does not say which of its rows are new "
+            "(lep/mapping.safetensors): initialise it with lep init, or train more than new rows"
+        )
+    return rows
+
+
+def stored_tables(checkpoint: Checkpoint, rows: TableRows, model: Any) -> dict[str, Tensor]:
+    """The tables of a trained model by their names, in the checkpoint's dtype.
+
+    Raises `AssertionError` when a row outside `rows` is not the checkpoint's own, bit for bit.
+    """
+    stored = {}
+    for kind, name in checkpoint.tables.by_kind().items():
+        layer, before = table_layers(model)[kind], checkpoint.tensor(name)
+        split = isinstance(layer, SplitEmbedding | SplitHead)
+        table = layer.table.whole() if split else whole(layer.weight)
+        stored[name] = table.cpu().to(before.dtype)
+        stay = torch.ones(len(before), dtype=torch.bool).index_fill_(0, rows[kind], False)
+        if not torch.equal(stored[name][stay], before[stay]):
+            raise AssertionError(f"a frozen row of {name} changed during training")
+    return stored
+
+
+def digest(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """SHA-256 of the bytes of each tensor, by name."""
+    tensors = ((name, tensor.detach().cpu().contiguous()) for name, tensor in named)
+    return {
+        name: hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in tensors
+    }
+
+
+def frozen_digest(model: nn.Module) -> dict[str, str]:
+    """The digests of all parameters that do not train."""
+    return digest((name, whole(p)) for name, p in model.named_parameters() if not p.requires_grad)
+
+
+def check_frozen(before: Mapping[str, str], model: nn.Module) -> None:
+    """Raise `AssertionError` that names the first frozen parameter whose bytes changed."""
+    after = frozen_digest(model)
+    for name, value in before.items():
+        if after.get(name) != value:
+            raise AssertionError(f"the frozen tensor {name} changed during training")
