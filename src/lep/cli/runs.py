@@ -38,9 +38,8 @@ def plan(
     if hours is not None:
         budget = ("pretrain.tokens=", "pretrain.epochs=")
         others = [change for change in changes if not change.startswith(budget)]
-        say(
-            f"for these hours: lep run {recipe} {shlex.join([*others, f'pretrain.tokens={forecast.tokens}'])}"
-        )
+        words = ["lep", "run", str(recipe), *others, f"pretrain.tokens={forecast.tokens}"]
+        say(f"for these hours: {shlex.join(words)}")
 
 
 @verb(app)
