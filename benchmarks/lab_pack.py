@@ -17,7 +17,7 @@ from lab_pair import gather
 
 from lep.corpus.read import read_documents, write_records
 from lep.corpus.tasks import make_tasks
-from lep.pipeline.recipe import load_recipe
+from lep.pipeline.recipe_file import load_recipe
 from lep.pipeline.stages import write_evaluation
 from lep.report.grid import markdown
 from lep.settings import TuneSettings

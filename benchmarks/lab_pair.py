@@ -13,8 +13,7 @@ from pathlib import Path
 
 from lep.evaluation.records import load_scores
 from lep.evaluation.table import cells
-from lep.pipeline.recipe import load_recipe
-from lep.pipeline.run import run
+from lep.pipeline.run import run_recipe
 from lep.report.grid import Cell, markdown
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "lab-ru.yaml"
@@ -54,9 +53,8 @@ def main() -> None:
                 f"{stage}.seed={seed}" if tuned else f"{stage}=null"
                 for stage in ("calibrate", "tune")
             ]
-            run(
-                load_recipe(RECIPE, [*arguments.settings, f"pretrain.seed={seed}", *stages]), folder
-            )
+            overrides = [*arguments.settings, f"pretrain.seed={seed}", *stages]
+            print(run_recipe(RECIPE, folder, overrides=overrides))
     found = {kind: gather(folders, kind) for kind in ("instruct_models", "base_models")}
     values = {
         kind: {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lab_pair import gather
 
-from lep.pipeline.recipe import load_recipe
+from lep.pipeline.recipe_file import load_recipe
 from lep.pipeline.stages import write_evaluation
 from lep.report.grid import markdown
 from lep.settings import PretrainSettings, PropagateSettings

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lep.report.grid import COARSE, Cell, grid_blocks
+from lep.report.run_record import RunRecord
 
 # Micro-Avg and copying of Russian (section 5 of the method): original, then swap, overlap, conversion.
 PAPER: dict[str, dict[str, Any]] = {
@@ -76,12 +77,11 @@ class Grid:
     """The blocks of a run, by vocabulary and strength."""
 
     def __init__(self, folder: Path) -> None:
-        self.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        self.folder = folder
-        self.blocks = {tuple(b.labels.values()): b for b in grid_blocks(folder, self.record)}
-        self.bases = {
-            tuple(b.labels.values()): b for b in grid_blocks(folder, self.record, "base_models")
-        }
+        self.run, self.folder = RunRecord.load(folder), folder
+        self.blocks, self.bases = (
+            {tuple(b.labels.values()): b for b in grid_blocks(folder, self.run, base=base)}
+            for base in (False, True)
+        )
 
     def cell(self, vocabulary: str, strength: str, model: str, column: str) -> Cell:
         return self.blocks[vocabulary, strength].models[model][column]
@@ -99,9 +99,9 @@ class Grid:
     def chosen(self, vocabulary: str, strength: str) -> list[str]:
         """What `auto` chose, by seed; for the output table, too, where it differs."""
         stages = [
-            cell["instruct_models"]["auto"].removeprefix("evaluate-")
-            for cell in self.record["cells"]
-            if tuple(cell["labels"].values()) == (vocabulary, strength)
+            cell.instruct_models["auto"].removeprefix("evaluate-")
+            for cell in self.run.cells
+            if tuple(cell.labels.values()) == (vocabulary, strength)
         ]
         places = (self.folder / stage / "lep" / "selection.json" for stage in stages)
         return [json.loads(place.read_text(encoding="utf-8"))["chosen"] for place in places]

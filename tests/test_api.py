@@ -35,8 +35,9 @@ def test_the_example_of_the_readme_runs(
     # What the example says of itself, computed without it: conversion is least squares of M E.
     mapping, before, after = (names[name] for name in ("mapping", "before", "after"))
     source, target = (mapping(table.double()) for table in (before, after))
-    solution = torch.linalg.lstsq(source, target).solution
-    torch.testing.assert_close(names["rows"].double(), source @ solution, rtol=1e-4, atol=1e-5)
+    expected = source @ torch.linalg.lstsq(source, target).solution
+    distances = [(rows.double() - expected).norm() for rows in (names["rows"], source)]
+    assert distances[0] < 0.01 * expected.norm() < distances[1]  # rows are stored in 16 bits
     printed = capsys.readouterr().out
     assert "256" in printed
     assert "runs/ru/trained" in printed

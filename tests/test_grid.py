@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_pipeline import RECIPE, ROOT, results
+from test_pipeline import RECIPE, ROOT, results, stages_of
 
 from lep.errors import RecipeError
-from lep.pipeline.recipe import load_grid
-from lep.pipeline.run import plan, run
-from lep.pipeline.stage import Places, Runner, Stage
+from lep.pipeline.recipe_file import load_grid
+from lep.pipeline.run import run_recipe
+from lep.pipeline.stage import RunFolder, Runner, Stage
 from lep.publish import publishing
 from lep.report.grid import Block, Cell
 
@@ -22,7 +22,10 @@ grid:
   axes:
     vocabulary:
       Extended: {propagate: [conversion, exact], direct: true}
-      BPE: {tokenizer: {method: bpe, new_tokens: null, vocab_size: 500}, propagate: [swap], calibrate: {after: swap}}
+      BPE:
+        tokenizer: {method: bpe, new_tokens: null, vocab_size: 500}
+        propagate: [swap]
+        calibrate: {after: swap}
     rate:
       low: {}
       high: {pretrain: {learning_rate: 4e-3}}
@@ -65,10 +68,13 @@ def test_combinations(recipe) -> None:
 
 
 def test_common_stages_are_one(recipe, tmp_path) -> None:
-    planned = plan(load_grid(recipe), tmp_path)
-    names = [planned.places.name(stage) for stage in planned.stages]
+    grid = stages_of(recipe, tmp_path)
+    names = [grid.folder.name(stage) for stage in grid.all]
     assert len(names) == len(set(names))
-    of = lambda start: sorted(name for name in names if name.split(".")[0] == start)  # noqa: E731
+
+    def of(start: str) -> list[str]:
+        return sorted(name for name in names if name.split(".")[0] == start)
+
     assert of("corpus") == ["corpus"]
     assert of("answers") == ["answers"]
     assert of("tokenizer") == ["tokenizer.BPE.low", "tokenizer.Extended"]
@@ -87,33 +93,26 @@ def test_common_stages_are_one(recipe, tmp_path) -> None:
 
 
 def test_another_judge_leaves_the_answers(recipe, tmp_path) -> None:
-    def stages(*overrides: str) -> dict[str, str]:
-        planned = plan(
-            load_grid(recipe, ["grid.axes={}", "grid.cells=[]", "grid.seeds=[0]", *overrides]),
-            tmp_path,
-        )
-        return {planned.places.name(stage): stage.fingerprint for stage in planned.stages}
-
+    one = ("grid.axes={}", "grid.cells=[]", "grid.seeds=[0]")
     rules, judged, short = (
-        stages(),
-        stages("calibrate.judge=j@http://127.0.0.1:9"),
-        stages("calibrate.max_new_tokens=7"),
+        {stage.name: stage.fingerprint for stage in stages_of(recipe, tmp_path, *one, *change).all}
+        for change in ([], ["calibrate.judge=j@http://127.0.0.1:9"], ["calibrate.max_new_tokens=7"])
     )
     assert rules["unjudged"] == judged["unjudged"] != short["unjudged"]
-    assert len({found["answers"] for found in (rules, judged, short)}) == 3
+    assert len({stages["answers"] for stages in (rules, judged, short)}) == 3
     assert rules["calibrate-conversion"] != judged["calibrate-conversion"]
 
 
 def test_what_is_made_keeps_its_name_when_a_grid_grows(recipe, tmp_path) -> None:
-    one = plan(load_grid(recipe, ["grid.seeds=[0]"]), tmp_path)
-    first = next(stage for stage in one.stages if stage.name == "pretrain")
-    assert one.places.name(first) == "pretrain.Extended.low"
+    one = stages_of(recipe, tmp_path, "grid.seeds=[0]")
+    first = next(stage for stage in one.all if stage.name == "pretrain")
+    assert one.folder.name(first) == "pretrain.Extended.low"
     (tmp_path / "pretrain.Extended.low").mkdir()
     record = json.dumps({"fingerprint": first.fingerprint})
     (tmp_path / "pretrain.Extended.low" / "lep_stage.json").write_text(record)
-    grown = plan(load_grid(recipe), tmp_path)
-    assert grown.places.name(first) == "pretrain.Extended.low"
-    names = [grown.places.name(stage) for stage in grown.stages]
+    grown = stages_of(recipe, tmp_path)
+    assert grown.folder.name(first) == "pretrain.Extended.low"
+    names = [grown.folder.name(stage) for stage in grown.all]
     assert len(names) == len(set(names))
     assert "pretrain.Extended.low.seed-1" in names
 
@@ -133,7 +132,7 @@ def test_what_is_made_keeps_its_name_when_a_grid_grows(recipe, tmp_path) -> None
             r"no axis 'vocabulary' has a value 'Extendet' "
             r"\(known: Extended, BPE\)",
         ),
-        ("      low: {}", "      lo/w: {}", r"'lo/w' shall name folders"),
+        ("      low: {}", "      lo/w: {}", r"'lo/w' becomes part of folder names"),
         (
             "vocab_size: 500",
             "vocab_size: 500, keep: 4",
@@ -200,12 +199,12 @@ def test_the_page_says_what_calibration_raised_and_what_not() -> None:
     ]
 
 
-def _run_quietly(recipe: Path, folder: Path, said: Path) -> None:
+def _run_quietly(recipe: Path, folder: Path, log: Path) -> None:
     import lep.calibration.answers as answers
 
     answers.reason_to_drop = lambda question, answer: None
-    with said.open("w", buffering=1) as out:
-        run(load_grid(recipe), folder, lambda text: print(text, file=out))
+    with log.open("w", buffering=1) as out:
+        print(run_recipe(recipe, folder, say=lambda text: print(text, file=out)), file=out)
 
 
 @pytest.mark.slow
@@ -221,12 +220,12 @@ def test_two_processes_share_a_grid(recipe, tmp_path) -> None:
     for process in pair:
         process.join()
         assert process.exitcode == 0
-    said = [(tmp_path / f"{i}.txt").read_text() for i in range(2)]
-    made = [set(re.findall(r"\] (\S+): \d+ s", text)) for text in said]
-    assert made[0].isdisjoint(made[1])
-    assert min(map(len, made)) > 5
-    planned = plan(load_grid(recipe), tmp_path / "run")
-    assert made[0] | made[1] == {planned.places.name(stage) for stage in planned.stages}
+    logs = [(tmp_path / f"{i}.txt").read_text() for i in range(2)]
+    first, second = (set(re.findall(r"\] (\S+): \d+ s", text)) for text in logs)
+    assert first.isdisjoint(second)
+    assert min(len(first), len(second)) > 5
+    grid = stages_of(recipe, tmp_path / "run")
+    assert first | second == {grid.folder.name(stage) for stage in grid.all}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "vocabulary Extended, rate high" in page
     links = re.findall(r'href="([^"]+)"', page)
@@ -246,20 +245,19 @@ def test_two_processes_share_a_grid(recipe, tmp_path) -> None:
 
 
 def _slow_stage(name: str, log: Path, seconds: float) -> Stage:
-    def action(output: Path) -> None:
+    def action(output: Path, at: object) -> None:
         with publishing(output) as partial:
             with log.open("a") as out:
                 out.write(name + "\n")
             time.sleep(seconds)
-            (partial / "made").touch()
+            (partial / "built").touch()
 
     return Stage(name, action, {})
 
 
 def _run_stages(folder: Path, log: Path) -> None:
-    Runner(Places(folder), lambda _: None).run_all(
-        [_slow_stage(f"s{i}", log, 0.3) for i in range(6)]
-    )
+    stages = [_slow_stage(f"s{i}", log, 0.3) for i in range(6)]
+    Runner(RunFolder(folder), lambda _: None).run_all(stages)
 
 
 def test_a_stage_is_made_by_one_process(tmp_path) -> None:

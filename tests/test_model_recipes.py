@@ -1,4 +1,4 @@
-"""The recipes for real models: planned, and run in small on the real tokenizers (needs LEP_DATA, development data)."""
+"""The recipes for real models: forecast, and run small on real tokenizers (needs LEP_DATA)."""
 
 import json
 import os
@@ -11,17 +11,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import read_documents, write_records
-from lep.pipeline.forecast import make_plan
-from lep.pipeline.recipe import load_recipe
-from lep.pipeline.run import run
+from lep.pipeline.forecast import forecast
+from lep.pipeline.recipe_file import load_recipe
+from lep.pipeline.run import run_recipe
 
 DATA = Path(os.environ.get("LEP_DATA", "/no-data"))
 RECIPES = Path(__file__).parent.parent / "recipes"
 TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{{ bos_token or '' }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}"
+    "{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
-# recipe: tokenizer, architecture, tokens that only the instruct model has, rows of the tables, language
+# recipe: tokenizer, architecture, tokens that only the instruct model has, table rows, language
 MODELS = {
     "llama3-ru": ("llama-3", "llama", [], 128_256, "ru"),
     "mistral-ru": ("mistral-7b-v0.1", "mistral", ["<|end_of_turn|>", "<|pad_0|>"], 32_000, "ru"),
@@ -54,8 +55,8 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
     }
     config = AutoConfig.for_model(kind, vocab_size=rows, **shape)
     for name in ("base", "instruct"):
-        place = tmp_path / name
-        place.mkdir()
+        folder = tmp_path / name
+        folder.mkdir()
         packed = (source / "tokenizer.json.zst").open("rb")
         spec = json.loads(zstandard.ZstdDecompressor().stream_reader(packed).read())
         settings = json.loads((source / "tokenizer_config.json").read_text())
@@ -73,11 +74,11 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
             spec["added_tokens"] += [
                 {"id": rows + i, "content": each} | special for i, each in enumerate(added)
             ]
-        (place / "tokenizer.json").write_text(json.dumps(spec))
-        (place / "tokenizer_config.json").write_text(json.dumps(settings))
+        (folder / "tokenizer.json").write_text(json.dumps(spec))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         model = AutoModelForCausalLM.from_config(config)
         model.generation_config.eos_token_id = _end(spec, settings)
-        model.to(torch.bfloat16).save_pretrained(place)
+        model.to(torch.bfloat16).save_pretrained(folder)
     (tmp_path / "text").mkdir()
     for code in (language, "en"):
         write_records(tmp_path / "text" / f"{code}.jsonl", _text(code))
@@ -138,12 +139,8 @@ def _text(code: str):
 def test_planned_and_run_in_small(small, tmp_path) -> None:
     name, changes = small
     recipe = load_recipe(RECIPES / f"{name}.yaml", changes)
-    said = str(make_plan(recipe, "h100"))
-    assert "tokens saved" in said
-    lines: list[str] = []
-    run(recipe, tmp_path / "run", lines.append)
-    table = lines[-1]
-    assert "conversion" in table
+    assert "tokens saved" in str(forecast(recipe, "h100"))
+    assert "conversion" in run_recipe(recipe, tmp_path / "run").table
     stages = json.loads((tmp_path / "run" / "run.json").read_text())["instruct_models"]
     first = recipe.calibrate.after[0]
     result = Checkpoint(tmp_path / "run" / f"calibrate-{first}").check()

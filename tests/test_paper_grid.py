@@ -1,4 +1,4 @@
-"""The verdicts on the predictions of the paper's grid, on made-up figures that they must hold for, and must not."""
+"""Verdicts on the paper's grid, on made-up figures for which they must hold, or must not."""
 
 import importlib.util
 import zlib
@@ -49,8 +49,7 @@ class FakeGrid(paper_grid.Grid):
         value = 1.0
         for pattern, given in rules:
             if all(
-                part is None or part == own or own.endswith(part)
-                for part, own in zip(pattern, key, strict=True)
+                part is None or name.endswith(part) for part, name in zip(pattern, key, strict=True)
             ):
                 value = given
         noise = np.random.default_rng(zlib.crc32("/".join(key).encode())).normal(0, 0.001, 3)
@@ -173,9 +172,9 @@ def test_a_gain_that_is_the_same_for_every_seed_is_named() -> None:
         models["swap + self-calibration"]["copy ru"] = Cell(
             {f"s{i}": v + gain for i, v in enumerate(before)}
         )
-        verdict, said = paper_grid.training_repairs(grid)
+        verdict, figures = paper_grid.training_repairs(grid)
         assert verdict is holds
-        assert ("swap + self-calibration, BPE, middle: +0.500 for every seed" in said) is holds
+        assert ("swap + self-calibration, BPE, middle: +0.500 for every seed" in figures) is holds
 
 
 def test_averages_are_taken_by_seed() -> None:

@@ -1,4 +1,4 @@
-"""Whole runs on the tiny pair: nothing is done twice, and a killed run ends like an uninterrupted one."""
+"""Whole runs on the tiny pair: nothing runs twice; a killed run ends like an uninterrupted one."""
 
 import json
 import os
@@ -13,9 +13,10 @@ from benchmark_data import write_data
 
 from lep.corpus.read import read_documents
 from lep.errors import LepError
-from lep.pipeline.recipe import load_recipe
-from lep.pipeline.run import plan, run
+from lep.pipeline.recipe_file import load_grid
+from lep.pipeline.run import GridStages, grid_stages, run_recipe
 from lep.pipeline.stage import Runner
+from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,8 @@ text: {{ru: {text}/ru, en: {text}/en}}
 corpus: {{heldout_share: 0.2, limit_characters: 40_000, limit_heldout_characters: 8_000}}
 tokenizer: {{new_tokens: 60}}
 pretrain: {{tokens: 8_000, learning_rate: 1e-3, block_size: 64, batch_tokens: 256}}
-calibrate: {{prompt_tasks: 4, copy_tasks: 6, max_new_tokens: 12, batch_size: 4, learning_rate: 1e-3}}
+calibrate:
+  {{prompt_tasks: 4, copy_tasks: 6, max_new_tokens: 12, batch_size: 4, learning_rate: 1e-3}}
 tune: {{data_tasks: 4, copy_tasks: 6, batch_size: 4, learning_rate: 1e-3}}
 evaluate:
   {{items: 2, characters: 2_000, bootstrap: 50, tasks: [copy_sentence, first_word],
@@ -48,26 +50,28 @@ def recipe(pair, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def random_models_talk(monkeypatch) -> None:
-    """A random model's answers never pass the rules; without answers there is nothing to calibrate on."""
+    """A random model's answers never pass the rules, and calibration needs some."""
     monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
+
+
+REPRODUCED = {
+    *("model.safetensors", "mapping.safetensors", "tokenizer.json"),
+    *("scores.json", "records.jsonl", "answers.jsonl"),
+}
 
 
 def results(folder: Path) -> dict[str, bytes]:
     """Everything that a run has to reproduce: models, tokenizers, scores, records."""
-    names = (
-        "model.safetensors",
-        "tokenizer.json",
-        "scores.json",
-        "records.jsonl",
-        "answers.jsonl",
-        "mapping.safetensors",
-    )
-    found = {
-        p.relative_to(folder): p
-        for p in folder.rglob("*")
-        if p.name in names and ".work" not in p.parts
+    paths = [path for path in folder.rglob("*") if path.name in REPRODUCED]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in paths
+        if ".work" not in path.parts
     }
-    return {str(place): path.read_bytes() for place, path in found.items()}
+
+
+def stages_of(recipe: Path, folder: Path, *overrides: str) -> GridStages:
+    return grid_stages(load_grid(recipe, overrides), folder)
 
 
 def test_faults_of_benchmark_tasks_show_before_anything_runs(recipe, tmp_path) -> None:
@@ -76,19 +80,20 @@ def test_faults_of_benchmark_tasks_show_before_anything_runs(recipe, tmp_path) -
         f"data={tmp_path}": "rwsd has no test",
     }.items():
         with pytest.raises(LepError, match=says):
-            run(load_recipe(recipe, [f"evaluate.benchmark.{override}"]), tmp_path / "run")
+            run_recipe(recipe, tmp_path / "run", overrides=[f"evaluate.benchmark.{override}"])
     assert not (tmp_path / "run").exists()
 
 
 def test_run_report_and_second_run(recipe, tmp_path) -> None:
-    loaded, said = load_recipe(recipe), []
-    report = run(loaded, tmp_path / "run", said.append)
-    page = report.read_text(encoding="utf-8")
+    first: list[str] = []
+    finished = run_recipe(str(recipe), str(tmp_path / "run"), say=first.append)
+    page = finished.report.read_text(encoding="utf-8")
     assert "conversion + self-calibration" in page
     assert "fewer tokens" in page
     assert "http://" not in page.split("</script>")[-1]
     assert "https://" not in page.split("</script>")[-1]
-    _, scores, benchmark = said[-1].split("\n\n")
+    report, scores, benchmark = str(finished).split("\n\n")
+    assert report == f"report: {tmp_path / 'run' / 'report.html'}"
     assert "Benchmark" in page
     assert "daru_rwsd" in benchmark
     lines = scores.splitlines()[2:]
@@ -107,17 +112,16 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     assert sum(name.endswith("model.safetensors") for name in before) == 8
     again: list[str] = []
     started = time.time()
-    run(loaded, tmp_path / "run", again.append)
+    repeated = run_recipe(recipe, tmp_path / "run", say=again.append)
     assert time.time() - started < 20
-    steps = [line for line in again if line.startswith("[")]
-    assert len(steps) == len(plan(loaded, tmp_path / "run").stages)
-    assert all(line.endswith("up to date") for line in steps)
+    assert len(again) == len(stages_of(recipe, tmp_path / "run").all) == len(repeated.seconds)
+    assert all(line.startswith("[") and line.endswith("up to date") for line in again)
+    assert repeated == finished
     assert results(tmp_path / "run") == before
     assert not any((tmp_path / "run" / ".work").iterdir())
 
-    changed = load_recipe(recipe, ["tune.epochs=2"])
     redone: list[str] = []
-    run(changed, tmp_path / "run", redone.append)
+    run_recipe(recipe, tmp_path / "run", overrides=["tune.epochs=2"], say=redone.append)
     done = {line.split("] ")[1].split(":")[0] for line in redone if line.endswith(" s")}
     assert done == {"tune-conversion", "evaluate-tune-conversion"}
 
@@ -131,7 +135,8 @@ def test_auto_is_a_method_like_the_others(recipe, tmp_path) -> None:
         "candidates=[swap, exact, new-rows]",
         "max_new_tokens=64",
     ]
-    run(load_recipe(recipe, changes + [f"select.{setting}" for setting in few]), tmp_path / "run")
+    overrides = changes + [f"select.{setting}" for setting in few]
+    run_recipe(recipe, tmp_path / "run", overrides=overrides)
     described = json.loads((tmp_path / "run" / "run.json").read_text())["instruct_models"]
     assert {"swap", "auto", "auto + tuning"} <= set(described)
     chosen = json.loads(
@@ -141,13 +146,11 @@ def test_auto_is_a_method_like_the_others(recipe, tmp_path) -> None:
 
 
 def test_old_text_is_read_again(recipe, tmp_path) -> None:
-    """Every stage that trains on plain text reads it, and what comes before does not depend on it."""
+    """Stages that train on plain text read it; those before them do not depend on it."""
     changes = ["direct=true", "pretrain.tokens=500"]
-    before = {
-        stage.name: stage for stage in plan(load_recipe(recipe, changes), tmp_path / "run").stages
-    }
-    planned = plan(load_recipe(recipe, [*changes, "pretrain.replay={en: 0.5}"]), tmp_path / "run")
-    stages = {stage.name: stage for stage in planned.stages}
+    before = {stage.name: stage for stage in stages_of(recipe, tmp_path / "run", *changes).all}
+    changed = stages_of(recipe, tmp_path / "run", *changes, "pretrain.replay={en: 0.5}")
+    stages = {stage.name: stage for stage in changed.all}
     assert set(stages) - set(before) == {"replay"}
     assert [name for name in stages if stages["replay"] in stages[name].upstream] == [
         "pretrain",
@@ -155,11 +158,11 @@ def test_old_text_is_read_again(recipe, tmp_path) -> None:
     ]
     same = ("corpus", "tokenizer", "init-base")
     assert all(before[name].fingerprint == stages[name].fingerprint for name in same)
-    Runner(planned.places, print).run_all([stages[name] for name in (*same, "replay", "pretrain")])
+    Runner(changed.folder, print).run_all([stages[name] for name in (*same, "replay", "pretrain")])
     tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
     new, old = (
-        [document.text for document in read_documents([tmp_path / "run" / place])]
-        for place in ("corpus/ru.train.jsonl", "replay/en.jsonl")
+        [document.text for document in read_documents([tmp_path / "run" / path])]
+        for path in ("corpus/ru.train.jsonl", "replay/en.jsonl")
     )
     assert 0.5 <= sum(map(len, old)) / sum(map(len, new)) < 0.6
     record = json.loads((tmp_path / "run" / "pretrain" / "lep" / "pretrain.json").read_text())
@@ -169,21 +172,51 @@ def test_old_text_is_read_again(recipe, tmp_path) -> None:
 
 
 def test_new_rows_are_calibrated_beside_the_published_way(recipe, tmp_path) -> None:
-    planned = plan(
-        load_recipe(recipe, ["direct=true", "calibrate.new_rows=direct"]), tmp_path / "run"
-    )
-    models = {name: stage.name for name, stage in planned.cells[0][1].instruct_models.items()}
+    run = stages_of(recipe, tmp_path / "run", "direct=true", "calibrate.new_rows=direct")
+    models = {title: stage.name for title, stage in run.cells[0][1].instruct_models.items()}
     assert models["conversion + self-calibration"] == "evaluate-calibrate-conversion"
     assert models["direct + self-calibration of new rows"] == "evaluate-calibrate-direct-new-rows"
-    stages = {stage.name: stage for stage in planned.stages}
-    published, own = (
+    stages = {stage.name: stage for stage in run.all}
+    published, new_rows = (
         stages[f"calibrate-{name}"].settings for name in ("conversion", "direct-new-rows")
     )
-    assert own == published | {"train": "new_rows"}
+    assert new_rows == published | {"train": "new_rows"}
     with pytest.raises(
         LepError, match="calibrate comes after 'direct', which the recipe does not make"
     ):
-        load_recipe(recipe, ["calibrate.new_rows=direct"])
+        load_grid(recipe, ["calibrate.new_rows=direct"])
+
+
+# Hashes of the settings that earlier versions recorded. If one changes, old runs start again.
+SETTINGS = {
+    "corpus": "036493dbc989fcb9",
+    "tokenizer": "2a31214c67cdf3ce",
+    "init-base": "55f9ae5c675282dd",
+    "init-instruct": "44136fa355b3678a",
+    "replay": "4207d9d923f2ef27",
+    "pretrain": "916244812816e340",
+    "prompts": "c4a8ddd479e92afc",
+    "propagate-conversion": "99c11a90910005aa",
+    "propagate-auto": "3b4f9221a5451764",
+    "direct": "28cdcdc842401c27",
+    "unjudged": "5928e33282fa7424",
+    "answers": "c024418f755630e0",
+    "calibrate-copies": "f952bdb05f264158",
+    "calibrate-conversion": "8ce673b71ac0c126",
+    "tune-copies": "f952bdb05f264158",
+    "tuning-data": "ea5f2b6a48b04177",
+    "tune-conversion": "9d6fa61906c535e9",
+    "evaluate": "8cdef2df028cf022",
+}
+
+
+def test_a_run_of_an_earlier_version_is_continued(recipe, tmp_path) -> None:
+    changes = ["direct=true", "propagate=[conversion, auto]", "pretrain.replay={en: 0.5}"]
+    stages = stages_of(recipe, tmp_path / "run", *changes, "evaluate.benchmark={}").all
+    names = ["evaluate" if stage.name.startswith("evaluate") else stage.name for stage in stages]
+    hashes = [fingerprint(stage.settings) for stage in stages]
+    assert dict(zip(names, hashes, strict=True)) == SETTINGS
+    assert len(set(zip(names, hashes, strict=True))) == len(SETTINGS)
 
 
 def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None:
@@ -193,38 +226,32 @@ def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None
         "calibrate.prompts=/no/such.jsonl",
     ):
         with pytest.raises(LepError, match="/no/such"):
-            run(load_recipe(recipe, [override]), tmp_path / "run", print)
+            run_recipe(recipe, tmp_path / "run", overrides=[override])
     (tmp_path / "bad.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "hi"}]}\n{"messages": "hi"}\n'
     )
     for override in ("calibrate.prompts", "tune.data"):
+        bad = [f"{override}={tmp_path / 'bad.jsonl'}"]
         with pytest.raises(LepError, match=r"bad.jsonl, line 2: 'messages' must be a list"):
-            run(
-                load_recipe(recipe, [f"{override}={tmp_path / 'bad.jsonl'}"]),
-                tmp_path / "run",
-                print,
-            )
+            run_recipe(recipe, tmp_path / "run", overrides=bad)
     assert not (tmp_path / "run").exists()
 
 
 KILLED_RUN = """
 import sys, lep.calibration.answers as c
-from pathlib import Path
-from lep.pipeline.recipe import load_recipe
-from lep.pipeline.run import run
+from lep.pipeline.run import run_recipe
 c.reason_to_drop = lambda question, answer: None
-run(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))
+run_recipe(sys.argv[1], sys.argv[2])
 """
 
 
 @pytest.fixture(scope="module")
 def whole_run(recipe, tmp_path_factory) -> Path:
     """A run that nobody killed."""
-    place = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, str(recipe), str(place)], check=True, capture_output=True
-    )
-    return place
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    command = [sys.executable, "-c", KILLED_RUN, str(recipe), str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
 
 
 @pytest.mark.slow
@@ -233,14 +260,7 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
 ) -> None:
     command = [sys.executable, "-c", KILLED_RUN, str(recipe), str(tmp_path / "killed")]
     kills = 0
-    for seconds in (
-        0.05,
-        0.6,
-        0.2,
-        1.2,
-        0.4,
-        0.9,
-    ):  # after the run began to work: at ever other points of it
+    for seconds in (0.05, 0.6, 0.2, 1.2, 0.4, 0.9):  # after the run began to work, at other points
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -259,11 +279,8 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
     assert results(tmp_path / "killed") == results(whole_run)
 
 
-TRAINING_STAGES = (
-    "pretrain",
-    "calibrate-conversion",
-    "tune-conversion",
-)  # killed after they have saved a state
+# Killed after they have saved a state.
+TRAINING_STAGES = ("pretrain", "calibrate-conversion", "tune-conversion")
 
 
 @pytest.mark.slow
@@ -287,9 +304,9 @@ TRAINING_STAGES = (
 def test_a_kill_inside_each_stage(stage, recipe, whole_run, tmp_path_factory) -> None:
     """Killed while a stage works; then the same command again."""
     command = [sys.executable, "-c", KILLED_RUN, str(recipe)]
-    place = tmp_path_factory.mktemp("killed") / "run"
+    folder = tmp_path_factory.mktemp("killed") / "run"
     process = subprocess.Popen(
-        [*command, str(place)],
+        [*command, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -300,13 +317,13 @@ def test_a_kill_inside_each_stage(stage, recipe, whole_run, tmp_path_factory) ->
         if f"] {stage} ..." in line:
             time.sleep(0.3)
             trained = f".work/{stage}-*.partial/work/trainer/checkpoint-*/trainer_state.json"
-            while stage in TRAINING_STAGES and not list(place.glob(trained)):
+            while stage in TRAINING_STAGES and not list(folder.glob(trained)):
                 assert process.poll() is None, "it ended before it could be killed"
                 time.sleep(0.02)
             break
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (place / "run.json").exists()
-    subprocess.run([*command, str(place)], check=True, capture_output=True)
-    assert results(place) == results(whole_run)
-    assert json.loads((place / "run.json").read_text())["instruct_models"]
+    assert not (folder / "run.json").exists()
+    subprocess.run([*command, str(folder)], check=True, capture_output=True)
+    assert results(folder) == results(whole_run)
+    assert json.loads((folder / "run.json").read_text())["instruct_models"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lep.errors import RecipeError
-from lep.pipeline.recipe import load_recipe
+from lep.pipeline.recipe_file import load_grid, load_recipe
 
 RECIPE = """\
 name: test
@@ -84,7 +84,7 @@ def test_environment(tmp_path, monkeypatch) -> None:
             "tokeniser:",
             r"recipe.yaml, line 8: unknown key 'tokeniser'; did you mean 'tokenizer'\?",
         ),
-        ("name: test", "xyzzy: test", r"unknown key 'xyzzy'; the keys are name, title"),
+        ("name: test", "xyzzy: test", r"unknown key 'xyzzy'; the valid ones are name, title"),
         ("base: models/base\n", "", r"recipe.yaml, line 1: the key 'base' is missing"),
         (
             "10_000_000",
@@ -115,7 +115,7 @@ def test_environment(tmp_path, monkeypatch) -> None:
         (
             "name: test",
             "name: test\nevaluate:\n  tasks: [last_word, sing]",
-            r"line 3: evaluate.tasks.1 is 'sing': input should be 'copy_sentence', .* or 'word_after'",
+            r"line 3: evaluate.tasks.1 is 'sing': input should be 'copy_sentence', .*'word_after'",
         ),
         ("name: test", "name: test\nname: again", r"line 2: the key 'name' is there twice"),
         ("name: test", "name: [", r"is not valid YAML"),
@@ -164,7 +164,7 @@ pretrain: {epochs: 1}
 
 
 def test_the_last_word_on_how_much_is_trained_counts(tmp_path) -> None:
-    """`tokens` and `epochs` exclude each other: the one on the command line takes the place of the recipe's."""
+    """`tokens` and `epochs` exclude each other: the command line replaces that of the recipe."""
     path = tmp_path / "r.yaml"
     path.write_text(SHORT)
     assert load_recipe(path, ["pretrain.tokens=500"]).pretrain.tokens == 500
@@ -187,6 +187,36 @@ def test_overrides_that_cannot_be_followed(override, message, tmp_path) -> None:
     path.write_text(SHORT)
     with pytest.raises(RecipeError, match=message):
         load_recipe(path, [override])
+
+
+def test_a_recipe_that_was_read_takes_no_more_overrides(tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(SHORT)
+    recipe = load_recipe(path)
+    assert load_grid(recipe).cells[0].recipe is recipe
+    assert load_grid(load_grid(path)).is_single
+    with pytest.raises(RecipeError, match=r"give pretrain.tokens=5 when the recipe is read"):
+        load_grid(recipe, ["pretrain.tokens=5"])
+
+
+def test_paths_are_found_beside_the_recipe(tmp_path) -> None:
+    """Those of every setting that names a file; what is not there may be a hub id."""
+    (tmp_path / "f").mkdir()
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: x\nbase: f\ninstruct: f\nlanguage: ru\ntext: {ru: [f, g]}\nheldout: {ru: f}\n"
+        "tokenizer: {new_tokens: 1}\npretrain: {epochs: 1, eval_text: {ru: [f]}}\n"
+        "calibrate: {prompts: f, judge: f}\ntune: {data: f}\nevaluate: {benchmark: {data: f}}\n"
+    )
+    recipe, folder = load_recipe(path), str(tmp_path / "f")
+    assert recipe.calibrate is not None
+    assert recipe.tune is not None
+    assert recipe.text == {"ru": [folder, "g"]}
+    assert recipe.heldout == recipe.pretrain.eval_text == {"ru": [folder]}
+    assert {recipe.base, recipe.instruct, recipe.calibrate.prompts, recipe.calibrate.judge} == {
+        folder
+    }
+    assert recipe.tune.data == recipe.evaluate.benchmark.data == folder
 
 
 def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:

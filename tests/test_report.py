@@ -23,4 +23,4 @@ def score(low: float, high: float) -> Score:
     ],
 )
 def test_sure_differences_from_the_first_model_are_marked(column, low, high, says) -> None:
-    assert mark(column, score(low, high), score(0.4, 0.5)) == says
+    assert mark(score(low, high), column, {"first": {column: score(0.4, 0.5)}}) == says

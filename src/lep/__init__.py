@@ -33,7 +33,9 @@ _MODULES = {
     "lep.training.tune": ("tune",),
     "lep.evaluation.evaluate": ("evaluate",),
     "lep.evaluation.score": ("bits_per_byte", "score_model"),
-    "lep.pipeline.run": ("run",),
+    "lep.pipeline.run": ("run_recipe",),
+    "lep.pipeline.forecast": ("forecast",),
+    "lep.pipeline.recipe_file": ("load_recipe",),
     # objects: tensors in, tensors out
     "lep.checkpoint.reader": ("Checkpoint",),
     "lep.tokenizer.vocabulary": ("Vocabulary",),

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from lep.fields import Location as Location
 from lep.fields import Settings, split_names, split_paths, split_weights
-from lep.fields import first_fault as first_fault
 
 TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
 InitName = Literal["mean", "length-weighted", "first", "last", "random"]

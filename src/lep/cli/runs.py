@@ -1,6 +1,5 @@
 """Verbs for runs, text and scores."""
 
-import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,12 +12,10 @@ from lep.settings import BuildSettings, ClusterSettings, EvaluateSettings, TaskN
 @verb(app, output="Run folder (default: runs/NAME).")
 def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> Any:
     """Run a recipe. Finished stages are kept; processes with the same folder share the work."""
-    from lep.pipeline.recipe import load_grid
+    from lep.pipeline.recipe_file import load_grid
 
-    grid = load_grid(recipe, list(changes))  # faults show before anything heavy is imported
-    from lep.pipeline.run import run
-
-    run(grid, output or Path("runs", grid.name), say=say)
+    grid = load_grid(recipe, changes)  # faults show before anything heavy is imported
+    return f"\n{lep.run_recipe(grid, output, say=say)}"
 
 
 @verb(app)
@@ -26,20 +23,10 @@ def plan(
     recipe: Path, changes: Values = (), /, hours: float | None = None, gpu: str = "h100"
 ) -> Any:
     """Estimate what a recipe takes and saves, before anything is loaded or written."""
-    from lep.pipeline.recipe import load_grid
+    from lep.pipeline.recipe_file import load_grid
 
-    grid = load_grid(recipe, list(changes))  # faults show before anything heavy is imported
-    from lep.pipeline.forecast import make_plan
-
-    forecast = make_plan(grid.cells[0].recipe, gpu, hours)
-    if not grid.is_single:
-        say(f"the first of {len(grid.cells)} combinations and seeds, which share stages:")
-    say(forecast)
-    if hours is not None:
-        budget = ("pretrain.tokens=", "pretrain.epochs=")
-        others = [change for change in changes if not change.startswith(budget)]
-        words = ["lep", "run", str(recipe), *others, f"pretrain.tokens={forecast.tokens}"]
-        say(f"for these hours: {shlex.join(words)}")
+    load_grid(recipe, changes)  # faults show before anything heavy is imported
+    return lep.forecast(recipe, gpu, hours=hours, overrides=changes)
 
 
 @verb(app)

@@ -71,7 +71,7 @@ def compare(
         check_folder(path)
     comparison = lep.compare_tokenizers(tokenizers, text)
     if html_file:
-        from lep.report.tokenizers import write_comparison
+        from lep.report.page import write_comparison
 
         write_comparison(comparison, html_file)
     return comparison.saved(json_file)

@@ -1,110 +1,113 @@
-"""The run of a recipe or a grid: its stages in order, its record, its page and table."""
+"""The run of a recipe or a grid: its stages in order, its record, its report and table."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lep.evaluation.records import load_scores
-from lep.evaluation.table import benchmark_table, text_table
 from lep.pipeline.recipe import Cell, Grid, Recipe
-from lep.pipeline.stage import Places, Runner, Stage, made_stages
-from lep.pipeline.stages import Plan, Planner
-from lep.publish import publish_text
-from lep.report.grid import grid_blocks, grid_text
+from lep.pipeline.recipe_file import load_grid
+from lep.pipeline.recipe_stages import RecipeStages, recipe_stages
+from lep.pipeline.stage import RunFolder, Runner, Stage, built_stages
+from lep.report.data import run_table
 from lep.report.page import write_report
+from lep.report.run_record import CellRecord, RunRecord
+from lep.result import Result
 
 
 @dataclass(frozen=True)
-class GridPlan:
-    """The plans of all cells of a recipe; what cells have in common is one stage."""
+class FinishedRun(Result):
+    """A run: its folder, its page, and the table of its instruct models."""
 
-    cells: list[tuple[Cell, Plan]]
-    places: Places
+    folder: Path
+    report: Path
+    table: str
+    seconds: dict[str, float]  # by stage
+
+    def __str__(self) -> str:
+        return f"report: {self.report}\n\n{self.table}"
+
+
+@dataclass(frozen=True)
+class GridStages:
+    """The stages of each cell, and their folder; what cells have in common is one stage."""
+
+    cells: list[tuple[Cell, RecipeStages]]
+    folder: RunFolder
 
     @property
-    def stages(self) -> list[Stage]:
+    def all(self) -> list[Stage]:
         """Each stage once, in an order in which they can run."""
-        return list(
-            {stage.fingerprint: stage for _, found in self.cells for stage in found.stages}.values()
-        )
+        return list({s.fingerprint: s for _, stages in self.cells for s in stages.all}.values())
+
+    def record(self, seconds: dict[str, float]) -> RunRecord:
+        cells = []
+        for cell, stages in self.cells:
+            instruct, base = (
+                {title: self.folder.name(stage) for title, stage in models.items()}
+                for models in (stages.instruct_models, stages.base_models)
+            )
+            recipe = cell.recipe.model_dump()
+            cells.append(CellRecord(cell.labels, cell.seed, recipe, instruct, base))
+        return RunRecord(seconds, cells)
 
 
-def plan(recipe: Recipe | Grid, folder: Path) -> GridPlan:
-    """Lay out the stages of a recipe under `folder`; checks the models, trains nothing."""
-    cells = recipe.cells if isinstance(recipe, Grid) else [Cell({}, None, recipe)]
-    places = Places(folder)
-    found = [(cell, Planner(cell.recipe, places).plan()) for cell in cells]
-    if cells[0].seed is not None:
-        places.names |= _names(found, made_stages(folder))
-    return GridPlan(found, places)
+def run_recipe(
+    recipe: str | Path | Recipe | Grid,
+    output: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> FinishedRun:
+    """Run every stage of a recipe that is not up to date, in `output` (default: runs/NAME).
+
+    `overrides` are `section.key=value` strings; `say` gets a line about each stage. A killed run
+    continues where it was. Processes with the same recipe and folder share the stages.
+
+    Raises `RecipeError` for a fault in the recipe, and what the stages raise.
+    """
+    grid = load_grid(recipe, overrides)
+    folder = Path(output or Path("runs", grid.name))
+    stages = grid_stages(grid, folder)
+    runner = Runner(stages.folder, say)
+    runner.run_all(stages.all)
+    stages.record(runner.seconds).save(folder)
+    return FinishedRun(folder, write_report(folder), run_table(folder), runner.seconds)
 
 
-def _names(cells: list[tuple[Cell, Plan]], made: dict[str, str]) -> dict[str, str]:
-    """A name for each stage of a grid, by fingerprint: its own with those values that all its cells share.
+def grid_stages(grid: Grid, folder: Path) -> GridStages:
+    """The stages of a recipe under `folder`; checks models and data, runs nothing."""
+    cells = [(cell, recipe_stages(cell.recipe)) for cell in grid.cells]
+    names = {} if grid.is_single else stage_names(cells, built_stages(folder))
+    return GridStages(cells, RunFolder(folder, names))
 
-    A stage that is `made` keeps its name, whatever combinations or seeds were added or taken away since.
+
+def stage_names(cells: list[tuple[Cell, RecipeStages]], built: dict[str, str]) -> dict[str, str]:
+    """Names of a grid's stages by fingerprint, with the values that all its cells share.
+
+    A stage that is `built` keeps its name when combinations or seeds are added or removed.
 
     >>> stage, other = Stage("a", print, {"x": 1}), Stage("a", print, {"x": 2})
-    >>> plans = [Plan([s], {}, {}) for s in (stage, stage, other)]
-    >>> cells = [Cell({"size": size}, seed, None) for size, seed in (("big", 0), ("big", 1), ("small", 0))]
-    >>> sorted(_names(list(zip(cells, plans)), {}).values())
+    >>> seeds = (("big", 0), ("big", 1), ("small", 0))
+    >>> cells = [Cell({"size": size}, seed, None) for size, seed in seeds]
+    >>> pairs = [(c, RecipeStages({"m": s}, {})) for c, s in zip(cells, (stage, stage, other))]
+    >>> sorted(stage_names(pairs, {}).values())
     ['a.big', 'a.small.seed-0']
-    >>> sorted(_names(list(zip(cells, plans)), {stage.fingerprint: "a.small.seed-0"}).values())[0]
+    >>> sorted(stage_names(pairs, {stage.fingerprint: "a.small.seed-0"}).values())[0]
     'a.small.seed-0'
     """
     described = [cell.labels | {"seed": f"seed-{cell.seed}"} for cell, _ in cells]
     uses: dict[str, list[dict[str, str]]] = {}
-    stages = {stage.fingerprint: stage for _, found in cells for stage in found.stages}
-    for labels, (_, found) in zip(described, cells, strict=True):
-        for stage in found.stages:
+    own_names: dict[str, str] = {}
+    for labels, (_, stages) in zip(described, cells, strict=True):
+        for stage in stages.all:
+            own_names[stage.fingerprint] = stage.name
             uses.setdefault(stage.fingerprint, []).append(labels)
-    names = {key: made[key] for key in uses if key in made}
-    for key, where in uses.items():
-        if key in names:
-            continue
-        parts = [stages[key].name]
+    names = {key: built[key] for key in uses if key in built}
+    for key in (key for key in uses if key not in built):
+        parts = [own_names[key]]
         for axis in described[0]:
-            values, every = ({labels[axis] for labels in side} for side in (where, described))
+            values, every = ({labels[axis] for labels in side} for side in (uses[key], described))
             parts += values if len(values) == 1 < len(every) else []
         name = ".".join(parts)
-        names[key] = name if name not in names.values() else f"{name}.{key[:6]}"
+        names[key] = f"{name}.{key[:6]}" if name in names.values() else name
     return names
-
-
-def run(recipe: Recipe | Grid, folder: Path, say: Callable[[str], None] = print) -> Path:
-    """Run what is not up to date, and return the report's path.
-
-    A run that was killed continues where it was; one that is complete does nothing. Several processes that are given
-    the same recipe and folder share the stages.
-    """
-    planned = plan(recipe, folder)
-    runner = Runner(planned.places, say)
-    runner.run_all(planned.stages)
-    described: list[dict[str, Any]] = []
-    for cell, found in planned.cells:
-        models = {
-            kind: {name: planned.places.name(stage) for name, stage in getattr(found, kind).items()}
-            for kind in ("instruct_models", "base_models")
-        }
-        described.append(
-            {"labels": cell.labels, "seed": cell.seed, "recipe": cell.recipe.model_dump(), **models}
-        )
-    single = planned.cells[0][0].seed is None
-    record = {"seconds": runner.seconds} | (described[0] if single else {"cells": described})
-    publish_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    report = write_report(folder)
-    say(f"\nreport: {report}\n\n" + table(folder))
-    return report
-
-
-def table(folder: Path) -> str:
-    """The table of instruct models of a finished run, and that of the benchmark where it was run."""
-    record = json.loads((folder / "run.json").read_text())
-    if "cells" in record:
-        return grid_text(grid_blocks(folder, record))
-    models = record["instruct_models"]
-    scores = {name: load_scores(folder / stage / "scores.json") for name, stage in models.items()}
-    benchmark = benchmark_table(folder, models)
-    return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")

@@ -1,4 +1,4 @@
-"""A stage: a folder that is made once for a set of inputs and settings, and again only when they change."""
+"""A stage: a folder that is built once for its inputs and settings, and rebuilt if they change."""
 
 import fcntl
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import lep
 from lep.errors import OutputError
@@ -20,81 +20,82 @@ HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
 MANIFEST, LOCKS = "lep_stage.json", ".lock"
 WAIT_SECONDS = 0.5  # for another process
 
+Source: TypeAlias = "Stage | Path"  # what another stage builds, or a given file or folder
+FolderOf: TypeAlias = Callable[["Stage"], Path]
+
 
 @dataclass(frozen=True)
 class Stage:
-    """What makes a folder: an action on the folder's place, and everything its result depends on.
+    """What builds a folder, and everything that its content depends on.
 
-    `action(output)` must publish `output` whole or not at all, and continue what a killed run left beside it.
+    `action(output, at)` finds the folder of another stage by `at(stage)`. It publishes `output`
+    whole or not at all, and continues what a killed run left beside it.
     """
 
     name: str
-    action: Callable[[Path], object]
+    action: Callable[[Path, FolderOf], object]
     settings: dict[str, Any]
-    upstream: tuple["Stage", ...] = ()
-    files: tuple[Path, ...] = ()
+    inputs: tuple[Source, ...] = ()
     version: int = 1
+
+    @property
+    def upstream(self) -> list["Stage"]:
+        return [source for source in self.inputs if isinstance(source, Stage)]
+
+    @property
+    def files(self) -> list[Path]:
+        return [source for source in self.inputs if isinstance(source, Path)]
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(
-            [
-                self.name,
-                self.version,
-                self.settings,
-                [stage.fingerprint for stage in self.upstream],
-                [identity(file) for file in self.files],
-            ]
-        )
+        upstream = [stage.fingerprint for stage in self.upstream]
+        files = [identity(file) for file in self.files]
+        return fingerprint([self.name, self.version, self.settings, upstream, files])
 
 
-@dataclass
-class Places:
-    """Where stages end: `folder/NAME`, with other names for those of a grid that need them, by fingerprint."""
+@dataclass(frozen=True)
+class RunFolder:
+    """Where stages are built: in `path/NAME`; `names` holds other names, by fingerprint."""
 
-    folder: Path
+    path: Path
     names: dict[str, str] = field(default_factory=dict)
 
     def name(self, stage: Stage) -> str:
         return self.names.get(stage.fingerprint, stage.name)
 
     def of(self, stage: Stage) -> Path:
-        return self.folder / self.name(stage)
+        return self.path / self.name(stage)
 
 
 @dataclass
 class Runner:
-    """Runs stages under a folder. Several processes that run the same ones share them out among themselves."""
+    """Runs stages in a folder. Processes that run the same stages share the work."""
 
-    places: Places
+    folder: RunFolder
     say: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run_all(self, stages: list[Stage]) -> None:
-        """Run every stage after those that it depends on, in the order given; `stages` have each once."""
-        self.places.folder.mkdir(parents=True, exist_ok=True)
-        pending = {
-            stage.fingerprint: (number, stage) for number, stage in enumerate(stages, start=1)
-        }
-        with (self.places.folder / LOCKS).open("a") as locks:
-            waiting = False
+        """Run each of the stages, all different, after those that it depends on."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        pending = {s.fingerprint: (f"[{i}/{len(stages)}]", s) for i, s in enumerate(stages, 1)}
+        waiting = False
+        with (self.folder.path / LOCKS).open("a") as locks:
             while pending:
                 before = len(pending)
-                for key, (number, stage) in list(pending.items()):
-                    ready = not any(needed.fingerprint in pending for needed in stage.upstream)
-                    if ready and self._run(stage, f"[{number}/{len(stages)}]", locks):
+                for key, (position, stage) in list(pending.items()):
+                    ready = not any(other.fingerprint in pending for other in stage.upstream)
+                    if ready and self._run(stage, position, locks):
                         del pending[key]
-                if len(pending) == before:
+                if blocked := len(pending) == before:
                     if not waiting:
-                        self.say("waiting for another process that is making what comes next ...")
-                    waiting = True
+                        self.say("waiting for another process, which builds what comes next ...")
                     time.sleep(WAIT_SECONDS)
-                else:
-                    waiting = False
+                waiting = blocked
 
     def _run(self, stage: Stage, position: str, locks: IO[str]) -> bool:
-        """Make the stage's folder unless it is up to date; False when another process is at it."""
-        if self._is_made(stage, position):
+        """Build the stage unless it is up to date; False while another process builds it."""
+        if self._is_current(stage, position):
             return True
         byte = int(stage.fingerprint[:12], 16)
         try:
@@ -103,82 +104,77 @@ class Runner:
             return False
         except OSError as error:
             raise OutputError(
-                f"{locks.name} cannot be locked ({error.strerror}), so that no two processes would do the same: choose "
-                "a run folder on a file system with locks"
+                f"{locks.name} cannot be locked ({error.strerror}), so two processes could build "
+                "the same stage: choose a run folder on a file system with locks"
             ) from error
         try:
-            if not self._is_made(stage, position):  # by the process that had the lock
-                self._make(stage, position)
+            if not self._is_current(stage, position):  # by the process that had the lock
+                self._build(stage, position)
         finally:
             fcntl.lockf(locks, fcntl.LOCK_UN, 1, byte)
         return True
 
-    def _is_made(self, stage: Stage, position: str) -> bool:
-        name, record = self.places.name(stage), _manifest(self.places.of(stage))
-        if record.get("fingerprint") != stage.fingerprint:
+    def _is_current(self, stage: Stage, position: str) -> bool:
+        name, manifest = self.folder.name(stage), read_manifest(self.folder.of(stage))
+        if manifest.get("fingerprint") != stage.fingerprint:
             return False
-        self.seconds[name] = record["seconds"]
+        self.seconds[name] = manifest["seconds"]
         self.say(f"{position} {name}: up to date")
         return True
 
-    def _make(self, stage: Stage, position: str) -> None:
-        place, name = self.places.of(stage), self.places.name(stage)
-        manifest = place / MANIFEST
+    def _build(self, stage: Stage, position: str) -> None:
+        folder, name = self.folder.of(stage), self.folder.name(stage)
         self.say(f"{position} {name} ...")
-        made = self.places.folder / ".work" / f"{name}-{stage.fingerprint}"
-        made.parent.mkdir(parents=True, exist_ok=True)
+        work = self.folder.path / ".work" / f"{name}-{stage.fingerprint}"
+        work.parent.mkdir(parents=True, exist_ok=True)
         started = time.time()
-        if not made.exists():  # it does when a run was killed between making and naming
-            stage.action(made)
+        if not work.exists():  # it exists if a run was killed just before it took its name
+            stage.action(work, self.folder.of)
         self.seconds[name] = round(time.time() - started, 1)
-        record = {
-            "stage": name,
+        (work / MANIFEST).write_text(self._manifest(stage))
+        if folder.exists():
+            (folder / MANIFEST).unlink(missing_ok=True)  # half deleted is not up to date
+            shutil.rmtree(folder)
+        work.rename(folder)
+        leftover = re.compile(rf"{re.escape(name)}-[0-9a-f]{{{len(stage.fingerprint)}}}(\..*)?")
+        for path in filter(lambda path: leftover.fullmatch(path.name), work.parent.iterdir()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
+
+    def _manifest(self, stage: Stage) -> str:
+        manifest = {
+            "stage": self.folder.name(stage),
             "fingerprint": stage.fingerprint,
             "version": stage.version,
             "lep": lep.__version__,
             "settings": stage.settings,
-            "upstream": {self.places.name(s): s.fingerprint for s in stage.upstream},
+            "upstream": {self.folder.name(other): other.fingerprint for other in stage.upstream},
             "files": [str(file) for file in stage.files],
-            "seconds": self.seconds[name],
+            "seconds": self.seconds[self.folder.name(stage)],
         }
-        (made / MANIFEST).write_text(json.dumps(record, indent=1, default=str) + "\n")
-        if place.exists():
-            manifest.unlink(missing_ok=True)  # first: what is half deleted must not look up to date
-            shutil.rmtree(place)
-        made.rename(place)
-        for stale in made.parent.iterdir():
-            if re.fullmatch(
-                rf"{re.escape(name)}-[0-9a-f]{{{len(stage.fingerprint)}}}(\..*)?", stale.name
-            ):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
+        return json.dumps(manifest, indent=1, default=str) + "\n"
 
 
-def made_stages(folder: Path) -> dict[str, str]:
-    """The names of the stages that are made in a folder, by fingerprint."""
-    found = {
-        place.parent: _manifest(place.parent) for place in sorted(folder.glob(f"*/{MANIFEST}"))
-    }
-    return {record["fingerprint"]: place.name for place, record in found.items() if record}
+def built_stages(folder: Path) -> dict[str, str]:
+    """The names of the stages that a run folder holds, by fingerprint."""
+    folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    manifests = {path.name: read_manifest(path) for path in folders}
+    return {manifest["fingerprint"]: name for name, manifest in manifests.items() if manifest}
 
 
-def _manifest(place: Path) -> dict[str, Any]:
-    """What a made stage says of itself; nothing where it is not there, or just being made again."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a stage recorded about itself; empty if it is not there, or just being replaced."""
     try:
-        return json.loads((place / MANIFEST).read_text())
+        return json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         return {}
 
 
 def identity(path: Path) -> list[list[str]]:
-    """What a file or folder is: the hash of each file's content, size and time of change for large ones."""
+    """Name and content of a file, or of each file of a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [[str(file.relative_to(path)), _content(file)] for file in files]
-
-
-def _content(file: Path) -> str:
-    status = file.stat()
-    return _hash(file, status.st_size, status.st_mtime_ns)
+    stats = [(file, file.stat()) for file in files]
+    return [[str(f.relative_to(path)), _hash(f, s.st_size, s.st_mtime_ns)] for f, s in stats]
 
 
 @cache

@@ -1,96 +1,78 @@
-"""What the page shows, gathered from the folder of a run."""
+"""What the page of a run shows, gathered from the run's folder."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import groupby, islice
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from lep.corpus.read import read_documents
-from lep.errors import CheckpointError
-from lep.evaluation.records import Score, TaskRecord, load_records, load_scores
-from lep.evaluation.table import cells, lower_is_better
+from lep.evaluation.records import Score, TaskRecord, load_records
+from lep.evaluation.table import benchmark_table, cells, lower_is_better, text_table
+from lep.report.grid import grid_blocks, grid_text
+from lep.report.run_record import CellRecord, RunRecord, read_scores
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import CHANGES_FILE
 
-SHOWN_CHARACTERS = 700
-SHOWN_ANSWERS = 4
-SHOWN_TOKENS = 60
+SHOWN_CHARACTERS, SHOWN_ANSWERS, SHOWN_TOKENS = 700, 4, 60
+LOSS_FILES = dict.fromkeys(("pretrain", "direct"), "pretrain.json")
+LOSS_FILES |= dict.fromkeys(("calibrate", "tune"), "tune.json")
+Table = dict[str, dict[str, Score]]  # scores by model and column
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run folder; raises `CheckpointError` when the run is not there or not finished."""
-    if not (folder / "run.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no run.json: finish the run first (lep run RECIPE.yaml)"
-        )
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+def run_table(folder: Path) -> str:
+    """The table of instruct models of a finished run, and that of the benchmark if it was run."""
+    run = RunRecord.load(folder)
+    if run.is_grid:
+        return grid_text(grid_blocks(folder, run))
+    models = run.cells[0].instruct_models
+    scores = {title: read_scores(folder, stage) for title, stage in models.items()}
+    benchmark = benchmark_table(folder, models)
+    return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")
 
 
-def model_tables(folder: Path, run: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Rows and columns of the table of `instruct_models` or `base_models`, each cell with its record's place."""
-    rows: dict[str, dict[str, Any]] = {}
-    first: dict[str, Score] = {}
-    for name, stage in run[kind].items():
-        place = f"{stage}/scores.json"
-        scores = cells(load_scores(folder / place))
-        first = first or scores
-        rows[name] = {
-            column: asdict(score)
-            | {"place": place, "mark": mark(column, score, first.get(column, score))}
-            for column, score in scores.items()
-        }
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    return {"columns": columns, "rows": rows}
+def model_table(folder: Path, models: dict[str, str]) -> Table:
+    """The scores of each model, given by its title and stage; the first one is the original."""
+    return {title: cells(read_scores(folder, stage)) for title, stage in models.items()}
 
 
-def mark(column: str, score: Score, first: Score) -> str:
-    """`better` or `worse` than the first model where the two intervals have nothing in common."""
+def mark(score: Score, column: str, table: Table) -> str:
+    """`better` or `worse` than the first model if the two intervals do not overlap."""
+    first = next(iter(table.values())).get(column, score)
     if score.low <= first.high and first.low <= score.high:
         return ""
     return "worse" if (score.value > first.value) == lower_is_better(column) else "better"
 
 
 def heads(columns: list[str]) -> list[tuple[str, list[str]]]:
-    """Columns under common titles: what stands in the two lines above a table.
+    """Columns under common titles, for the two lines above a table.
 
     >>> heads(["copy ru", "copy en", "bits/byte ru"])
     [('copy', ['ru', 'en']), ('bits/byte', ['ru'])]
     """
     parts = [column.rsplit(" ", 1) for column in columns]
-    return [
-        (title, [last for _, last in group]) for title, group in groupby(parts, key=itemgetter(0))
-    ]
+    return [(title, [p[1] for p in group]) for title, group in groupby(parts, key=itemgetter(0))]
 
 
-def saving(table: dict[str, Any], language: str) -> dict[str, float]:
+def saving(table: Table, language: str) -> dict[str, float]:
     """Symbols per token of the first model (the original) and of the last, in the new language."""
-    rows = [row for row in table["rows"].values() if f"symbols/token {language}" in row]
-    before, after = (row[f"symbols/token {language}"]["value"] for row in (rows[0], rows[-1]))
-    return {
-        "before": before,
-        "after": after,
-        "ratio": after / before,
-        "percent": 100 * (1 - before / after),
-    }
+    column = f"symbols/token {language}"
+    before, *_, after = (row[column].value for row in table.values() if column in row)
+    percent = 100 * (1 - before / after)
+    return {"before": before, "after": after, "ratio": after / before, "percent": percent}
 
 
-def coloured(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """A held-out text of the new language cut into tokens by the original and by the extended tokenizer."""
-    language = run["recipe"]["language"]
-    document = next(read_documents([folder / "corpus" / f"{language}.heldout.jsonl"]))
-    text = document.text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0]
-    original = load_tokenizer(run["recipe"]["base"])
-    extended = load_tokenizer(folder / "tokenizer")
+def segmentation(folder: Path, recipe: dict[str, Any]) -> list[list[tuple[str, bool]]]:
+    """A held-out text as tokens of the original and the extended tokenizer; True for a new one."""
+    heldout = folder / "corpus" / f"{recipe['language']}.heldout.jsonl"
+    text = next(read_documents([heldout])).text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0]
     new = set(IdMap.load(folder / "tokenizer" / ID_MAP_FILE).new)
-    return {
-        "before": [{"text": piece, "new": False} for _, piece in pieces(original, text)],
-        "after": [{"text": piece, "new": index in new} for index, piece in pieces(extended, text)],
-    }
+    before = pieces(load_tokenizer(recipe["base"]), text)
+    after = pieces(load_tokenizer(folder / "tokenizer"), text)
+    return [[(piece, False) for _, piece in before], [(piece, i in new) for i, piece in after]]
 
 
 def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
@@ -101,53 +83,38 @@ def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
         yield index, (token.content if token else b"").decode(errors="backslashreplace")
 
 
-def losses(folder: Path, run: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+def losses(folder: Path, stages: Iterable[str]) -> dict[str, list[dict[str, float]]]:
     """The logged training losses of each stage that trains."""
-    files = {
-        "pretrain": "pretrain.json",
-        "direct": "pretrain.json",
-        "calibrate": "tune.json",
-        "tune": "tune.json",
-    }
-    places = {
-        stage: folder / stage / "lep" / files[stage.partition("-")[0]]
-        for stage in run["seconds"]
-        if stage.partition("-")[0] in files
-    }
-    return {
-        stage: json.loads(place.read_text())["losses"]
-        for stage, place in places.items()
-        if place.exists()
-    }
+    verbs = {stage: stage.partition("-")[0] for stage in stages}
+    files = {s: folder / s / "lep" / LOSS_FILES[verbs[s]] for s in verbs if verbs[s] in LOSS_FILES}
+    return {s: json.loads(file.read_text())["losses"] for s, file in files.items() if file.exists()}
 
 
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
-    """One row for each method and table: how well the linear map explains the instruct model's rows."""
-    rows = []
-    for method in methods:
-        place = f"propagate-{method}/lep/propagation.json"
-        for table, fit in json.loads((folder / place).read_text())["fit"].items():
-            rows.append({"method": method, "table": table, "place": place} | fit)
-    return rows
+    """For each method and table, how well the linear map explains the instruct model's rows."""
+    files = {method: f"propagate-{method}/lep/propagation.json" for method in methods}
+    return [
+        {"method": method, "table": table, "file": file} | fit
+        for method, file in files.items()
+        for table, fit in json.loads((folder / file).read_text())["fit"].items()
+    ]
 
 
-def examples(folder: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """A few held-out questions in the new language with the answer of every model."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, stage in run["instruct_models"].items():
+def examples(folder: Path, cell: CellRecord) -> list[dict[str, Any]]:
+    """A held-out question of some tasks in the new language, with each model's record of it."""
+    questions: dict[str, dict[str, TaskRecord]] = {}
+    for title, stage in cell.instruct_models.items():
         for record in load_records(folder / stage / "records.jsonl"):
-            if isinstance(record, TaskRecord) and record.language == run["recipe"]["language"]:
-                entry = found.setdefault(record.question, {"record": record, "answers": {}})
-                entry["answers"][name] = {"text": record.answer, "exact": record.exact}
-    first_of_task = {entry["record"].task: entry for entry in reversed(list(found.values()))}
-    return list(islice(reversed(list(first_of_task.values())), SHOWN_ANSWERS))
+            if isinstance(record, TaskRecord) and record.language == cell.recipe["language"]:
+                questions.setdefault(record.question, {})[title] = record
+    by_task: dict[str, dict[str, Any]] = {}
+    for question, answers in questions.items():
+        task = next(iter(answers.values())).task
+        by_task.setdefault(task, {"question": question, "answers": answers})
+    return list(by_task.values())[:SHOWN_ANSWERS]
 
 
 def changes(folder: Path) -> dict[str, Any]:
-    """What became of the tokenizer."""
-    return json.loads((folder / "tokenizer" / CHANGES_FILE).read_text())
-
-
-def new_tokens(folder: Path) -> list[str]:
-    """The first of the new tokens, in the order in which they were learned; none of a replaced vocabulary."""
-    return changes(folder).get("tokens", [])[:SHOWN_TOKENS]
+    """Counts of kept, new and dropped tokens, and the first that were learned."""
+    record = json.loads((folder / "tokenizer" / CHANGES_FILE).read_text())
+    return record | {"tokens": record.get("tokens", [])[:SHOWN_TOKENS]}

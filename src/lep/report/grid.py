@@ -1,4 +1,4 @@
-"""Tables of a grid: one for each combination, means over the seeds with their intervals, each with its records."""
+"""Tables of a grid: one for each combination, with means over the seeds and their intervals."""
 
 import statistics
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lep.benchmark.tasks import task_names
-from lep.evaluation.records import load_scores
 from lep.evaluation.table import cells
+from lep.report.run_record import RunRecord, read_scores
 from lep.statistics import student_half_width
 
 COARSE = 1e-9  # what rounding leaves of a spread of zero
-RAISED = ("copy", "exact match")  # columns that calibration and tuning are for
+RAISED = ("copy", "exact match")  # columns that calibration and tuning should raise
+VERDICTS = {1: "raised", 0: "no sure change", -1: "lowered"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a model: its value by the place of the record that holds it, one a seed (or one for all)."""
+    """A figure of a model: its value by the file that records it, one per seed (or one for all)."""
 
     values: dict[str, float]
 
@@ -26,31 +27,34 @@ class Cell:
 
     @property
     def half(self) -> float | None:
-        """Half the width of the 95% t-interval over the seeds; None where there is one value."""
-        return interval(list(self.values.values()))
+        """Half the width of the 95% t-interval over the seeds; None for a single value."""
+        return student_half_width(list(self.values.values())) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if self.half is None else f"{self.mean:.3f} ± {self.half:.3f}"
 
     def __sub__(self, other: "Cell") -> "Cell":
-        """The difference, paired by seed; what does not depend on the seed is the same for each."""
-        wide = max(self.values, other.values, key=len)
-        sides = [
-            list(each.values.values()) if len(each.values) == len(wide) else [each.mean] * len(wide)
+        """The difference, paired by seed; a single value stands for every seed."""
+        files = max(self.values, other.values, key=len)
+        left, right = (
+            each.values.values() if len(each.values) == len(files) else [each.mean] * len(files)
             for each in (self, other)
-        ]
-        return Cell({place: a - b for place, a, b in zip(wide, *sides, strict=True)})
+        )
+        return Cell({file: a - b for file, a, b in zip(files, left, right, strict=True)})
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval leaves out zero on that side, else 0.
+        """1 or -1 if the interval excludes zero on that side, else 0.
 
-        Also 0 of a single value, and where all seeds have the same one: that says how coarse a figure is (one item of
-        forty), not how sure.
+        Also 0 for a single value, and if all seeds tie: that shows how coarse a figure is (one item
+        of forty), not how certain.
         """
         if self.half is None or self.half <= COARSE or abs(self.mean) <= self.half:
             return 0
         return 1 if self.mean > 0 else -1
+
+
+Rows = dict[str, dict[str, Cell]]  # by model and column
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,14 @@ class Block:
 
     labels: dict[str, str]
     seeds: list[int]
-    models: dict[str, dict[str, Cell]]  # by column
+    models: Rows
 
     @property
     def title(self) -> str:
         return ", ".join(f"{axis} {value}" for axis, value in self.labels.items()) or "all"
 
     @property
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(column for row in self.models.values() for column in row))
-
-    @property
-    def changes(self) -> dict[str, dict[str, Cell]]:
+    def changes(self) -> Rows:
         """What calibration and tuning changed in each model, by column, paired by seed."""
         return {
             name: {column: row[column] - self.models[before][column] for column in row}
@@ -79,51 +79,44 @@ class Block:
         }
 
     def verdicts(self) -> list[str]:
-        """For each kind of training after propagation: in which models it surely raised copying, and tasks."""
-        said = []
-        for kind in dict.fromkeys(name.rpartition(" + ")[2] for name in self.changes):
-            rows = {
-                n.rpartition(" + ")[0]: row
-                for n, row in self.changes.items()
-                if n.endswith(f" + {kind}")
-            }
-            for column in (c for c in self.columns if c.startswith(RAISED)):
+        """For calibration and for tuning, the models in which copying and tasks rose or fell."""
+        changes = {name.rpartition(" + ")[::2]: row for name, row in self.changes.items()}
+        sentences = []
+        for training in dict.fromkeys(after for _, after in changes):
+            rows = {name: row for (name, after), row in changes.items() if after == training}
+            columns = columns_of(self.models)
+            for column in (column for column in columns if column.startswith(RAISED)):
                 signs = {name: row[column].sign for name, row in rows.items() if column in row}
-                words = {1: "raised", 0: "no sure change", -1: "lowered"}
                 parts = (
-                    f"{word}: {', '.join(name for name, sign in signs.items() if sign == which)}"
-                    for which, word in words.items()
-                    if which in signs.values()
+                    f"{verdict}: {', '.join(name for name in signs if signs[name] == sign)}"
+                    for sign, verdict in VERDICTS.items()
+                    if sign in signs.values()
                 )
-                said.append(f"{kind}, {column}: {'; '.join(parts)}")
-        return said
+                sentences.append(f"{training}, {column}: {'; '.join(parts)}")
+        return sentences
 
 
-def interval(values: list[float]) -> float | None:
-    """Half the width of the 95% t-interval of the mean of the values; None for a single one."""
-    return student_half_width(values) if len(values) > 1 else None
+def columns_of(models: dict[str, dict[str, Any]]) -> list[str]:
+    """All columns of a table by rows, in the order in which they first appear."""
+    return list(dict.fromkeys(column for row in models.values() for column in row))
 
 
-def grid_blocks(folder: Path, run: dict[str, Any], kind: str = "instruct_models") -> list[Block]:
-    """The blocks of a grid's run, in its order; `kind` is also `base_models`."""
-    blocks: list[Block] = []
+def grid_blocks(folder: Path, run: RunRecord, *, base: bool = False) -> list[Block]:
+    """The blocks of a grid's run, in its order: of its instruct models, or of its base models."""
+    blocks: dict[tuple[str, ...], Block] = {}
     benchmark = task_names()
-    for cell in run["cells"]:
-        block = next((b for b in blocks if b.labels == cell["labels"]), None)
-        if block is None:
-            block = Block(cell["labels"], [], {})
-            blocks.append(block)
-        block.seeds.append(cell["seed"])
-        for model, stage in cell[kind].items():
-            place = f"{stage}/scores.json"
-            row = block.models.setdefault(model, {})
-            scores = load_scores(folder / place)
-            shown = cells(scores) | {
-                f"{s.task} {s.metric}": s for s in scores if s.task in benchmark
-            }
-            for column, score in shown.items():
-                row.setdefault(column, Cell({})).values[place] = score.value
-    return blocks
+    for cell in run.cells:
+        block = blocks.setdefault(tuple(cell.labels.values()), Block(cell.labels, [], {}))
+        assert cell.seed is not None
+        block.seeds.append(cell.seed)
+        for title, stage in (cell.base_models if base else cell.instruct_models).items():
+            row = block.models.setdefault(title, {})
+            scores = read_scores(folder, stage)
+            tasks = {f"{s.task} {s.metric}": s for s in scores if s.task in benchmark}
+            columns = cells(scores) | tasks
+            for column, score in columns.items():
+                row.setdefault(column, Cell({})).values[f"{stage}/scores.json"] = score.value
+    return list(blocks.values())
 
 
 def grid_text(blocks: list[Block]) -> str:
@@ -134,12 +127,10 @@ def grid_text(blocks: list[Block]) -> str:
     )
 
 
-def markdown(models: dict[str, dict[str, Cell]]) -> str:
-    """A row a model, a column a figure."""
-    columns = list(dict.fromkeys(column for row in models.values() for column in row))
-    lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(str(row[c]) if c in row else "-" for c in columns) + " |"
-        for name, row in models.items()
-    ]
-    return "\n".join(lines)
+def markdown(models: Rows) -> str:
+    """A row for each model, a column for each figure."""
+    columns = columns_of(models)
+    rows = [[name, *(str(row.get(c, "-")) for c in columns)] for name, row in models.items()]
+    head, *lines = (" | ".join(row) for row in [["model", *columns], *rows])
+    rule = "|---" * (len(columns) + 1) + "|"
+    return "\n".join([f"| {head} |", rule, *(f"| {line} |" for line in lines)])

@@ -1,6 +1,7 @@
-"""Write the page: `report.html` in the run folder, with nothing outside it."""
+"""Write the pages of a run and of a comparison of tokenizers; each is one self-contained file."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,83 +13,90 @@ from lep import __version__
 from lep.evaluation.table import benchmark_table
 from lep.publish import publish_text
 from lep.report import data
-from lep.report.grid import grid_blocks
+from lep.report.grid import columns_of, grid_blocks
+from lep.report.run_record import RunRecord
+from lep.tokenizer.compare import Comparison
 
 
-def write_report(folder: Path) -> Path:
-    """Gather what the run left in its folder and write `report.html` there; returns its path."""
-    run = data.read_run(folder)
-    if "cells" in run:
-        return write_grid(folder, run)
-    instruct = data.model_tables(folder, run, "instruct_models")
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            run=run,
-            recipe=run["recipe"],
-            version=__version__,
-            instruct=instruct,
-            base=data.model_tables(folder, run, "base_models"),
-            saving=data.saving(instruct, run["recipe"]["language"]),
-            coloured=data.coloured(folder, run),
-            examples=data.examples(folder, run),
-            new_tokens=data.new_tokens(folder),
-            changes=data.changes(folder),
-            fits=data.fits(folder, run["recipe"]["propagate"]),
-            losses=loss_figure(data.losses(folder, run)),
-            benchmark=benchmark_table(folder, run["instruct_models"]),
-            counts=json.loads((folder / "corpus" / "counts.json").read_text()),
-            plotly=get_plotlyjs(),
-        )
-    )
+def write_report(folder: str | Path) -> Path:
+    """Gather what a run left in its folder and write `report.html` there; returns its path.
+
+    Raises `CheckpointError` for a run that is not finished.
+    """
+    folder = Path(folder)
+    run = RunRecord.load(folder)
+    page = grid_page(folder, run) if run.is_grid else run_page(folder, run)
     report = folder / "report.html"
     publish_text(report, page)
     return report
 
 
-def write_grid(folder: Path, run: dict[str, Any]) -> Path:
+def run_page(folder: Path, run: RunRecord) -> str:
+    """The page of a single recipe: a table, an example text, losses, fits and answers."""
+    cell = run.cells[0]
+    instruct = data.model_table(folder, cell.instruct_models)
+    return render(
+        "page.html",
+        run=run,
+        cell=cell,
+        recipe=cell.recipe,
+        instruct=instruct,
+        base=data.model_table(folder, cell.base_models),
+        saving=data.saving(instruct, cell.recipe["language"]),
+        segmentation=data.segmentation(folder, cell.recipe),
+        examples=data.examples(folder, cell),
+        changes=data.changes(folder),
+        fits=data.fits(folder, cell.recipe["propagate"]),
+        losses=loss_figure(data.losses(folder, run.seconds)),
+        benchmark=benchmark_table(folder, cell.instruct_models),
+        counts=json.loads((folder / "corpus" / "counts.json").read_text()),
+        plotly=get_plotlyjs(),
+    )
+
+
+def grid_page(folder: Path, run: RunRecord) -> str:
     """The page of a recipe with a grid: a table for each combination."""
-    page = (
-        _environment()
-        .get_template("grid.html")
-        .render(
-            run=run,
-            recipe=run["cells"][0]["recipe"],
-            version=__version__,
-            instruct=grid_blocks(folder, run),
-            base=grid_blocks(folder, run, "base_models"),
-        )
-    )
-    report = folder / "report.html"
-    publish_text(report, page)
-    return report
+    instruct, base = (grid_blocks(folder, run, base=base) for base in (False, True))
+    recipe = run.cells[0].recipe
+    return render("grid.html", run=run, recipe=recipe, instruct=instruct, base=base)
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lep.report", "."), autoescape=True
-    )
-    environment.filters["heads"] = data.heads
-    return environment
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write the result of `compare_tokenizers` as a page."""
+    lines = [
+        (f"{name}, {text}", zip(*points, strict=True))
+        for name, texts in comparison.curves.items()
+        for text, points in texts.items()
+    ]
+    curves = line_figure(lines, "new tokens", "symbols per token") if lines else ""
+    page = render("tokenizers.html", record=comparison, curves=curves, plotly=get_plotlyjs())
+    path.write_text(page, encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    loader = jinja2.PackageLoader("lep.report", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True)
+    environment.filters |= {"heads": data.heads, "mark": data.mark, "columns": columns_of}
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:
-    """Training loss against optimizer steps, one line a stage, as an HTML fragment."""
+    """Training loss against optimizer steps, a line for each stage, as an HTML fragment."""
+    lines = [
+        (stage, ([e["step"] for e in entries], [e["loss"] for e in entries]))
+        for stage, entries in losses.items()
+    ]
+    return line_figure(lines, "optimizer step", "loss, nats per token", mode="lines")
+
+
+def line_figure(
+    lines: Iterable[tuple[str, Iterable[Any]]], x: str, y: str, *, mode: str | None = None
+) -> str:
+    """Named lines, each an x and a y sequence, as an HTML fragment; `x` and `y` name the axes."""
     figure = go.Figure()
-    for stage, entries in losses.items():
-        figure.add_scatter(
-            x=[entry["step"] for entry in entries],
-            y=[entry["loss"] for entry in entries],
-            name=stage,
-            mode="lines",
-        )
-    return figure_html(figure, "optimizer step", "loss, nats per token")
-
-
-def figure_html(figure: go.Figure, x: str, y: str) -> str:
-    """A figure in the style of the pages, as an HTML fragment; `x` and `y` name the axes."""
-    axes: dict[str, Any] = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
+    for name, (xs, ys) in lines:
+        figure.add_scatter(x=list(xs), y=list(ys), name=name, mode=mode)
+    axis: dict[str, Any] = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
     figure.update_layout(
         height=340,
         margin={"l": 55, "r": 10, "t": 10, "b": 45},
@@ -96,7 +104,7 @@ def figure_html(figure: go.Figure, x: str, y: str) -> str:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#7a7f87"},
         legend={"orientation": "h", "y": 1.12},
-        xaxis={"title": x} | axes,
-        yaxis={"title": y} | axes,
+        xaxis={"title": x} | axis,
+        yaxis={"title": y} | axis,
     )
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})

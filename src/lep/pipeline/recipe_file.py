@@ -1,0 +1,200 @@
+"""Read a recipe: YAML, changes from the command line, and the cells of a grid."""
+
+import copy
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from lep.errors import RecipeError
+from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
+from lep.pipeline.recipe_faults import Origins, joined
+
+Checked = TypeVar("Checked", Recipe, GridSettings)
+SEEDED = ("pretrain", "calibrate", "tune")
+# Settings that name files or folders; `*` stands for every key of a section.
+PATHS = ["base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*", "tune.data"]
+PATHS += ["calibrate.prompts", "calibrate.judge", "evaluate.benchmark.data"]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, of a grid its first one. Raises what `load_grid` raises."""
+    return load_grid(path, overrides).cells[0].recipe
+
+
+def load_grid(recipe: str | Path | Recipe | Grid, overrides: Sequence[str] = ()) -> Grid:
+    """Read and check all recipes of a file; `overrides` are `section.key=value` strings.
+
+    A recipe that was read before stays as it is. Raises `RecipeError` with file, line and the
+    nearest valid key.
+    """
+    if isinstance(recipe, str | Path):
+        return Draft.read(Path(recipe), overrides).grid()
+    if overrides:
+        raise RecipeError(
+            f"give {overrides[0]} when the recipe is read: load_grid(path, overrides)"
+        )
+    return recipe if isinstance(recipe, Grid) else Grid([Cell({}, None, recipe)])
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The plain values of a recipe, not checked yet, and where each was written."""
+
+    values: dict[str, Any]
+    origins: Origins
+    overrides: Sequence[str]
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str]) -> "Draft":
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe {path}: check the path")
+        try:
+            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                f"{path} is not valid YAML: {' '.join(str(error).split())}"
+            ) from error
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{path} must hold 'key: value' lines")
+        origins = Origins(path)
+        draft = cls(_plain(node, "", origins), origins, overrides)
+        for override in overrides:
+            draft.override(override)
+        return draft
+
+    def grid(self) -> Grid:
+        """Every cell, checked."""
+        if "grid" not in self.values:
+            return Grid([Cell({}, None, self.recipe())])
+        settings = self.check(GridSettings, self.values.pop("grid"), "grid")
+        pairs = itertools.product(settings.seeds, settings.combinations())
+        return Grid([self.cell(settings, labels, seed) for seed, labels in pairs])
+
+    def cell(self, grid: GridSettings, labels: dict[str, str], seed: int) -> Cell:
+        """A combination's recipe: changed by each axis, then by the command line, then seeded."""
+        origins = Origins(self.origins.path, dict(self.origins.by_key))
+        draft = Draft(copy.deepcopy(self.values), origins, self.overrides)
+        for axis, value in labels.items():
+            draft.merge(draft.values, grid.axes[axis][value], "", f"grid.axes.{axis}.{value}")
+        for override in self.overrides:
+            if not override.startswith("grid."):
+                draft.override(override)
+        for name in SEEDED:
+            section = draft.values.get(name)
+            if isinstance(section, dict):
+                if "seed" in section:
+                    message = f"{name}.seed is set, but the seeds of a grid are grid.seeds"
+                    raise origins.fault(f"{name}.seed", message)
+                section["seed"] = str(seed)
+        return Cell(labels, seed, draft.recipe())
+
+    def recipe(self) -> Recipe:
+        values, folder = self.values, self.origins.path.resolve().parent
+        for path in PATHS:
+            values = _located(values, path.split("."), folder)
+        return self.check(Recipe, values, "")
+
+    def check(self, settings: type[Checked], values: Any, section: str) -> Checked:
+        """`values` as settings. Raises `RecipeError` for the first fault."""
+        try:
+            checked = settings.model_validate(values)
+        except ValidationError as error:
+            raise self.origins.invalid(error, settings, section) from error
+        for key, message in checked.faults():
+            raise self.origins.fault(joined(section, key), message)
+        return checked
+
+    def merge(self, values: dict[str, Any], changes: dict[str, Any], at: str, source: str) -> None:
+        """Put nested changes, written at the key `source`, into the section `values` at `at`."""
+        for name, value in changes.items():
+            key, origin = joined(at, name), joined(source, name)
+            self.origins.by_key[key] = self.origins.of(origin)
+            if isinstance(value, dict) and isinstance(values.get(name), dict):
+                self.merge(values[name], value, key, origin)
+            else:
+                values[name] = copy.deepcopy(value)
+
+    def override(self, override: str) -> None:
+        """Apply one `section.key=value`. Raises `RecipeError` if it cannot be read."""
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            example = "for example pretrain.tokens=100000"
+            raise RecipeError(f"'{override}' is not of the form key=value, {example}")
+        *sections, name = key.split(".")
+        target = self.values
+        for section in sections:
+            if not isinstance(target.setdefault(section, {}), dict):
+                raise RecipeError(f"'{override}': {section} is not a section of the recipe")
+            target = target[section]
+        try:
+            is_yaml = value.startswith(("[", "{")) or value == "null"
+            target[name] = yaml.safe_load(value) if is_yaml else value
+        except yaml.YAMLError as error:
+            raise RecipeError(
+                f"'{override}' cannot be read: close its brackets and quotes"
+            ) from error
+        self.origins.by_key[key] = f"command line, {override}"
+        other = {"tokens": "epochs", "epochs": "tokens"}.get(name, "")  # the last one given counts
+        origin = self.origins.by_key.get(joined("", *sections, other), "")
+        if value != "null" and not origin.startswith("command line"):
+            target.pop(other, None)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: `no` is a word, `1e-4` a number, `012` twelve; no key twice."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|false)$"), list("tf"))
+
+
+def _plain(node: yaml.Node, key: str, origins: Origins) -> Any:
+    """A node as dicts, lists, strings, bools, None; numbers stay strings for the typed fields."""
+    line = f"{origins.path}, line {node.start_mark.line + 1}"
+    origins.by_key.setdefault(key, line)
+    if isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for name, value in node.value:
+            inner, origin = (
+                joined(key, name.value),
+                f"{origins.path}, line {name.start_mark.line + 1}",
+            )
+            if name.value in values:
+                raise RecipeError(f"{origin}: the key '{name.value}' is there twice")
+            origins.by_key[inner] = origin
+            values[name.value] = _plain(value, inner, origins)
+        return values
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(entry, joined(key, i), origins) for i, entry in enumerate(node.value)]
+    if node.tag in (f"{_TAG}null", f"{_TAG}bool"):
+        return None if node.tag.endswith("null") else node.value == "true"
+    text = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda match: _variable(match, line), node.value)
+    return text.replace("_", "") if re.fullmatch(r"[-+]?\d[\d_]*", text) else text
+
+
+def _variable(match: re.Match[str], origin: str) -> str:
+    value = os.environ.get(match[1]) or match[2]
+    if value is None:
+        message = f"the environment variable {match[1]} is not set: export it, or write a path"
+        raise RecipeError(f"{origin}: {message}")
+    return value
+
+
+def _located(value: Any, path: Sequence[str], folder: Path) -> Any:
+    """`value` with the paths at `path` absolute if they exist in `folder`; others may be ids."""
+    if path and isinstance(value, dict):
+        name, *rest = path
+        return {k: _located(v, rest, folder) if name in (k, "*") else v for k, v in value.items()}
+    if isinstance(value, list):
+        return [_located(entry, (), folder) for entry in value]
+    exists = not path and isinstance(value, str) and (folder / value).exists()
+    return str((folder / value).resolve()) if exists else value

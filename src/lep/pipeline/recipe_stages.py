@@ -1,0 +1,161 @@
+"""Which stages a recipe has, and how they depend on each other."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from lep.benchmark.harness import Benchmark
+from lep.benchmark.tasks import resolve
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import copy_records, records_apart
+from lep.corpus.read import read_messages
+from lep.errors import CheckpointError
+from lep.pipeline import stages as build
+from lep.pipeline.recipe import Recipe
+from lep.pipeline.stage import Source, Stage
+from lep.pipeline.stages import Sources, part
+from lep.settings import AnswerSettings, CalibrateSettings, TuneSettings
+
+
+@dataclass(frozen=True)
+class RecipeStages:
+    """The stages that evaluate the models of a recipe, by the model's title in the table."""
+
+    instruct_models: dict[str, Stage]
+    base_models: dict[str, Stage]
+
+    @property
+    def all(self) -> list[Stage]:
+        """These and all that they depend on, in an order in which they can run."""
+        evaluations = [*self.instruct_models.values(), *self.base_models.values()]
+        models = chain.from_iterable(stage.upstream for stage in evaluations)
+        return with_upstream([*models, *evaluations])
+
+
+def with_upstream(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and all that they depend on, each once and after what it depends on."""
+    ordered: dict[str, Stage] = {}
+    for stage in stages:
+        for each in [*with_upstream(stage.upstream), stage]:
+            ordered.setdefault(each.fingerprint, each)
+    return list(ordered.values())
+
+
+def recipe_stages(recipe: Recipe) -> RecipeStages:
+    """The stages of a recipe; checks models, text and prompts, and runs nothing."""
+    base, instruct = checked_models(recipe)
+    given = Sources(recipe, base, instruct, build.corpus_stage(recipe))
+    init = build.init_base_stage(given, build.tokenizer_stage(given))
+    init_instruct = build.init_instruct_stage(given, init)
+    replay = build.replay_stage(given) if recipe.pretrain.replay else None
+    adapted = build.pretrain_stage("pretrain", given, init, replay, recipe.pretrain)
+    prompts = prompts_of(given)
+    models: dict[str, Stage] = {
+        method: build.auto_stage(given, adapted, prompts)
+        if method == "auto"
+        else build.propagate_stage(method, given, adapted)
+        for method in recipe.propagate
+    }
+    if recipe.direct:
+        new_rows = recipe.pretrain.model_copy(update={"train": "new_rows"})
+        models["direct"] = build.pretrain_stage("direct", given, init_instruct, replay, new_rows)
+    instructs: dict[str, Source] = {
+        "original instruct": instruct,
+        "mean initialisation": init_instruct,
+        **models,
+        **calibrated(given, prompts, models),
+        **tuned(given, models),
+    }
+    bases: dict[str, Source] = {
+        "original base": base,
+        "mean initialisation": init,
+        "after training": adapted,
+    }
+    return RecipeStages(evaluated(given, instructs, "instruct"), evaluated(given, bases, "base"))
+
+
+def checked_models(recipe: Recipe) -> tuple[Path, Path]:
+    """Base and instruct model. Faults of models and of given data show before anything runs.
+
+    Raises `CheckpointError` for a damaged model and for an instruct model without a chat template,
+    `CorpusError` for prompts in another format, `LepError` for unknown benchmark tasks.
+    """
+    base, instruct = (Checkpoint(m).check().folder for m in (recipe.base, recipe.instruct))
+    for path in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
+        if path:
+            read_messages(path)
+    if names := resolve(recipe.evaluate.benchmark.tasks):
+        for model in (base, instruct):
+            Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
+    chats = recipe.calibrate or recipe.tune or "auto" in recipe.propagate
+    if chats and not Checkpoint(instruct).tokenizer.chat_template:
+        raise CheckpointError(
+            f"{instruct} has no chat template, so it cannot be calibrated, tuned or asked: give an "
+            "instruct model, or leave calibrate, tune and auto out of the recipe"
+        )
+    return base, instruct
+
+
+def prompts_of(given: Sources) -> Source:
+    """Prompts for the instruct model, as the recipe gives them or made from training text."""
+    stage, seed = given.recipe.calibrate, given.recipe.evaluate.seed + 1
+    if stage and stage.prompts:
+        return Path(stage.prompts)
+    count = stage.prompt_tasks if stage else given.recipe.select.prompts
+    return chat_tasks("prompts", given, count, seed)
+
+
+def chat_tasks(name: str, given: Sources, count: int, seed: int) -> Stage:
+    tasks = list(given.recipe.evaluate.tasks)
+    return build.records_stage(name, given, records_apart, tasks=tasks, count=count, seed=seed)
+
+
+def copy_tasks(name: str, given: Sources, count: int) -> Stage:
+    seed = given.recipe.evaluate.seed + 1
+    return build.records_stage(name, given, copy_records, count=count, seed=seed)
+
+
+def calibrated(given: Sources, prompts: Source, models: dict[str, Stage]) -> dict[str, Stage]:
+    """The models that the recipe calibrates, on the same answers and copy tasks."""
+    stage = given.recipe.calibrate
+    if stage is None:
+        return {}
+    asking, settings = part(AnswerSettings, stage), part(CalibrateSettings, stage)
+    unjudged = build.unjudged_stage(given.instruct, prompts, asking)
+    answers = build.answers_stage(given.instruct, prompts, unjudged, asking)
+    copies = copy_tasks("calibrate-copies", given, stage.copy_tasks)
+    new_rows = settings.model_copy(update={"train": "new_rows"})
+    variants = [(name, "", "", settings) for name in stage.after]
+    variants += [(name, "-new-rows", " of new rows", new_rows) for name in stage.new_rows]
+    return {
+        f"{name} + self-calibration{title}": build.calibrate_stage(
+            name + suffix, models[name], answers, copies, values
+        )
+        for name, suffix, title, values in variants
+    }
+
+
+def tuned(given: Sources, models: dict[str, Stage]) -> dict[str, Stage]:
+    """The models that the recipe tunes, on the same conversations and copy tasks."""
+    stage = given.recipe.tune
+    if stage is None:
+        return {}
+    copies = copy_tasks("tune-copies", given, stage.copy_tasks)
+    data: Source = Path(stage.data or "")
+    if not stage.data:  # the seed differs from that of the prompts: other questions
+        data = chat_tasks("tuning-data", given, stage.data_tasks, given.recipe.evaluate.seed + 2)
+    settings = part(TuneSettings, stage)
+    return {
+        f"{name} + tuning": build.tune_stage(name, models[name], data, copies, settings)
+        for name in stage.after
+    }
+
+
+def evaluated(given: Sources, models: dict[str, Source], original: str) -> dict[str, Stage]:
+    """A stage for each model; `original` (instruct or base) names the one that the recipe gives."""
+    names = {t: m.name if isinstance(m, Stage) else original for t, m in models.items()}
+    return {
+        title: build.evaluate_stage(names[title], given, model, base=original == "base")
+        for title, model in models.items()
+    }

@@ -1,0 +1,130 @@
+"""What an extension saves: tokens of a held-out sample of the corpus, before and after."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lep.corpus.read import batches, corpus_files, read_file, stream_texts
+from lep.errors import CorpusError
+from lep.pipeline.recipe import Recipe
+from lep.settings import TokenizerSettings
+from lep.tokenizer.count import count_texts
+from lep.tokenizer.extend import extend_bpe
+from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.parts import Parts
+from lep.tokenizer.prune import kept_tokens, pruned, token_counts
+from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
+
+SAMPLE_CHARACTERS, PIECE_CHARACTERS, HELDOUT_EVERY = 16_000_000, 20_000, 20
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Tokens of the held-out part of a sample; new tokens are learned on the rest of it."""
+
+    characters: int  # learned from
+    heldout_characters: int
+    before: int
+    after: int
+
+    @property
+    def ratio(self) -> float:
+        """Tokens before per token after."""
+        return self.before / self.after
+
+
+def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings) -> Savings | None:
+    """Tokens under the base's vocabulary and under a new one; None if the sample is too small.
+
+    Raises `CorpusError` for a corpus without text.
+    """
+    pieces = _sample(paths, SAMPLE_CHARACTERS)
+    if not pieces:
+        raise CorpusError(f"the corpus holds no text at all: {', '.join(paths)}")
+    heldout = pieces[::HELDOUT_EVERY]
+    learned = [piece for i, piece in enumerate(pieces) if i % HELDOUT_EVERY]
+    base = load_tokenizer(folder).backend_tokenizer
+    try:
+        extended = _extended(base, learned, settings)
+    except CorpusError:
+        return None
+    before, after = (_tokens(tokenizer, heldout) for tokenizer in (base, extended))
+    return Savings(_characters(learned), _characters(heldout), before, after)
+
+
+def training_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> int:
+    """Tokens that a recipe trains on: its budget, or its passes over the corpus.
+
+    Raises `CorpusError` for passes over a corpus of which no `savings` are known.
+    """
+    if recipe.pretrain.tokens is not None:
+        return recipe.pretrain.tokens
+    if savings is None:
+        raise CorpusError(
+            "the sample is too small to turn pretrain.epochs into tokens: give pretrain.tokens"
+        )
+    characters = _training_characters(recipe)
+    tokens = characters * savings.after / savings.heldout_characters
+    base = load_tokenizer(folder).backend_tokenizer
+    for code, share in recipe.pretrain.replay.items():  # an extension keeps the base's tokens
+        pieces = _sample(recipe.text[code], SAMPLE_CHARACTERS // HELDOUT_EVERY)
+        tokens += share * characters * (_tokens(base, pieces) / max(1, _characters(pieces)))
+    return recipe.pretrain.budget(round(tokens))
+
+
+def _training_characters(recipe: Recipe) -> int:
+    """Characters of the new language that are not held out, up to the corpus's limit."""
+    limit, characters = recipe.corpus.limit_characters, 0
+    for text in stream_texts(recipe.text[recipe.language]):
+        characters += len(text)
+        if limit is not None and characters * (1 - recipe.corpus.heldout_share) >= limit:
+            break
+    if recipe.heldout.get(recipe.language) is None:
+        characters = round(characters * (1 - recipe.corpus.heldout_share))
+    return min(characters, limit or characters)
+
+
+def _extended(base: Tokenizer, texts: list[str], settings: TokenizerSettings) -> Tokenizer:
+    """The vocabulary that the settings make from a sample, in memory."""
+    if settings.method in ALGORITHMS:
+        words = count_texts(replacement_cutter(base), texts, "any")
+        return replacement(base, words, settings.size(0), algorithm=settings.method)
+    parts = Parts.of(base)
+    words = count_texts(base, texts, settings.script)
+    if settings.keep is not None:
+        size = len(parts.names)
+        counts = token_counts(base, texts, size)
+        parts = pruned(parts, kept_tokens(parts, counts, settings.keep, np.zeros(size, dtype=bool)))
+    added = settings.new_tokens or settings.size(0) - (settings.keep or 0)
+    return extend_bpe(parts, words, added).parts.vocabulary.tokenizer
+
+
+def _sample(paths: list[str], characters: int) -> list[str]:
+    """The first pieces of each file, so that parts of every document are held out."""
+    files = corpus_files(paths)
+    count = ceil(characters // len(files) / PIECE_CHARACTERS)
+    return [piece for file in files for piece in itertools.islice(_pieces(file), count)]
+
+
+def _pieces(file: Path) -> Iterable[str]:
+    texts = (document.text for document in read_file(file) if document.text.strip())
+    cut = (
+        text[start : start + PIECE_CHARACTERS]
+        for text in texts
+        for start in range(0, len(text), PIECE_CHARACTERS)
+    )
+    return map("".join, batches(cut, PIECE_CHARACTERS))
+
+
+def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
+    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return sum(len(encoding.ids) for encoding in encoded)
+
+
+def _characters(texts: list[str]) -> int:
+    return sum(map(len, texts))

@@ -1,0 +1,54 @@
+"""`run.json`, and the scores that it points to."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lep.errors import CheckpointError
+from lep.evaluation.records import Score, load_scores
+from lep.publish import publish_text
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """A recipe as it ran, and its models: the stage that evaluates each, by the model's title."""
+
+    labels: dict[str, str]
+    seed: int | None  # None without a grid
+    recipe: dict[str, Any]
+    instruct_models: dict[str, str]
+    base_models: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run: seconds by stage, and its cells."""
+
+    seconds: dict[str, float]
+    cells: list[CellRecord]
+
+    @property
+    def is_grid(self) -> bool:
+        return self.cells[0].seed is not None
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunRecord":
+        """Raises `CheckpointError` if the run is missing or not finished."""
+        path = folder / "run.json"
+        if not path.is_file():
+            message = "has no run.json: finish the run first (lep run RECIPE.yaml)"
+            raise CheckpointError(f"{folder} {message}")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        seconds = values.pop("seconds")
+        return cls(seconds, [CellRecord(**cell) for cell in values.get("cells", [values])])
+
+    def save(self, folder: Path) -> None:
+        cells = [asdict(cell) for cell in self.cells]
+        values = {"seconds": self.seconds} | ({"cells": cells} if self.is_grid else cells[0])
+        publish_text(folder / "run.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_scores(folder: Path, stage: str) -> list[Score]:
+    """The scores that a stage of the run wrote."""
+    return load_scores(folder / stage / "scores.json")
