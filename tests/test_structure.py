@@ -11,6 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "lep"
 FLOORS = [
     {"errors"},
+    {"fields"},
     {"settings", "result", "publish", "hub", "mapping", "statistics"},
     {"sums"},
     {"linear_map"},
