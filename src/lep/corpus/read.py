@@ -14,7 +14,8 @@ import zstandard
 
 from lep.errors import CorpusError
 
-SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+TXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
+SUFFIXES = (*TXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PIECE_CHARACTERS = 1_000_000
 SHEET = "sheet.json"  # beside a corpus: what happened to its documents
 HUB = "hub:"  # prefix of a hub data set among paths
@@ -41,14 +42,13 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise CorpusError(f"corpus path {path} does not exist: check the spelling")
+    suffixes = ", ".join(SUFFIXES)
     if not path.is_dir():
         if not path.name.endswith(SUFFIXES):
-            suffixes = ", ".join(SUFFIXES)
             raise CorpusError(f"corpus file {path} is none of {suffixes}: convert it first")
         return [path]
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
     if not files:
-        suffixes = ", ".join(SUFFIXES)
         raise CorpusError(f"corpus folder {path} holds no {suffixes} file: check the path")
     return files
 
@@ -61,7 +61,7 @@ def file_stamps(paths: Iterable[str | Path]) -> list[list[Any]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a plain, gzip- or zstd-compressed UTF-8 file, streamed."""
+    """Stream the lines of a UTF-8 file: plain, gzip or zstd."""
     try:
         with path.open("rb") as raw:
             stream: Any = raw
@@ -118,9 +118,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield the non-empty documents under `paths` in a fixed order.
 
-    A txt file is one document; so is a jsonl line or parquet row, its text in the field `text`.
-    `group(source, record)` says which documents belong together (default: the record's `group` or
-    `author`, else its id).
+    A document is a txt file, or the field `text` of a jsonl line or parquet row. Documents of equal
+    `group(source, record)` belong together (default: the record's `group` or `author`, or its id).
 
     Raises `CorpusError` for missing paths, broken lines (named), and a corpus without any text.
     """
@@ -130,10 +129,7 @@ def read_documents(
 
 
 def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """The texts under `paths` in a fixed order, long txt files in pieces that end with a line.
-
-    Raises what `read_documents` raises.
-    """
+    """The texts of `read_documents`, long txt files in pieces that end with a line."""
     files = corpus_files(paths)
     texts = (text for file in files for text in _file_texts(file) if text.strip())
     yield from _not_empty(texts, files)
@@ -150,7 +146,7 @@ def _not_empty(items: Iterable[T], files: list[Path]) -> Iterator[T]:
 
 
 def _file_texts(file: Path) -> Iterator[str]:
-    if ".txt" in file.suffixes:
+    if file.name.endswith(TXT_SUFFIXES):
         return map("".join, batches(read_lines(file), PIECE_CHARACTERS))
     return (document.text for document in read_file(file))
 
@@ -163,8 +159,7 @@ def batches(
     length: Callable[[Any], int] = len,
 ) -> Iterator[list[T]]:
     """Items in lists of at least `characters`, or of `most` items; the last may be shorter."""
-    batch: list[T] = []
-    size = 0
+    batch, size = list[T](), 0
     for item in items:
         batch.append(item)
         size += length(item)
@@ -176,7 +171,7 @@ def batches(
 
 
 def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
-    """Texts in pieces of `characters` or a little more, which start with a line's first word."""
+    """Texts in pieces of `characters` or a little more, each from the first word of a line."""
     for text in texts:
         start = 0
         while start < len(text):
@@ -188,7 +183,7 @@ def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 def read_file(file: Path, group: Group | None = None) -> Iterator[Document]:
     """The documents of one file, including empty ones."""
-    if ".txt" in file.suffixes:
+    if file.name.endswith(TXT_SUFFIXES):
         name = file.name.split(".txt")[0]
         yield Document(id=name, text="".join(read_lines(file)), source=file.parent.name, group=name)
         return
@@ -235,7 +230,8 @@ def read_hub(name: str, limit: int | None = None) -> Iterator[Document]:
 def read_messages(path: str | Path) -> list[dict[str, Any]]:
     """Records `{"messages": [{"role": ..., "content": ...}, ...], ...}` of a jsonl file.
 
-    Other fields are kept. Raises `CorpusError` with the first line that has no usable messages.
+    Other fields are kept. Raises `CorpusError` for an empty file, and for the first line without
+    usable messages.
     """
     records = []
     for file in corpus_files([path]):
@@ -248,10 +244,10 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check_messages(messages: Any, where: str) -> None:
-    if not (messages and isinstance(messages, list) and all(map(_is_message, messages))):
+    if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
         raise CorpusError(f"{where}: 'messages' must be a list of role/content objects")
     if all(message["role"] == "assistant" for message in messages):
-        raise CorpusError(f"{where}: there is an answer, and no question before it")
+        raise CorpusError(f"{where}: there is an answer without a question before it")
 
 
 def _is_message(message: Any) -> bool:
