@@ -1,7 +1,7 @@
 """Tokens as bytes, across families of vocabularies."""
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
 from lep.errors import TokenizerError
 from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Token, Vocabulary
@@ -54,9 +54,7 @@ def test_pieces_spell_the_bytes_of_the_token(
         assert spelled == token.content  # type: ignore[union-attr]
 
 
-def test_the_same_vocabulary_maps_to_itself(
-    byte_level: Tokenizer, byte_fallback: Tokenizer
-) -> None:
+def test_the_same_vocabulary_maps_to_itself(byte_level, byte_fallback) -> None:
     for tokenizer in (byte_level, byte_fallback):
         vocabulary = Vocabulary.of(tokenizer)
         assert vocabulary.pieces(vocabulary) == [[index] for index in range(len(vocabulary))]
@@ -73,6 +71,15 @@ def test_special_tokens_are_names_not_bytes(byte_level: Tokenizer) -> None:
     vocabulary = Vocabulary.of(byte_level)
     assert vocabulary.added_ids()["<|user|>"] == byte_level.token_to_id("<|user|>")
     assert vocabulary.find(Token(b"<|user|>")) is None
+
+
+def test_bytes_without_a_token_are_refused_and_not_lost() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    assert Vocabulary.of(tokenizer).spell(b"abba") == [0, 1, 1, 0]
+    for content in (b"c", b"abc"):
+        with pytest.raises(TokenizerError, match=r"lacks bytes of .*c.: it is not lossless"):
+            Vocabulary.of(tokenizer).spell(content)
 
 
 def test_other_models_are_refused() -> None:

@@ -6,7 +6,7 @@ import statistics
 import time
 import timeit
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -17,7 +17,7 @@ import regex
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from lep.corpus.read import TXT_SUFFIXES, corpus_files, cut_at_lines, stream_texts
+from lep.corpus.read import TXT_SUFFIXES, Paths, corpus_files, cut_at_lines, stream_texts
 from lep.errors import LepError
 from lep.hub import local_folder, short_names
 from lep.result import Result
@@ -77,11 +77,9 @@ class TokenizerFacts:
     characters_per_second: float
 
     def __str__(self) -> str:
-        loading, speed = self.loading_seconds, self.characters_per_second / 1e6
-        return (
-            f"{self.size:>9,} tokens  {self.unreachable:>6,} unreachable  "
-            f"loads in {loading:.2f} s  encodes {speed:.2f}M symbols/s"
-        )
+        speed = f"encodes {self.characters_per_second / 1e6:.2f}M symbols/s"
+        reach = f"{self.size:>9,} tokens  {self.unreachable:>6,} unreachable"
+        return f"{reach}  loads in {self.loading_seconds:.2f} s  {speed}"
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,7 @@ class Comparison(Result):
         return "\n".join([*lines, "", *facts])
 
 
-def compare_tokenizers(
-    tokenizers: Iterable[str | Path], texts: Mapping[str, Iterable[str | Path]]
-) -> Comparison:
+def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Comparison:
     """Compare tokenizers (folders, hub ids) with the first, on the files of text of each language.
 
     Raises `LepError` without tokenizers or texts.
@@ -160,11 +156,10 @@ def unreachable_tokens(tokenizer: Tokenizer) -> list[int]:
     if spec["model"].get("ignore_merges"):
         spec["model"]["ignore_merges"] = False
         tokenizer = Tokenizer.from_str(json.dumps(spec))
-    contents = Vocabulary.of(tokenizer).contents
+    contents, ids = Vocabulary.of(tokenizer).contents, tokenizer.get_vocab(with_added_tokens=True)
+    ordinary = ((i, name) for name, i in ids.items() if contents[i] is not None)
     return sorted(
-        i
-        for name, i in tokenizer.get_vocab(with_added_tokens=True).items()
-        if contents[i] is not None and [p.id for p in tokenizer.model.tokenize(name)] != [i]
+        i for i, name in ordinary if [p.id for p in tokenizer.model.tokenize(name)] != [i]
     )
 
 
@@ -270,12 +265,9 @@ def _cost(one: _Loaded, pieces: list[str], amounts: tuple[int, ...]) -> Cost:
 def _differences(first: _Loaded, one: _Loaded, sample: list[str]) -> list[Difference]:
     """The most frequent words that are cut differently."""
     counts = Counter(word for piece in sample for word in piece.split())
-    differences = (
-        Difference(" " + word, count, before, after)
-        for word, count in counts.most_common(COMPARED_WORDS)
-        if (before := first.cut(word)) != (after := one.cut(word))
-    )
-    return list(islice(differences, SHOWN_WORDS))
+    frequent = counts.most_common(COMPARED_WORDS)
+    cuts = (Difference(" " + word, n, first.cut(word), one.cut(word)) for word, n in frequent)
+    return list(islice((cut for cut in cuts if cut.before != cut.after), SHOWN_WORDS))
 
 
 def _curve(one: _Loaded, pieces: list[str]) -> list[tuple[int, float]]:

@@ -15,7 +15,7 @@ import zstandard
 from tokenizers import Tokenizer
 
 from lep.corpus.parallel import in_order
-from lep.corpus.read import batches, read_lines, stream_texts
+from lep.corpus.read import Paths, batches, read_lines, stream_texts
 from lep.errors import CorpusError
 from lep.publish import fingerprint
 from lep.tokenizer.script import resolve_script
@@ -69,7 +69,6 @@ class WordCutter:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "WordCutter":
-        """The cutter of a tokenizer."""
         spec: dict[str, Any] = {
             "version": "1.0",
             "added_tokens": [],
@@ -131,9 +130,7 @@ def _stub(spec: str) -> Tokenizer:
     return Tokenizer.from_str(spec)
 
 
-def count_words(
-    tokenizer: Tokenizer, corpus: Iterable[str | Path], script: str = "auto"
-) -> WordCounts:
+def count_words(tokenizer: Tokenizer, corpus: Paths, script: str = "auto") -> WordCounts:
     """Count the words of a corpus that hold a character of the script (all words for `any`).
 
     `corpus` lists text files, folders, and files of counts (`write_counts`).
@@ -162,33 +159,31 @@ def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto"
     name = resolve_script(script, "".join(sample))
     cutter = WordCutter.of(tokenizer).check(text[:20_000] for text in sample[:50])
     chunks = batches(chain(sample, texts), CHUNK_CHARACTERS)
-    counts: Counter[str] = Counter()
-    characters = halvings = 0
     here = PARALLEL_CHARACTERS // CHUNK_CHARACTERS
-    count_chunk = partial(_count_chunk, cutter, name)
-    for chunk, length in in_order(count_chunk, chunks, here=here):
-        counts.update(_sampled(chunk, halvings))
-        characters += length
-        halvings = _bounded(counts, halvings)
-    if name is not None and not counts:
+    words = _total(in_order(partial(_count_chunk, cutter, name), chunks, here=here), name)
+    if name is not None and not words.counts:
         raise CorpusError(f"the corpus holds no {name} text: give some, or name another script")
-    return WordCounts(counts, name, characters, halvings)
+    return words
 
 
 def merge_counts(parts: list[WordCounts]) -> WordCounts:
     """The sum of several counts; raises `CorpusError` when their scripts differ."""
     if not parts:
         raise CorpusError("no corpus is given: give text files, folders, or files of counts")
-    counts: Counter[str] = Counter()
-    halvings = max(part.halvings for part in parts)
+    script = parts[0].script
+    if other := [part.script for part in parts if part.script != script]:
+        both = f"counts of {script} and of {other[0]} words"
+        raise CorpusError(f"{both}: name one script for all")
+    return _total(parts, script, max(part.halvings for part in parts))
+
+
+def _total(parts: Iterable[WordCounts], script: str | None, halvings: int = 0) -> WordCounts:
+    counts, characters = Counter[str](), 0
     for part in parts:
-        if part.script != parts[0].script:
-            raise CorpusError(
-                f"counts of {parts[0].script} and of {part.script} words: name one script for all"
-            )
         counts.update(_sampled(part.counts, halvings))
+        characters += part.characters
         halvings = _bounded(counts, halvings)
-    return WordCounts(counts, parts[0].script, sum(part.characters for part in parts), halvings)
+    return WordCounts(counts, script, characters, halvings)
 
 
 def write_counts(path: Path, words: WordCounts, cutter: WordCutter) -> None:
@@ -214,23 +209,19 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     except (StopIteration, ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{path} is no file of counts: use `lep tokenizer count`") from error
     if not same_cutter:
+        advice = "count again (for `lep tokenizer train`: with --fresh)"
         raise CorpusError(
-            f"{path} was counted for a tokenizer that cuts words differently: count again (for "
-            "`lep tokenizer train`: with --fresh)"
+            f"{path} was counted for a tokenizer that cuts words differently: {advice}"
         )
     return words
 
 
-def _count_chunk(
-    cutter: WordCutter, script: str | None, texts: list[str]
-) -> tuple[Counter[str], int]:
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(cutter(text))
+def _count_chunk(cutter: WordCutter, script: str | None, texts: list[str]) -> WordCounts:
+    counts = Counter(chain.from_iterable(map(cutter, texts)))
     if script is not None:
         has = regex.compile(rf"\p{{Script={script}}}").search
         counts = Counter({word: count for word, count in counts.items() if has(word)})
-    return counts, sum(map(len, texts))
+    return WordCounts(counts, script, sum(map(len, texts)))
 
 
 def _sampled(counts: Counter[str], halvings: int) -> Counter[str]:

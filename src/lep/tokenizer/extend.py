@@ -7,7 +7,7 @@ from lep.tokenizer.bpe import MINIMUM_COUNT, continue_bpe
 from lep.tokenizer.count import WordCounts
 from lep.tokenizer.parts import Merge, Parts
 from lep.tokenizer.script import ScriptFilter, needed_prefixes
-from lep.tokenizer.train import fresh_merges
+from lep.tokenizer.train import by_frequency, fresh_merges
 from lep.tokenizer.vocabulary import first_ids
 
 
@@ -105,12 +105,8 @@ def _second_vocabulary(
 def _missing_letters(parts: Parts, words: WordCounts) -> list[str]:
     """Characters of the script that have no token, the most frequent first."""
     known, accept = set(parts.vocabulary.contents), ScriptFilter(words.script, taken=parts.taken)
-    missing = [
-        (-count, c)
-        for c, count in words.character_counts().items()
-        if count >= MINIMUM_COUNT and c.encode() not in known and accept(c.encode())
-    ]
-    return [c for _, c in sorted(missing)]
+    frequent = ((c, n) for c, n in by_frequency(words) if n >= MINIMUM_COUNT)
+    return [c for c, _ in frequent if c.encode() not in known and accept(c.encode())]
 
 
 def _with_tokens(
@@ -138,17 +134,13 @@ def _prefixes(parts: Parts, words: WordCounts) -> set[bytes]:
     """Byte sequences that must become tokens before every character of the script can."""
     if words.script is None:
         return set()
-    known, accept, spelled = set(parts.vocabulary.contents), ScriptFilter(words.script), {}
+    spell, contents = parts.vocabulary.spell, parts.vocabulary.contents
+    known, accept, spelled = set(contents), ScriptFilter(words.script), {}
     for c in filter(accept.has_character, words.character_counts()):
-        alone, spaced = (_spelled(parts, text) for text in (c, f" {c}"))
+        ids = spell(c.encode()), spell(f" {c}".encode())
+        alone, spaced = ([contents[i] or b"" for i in each] for each in ids)
         if c.encode() not in known:
             spelled[c] = alone
         if spaced[0] != b" ":  # a known merge joins the space to the first byte of the letter
             spelled[f" {c}"] = [spaced[0][1:], *spaced[1:]]
     return needed_prefixes(spelled)
-
-
-def _spelled(parts: Parts, text: str) -> list[bytes]:
-    """The bytes of each token that spells a text."""
-    tokens = parts.vocabulary.tokens
-    return [token.content for i in parts.vocabulary.spell(text.encode()) if (token := tokens[i])]

@@ -45,9 +45,8 @@ class Parts:
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise TokenizerError("tokenizers that mark word ends or continuations cannot change")
         if not vocabulary.byte_level and not model.get("byte_fallback"):
-            raise TokenizerError(
-                "the tokenizer is neither byte-level nor has byte fallback: it is not lossless"
-            )
+            problem = "the tokenizer is neither byte-level nor has byte fallback"
+            raise TokenizerError(f"{problem}: it is not lossless")
         names: list[str | None] = [None] * len(vocabulary)
         for name, index in tokenizer.get_vocab(with_added_tokens=True).items():
             names[index] = name
@@ -85,9 +84,8 @@ class Parts:
                     f"'{name}' was added to the tokenizer as text and would also become an "
                     "ordinary token: remove it from the added tokens, or use --method continue"
                 )
-        added = [
-            e | {"id": ids[e["content"]]} for e in self.spec["added_tokens"] if e["content"] in ids
-        ]
+        added = [entry for entry in self.spec["added_tokens"] if entry["content"] in ids]
+        added = [entry | {"id": ids[entry["content"]]} for entry in added]
         # Added tokens are in the model's vocabulary too, or `tokenizers` gives them other ids.
         model = {"vocab": ids, "merges": [[names[m.left], names[m.right]] for m in merges]}
         spec = self.spec | {

@@ -26,9 +26,8 @@ def resolve_script(name: str, sample: str) -> str | None:
     try:
         regex.compile(rf"\p{{Script={script}}}" if re.fullmatch(r"\w+", script) else "(")
     except regex.error as error:
-        raise TokenizerError(
-            f"Unicode has no script '{name}': write its English name, for example cyrillic"
-        ) from error
+        advice = "write its English name, for example cyrillic"
+        raise TokenizerError(f"Unicode has no script '{name}': {advice}") from error
     return script
 
 
@@ -93,9 +92,7 @@ def needed_prefixes(spelled: dict[str, list[bytes]]) -> set[bytes]:
     `spelled` holds the pieces of each character under the known merges. A character of two pieces
     needs no prefix: merging them completes it.
     """
-    return {
-        b"".join(pieces[:length]) for pieces in spelled.values() for length in range(2, len(pieces))
-    }
+    return {b"".join(p[:length]) for p in spelled.values() for length in range(2, len(p))}
 
 
 def _decoded(content: bytes) -> str | None:

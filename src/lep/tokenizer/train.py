@@ -41,22 +41,15 @@ SPACED, LAST_SPACED = 0xF0000, 0xFFFD
 WIDE_DIGITS = range(0xFF10, 0xFF1A)  # digits to the library as well
 TRAINER_OPTIONS: dict[str, Any] = {
     "model_type": "unigram",
-    "hard_vocab_limit": False,
-    "unk_id": 0,
-    "bos_id": -1,
-    "eos_id": -1,
-    "pad_id": -1,
     "character_coverage": 1.0,
     "normalization_rule_name": "identity",
-    "add_dummy_prefix": False,
-    "remove_extra_whitespaces": False,
-    "split_by_whitespace": True,
-    "split_by_unicode_script": False,
-    "split_by_number": False,
     "split_digits": True,
     "max_sentencepiece_length": LONGEST_PIECE,
     "num_threads": UNIGRAM_THREADS,
     "minloglevel": 2,
+    **dict.fromkeys(["bos_id", "eos_id", "pad_id"], -1),
+    **dict.fromkeys(["add_dummy_prefix", "remove_extra_whitespaces", "hard_vocab_limit"], False),
+    **dict.fromkeys(["split_by_unicode_script", "split_by_number"], False),
 }
 
 
@@ -65,12 +58,12 @@ def fresh_merges(
 ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     """A vocabulary learned from nothing: its alphabet, and at most `limit` merges in order.
 
-    The alphabet is all bytes, or every character of the words, the most frequent first.
+    The alphabet is all bytes, or all characters of the words, the most frequent first.
     """
     if byte_level:
         alphabet = [bytes([byte]) for byte in range(256)]
     else:
-        alphabet = [character.encode() for character, _ in _by_frequency(words)]
+        alphabet = [character.encode() for character, _ in by_frequency(words)]
     ids = {letter: i for i, letter in enumerate(alphabet)}
     spelled = (
         (list(word.encode()) if byte_level else [ids[c.encode()] for c in word], count)
@@ -106,9 +99,8 @@ def replacement(
     last = [entry["content"] for entry in added if entry["id"] >= ordinary]
     names, model = ALGORITHMS[algorithm](words, size - len(added), first, last)
     if len(names) < size:
-        raise CorpusError(
-            f"the corpus yields {len(names):,} of {size:,} tokens: give more text or ask for fewer"
-        )
+        problem = f"the corpus yields {len(names):,} of {size:,} tokens"
+        raise CorpusError(f"{problem}: give more text or ask for fewer")
     ids = {name: i for i, name in enumerate(names)}
     spec |= {
         "model": model,
@@ -160,9 +152,8 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
             **TRAINER_OPTIONS,
         )
     except RuntimeError as error:  # the library's message names its own options
-        raise CorpusError(
-            f"the corpus is too small for {size:,} Unigram tokens: give more text or ask for fewer"
-        ) from error
+        problem = f"the corpus is too small for {size:,} Unigram tokens"
+        raise CorpusError(f"{problem}: give more text or ask for fewer") from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = {i: trained.id_to_piece(i) for i in range(1, len(trained))}
     names = {i: _unmarked(piece).encode() for i, piece in pieces.items() if piece not in ENDS}
@@ -181,13 +172,14 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
 ALGORITHMS = {"bpe": _bpe, "unigram": _unigram}
 
 
-def _by_frequency(words: WordCounts) -> list[tuple[str, int]]:
+def by_frequency(words: WordCounts) -> list[tuple[str, int]]:
+    """The characters of the words and how often each occurs, the most frequent first."""
     return sorted(words.character_counts().items(), key=lambda item: (-item[1], item[0]))
 
 
 def _common_characters(words: WordCounts, limit: int) -> set[str]:
     """The most frequent characters that make up `COVERAGE` of the text, at most `limit`."""
-    ranked = _by_frequency(words)
+    ranked = by_frequency(words)
     total, reached, common = sum(count for _, count in ranked), 0, set[str]()
     for character, count in ranked[:limit]:
         if reached >= COVERAGE * total:

@@ -15,8 +15,7 @@ from lep.errors import TokenizerError
 T = TypeVar("T", bound=Hashable)
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 SPACE = "\u2581"  # SentencePiece writes a space as this character
-# Decoding with `surrogateescape` turns each invalid byte into one of these characters.
-ESCAPES = range(0xDC80, 0xDD00)
+# Decoding with `surrogateescape` turns each invalid byte into one character of U+DC80 to U+DCFF.
 _RUNS = re.compile("[\udc80-\udcff]|[^\udc80-\udcff]+")
 
 
@@ -125,18 +124,16 @@ class Vocabulary:
         if self.byte_level:
             pieces = self.tokenizer.model.tokenize(byte_level_name(content))
             if sum(len(piece.value) for piece in pieces) < len(content):  # the model skips bytes
-                raise TokenizerError(
-                    f"the tokenizer lacks bytes of {content!r}: it is not lossless"
-                )
+                problem = f"the tokenizer lacks bytes of {content!r}: it is not lossless"
+                raise TokenizerError(problem)
             return [piece.id for piece in pieces]
         ids: list[int] = []
         for run in _RUNS.findall(content.decode(errors="surrogateescape")):
-            if ord(run[0]) in ESCAPES:
+            if "\udc80" <= run <= "\udcff":
                 ids.append(self._byte_id(ord(run) - 0xDC00))
             else:
-                ids += [
-                    piece.id for piece in self.tokenizer.model.tokenize(run.replace(" ", SPACE))
-                ]
+                pieces = self.tokenizer.model.tokenize(run.replace(" ", SPACE))
+                ids += [piece.id for piece in pieces]
         return ids
 
     def pieces(self, target: "Vocabulary") -> list[list[int]]:

@@ -1,7 +1,6 @@
 """Change the tokenizer of a model and publish it: the verbs of `lep tokenizer`."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lep.corpus.read import stream_texts
+from lep.corpus.read import Paths, stream_texts
 from lep.errors import CorpusError, LepError, TokenizerError
 from lep.hub import local_folder
 from lep.publish import check_folder, check_output, publishing
@@ -27,7 +26,6 @@ from lep.tokenizer.vocabulary import Vocabulary
 CHANGES_FILE = "changes.json"
 SAMPLE_TEXTS, SAMPLE_CHARACTERS = 200, 20_000  # of the corpus, and of each of these texts
 SHOWN_TOKENS, SHOWN_CHARACTERS = 10, 40  # in a printed result
-Paths = Iterable[str | Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +58,8 @@ class TokenizerChange(Result):
         return self.options | {k: v for k, v in vars(self).items() if k not in hidden}
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.size_before:,} tokens before, {self.size:,} after: {self.kept:,} kept, "
-            f"{self.moved:,} moved, {self.new:,} new, {self.dropped:,} dropped"
-        ]
+        sizes = f"{self.size_before:,} tokens before, {self.size:,} after: {self.kept:,} kept"
+        lines = [f"{sizes}, {self.moved:,} moved, {self.new:,} new, {self.dropped:,} dropped"]
         if self.tokens:
             lines.append("new tokens: " + "  ".join(map(repr, self.tokens[:SHOWN_TOKENS])))
         if self.script:
@@ -117,7 +113,8 @@ def extend_tokenizer(
         raise LepError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
     source = _Source.open(base, corpus, output, tokens=new_tokens)
     parts = Parts.of(source.tokenizer)
-    words = source.words("any" if (method, script) == ("merge", "auto") else script)
+    script = "any" if (method, script) == ("merge", "auto") else script
+    words = count.count_words(source.tokenizer, source.corpus, script)
     extension = METHODS[method](parts, words, new_tokens)
     return source.publish(extension.parts.tokenizer, extension, verb="extend", method=method)
 
@@ -154,13 +151,13 @@ def optimize_tokenizer(
     source = _Source.open(base, corpus, output, tokens=keep)
     size = len(Vocabulary.of(source.tokenizer))
     if in_place and vocab_size != size:
-        raise TokenizerError(
-            f"in place the size stays {size:,}, but --vocab-size is {vocab_size:,}: give {size}"
-        )
+        problem = f"in place the size stays {size:,}, but --vocab-size is {vocab_size:,}"
+        raise TokenizerError(f"{problem}: give {size}")
     if keep >= vocab_size:
         raise TokenizerError(f"--keep {keep:,} of {vocab_size:,} leaves no room for new tokens")
     smaller = source.pruned(keep, protect, in_place=in_place)
-    extension = extend_bpe(smaller, source.words(script), vocab_size - keep)
+    words = count.count_words(source.tokenizer, source.corpus, script)
+    extension = extend_bpe(smaller, words, vocab_size - keep)
     options = {"verb": "optimize", "in_place": in_place, "kept_tokens": keep}
     return source.publish(extension.parts.tokenizer, extension, **options)
 
@@ -243,18 +240,13 @@ class _Source:
         tokenizer = load_tokenizer(folder).backend_tokenizer
         return cls(folder, tokenizer, list(corpus), output)
 
-    def words(self, script: str) -> count.WordCounts:
-        """The words of the corpus as the tokenizer cuts them."""
-        return count.count_words(self.tokenizer, self.corpus, script)
-
     def pruned(self, keep: int, protect: Paths, *, in_place: bool) -> Parts:
         """The parts with the `keep` most used tokens."""
         parts = Parts.of(self.tokenizer)
         known, ids = len(parts.names) - parts.names.count(None), len(parts.names)
         if keep > known:
-            raise TokenizerError(
-                f"{keep:,} tokens shall stay, but there are only {known:,}: ask for fewer"
-            )
+            problem = f"{keep:,} tokens shall stay, but there are only {known:,}"
+            raise TokenizerError(f"{problem}: ask for fewer")
         counts = token_counts(self.tokenizer, stream_texts(self.corpus), ids)
         texts = stream_texts(paths) if (paths := list(protect)) else ()
         protected = token_counts(self.tokenizer, texts, ids) > 0
@@ -271,12 +263,10 @@ class _Source:
         tokens_after, decoded_after = _round_trips(tokenizer, texts)
         for text, old, new in zip(texts, decoded_before, decoded_after, strict=True):
             if new not in (old, text):
-                raise TokenizerError(
-                    f"the new tokenizer would not give back {text[:60]!r} as the old one does: its "
-                    "normaliser or decoder is not supported"
-                )
+                problem = f"the new tokenizer would not give back {text[:60]!r} as the old one does"
+                raise TokenizerError(f"{problem}: its normaliser or decoder is not supported")
         id_map = IdMap.between(before, after)
-        sample = {"characters": sum(map(len, texts))}
+        sample = {"characters": sum(map(len, texts)), "tokens_before": tokens_before}
         change = TokenizerChange(
             output=self.output,
             options=options,
@@ -287,12 +277,12 @@ class _Source:
             moved=len(id_map.moved),
             dropped=len(id_map.dropped),
             new=len(id_map.new),
-            corpus_sample=sample | {"tokens_before": tokens_before, "tokens_after": tokens_after},
+            corpus_sample=sample | {"tokens_after": tokens_after},
         )
         with publishing(self.output) as partial:
             write_tokenizer(json.loads(tokenizer.to_str()), self.folder, partial)
             record = json.dumps(change.record(), ensure_ascii=False, indent=1)
-            (partial / CHANGES_FILE).write_text(record + "\n")
+            (partial / CHANGES_FILE).write_text(record + "\n", encoding="utf-8")
             id_map.save(partial / ID_MAP_FILE)
             check_loaders(partial, [text[:2000] for text in texts[:20]])
         return change
