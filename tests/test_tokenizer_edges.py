@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SAMPLE, SPECIALS, byte_fallback_tokenizer, byte_level_tokenizer, sample_texts
-from tokenizers import AddedToken, Tokenizer, models, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from lep.cli import app
 from lep.corpus.language import dominant_script
@@ -176,6 +176,22 @@ def test_models_that_cannot_be_extended_are_compared_too(byte_level, tmp_path) -
     saved(Tokenizer.from_file(str(tmp_path / "one" / "tokenizer.json")), tmp_path / "two")
     comparison = compare_tokenizers([tmp_path / "one", tmp_path / "two"], {"ru": [RU]})
     assert comparison.curves == {}
+
+
+def test_marked_word_ends_are_compared_without_a_curve(tmp_path) -> None:
+    """Such a tokenizer (CLIP's) cannot be taken apart, but it has a cost."""
+    ids = {"a": 0, "a</w>": 1, "b</w>": 2}
+    for name, size in (("one", 2), ("two", 3)):
+        model = models.BPE(dict(list(ids.items())[:size]), [], end_of_word_suffix="</w>")
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        saved(tokenizer, tmp_path / name)
+    (tmp_path / "text.txt").write_text("aa")
+    comparison = compare_tokenizers(
+        [tmp_path / "one", tmp_path / "two"], {"en": [tmp_path / "text.txt"]}
+    )
+    assert comparison.curves == {}
+    assert comparison.texts[0].costs["two"].tokens == 2
 
 
 def test_words_are_shown_as_they_stand_in_a_sentence(tmp_path) -> None:

@@ -11,12 +11,8 @@ def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
     """Id of each single byte: the byte-fallback token where there is one."""
     ids = {}
     for index, token in enumerate(vocabulary.tokens):
-        if (
-            token
-            and not token.added
-            and len(token.content) == 1
-            and (vocabulary.byte_level or token.is_byte)
-        ):
+        single = token is not None and not token.added and len(token.content) == 1
+        if single and (vocabulary.byte_level or token.is_byte):
             ids[token.content[0]] = index
     return ids
 

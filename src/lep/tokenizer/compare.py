@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import regex
 from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 from lep.corpus.read import TXT_SUFFIXES, Paths, corpus_files, cut_at_lines, stream_texts
-from lep.errors import LepError
+from lep.errors import LepError, TokenizerError
 from lep.hub import local_folder, short_names
 from lep.result import Result
 from lep.tokenizer.count import WordCutter
@@ -181,9 +180,11 @@ class _Loaded:
     @property
     def only_adds(self) -> bool:
         """Whether it is the first with more tokens, all made by merges."""
-        model = self.tokenizer.model
-        lossless = isinstance(model, BPE) and (self.vocabulary.byte_level or model.byte_fallback)
-        return lossless and bool(self.id_map.new) and not self.id_map.dropped
+        try:
+            Parts.of(self.tokenizer)
+        except TokenizerError:  # no BPE whose merges can be followed
+            return False
+        return bool(self.id_map.new) and not self.id_map.dropped
 
     @cached_property
     def spaces(self) -> bool:
