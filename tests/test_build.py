@@ -84,9 +84,7 @@ def test_each_filter_has_a_document_that_it_drops() -> None:
     assert fault(good, "ru") is None
     for name, text in dropped.items():
         assert fault(text, "ru") == name
-    assert (
-        fault(dropped["other language"], None) is None
-    )  # without a language no script is required
+    assert fault(dropped["other language"], None) is None  # without a language, any script will do
 
 
 def test_clean_documents_stay() -> None:

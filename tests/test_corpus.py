@@ -32,6 +32,8 @@ def test_every_format_reads_the_same(tmp_path) -> None:
     (tmp_path / "c.txt").write_text("три", encoding="utf-8")
     (tmp_path / "readme.md").write_text("not a corpus file")
     assert [d.text for d in read_documents([tmp_path])] == ["один", "two", "один", "two", "три"]
+    (tmp_path / "d.txt.jsonl").write_bytes(lines)  # the last ending counts
+    assert [d.text for d in read_documents([tmp_path / "d.txt.jsonl"])] == ["один", "two"]
     assert next(iter(read_documents([tmp_path / "b.jsonl.zst"]))).id == "b/0"
 
 

@@ -26,10 +26,8 @@ def extend(tokenizer: Tokenizer, texts: list[str], new_tokens: int) -> Extension
 
 @pytest.fixture(scope="module")
 def extended(pair) -> tuple[Tokenizer, Tokenizer]:
-    return (
-        load_tokenizer(pair["base"]).backend_tokenizer,
-        load_tokenizer(pair["tokenizer"]).backend_tokenizer,
-    )
+    before, after = (load_tokenizer(pair[name]) for name in ("base", "tokenizer"))
+    return before.backend_tokenizer, after.backend_tokenizer
 
 
 def test_size_is_exact_and_known_ids_stay(extended) -> None:
@@ -127,21 +125,18 @@ def test_overlapping_pairs_that_appear_out_of_order() -> None:
 
 def test_script_filter() -> None:
     letter = "ქ".encode()
-    georgian = ScriptFilter(
-        "Georgian", needed_prefixes({"ქ": [letter[:1], letter[1:2], letter[2:]]})
-    )
+    prefixes = needed_prefixes({"ქ": [letter[:1], letter[1:2], letter[2:]]})
+    georgian = ScriptFilter("Georgian", prefixes)
     assert georgian("ქარ".encode())
     assert georgian(letter[:2])
     assert georgian(b" " + letter[:2])  # known merges may join the space to the first byte
     assert not georgian(letter + letter[:2])  # whole letters are never followed by a piece of one
     assert not georgian(letter[:1])  # every byte is a token anyway
     assert not georgian(b"the")
-    assert not ScriptFilter("Georgian")(
-        letter[:2]
-    )  # not needed where the letter is spelled in two pieces
-    assert georgian.excluded([letter[:2]]) == [
-        "\u10fb"
-    ]  # a mark of script Common that starts with the same bytes
+    # Not needed where the letter is spelled in two pieces.
+    assert not ScriptFilter("Georgian")(letter[:2])
+    # A mark of the script Common starts with the same bytes.
+    assert georgian.excluded([letter[:2]]) == ["\u10fb"]
     assert ScriptFilter("Latin")(b"the")
     assert not ScriptFilter("Latin")(b", ")
     assert ScriptFilter(None)(b"\xff")
@@ -174,10 +169,8 @@ def test_scripts_by_name(byte_level) -> None:
         count_texts(byte_level, ["Русский текст"], "cyrillik")
     with pytest.raises(CorpusError, match="no letters of a known script"):
         count_texts(byte_level, ["1234"], "auto")
-    late = [
-        *["text in English " * 1_000] * 100,
-        "и вот русский",
-    ]  # far behind what is looked at to tell the script
+    # Far behind the sample that tells the script.
+    late = [*["text in English " * 1_000] * 100, "и вот русский"]
     assert set(count_texts(byte_level, late, "cyrillic").counts) == {"и", " вот", " русский"}
     assert set(count_texts(byte_level, ["Да, yes"], "any").counts) == {"Да", ",", " yes"}
     assert set(count_texts(byte_level, ["Дада, yes"]).counts) == {"Дада"}
@@ -185,9 +178,7 @@ def test_scripts_by_name(byte_level) -> None:
 
 def test_letters_that_are_wholly_missing(byte_level, byte_fallback) -> None:
     texts = ["ქართული ენა ქართულად ქართულია " * 3]
-    by_bytes, by_letters = (
-        extend(tokenizer, texts, 12) for tokenizer in (byte_level, byte_fallback)
-    )
+    by_bytes, by_letters = (extend(each, texts, 12) for each in (byte_level, byte_fallback))
     assert "\u10fb" in by_bytes.excluded
     assert by_letters.excluded == []  # letters are symbols: no other text can change
     assert next(iter(by_letters.new)).decode() == "ა"  # the most frequent letter first
@@ -219,9 +210,8 @@ def test_both_methods_on_both_families(method, family, request, russian, english
     assert now < 0.9 * before
     if method == "continue":
         for content, i in extension.new.items():
-            assert [piece.id for piece in after.model.tokenize(extension.parts.name(content))] == [
-                i
-            ]
+            pieces = after.model.tokenize(extension.parts.name(content))
+            assert [piece.id for piece in pieces] == [i]
         for text in english:
             assert after.encode(text).ids == tokenizer.encode(text).ids
 
@@ -230,9 +220,8 @@ def test_a_merge_to_a_known_token_sets_off_the_known_merges() -> None:
     # "abc" is known as a+bc and goes on to "abcd"; the new merge ab+c reaches it by another way.
     contents = [b"a", b"b", b"c", b"d", b"bc", b"abc", b"abcd", b"ab"]
     known = [Merge(1, 2, 4), Merge(0, 4, 5), Merge(5, 3, 6)]
-    merges, grown = continue_bpe(
-        [([7, 2, 3], 5), ([7, 2], 9), ([6, 3], 2)], list(contents), known, 1, ANY
-    )
+    words = [([7, 2, 3], 5), ([7, 2], 9), ([6, 3], 2)]
+    merges, grown = continue_bpe(words, contents, known, 1, ANY)
     # ab+c (14 times) comes first: it gives abc and at once abc+d. So the next is abcd+d, not abc+d.
     assert merges == [Merge(7, 2, 5), Merge(6, 3, 8)]
     assert grown[8] == b"abcdd"
@@ -246,9 +235,7 @@ def test_unused_ids_are_filled_first(byte_level, russian) -> None:
     free_ids = [model["vocab"].pop(name) for name in leaves[:2]]
     model["merges"] = [merge for merge in model["merges"] if "".join(merge) not in leaves[:2]]
     extension = extend(Tokenizer.from_str(json.dumps(spec)), russian, 6)
-    assert list(extension.new.values()) == [
-        *sorted(free_ids),
-        *range(byte_level.get_vocab_size(), byte_level.get_vocab_size() + 4),
-    ]
+    size = byte_level.get_vocab_size()
+    assert list(extension.new.values()) == [*sorted(free_ids), *range(size, size + 4)]
     ids = extension.parts.tokenizer.get_vocab().values()
     assert sorted(ids) == list(range(len(ids)))

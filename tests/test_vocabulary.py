@@ -1,7 +1,7 @@
 """Tokens as bytes, across families of vocabularies."""
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
 from lep.errors import TokenizerError
 from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Token, Vocabulary
@@ -11,12 +11,8 @@ def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
     """Id of each single byte: the byte-fallback token where there is one."""
     ids = {}
     for index, token in enumerate(vocabulary.tokens):
-        if (
-            token
-            and not token.added
-            and len(token.content) == 1
-            and (vocabulary.byte_level or token.is_byte)
-        ):
+        single = token is not None and not token.added and len(token.content) == 1
+        if single and (vocabulary.byte_level or token.is_byte):
             ids[token.content[0]] = index
     return ids
 
@@ -54,9 +50,7 @@ def test_pieces_spell_the_bytes_of_the_token(
         assert spelled == token.content  # type: ignore[union-attr]
 
 
-def test_the_same_vocabulary_maps_to_itself(
-    byte_level: Tokenizer, byte_fallback: Tokenizer
-) -> None:
+def test_the_same_vocabulary_maps_to_itself(byte_level, byte_fallback) -> None:
     for tokenizer in (byte_level, byte_fallback):
         vocabulary = Vocabulary.of(tokenizer)
         assert vocabulary.pieces(vocabulary) == [[index] for index in range(len(vocabulary))]
@@ -73,6 +67,15 @@ def test_special_tokens_are_names_not_bytes(byte_level: Tokenizer) -> None:
     vocabulary = Vocabulary.of(byte_level)
     assert vocabulary.added_ids()["<|user|>"] == byte_level.token_to_id("<|user|>")
     assert vocabulary.find(Token(b"<|user|>")) is None
+
+
+def test_bytes_without_a_token_are_refused_and_not_lost() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    assert Vocabulary.of(tokenizer).spell(b"abba") == [0, 1, 1, 0]
+    for content in (b"c", b"abc"):
+        with pytest.raises(TokenizerError, match=r"lacks bytes of .*c.: it is not lossless"):
+            Vocabulary.of(tokenizer).spell(content)
 
 
 def test_other_models_are_refused() -> None:

@@ -1,32 +1,30 @@
-"""Turn documents into training blocks; no token is lost, and pieces start with a paragraph."""
+"""Turn documents into training blocks without losing a token; pieces start with a paragraph."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from lep.corpus.read import Document, batches
+from lep.corpus.read import Documents, batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LONGEST = 1_000_000  # characters of a text that the tokenizer is given
-BATCH_TEXTS, BATCH_CHARACTERS = 256, 4_000_000  # that the tokenizer is given at once
-OPEN_BLOCKS = 512  # blocks that still wait for a piece that fits
+LONGEST = 1_000_000  # characters of one text for the tokenizer
+BATCH_TEXTS, BATCH_CHARACTERS = 256, 4_000_000  # tokenised at once
+OPEN_BLOCKS = 512  # blocks that wait for a piece that fits
 
 
 def token_pieces(
-    documents: Iterable[Document], tokenizer: "PreTrainedTokenizerFast", block_size: int
+    documents: Documents, tokenizer: "PreTrainedTokenizerFast", block_size: int
 ) -> Iterator[list[int]]:
-    """Token ids of each document, with what the tokenizer puts first (BOS) and one EOS at the end.
+    """Token ids of each document, with the tokenizer's own start (BOS) and one EOS at the end.
 
-    A document longer than a block is cut at line ends into pieces as long as fit, each with its own
-    BOS. A line longer than a block is cut where the block ends.
+    A document longer than a block is cut at line ends into the longest pieces that fit, each with
+    its own BOS. A line longer than a block is cut where the block ends.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     parts = (part for document in documents for part in _parts(document.text))
-    for batch in batches(
-        parts, BATCH_CHARACTERS, most=BATCH_TEXTS, length=lambda part: len(part[0])
-    ):
+    for batch in batches(parts, BATCH_CHARACTERS, most=BATCH_TEXTS, length=lambda p: len(p[0])):
         encoded = tokenizer([text for text, _ in batch])["input_ids"]
         for (text, last), ids in zip(batch, encoded, strict=True):
             fits = len(ids) + len(end) <= block_size
@@ -37,7 +35,7 @@ def token_pieces(
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """A text in parts of bounded length, cut at line ends if possible; is each part the last?"""
+    """Parts of bounded length, cut at line ends if possible, and whether each is the last."""
     start = 0
     while len(text) - start > LONGEST:
         stop = text.rfind("\n", start, start + LONGEST) + 1 or start + LONGEST
@@ -77,9 +75,8 @@ def packed(pieces: Iterable[list[int]], block_size: int) -> Iterator[list[list[i
     number = 0
     for piece in pieces:
         if len(piece) > block_size:
-            raise ValueError(
-                f"a piece of {len(piece)} tokens is longer than a block of {block_size}"
-            )
+            message = f"a piece of {len(piece)} tokens is longer than a block of {block_size}"
+            raise ValueError(message)
         if not room or room[-1][0] < len(piece):
             if len(room) == OPEN_BLOCKS:
                 yield blocks.pop(room.pop(0)[1])  # the fullest

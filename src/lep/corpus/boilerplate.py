@@ -12,13 +12,13 @@ LEAST_CHARACTERS = 20  # good text repeats shorter lines too: "Yes.", a chapter'
 ROWS = 2  # of two-byte counters; the count of a line is the smaller of its cells
 CELLS, MOST_CELLS = 1 << 24, 1 << 28  # in a row
 BYTES_A_CELL = 64  # of raw text
-FULL = 1 / 8  # of `documents`: the mean count of a cell from which chance alone makes lines common
+FULL = 1 / 8  # of `documents`: above this mean count of a cell, chance alone makes lines common
 SAMPLES, SAMPLE_CHARACTERS = 10, 200
 
 
 @dataclass(frozen=True)
 class BoilerplateReport:
-    """What was removed, with its first lines; or that there were too many lines to tell."""
+    """What was removed, with some of the lines; or that there were too many lines to tell."""
 
     lines: int
     characters: int
@@ -27,12 +27,12 @@ class BoilerplateReport:
 
 
 class Boilerplate:
-    """Counts the documents of each line, and removes lines of `documents` or more (0: none).
+    """Counts the documents that hold each line; removes lines of `documents` or more (0: none).
 
-    A count is too high where other lines share both cells of a line (count-min sketch, Cormode &
-    Muthukrishnan 2005). While the mean count of a cell is below an eighth of `documents`, that
-    removes less than one good line in a million (for 20 documents). Beyond that nothing is removed,
-    and the report says so.
+    A count is too high if other lines share both cells of a line (count-min sketch, Cormode &
+    Muthukrishnan 2005). While the mean count of a cell is at most `FULL * documents`, this removes
+    less than one good line in a million (for 20 documents). Beyond that nothing is removed, and the
+    report says so.
     """
 
     def __init__(self, documents: int, raw_bytes: int = 0) -> None:
@@ -46,8 +46,8 @@ class Boilerplate:
 
     @property
     def reliable(self) -> bool:
-        """Whether the counts are good enough to remove lines by."""
-        return self.documents > 0 and self.counted <= self.cells * max(self.documents * FULL, 0.1)
+        """Whether lines may be removed: they are wanted, and the cells are not too full."""
+        return self.documents > 0 and self.counted <= self.cells * self.documents * FULL
 
     def add(self, text: str) -> None:
         """Count the lines of a document, each once."""
@@ -62,7 +62,7 @@ class Boilerplate:
         return [replace(d, text=text) for d in documents if (text := self.without(d.text))]
 
     def without(self, text: str) -> str:
-        """The text without lines that too many documents have."""
+        """The text without the common lines, which are counted."""
         kept: list[str] = []
         for line in text.split("\n"):
             if self._common(line):

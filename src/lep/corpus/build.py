@@ -1,4 +1,4 @@
-"""`lep corpus`: raw text in; one clean, mixed and shuffled corpus out, with a sheet."""
+"""`lep corpus`: turn raw text into one clean, mixed and shuffled corpus with a sheet."""
 
 import fnmatch
 import functools
@@ -27,8 +27,8 @@ from lep.settings import BuildSettings
 
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS, LONGEST = 200, 2_000_000, 1_000_000
 CHUNKS_HERE = 4  # a smaller corpus is done before other processes would have started
-SHARD_BYTES, MOST_SHARDS = 16_000_000, 256  # of raw input: what is sorted in memory at once
-COMPRESSED, GROWTH = (".gz", ".zst", ".parquet"), 4  # times, when read
+SHARD_BYTES, MOST_SHARDS = 16_000_000, 256  # of raw input: sorted in memory at once
+COMPRESSED, GROWTH = (".gz", ".zst", ".parquet"), 4  # how many times larger, when read
 HUB_BYTES = 1_000_000_000  # assumed for a hub data set, whose size is unknown beforehand
 Pass = Callable[[list[Document]], list[Document]]  # over the documents of a shard
 
@@ -49,7 +49,7 @@ def write_corpus(
 ) -> Corpus:
     """Clean, deduplicate, weigh and shuffle documents; write `part-*.jsonl.zst` and the sheet.
 
-    A source of weight W gives each document W times, a fraction by hash. The same input and
+    Each document of a source of weight W is written W times, a fraction by hash. The same input and
     settings always give the same files. Memory holds one shard, and some bytes of each document to
     find duplicates.
 
@@ -75,15 +75,9 @@ def write_corpus(
                 f"nothing is left of {tally.documents.total():,} documents: {tally.reasons()}; "
                 "give other text, or another --language"
             )
-        corpus = Corpus(
-            sources=sources,
-            dropped=dict(sorted(tally.dropped.items())),
-            settings=settings,
-            written=written,
-            boilerplate=boilerplate.report(),
-            coverage=coverage.report() if coverage else None,
-            output=output,
-        )
+        dropped, removed = dict(sorted(tally.dropped.items())), boilerplate.report()
+        report = coverage.report() if coverage else None
+        corpus = Corpus(sources, dropped, settings, written, removed, report, output)
         corpus.write(partial)
     return corpus
 
@@ -112,7 +106,7 @@ def weight_of(source: str, weights: dict[str, float]) -> float:
 def _fill(
     spill: "Spill", boilerplate: Boilerplate, documents: Iterable[Document], settings: BuildSettings
 ) -> Tally:
-    """Send sound, new documents to their shards, and count the outcome of every document."""
+    """Send faultless, new documents to their shards, and count the outcome of every document."""
     tally, duplicates = Tally(), Duplicates(settings.dedup, settings.near)
     clean = functools.partial(_clean, settings.language)
     for chunk in in_order(clean, _chunks(documents), here=CHUNKS_HERE):
@@ -129,9 +123,7 @@ def _fill(
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents to clean at once; very long ones are cut at line ends."""
     pieces = (piece for document in documents for piece in sections(document, LONGEST))
-    return batches(
-        pieces, CHUNK_CHARACTERS, most=CHUNK_DOCUMENTS, length=lambda document: len(document.text)
-    )
+    return batches(pieces, CHUNK_CHARACTERS, most=CHUNK_DOCUMENTS, length=lambda d: len(d.text))
 
 
 def _clean(language: str | None, chunk: list[Document]) -> list[tuple[Document, str | None]]:
@@ -140,7 +132,7 @@ def _clean(language: str | None, chunk: list[Document]) -> list[tuple[Document, 
 
 
 class Spill:
-    """Documents on their way to shards, by hash, so that sorting needs one shard in memory."""
+    """Files of documents, dealt out by hash, so that sorting needs only one in memory."""
 
     def __init__(self, folder: Path, shards: int, seed: int) -> None:
         folder.mkdir(parents=True)
@@ -157,13 +149,13 @@ class Spill:
             self.files[int(order * len(self.files))].write(f"{order:.17f}\t{line}")
 
     def publish(self, output: Path, passes: Iterable[Pass]) -> Written:
-        """Write the shards in order, each after the last passes."""
+        """Write the shards in order, after the passes over each."""
         documents, characters, digest = 0, 0, hashlib.sha256()
         for number, file in enumerate(self.files):
             file.close()
             shard = _sorted_shard(Path(file.name))
-            for last in passes:
-                shard = last(shard)
+            for apply in passes:
+                shard = apply(shard)
             if shard:
                 content = "".join(map(_line, shard)).encode()
                 part = output / f"part-{number:05}.jsonl.zst"

@@ -1,4 +1,4 @@
-"""Turn a document into plain text, and name the reasons to drop one (section 3.2 of the paper)."""
+"""Turn a document into plain text, and name the reason to drop it (section 3.2 of the paper)."""
 
 import html
 import unicodedata
@@ -14,7 +14,7 @@ SHORTEST_CHARACTERS = 200
 MOST_DAMAGED = 0.001  # share of replacement characters, which a wrong encoding leaves
 LEAST_SCRIPT, MOST_FOREIGN = 0.7, 0.02  # shares of the letters
 LEAST_LETTERS = 0.6  # share of the visible characters
-MOST_REPEATED = 0.3  # share of the text in lines that came before
+MOST_REPEATED = 0.3  # share of the text in lines that occurred before
 SHORT_LINE, MANY_LINES = 20, 10  # a menu has many lines, and half of them are short
 
 # Only markup elements are removed; other things in angle brackets (code, comparisons) are text.
@@ -73,21 +73,17 @@ def _broken_lines(text: str) -> bool:
 
 # Reasons to drop a text of a script ("": unknown), in this order; the first that holds is given.
 FILTERS: dict[str, Callable[[str, str], bool]] = {
-    "damaged encoding": lambda text, _: text.count("\ufffd") > MOST_DAMAGED * len(text),
-    "short": lambda text, _: len(text) < SHORTEST_CHARACTERS,
-    "other language": lambda text, script: (
-        bool(script) and script_share(text, script) < LEAST_SCRIPT
-    ),
-    "foreign scripts": lambda text, script: bool(script) and _foreign_scripts(text, script),
-    "few letters": lambda text, _: (
-        count(text, is_letter) < LEAST_LETTERS * count(text, _is_visible)
-    ),
-    "repeated lines": lambda text, _: _repeated_lines(text),
-    "broken lines": lambda text, _: _broken_lines(text),
+    "damaged encoding": lambda t, _: t.count("\ufffd") > MOST_DAMAGED * len(t),
+    "short": lambda t, _: len(t) < SHORTEST_CHARACTERS,
+    "other language": lambda t, script: bool(script) and script_share(t, script) < LEAST_SCRIPT,
+    "foreign scripts": lambda t, script: bool(script) and _foreign_scripts(t, script),
+    "few letters": lambda t, _: count(t, is_letter) < LEAST_LETTERS * count(t, _is_visible),
+    "repeated lines": lambda t, _: _repeated_lines(t),
+    "broken lines": lambda t, _: _broken_lines(t),
 }
 
 
 def fault(text: str, language: str | None) -> str | None:
-    """The reason to drop a plain text, or None; scripts are checked for known languages only."""
+    """The reason to drop a plain text, or None; the script is checked for known languages only."""
     script = SCRIPTS.get(language or "", "")
     return next((name for name, holds in FILTERS.items() if holds(text, script)), None)

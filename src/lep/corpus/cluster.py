@@ -1,7 +1,7 @@
 """`lep corpus --executor`: cleaning and near duplicates by datatrove, in tasks, here or on Slurm.
 
-The rules are those of one machine. Signatures lie on disk, so memory does not grow with the corpus.
-A plain `lep corpus --dedup exact` then mixes, shuffles and chooses from the result.
+The rules are those of `lep corpus` on one machine, but signatures lie on disk, so memory does not
+grow with the corpus. `lep corpus --dedup exact` then mixes, shuffles and chooses from the result.
 """
 
 import subprocess
@@ -30,7 +30,7 @@ from lep.errors import LepError, OutputError
 from lep.publish import check_output, fingerprint
 from lep.settings import ClusterSettings
 
-# Two documents share a bucket with 99.8%, 92%, 1.4% if 0.8, 0.7, 0.3 of their shingles are common.
+# Two documents that share 0.8, 0.7, 0.3 of their shingles share a bucket with 99.8%, 92%, 1.4%.
 MINHASH = MinhashConfig(num_buckets=20, hashes_per_bucket=6)
 Stage = tuple[list[PipelineStep], int]  # a pipeline, and its number of tasks
 
@@ -56,7 +56,7 @@ class Clean(PipelineStep):
 
 
 class Signatures(MinhashDedupSignature):
-    """Signatures of the same shingles as on one machine, for any language."""
+    """MinHash signatures of the shingles of `lep.corpus.duplicates`, for any language."""
 
     def __init__(self, folder: str, config: MinhashConfig) -> None:
         PipelineStep.__init__(self)  # the stock one loads a word tokenizer for one language
@@ -87,7 +87,7 @@ def run_stages(paths: list[str], output: Path, settings: ClusterSettings) -> Non
 
 
 def _begun(paths: list[str], output: Path, settings: ClusterSettings) -> Path:
-    """The folder of intermediate files, new or of the same run."""
+    """The work folder, new or of the same run."""
     files = [[str(file.resolve()), file.stat().st_size] for file in corpus_files(paths)]
     folder, key = work_folder(output), fingerprint([files, settings.language, settings.tasks])
     begun = folder / "begun"
@@ -104,7 +104,7 @@ def _begun(paths: list[str], output: Path, settings: ClusterSettings) -> Path:
 
 
 def work_folder(output: Path) -> Path:
-    """Beside the result, which is a corpus by itself."""
+    """The folder of intermediate files, beside the result, which is a corpus by itself."""
     return output.with_name(output.name + ".work")
 
 

@@ -1,29 +1,27 @@
-"""Tasks to train on, none of which contains text of the evaluation."""
+"""Tasks to train on that contain no text of the evaluation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import regex
 
-from lep.corpus.read import read_documents
+from lep.corpus.read import Paths, Record, read_documents
 from lep.corpus.tasks import make_tasks, sentences
 from lep.errors import CorpusError
 
-OVERLAP_WORDS = 8  # a shared run of so many words is an overlap; shorter sentences overlap whole
+OVERLAP_WORDS = 8  # in a shared run that is an overlap; shorter sentences overlap whole
 MOST_OVERLAPPING = 0.1  # of the tasks: chance repeats few sentences; more means the same text
-SPARE = 4  # pieces of text that are read for each task
+SPARE = 4  # pieces of text read for each task
 
 Text = dict[str, list[str | Path]]  # paths by language
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 
 
-def copy_records(
-    text: Text, count: int, seed: int, evaluation: Text | None = None
-) -> list[dict[str, Any]]:
+def copy_records(text: Text, count: int, seed: int, evaluation: Text | None = None) -> list[Record]:
     """At most `count` copy tasks a language (rounded up to even), half sentences, half paragraphs.
 
-    Records as of `records_apart`: none shares text with `evaluation`.
+    See `records_apart`.
     """
     tasks = ["copy_sentence", "copy_paragraph"]
     return records_apart(text, tasks, (count + 1) // 2, seed, evaluation)
@@ -31,14 +29,14 @@ def copy_records(
 
 def records_apart(
     text: Text, tasks: Sequence[str], count: int, seed: int, evaluation: Text | None = None
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """At most `count` items of each task and language as `messages` records.
 
     Items that share a run of eight words with the `evaluation` text of any language are left out.
-    Raises `CorpusError` when these are more than a tenth: then it is the same text.
+    Raises `CorpusError` if these are more than a tenth: then it is the same text.
     """
-    evaluated = evaluated_runs(path for paths in (evaluation or {}).values() for path in paths)
-    records: list[dict[str, Any]] = []
+    evaluated = evaluated_runs(chain.from_iterable((evaluation or {}).values()))
+    records: list[Record] = []
     for language, paths in text.items() if count else ():
         documents = read_documents(paths)
         items = make_tasks(documents, language, tasks, count=count, seed=seed, enough=SPARE * count)
@@ -52,12 +50,11 @@ def records_apart(
     return records
 
 
-def evaluated_runs(paths: Iterable[str | Path]) -> set[int]:
+def evaluated_runs(paths: Paths) -> set[int]:
     """The hashes of all runs of words in the evaluation text."""
     paths, runs = list(paths), set[int]()
     for document in read_documents(paths) if paths else ():
-        for text in (document.text, *sentences(document.text)):
-            runs.update(runs_of(text))
+        runs.update(*map(runs_of, (document.text, *sentences(document.text))))
     return runs
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import regex
 
 SHINGLE_WORDS = 5
-# Two documents are compared when all hashes of one of 25 bands agree: 99% of the pairs that share
-# 0.7 of their shingles, and 6% of those that share 0.3. Three of the 128 hashes are in no band.
+# Two documents are compared if all hashes of a band agree: 99% of the pairs that share 0.7 of their
+# shingles, and 6% of those that share 0.3. The last hashes are in no band.
 PERMUTATIONS, BANDS, BAND_HASHES, SEED = 128, 25, 5, 42
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd and without a pattern (Knuth 1998, 6.4)
 EXACT, NEAR = "exact duplicate", "near duplicate"
@@ -16,7 +16,7 @@ _WORD = regex.compile(r"\w+")
 
 
 class Duplicates:
-    """Remembers documents: a hash of each, and about 430 bytes for near duplicates."""
+    """Remembers documents by a hash of each, and about 430 bytes to find near duplicates."""
 
     def __init__(self, method: str, threshold: float) -> None:
         """`method`: exact, minhash (near ones too, by Jaccard similarity of shingles), or none."""
@@ -33,8 +33,8 @@ class Duplicates:
         if self.signatures is not None:
             rest = [i for i, verdict in enumerate(verdicts) if verdict is None]
             new = self.signatures.add([shingles(words[i]) for i in rest])
-            for i in (i for i, is_new in zip(rest, new, strict=True) if not is_new):
-                verdicts[i] = NEAR
+            for i, is_new in zip(rest, new, strict=True):
+                verdicts[i] = None if is_new else NEAR
         return verdicts
 
     def _repeated(self, words: list[str]) -> bool:
@@ -59,7 +59,7 @@ class Signatures:
         self.runs: list[tuple[np.ndarray, np.ndarray]] = []  # sorted keys, and the sets they are of
 
     def add(self, sets: Sequence[list[str]]) -> list[bool]:
-        """Whether each set is new, not as similar as the threshold to one before; new ones stay."""
+        """Whether each set is new: less similar than the threshold to all that were new before."""
         from rensa import RMinHash
 
         if not sets:
@@ -92,7 +92,7 @@ class Signatures:
 
 
 def _candidates(keys: np.ndarray, run: np.ndarray, sets: np.ndarray) -> list[np.ndarray]:
-    """For each row of `keys`, the sets in the run that have one of its keys, each once."""
+    """For each row of `keys`, the sets of the run that have one of its keys, each once."""
     first, last = run.searchsorted(keys, "left"), run.searchsorted(keys, "right")
     matches = [sets[a:b] for a, b in zip(first.flat, last.flat, strict=True)]
     bands = (matches[i : i + BANDS] for i in range(0, len(matches), BANDS))
@@ -109,7 +109,7 @@ def band_keys(digests: np.ndarray) -> np.ndarray:
 
 
 def _sorted(keys: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys in order, and the set of each; from (n, 25) and (n,), or both flat."""
+    """Sort keys, (n, 25) or flat, and give the set of each; `sets` has one entry a row or key."""
     flat = keys.reshape(-1)
     order = flat.argsort(kind="stable")
     return flat[order], sets.repeat(len(flat) // max(1, len(sets))).astype(np.uint32)[order]

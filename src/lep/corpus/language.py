@@ -1,4 +1,4 @@
-"""Which script a text is written in: the cheap, exact stand-in for language identification."""
+"""The script of a text: a cheap and exact stand-in for language identification."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SCRIPTS = {code: script for script, codes in _LANGUAGES.items() for code in code
 _LETTER = regex.compile(r"\p{L}")
 
 
-@lru_cache(maxsize=1)  # one text is counted for several questions
+@lru_cache(maxsize=1)  # several questions are asked of one text
 def characters(text: str) -> Counter[str]:
     """How often each character occurs in a text."""
     return Counter(text)
@@ -33,7 +33,7 @@ def is_letter(character: str) -> bool:
 
 
 def count(text: str, wanted: Callable[[str], bool]) -> int:
-    """How many characters of a text are `wanted`, which is called once for each distinct character.
+    """How many characters of a text are `wanted`, asked once for each distinct character.
 
     >>> count("Дом у реки", is_letter)
     8
@@ -53,7 +53,7 @@ def _letter_of(script: str, character: str) -> bool:
 
 
 def dominant_script(text: str) -> str | None:
-    """The script of most letters; None without letters, or when most are of unlisted scripts."""
+    """The script of most letters; None without letters, or if most are of unlisted scripts."""
     counts: Counter[str] = Counter()
     for character, times in sorted(characters(text).items()):
         if is_letter(character):

@@ -13,14 +13,14 @@ Answer = TypeVar("Answer")
 
 
 def in_order(
-    function: Callable[[Chunk], Answer], chunks: Iterator[Chunk], *, here: int, workers: int = 0
+    function: Callable[[Chunk], Answer], chunks: Iterator[Chunk], *, here: int
 ) -> Iterator[Answer]:
-    """Apply a function: to the first `here` chunks in place, to others in `workers` (0: a core)."""
+    """Apply a function to the first `here` chunks in this process, to others in one a core."""
     yield from map(function, islice(chunks, here))
     following = list(islice(chunks, 1))
     if not following:
         return
-    workers = workers or os.cpu_count() or 1
+    workers = os.cpu_count() or 1
     # A worker only runs regular expressions; a fork spares callers the `if __name__ == "__main__"`.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:

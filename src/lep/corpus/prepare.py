@@ -3,10 +3,10 @@
 import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lep.corpus.read import Document
+from lep.corpus.read import Document, Documents
 from lep.errors import CorpusError
 
 SECTION_CHARACTERS = 4000
@@ -47,7 +47,7 @@ def sections(document: Document, max_characters: int = SECTION_CHARACTERS) -> li
 
 
 def prepare(
-    documents: Iterable[Document],
+    documents: Documents,
     *,
     heldout_share: float = 0.1,
     limit_characters: int | None = None,
@@ -57,8 +57,8 @@ def prepare(
     """Split by a fixed hash of the group, cut into sections, order by hash, stop at the limits.
 
     The groups with the smallest hashes are held out, so the split is stable when documents are
-    added. No source gives more than `source_share` of a limit. Memory holds the limit for each
-    source, or all text without one.
+    added. A source stops at `source_share` of a limit. Memory holds the limit for each source, or
+    all text without one.
 
     Raises `CorpusError` when one side of the split would be empty.
     """
@@ -100,9 +100,7 @@ class _Bounded:
         return [document for heap in self.heaps.values() for _, _, document in heap]
 
 
-def sample(
-    documents: Iterable[Document], limit: int | None, source_share: float = 1.0
-) -> list[Document]:
+def sample(documents: Documents, limit: int | None, source_share: float = 1.0) -> list[Document]:
     """Documents in an order fixed by hash, up to `limit` characters; a source up to its share."""
     ordered = _shuffled(documents, ORDER)
     if limit is None:
@@ -118,16 +116,14 @@ def sample(
     return taken
 
 
-def windows(
-    documents: Iterable[Document], characters: int, window_characters: int
-) -> list[Document]:
+def windows(documents: Documents, characters: int, window_characters: int) -> list[Document]:
     """Windows of bounded length, of documents in an order fixed by hash, up to `characters`."""
     ordered = _shuffled(documents, "evaluate/")
     cut = (window for document in ordered for window in sections(document, window_characters))
     return list(_first(cut, characters))
 
 
-def drawn(documents: Iterable[Document], characters: int, name: str) -> list[Document]:
+def drawn(documents: Documents, characters: int, name: str) -> list[Document]:
     """Documents in another order fixed by hash, up to `characters`.
 
     Raises `CorpusError` when there are too few characters; `name` says of which text.
@@ -143,11 +139,11 @@ def drawn(documents: Iterable[Document], characters: int, name: str) -> list[Doc
     return chosen
 
 
-def _shuffled(documents: Iterable[Document], salt: str) -> list[Document]:
+def _shuffled(documents: Documents, salt: str) -> list[Document]:
     return sorted(documents, key=lambda document: (unit_hash(salt + document.id), document.id))
 
 
-def _first(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+def _first(documents: Documents, characters: int) -> Iterator[Document]:
     """The first documents, until they have so many characters."""
     for document in documents:
         if characters <= 0:

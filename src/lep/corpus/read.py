@@ -14,11 +14,14 @@ import zstandard
 
 from lep.errors import CorpusError
 
-SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+TXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
+SUFFIXES = (*TXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PIECE_CHARACTERS = 1_000_000
 SHEET = "sheet.json"  # beside a corpus: what happened to its documents
 HUB = "hub:"  # prefix of a hub data set among paths
-Group = Callable[[str, dict[str, Any]], str]  # of a source and a record
+Paths = Iterable[str | Path]
+Record = dict[str, Any]  # a jsonl line or parquet row
+Group = Callable[[str, Record], str]  # of a source and a record
 T = TypeVar("T")
 _LINE = re.compile(r"\n(?=\S)")
 
@@ -33,7 +36,10 @@ class Document:
     group: str
 
 
-def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
+Documents = Iterable[Document]
+
+
+def corpus_files(paths: Paths) -> list[Path]:
     """All corpus files under `paths`, sorted within a folder; `CorpusError` when there are none."""
     return [file for path in paths for file in _files(Path(path))]
 
@@ -41,19 +47,18 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise CorpusError(f"corpus path {path} does not exist: check the spelling")
+    suffixes = ", ".join(SUFFIXES)
     if not path.is_dir():
         if not path.name.endswith(SUFFIXES):
-            suffixes = ", ".join(SUFFIXES)
             raise CorpusError(f"corpus file {path} is none of {suffixes}: convert it first")
         return [path]
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
     if not files:
-        suffixes = ", ".join(SUFFIXES)
         raise CorpusError(f"corpus folder {path} holds no {suffixes} file: check the path")
     return files
 
 
-def file_stamps(paths: Iterable[str | Path]) -> list[list[Any]]:
+def file_stamps(paths: Paths) -> list[list[Any]]:
     """Path, size and time of files (or all files of folders), to notice changes without reading."""
     trees = (sorted(p.rglob("*")) if p.is_dir() else [p] for p in map(Path, paths))
     files = [file for tree in trees for file in tree if file.is_file()]
@@ -61,7 +66,7 @@ def file_stamps(paths: Iterable[str | Path]) -> list[list[Any]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a plain, gzip- or zstd-compressed UTF-8 file, streamed."""
+    """Stream the lines of a UTF-8 file: plain, gzip or zstd."""
     try:
         with path.open("rb") as raw:
             stream: Any = raw
@@ -78,7 +83,7 @@ def read_lines(path: Path) -> Iterator[str]:
         raise CorpusError(message) from error
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     """Number and record of each jsonl line or parquet row; blank lines are skipped."""
     if path.suffix == ".parquet":
         yield from enumerate(_read_parquet(path), start=1)
@@ -88,7 +93,7 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, _decoded(line, f"{path}, line {number}")
 
 
-def _decoded(line: str, where: str) -> dict[str, Any]:
+def _decoded(line: str, where: str) -> Record:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -101,7 +106,7 @@ def _decoded(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -113,14 +118,11 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise CorpusError(f"{path} is not a readable parquet file ({reason})") from error
 
 
-def read_documents(
-    paths: Iterable[str | Path], *, group: Group | None = None
-) -> Iterator[Document]:
+def read_documents(paths: Paths, *, group: Group | None = None) -> Iterator[Document]:
     """Yield the non-empty documents under `paths` in a fixed order.
 
-    A txt file is one document; so is a jsonl line or parquet row, its text in the field `text`.
-    `group(source, record)` says which documents belong together (default: the record's `group` or
-    `author`, else its id).
+    A document is a txt file, or the field `text` of a jsonl line or parquet row. Documents of equal
+    `group(source, record)` belong together (default: the record's `group` or `author`, or its id).
 
     Raises `CorpusError` for missing paths, broken lines (named), and a corpus without any text.
     """
@@ -129,11 +131,8 @@ def read_documents(
     yield from _not_empty(documents, files)
 
 
-def stream_texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """The texts under `paths` in a fixed order, long txt files in pieces that end with a line.
-
-    Raises what `read_documents` raises.
-    """
+def stream_texts(paths: Paths) -> Iterator[str]:
+    """The texts of `read_documents`, long txt files in pieces that end with a line."""
     files = corpus_files(paths)
     texts = (text for file in files for text in _file_texts(file) if text.strip())
     yield from _not_empty(texts, files)
@@ -150,7 +149,7 @@ def _not_empty(items: Iterable[T], files: list[Path]) -> Iterator[T]:
 
 
 def _file_texts(file: Path) -> Iterator[str]:
-    if ".txt" in file.suffixes:
+    if file.name.endswith(TXT_SUFFIXES):
         return map("".join, batches(read_lines(file), PIECE_CHARACTERS))
     return (document.text for document in read_file(file))
 
@@ -163,8 +162,7 @@ def batches(
     length: Callable[[Any], int] = len,
 ) -> Iterator[list[T]]:
     """Items in lists of at least `characters`, or of `most` items; the last may be shorter."""
-    batch: list[T] = []
-    size = 0
+    batch, size = list[T](), 0
     for item in items:
         batch.append(item)
         size += length(item)
@@ -176,7 +174,7 @@ def batches(
 
 
 def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
-    """Texts in pieces of `characters` or a little more, which start with a line's first word."""
+    """Texts in pieces of `characters` or a little more, each from the first word of a line."""
     for text in texts:
         start = 0
         while start < len(text):
@@ -188,7 +186,7 @@ def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 def read_file(file: Path, group: Group | None = None) -> Iterator[Document]:
     """The documents of one file, including empty ones."""
-    if ".txt" in file.suffixes:
+    if file.name.endswith(TXT_SUFFIXES):
         name = file.name.split(".txt")[0]
         yield Document(id=name, text="".join(read_lines(file)), source=file.parent.name, group=name)
         return
@@ -198,18 +196,17 @@ def read_file(file: Path, group: Group | None = None) -> Iterator[Document]:
 
 
 def _document(
-    source: str, record: dict[str, Any], number: int, where: str, group: Group | None = None
+    source: str, record: Record, number: int, where: str, group: Group | None = None
 ) -> Document:
     text = record.get("text")
     if not isinstance(text, str):
         raise CorpusError(f"{where}: no field 'text' (fields: {', '.join(record) or 'none'})")
     name = record.get("id", number)
     if group is None and record.get("group"):
-        together = str(record["group"])  # without the source: a group may lie in several files
+        key = str(record["group"])  # without the source: a group may lie in several files
     else:
-        together = group(source, record) if group else record.get("author") or name
-        together = f"{source}/{together}"
-    return Document(id=f"{source}/{name}", text=text, source=source, group=together)
+        key = f"{source}/{group(source, record) if group else record.get('author') or name}"
+    return Document(id=f"{source}/{name}", text=text, source=source, group=key)
 
 
 def read_hub(name: str, limit: int | None = None) -> Iterator[Document]:
@@ -232,10 +229,11 @@ def read_hub(name: str, limit: int | None = None) -> Iterator[Document]:
         raise CorpusError(f"{name} cannot be read ({reason}): {advice}") from error
 
 
-def read_messages(path: str | Path) -> list[dict[str, Any]]:
+def read_messages(path: str | Path) -> list[Record]:
     """Records `{"messages": [{"role": ..., "content": ...}, ...], ...}` of a jsonl file.
 
-    Other fields are kept. Raises `CorpusError` with the first line that has no usable messages.
+    Other fields are kept. Raises `CorpusError` for an empty file, and for the first line without
+    usable messages.
     """
     records = []
     for file in corpus_files([path]):
@@ -248,24 +246,25 @@ def read_messages(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check_messages(messages: Any, where: str) -> None:
-    if not (messages and isinstance(messages, list) and all(map(_is_message, messages))):
+    if not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
         raise CorpusError(f"{where}: 'messages' must be a list of role/content objects")
     if all(message["role"] == "assistant" for message in messages):
-        raise CorpusError(f"{where}: there is an answer, and no question before it")
+        raise CorpusError(f"{where}: there is an answer without a question before it")
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(
-        isinstance(message.get(field), str) for field in ("role", "content")
-    )
+    match message:
+        case {"role": str(), "content": str()}:
+            return True
+    return False
 
 
-def question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def question(messages: list[Record]) -> list[Record]:
     """A conversation up to its last question."""
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write records as UTF-8 jsonl, one a line."""
     with path.open("w", encoding="utf-8") as out:
         for record in records:

@@ -1,4 +1,4 @@
-"""What happened to the documents of a corpus: counted while it is built, written as a sheet."""
+"""The sheet of a corpus: what happened to its documents, counted while it is built."""
 
 import json
 from collections import Counter, defaultdict
@@ -74,9 +74,8 @@ class Corpus(Result):
             "|---" * (3 + len(reasons)) + "|",
         ]
         for source, counts in self.sources.items():
-            kept = counts.get(KEPT, Count(0, 0))
-            cells = [kept.documents, kept.characters]
-            cells += [counts[name].documents if name in counts else 0 for name in reasons]
+            kept, *dropped = (counts.get(name, Count(0, 0)) for name in (KEPT, *reasons))
+            cells = [kept.documents, kept.characters, *(count.documents for count in dropped)]
             lines.append(f"| {' | '.join([source, *(f'{cell:,}' for cell in cells)])} |")
         return "\n".join(lines)
 

@@ -1,26 +1,25 @@
 """Chat tasks made from plain text, with answers that can be checked exactly.
 
-Evaluation makes them from held-out text, calibration and tuning from training text.
+Evaluation takes held-out text, calibration and tuning take training text.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import regex
 
 from lep.corpus.language import in_language
-from lep.corpus.read import Document
+from lep.corpus.read import Documents, Record
 from lep.errors import CorpusError, LepError
 
 SENTENCE_CHARACTERS = (25, 160)
 PARAGRAPH_CHARACTERS = (160, 420)
 LEAST_WORDS = 4  # of a sentence that is asked about
 
-# Wordings by language, English for all others. Text and words follow a space, as they do in the
-# answer, so both are split into the same tokens.
+# Wordings by language, English for all others. Text and words follow a space, as in the answer, so
+# both are split into the same tokens.
 PROMPTS = {
     "en": {
         "copy_sentence": "Repeat this sentence: {text}",
@@ -55,12 +54,10 @@ class TaskItem:
     question: str
     answer: str
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """The item in the `messages` format, the answer as the last message."""
-        messages = [
-            {"role": "user", "content": self.question},
-            {"role": "assistant", "content": self.answer},
-        ]
+        turns = {"user": self.question, "assistant": self.answer}
+        messages = [{"role": role, "content": content} for role, content in turns.items()]
         return {"task": self.task, "language": self.language, "messages": messages}
 
 
@@ -110,7 +107,7 @@ def _word_after(text: str, rng: random.Random) -> tuple[str, str] | None:
     return words[position], words[position + 1]
 
 
-# The word that the question names (or ""), and the answer; None where the text does not suit.
+# The word that the question names (or ""), and the answer; None if the text does not suit.
 TASKS: dict[str, Callable[[str, random.Random], tuple[str, str] | None]] = {
     "copy_sentence": _copy,
     "copy_paragraph": _copy,
@@ -121,7 +118,7 @@ TASKS: dict[str, Callable[[str, random.Random], tuple[str, str] | None]] = {
 
 
 def make_tasks(
-    documents: Iterable[Document],
+    documents: Documents,
     language: str,
     tasks: Sequence[str],
     *,
@@ -133,7 +130,7 @@ def make_tasks(
 
     With `enough`, reading stops at that number of usable sentences and of paragraphs.
 
-    Raises `CorpusError` when the text yields no item of some task, `LepError` for an unknown task.
+    Raises `CorpusError` if the text yields no item of some task, `LepError` for an unknown task.
     """
     if unknown := [task for task in tasks if task not in TASKS]:
         raise LepError(f"unknown task '{unknown[0]}': the tasks are {', '.join(TASKS)}")
@@ -153,9 +150,7 @@ def make_tasks(
     return items
 
 
-def _pools(
-    documents: Iterable[Document], language: str, enough: int | None
-) -> dict[str, list[str]]:
+def _pools(documents: Documents, language: str, enough: int | None) -> dict[str, list[str]]:
     """The different usable sentences and paragraphs of the documents."""
     pools: dict[str, list[str]] = {"sentence": [], "paragraph": []}
     for document in documents:
@@ -172,6 +167,6 @@ def _pools(
 def _items(task: str, language: str, texts: list[str], rng: random.Random) -> Iterator[TaskItem]:
     wording = PROMPTS.get(language, PROMPTS["en"])[task]
     for text in texts:
-        if (pair := TASKS[task](text, rng)) is not None:
-            word, answer = pair
-            yield TaskItem(task, language, text, wording.format(text=text, word=word), answer)
+        if pair := TASKS[task](text, rng):
+            question = wording.format(text=text, word=pair[0])
+            yield TaskItem(task, language, text, question, answer=pair[1])

@@ -1,7 +1,7 @@
-"""Byte-pair encoding learned further on counted words, with arrays instead of lists of words.
+"""Continue the training of byte-pair encoding on counted words, in arrays.
 
-All words lie one after another in one array of symbols, as a doubly linked list. The positions of
-each pair of neighbours are known, so a merge touches these positions only, all at once.
+All words lie one after another in one array of symbols, a doubly linked list. The positions of each
+pair of neighbours are known, so a merge touches only these, all at once.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from lep.tokenizer.vocabulary import first_ids
 
 MINIMUM_COUNT = 2  # a pair that occurs once teaches nothing
 DEAD, END = -2, -1  # a symbol that was merged into its left neighbour; the end of a word
-BITS = 21  # of an id within a pair's key: two million tokens
+IDS = 1 << 21  # more than any vocabulary has: a pair's key is left * IDS + right
 Array = np.ndarray
 
 
@@ -28,28 +28,28 @@ def continue_bpe(
 ) -> tuple[list[Merge], list[bytes | None]]:
     """Learn merges on counted words that are already split into known tokens.
 
-    `words` holds (ids, count); `contents` the bytes of each known id (None where it may not be
-    merged). The most frequent acceptable pair is merged, ties by the smaller ids, until
-    `new_tokens` tokens are new or no pair occurs twice. A pair that spells a known token becomes a
-    merge to it and no new token; the known merges that then apply are done at once, as the
+    `words` holds (ids, count); `contents` the bytes of each known id (None if it must not be
+    merged). The most frequent acceptable pair is merged, ties by the smaller ids, until there are
+    `new_tokens` new tokens or no pair occurs twice. A pair that spells a known token becomes a
+    merge to it instead of a new token; the known merges that then apply are done at once, as the
     tokenizer will do them.
 
     Returns the new merges in order, and `contents` with the new tokens at its end.
     """
     contents = list(contents)
     known, target = first_ids(contents), len(contents) + new_tokens
-    results = {_key(m.left, m.right): (rank, m.result) for rank, m in enumerate(known_merges)}
+    results = {m.left * IDS + m.right: (rank, m.result) for rank, m in enumerate(known_merges)}
     state = _Words(words)
     merges: list[Merge] = []
     for key in state.frequent_pairs():
         if len(contents) >= target:
             break
-        left, right = _ids(key)
+        left, right = divmod(key, IDS)
         start, end = contents[left], contents[right]
         if start is None or end is None or not accept(start + end):
             continue
         result = known.setdefault(start + end, len(contents))
-        results[key] = (len(results), result)
+        results[key] = len(results), result
         merges.append(Merge(left, right, result))
         changed = state.merge(key, result)
         if result == len(contents):
@@ -60,18 +60,10 @@ def continue_bpe(
 
 
 def _cascade(state: "_Words", changed: set[int], results: dict[int, tuple[int, int]]) -> None:
-    """Apply the known merges, first ones first, to the pairs that appeared."""
+    """Apply the known merges, the earliest first, to the pairs that appeared."""
     while due := [(results[key], key) for key in changed if key in results and key in state.counts]:
         (_, result), key = min(due)
         changed = changed | state.merge(key, result)
-
-
-def _key(left: int, right: int) -> int:
-    return left << BITS | right
-
-
-def _ids(key: int) -> tuple[int, int]:
-    return key >> BITS, key & (1 << BITS) - 1
 
 
 class _Words:
@@ -95,7 +87,7 @@ class _Words:
         self._add(first.astype(np.int32))
 
     def frequent_pairs(self) -> Iterator[int]:
-        """The key of the most frequent pair, again and again, each pair as long as it is left."""
+        """The key of the most frequent pair, again after each merge, until none occurs twice."""
         while self._heap:
             negative, key = heapq.heappop(self._heap)
             count = self.counts.get(key, 0)
@@ -106,7 +98,7 @@ class _Words:
 
     def merge(self, key: int, result: int) -> set[int]:
         """Replace a pair by `result` everywhere; returns the keys of the pairs that appear."""
-        left, right = _ids(key)
+        left, right = divmod(key, IDS)
         first = np.concatenate(self._positions.pop(key))  # some may have been merged since
         if left == right:
             first.sort()
@@ -126,10 +118,9 @@ class _Words:
         return self._add(np.concatenate([self.previous[before], after]))
 
     def _neighbours(self, first: Array, last: Array) -> tuple[Array, Array]:
-        """Which of `first` have a symbol before them, and which of `last` one behind them.
+        """Those of `first` with a symbol before them, and those of `last` with one behind them.
 
-        Where one span follows another directly, their common border counts once, as the left
-        one's right border.
+        Where two spans touch, their border counts once: as the right border of the left one.
         """
         before, after = self.previous[first], self.next[last]
         self.marked[last] = True
@@ -138,7 +129,7 @@ class _Words:
         return first[with_left], last[self.symbols[after] >= 0]
 
     def _pairs(self, first: Array, second: Array) -> Array:
-        return self.symbols[first].astype(np.int64) << BITS | self.symbols[second]
+        return self.symbols[first].astype(np.int64) * IDS + self.symbols[second]
 
     def _push(self, key: int, count: int) -> None:
         if count >= MINIMUM_COUNT:
@@ -152,9 +143,8 @@ class _Words:
                 del self.counts[key]
 
     def _add(self, positions: Array) -> set[int]:
-        order, keys, starts, sums = _group(
-            self._pairs(positions, self.next[positions]), positions, self.weights
-        )
+        pairs = self._pairs(positions, self.next[positions])
+        order, keys, starts, sums = _group(pairs, positions, self.weights)
         for i, (key, total) in enumerate(zip(keys.tolist(), sums.tolist(), strict=True)):
             self.counts[key] += total
             self._positions[key].append(order[starts[i] : starts[i + 1]].copy())
@@ -163,9 +153,9 @@ class _Words:
 
 
 def _group(keys: Array, positions: Array, weights: Array) -> tuple[Array, Array, Array, Array]:
-    """Sort positions by key: the positions, each key once, where each begins, the sum of weights.
+    """Sort positions by key: the positions, each key once, where each begins, its sum of weights.
 
-    `weights` are indexed by position. A last entry says where the last key's positions end.
+    `weights` are indexed by position. A last entry of the starts says where the last key ends.
     """
     order = np.argsort(keys, kind="stable")
     keys, positions = keys[order], positions[order]
@@ -175,7 +165,7 @@ def _group(keys: Array, positions: Array, weights: Array) -> tuple[Array, Array,
 
 
 def _without_overlaps(first: Array, second: Array) -> tuple[Array, Array]:
-    """Of pairs of the same symbol that overlap, as in `aaa`, every other one from the left."""
+    """Every other one, from the left, of overlapping pairs of one symbol, as in `aaa`."""
     continues = np.append(False, first[1:] == second[:-1])
     starts = np.flatnonzero(~continues)
     within = np.arange(len(first)) - np.repeat(starts, np.diff(np.append(starts, len(first))))

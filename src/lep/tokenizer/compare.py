@@ -1,4 +1,4 @@
-"""Compare tokenizers on texts: what a text costs, what is unused or cut differently, how fast."""
+"""Compare tokenizers on texts: cost, unreachable tokens, words cut differently, speed."""
 
 import json
 import operator
@@ -6,7 +6,7 @@ import statistics
 import time
 import timeit
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import regex
 from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
-from lep.corpus.read import corpus_files, cut_at_lines, stream_texts
-from lep.errors import LepError
+from lep.corpus.read import TXT_SUFFIXES, Paths, corpus_files, cut_at_lines, stream_texts
+from lep.errors import LepError, TokenizerError
 from lep.hub import local_folder, short_names
 from lep.result import Result
 from lep.tokenizer.count import WordCutter
@@ -41,9 +40,9 @@ class Cost:
     symbols_per_token: float
     bytes_per_token: float
     words_per_token: float
-    round_trip: float  # share of the pieces given back exactly
-    new_share: float  # of the tokens used
-    new_used: float  # of the new tokens, those that occur
+    round_trip: float  # share of the pieces that decode to themselves
+    new_share: float  # share of the text's tokens that are new
+    new_used: float  # share of the new tokens that occur
 
     def __str__(self) -> str:
         return (
@@ -55,7 +54,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TextCosts:
-    """One text and its cost by tokenizer. No tokenizer needs fewer tokens than `words_cut`."""
+    """A text and its cost by tokenizer; `words_cut` is how many words the first cuts it into."""
 
     name: str
     file: str
@@ -77,11 +76,9 @@ class TokenizerFacts:
     characters_per_second: float
 
     def __str__(self) -> str:
-        loading, speed = self.loading_seconds, self.characters_per_second / 1e6
-        return (
-            f"{self.size:>9,} tokens  {self.unreachable:>6,} unreachable  "
-            f"loads in {loading:.2f} s  encodes {speed:.2f}M symbols/s"
-        )
+        speed = f"encodes {self.characters_per_second / 1e6:.2f}M symbols/s"
+        reach = f"{self.size:>9,} tokens  {self.unreachable:>6,} unreachable"
+        return f"{reach}  loads in {self.loading_seconds:.2f} s  {speed}"
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ class Difference:
 class Comparison(Result):
     """All figures of a comparison; every other tokenizer is compared with `reference`.
 
-    `curves` holds, by tokenizer and language, (new tokens, symbols per token) when only the first
-    so many of the new tokens are there.
+    `curves` holds, by tokenizer and language, pairs (new tokens, symbols per token with only so
+    many of them).
     """
 
     reference: str
@@ -112,29 +109,22 @@ class Comparison(Result):
         width = max(map(len, self.tokenizers))
         lines = []
         for text in self.texts:
-            lines.append(
-                f"{text.name}  {text.file}  {text.characters:,} symbols "
-                f"(one token a word: {text.characters / text.words_cut:.2f})"
-            )
-            for name, cost in text.costs.items():
-                lines.append(f"  {name:<{width}}  {cost}")
-        lines.append("")
-        lines += [f"{name:<{width}}  {facts}" for name, facts in self.tokenizers.items()]
-        return "\n".join(lines)
+            floor = f"one token a word: {text.characters / text.words_cut:.2f}"
+            lines.append(f"{text.name}  {text.file}  {text.characters:,} symbols ({floor})")
+            lines += [f"  {name:<{width}}  {cost}" for name, cost in text.costs.items()]
+        facts = (f"{name:<{width}}  {facts}" for name, facts in self.tokenizers.items())
+        return "\n".join([*lines, "", *facts])
 
 
-def compare_tokenizers(
-    tokenizers: Iterable[str | Path], texts: Mapping[str, Iterable[str | Path]]
-) -> Comparison:
-    """Compare tokenizers (folders, hub ids) with the first of them, on paths of text by language.
+def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Comparison:
+    """Compare tokenizers (folders, hub ids) with the first, on the files of text of each language.
 
     Raises `LepError` without tokenizers or texts.
     """
-    sources = list(tokenizers)
-    folders = [local_folder(source, weights=False) for source in sources]
-    if not folders or not texts:
+    sources = list(map(str, tokenizers))
+    if not sources or not texts:
         raise LepError("give at least one tokenizer, and at least one --text NAME=PATH")
-    names = short_names([str(source) for source in sources])
+    names, folders = short_names(sources), [local_folder(each, weights=False) for each in sources]
     files = {language: corpus_files(paths) for language, paths in texts.items()}
     first = _Loaded.of(folders[0])
     others = [_Loaded.of(folder, first.vocabulary) for folder in folders[1:]]
@@ -146,33 +136,29 @@ def compare_tokenizers(
             if sum(map(len, sample)) < SPEED_CHARACTERS:
                 sample += pieces
             costs.append(_text_costs(language, source, pieces, loaded))
-    return Comparison(
-        names[0],
-        {name: one.facts(sample) for name, one in loaded.items()},
-        costs,
-        {name: _differences(first, loaded[name], sample) for name in names[1:]},
-        {
-            name: {language: _curve(one, _pieces(paths)) for language, paths in files.items()}
-            for name, one in loaded.items()
-            if one.only_adds
-        },
-    )
+    facts = {name: one.facts(sample) for name, one in loaded.items()}
+    differences = {name: _differences(first, loaded[name], sample) for name in names[1:]}
+    curves = {
+        name: {language: _curve(one, _pieces(paths)) for language, paths in files.items()}
+        for name, one in loaded.items()
+        if one.only_adds
+    }
+    return Comparison(names[0], facts, costs, differences, curves)
 
 
 def unreachable_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Ids of ordinary tokens that the model does not give for their own text.
+    """Ids of ordinary tokens that the model does not yield for their own text.
 
-    Whole-word shortcuts (`ignore_merges`) do not count as a way to reach a token.
+    Reaching a token by a whole-word shortcut (`ignore_merges`) does not count.
     """
     spec = json.loads(tokenizer.to_str())
     if spec["model"].get("ignore_merges"):
         spec["model"]["ignore_merges"] = False
         tokenizer = Tokenizer.from_str(json.dumps(spec))
-    contents = Vocabulary.of(tokenizer).contents
+    contents, ids = Vocabulary.of(tokenizer).contents, tokenizer.get_vocab(with_added_tokens=True)
+    ordinary = ((i, name) for name, i in ids.items() if contents[i] is not None)
     return sorted(
-        i
-        for name, i in tokenizer.get_vocab(with_added_tokens=True).items()
-        if contents[i] is not None and [p.id for p in tokenizer.model.tokenize(name)] != [i]
+        i for i, name in ordinary if [p.id for p in tokenizer.model.tokenize(name)] != [i]
     )
 
 
@@ -193,10 +179,12 @@ class _Loaded:
 
     @property
     def only_adds(self) -> bool:
-        """Whether it differs from the first by more tokens only, which its merges make."""
-        model = self.tokenizer.model
-        lossless = isinstance(model, BPE) and (self.vocabulary.byte_level or model.byte_fallback)
-        return lossless and bool(self.id_map.new) and not self.id_map.dropped
+        """Whether it is the first with more tokens, all made by merges."""
+        try:
+            Parts.of(self.tokenizer)
+        except TokenizerError:  # no BPE whose merges can be followed
+            return False
+        return bool(self.id_map.new) and not self.id_map.dropped
 
     @cached_property
     def spaces(self) -> bool:
@@ -236,11 +224,11 @@ def _pieces(paths: list[Path]) -> list[str]:
 
 
 def _sources(files: list[Path]) -> dict[str, list[Path]]:
-    """Files by text: the txt files of one folder are one text, every other file is its own."""
+    """Files by text: the txt files of a folder are one text, every other file is one by itself."""
     siblings = Counter(file.parent for file in files)
     sources: dict[str, list[Path]] = {}
     for file in files:
-        documents = ".txt" in file.suffixes and siblings[file.parent] > 1
+        documents = file.name.endswith(TXT_SUFFIXES) and siblings[file.parent] > 1
         sources.setdefault(str(file.parent if documents else file), []).append(file)
     return dict(zip(short_names(list(sources)), sources.values(), strict=True))
 
@@ -248,29 +236,27 @@ def _sources(files: list[Path]) -> dict[str, list[Path]]:
 def _text_costs(
     language: str, source: str, pieces: list[str], loaded: dict[str, _Loaded]
 ) -> TextCosts:
-    first, words = next(iter(loaded.values())), sum(len(WORD.findall(piece)) for piece in pieces)
-    return TextCosts(
-        language,
-        source,
-        characters=sum(map(len, pieces)),
-        words=words,
-        bytes=sum(len(piece.encode()) for piece in pieces),
-        words_cut=sum(map(WordCutter.of(first.tokenizer).pieces, pieces)),
-        costs={name: _cost(one, pieces, words) for name, one in loaded.items()},
-    )
+    characters, text_bytes = sum(map(len, pieces)), sum(len(piece.encode()) for piece in pieces)
+    words = sum(len(WORD.findall(piece)) for piece in pieces)
+    amounts = (characters, text_bytes, words)
+    words_cut = sum(map(WordCutter.of(next(iter(loaded.values())).tokenizer).pieces, pieces))
+    costs = {name: _cost(one, pieces, amounts) for name, one in loaded.items()}
+    return TextCosts(language, source, characters, words, text_bytes, words_cut, costs)
 
 
-def _cost(one: _Loaded, pieces: list[str], words: int) -> Cost:
+def _cost(one: _Loaded, pieces: list[str], amounts: tuple[int, ...]) -> Cost:
+    """The cost of a text that has these `amounts` of characters, bytes and words."""
     encoded = one.encode(pieces)
     counts = one.counts(encoded)
     decoded = one.tokenizer.decode_batch(encoded, skip_special_tokens=False)
     total, new = int(counts.sum()), counts[one.id_map.new]
     tokens = max(1, total)
+    symbols_per_token, bytes_per_token, words_per_token = (amount / tokens for amount in amounts)
     return Cost(
-        tokens=total,
-        symbols_per_token=sum(map(len, pieces)) / tokens,
-        bytes_per_token=sum(len(piece.encode()) for piece in pieces) / tokens,
-        words_per_token=words / tokens,
+        total,
+        symbols_per_token,
+        bytes_per_token,
+        words_per_token,
         round_trip=statistics.fmean(map(operator.eq, pieces, decoded)),
         new_share=float(new.sum() / tokens),
         new_used=float((new > 0).mean()) if len(new) else 0.0,
@@ -280,16 +266,13 @@ def _cost(one: _Loaded, pieces: list[str], words: int) -> Cost:
 def _differences(first: _Loaded, one: _Loaded, sample: list[str]) -> list[Difference]:
     """The most frequent words that are cut differently."""
     counts = Counter(word for piece in sample for word in piece.split())
-    differences = (
-        Difference(" " + word, count, before, after)
-        for word, count in counts.most_common(COMPARED_WORDS)
-        if (before := first.cut(word)) != (after := one.cut(word))
-    )
-    return list(islice(differences, SHOWN_WORDS))
+    frequent = counts.most_common(COMPARED_WORDS)
+    cuts = (Difference(" " + word, n, first.cut(word), one.cut(word)) for word, n in frequent)
+    return list(islice((cut for cut in cuts if cut.before != cut.after), SHOWN_WORDS))
 
 
 def _curve(one: _Loaded, pieces: list[str]) -> list[tuple[int, float]]:
-    """Symbols per token with only the first so many new tokens, from one encoding with all.
+    """Symbols per token with only some of the new tokens, computed from one encoding with all.
 
     Merges come in order: without the later ones, each of their tokens falls apart into its two.
     """

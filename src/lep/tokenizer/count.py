@@ -15,9 +15,9 @@ import zstandard
 from tokenizers import Tokenizer
 
 from lep.corpus.parallel import in_order
-from lep.corpus.read import batches, read_lines, stream_texts
-from lep.errors import CorpusError, TokenizerError
-from lep.publish import check_folder, fingerprint
+from lep.corpus.read import Paths, batches, read_lines, stream_texts
+from lep.errors import CorpusError
+from lep.publish import fingerprint
 from lep.tokenizer.script import resolve_script
 from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, SPACE, Vocabulary, described
 
@@ -59,8 +59,8 @@ class WordCounts:
 class WordCutter:
     """Cuts text into the words within which merges happen: pre-tokens, or pieces between spaces.
 
-    `spec` is a tokenizer.json without vocabulary. A pre-tokenizer that only splits by a `pattern`
-    is replaced by `regex`, several times faster, unless `check` finds a text where they differ.
+    `spec` is a tokenizer.json without vocabulary. `regex` replaces a pre-tokenizer that only splits
+    by a `pattern`: it is several times faster. `check` finds texts where the two differ.
     """
 
     spec: str
@@ -69,7 +69,6 @@ class WordCutter:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "WordCutter":
-        """The cutter of a tokenizer."""
         spec: dict[str, Any] = {
             "version": "1.0",
             "added_tokens": [],
@@ -84,16 +83,16 @@ class WordCutter:
         """The words of a text, in order."""
         text = self._normalised(text)
         if self.pattern is not None:
-            return _compiled(self.pattern).findall(text)
+            return regex.findall(self.pattern, text)
         pieces = _stub(self.spec).pre_tokenizer.pre_tokenize_str(text)
         contents = (bytes(CHARACTER_TO_BYTE[c] for c in piece) for piece, _ in pieces)
         return [content.decode(errors="replace") for content in contents]
 
     def pieces(self, text: str) -> int:
-        """How many words a text has, those without letters included: a floor for its tokens."""
+        """The number of words, including those without letters: a floor for the tokens."""
         if self.byte_level:
             return len(self(text))
-        return len(_compiled(BETWEEN_SPACES).findall(self._normalised(text)))
+        return len(regex.findall(BETWEEN_SPACES, self._normalised(text)))
 
     def check(self, texts: Iterable[str]) -> "WordCutter":
         """This cutter, or one that runs the pre-tokenizer itself if they differ on some text."""
@@ -114,28 +113,16 @@ class WordCutter:
 
 def split_pattern(spec: dict[str, Any]) -> str | None:
     """The regular expression by which a byte-level tokenizer cuts text, if that is all it does."""
-    match spec["normalizer"], spec["pre_tokenizer"]:
-        case None, {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}:
+    pre_tokenizer = spec["pre_tokenizer"] or {}
+    match spec["normalizer"], pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
+        case None, [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
             return GPT2
-        case None, {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": pattern},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
-            ],
-        }:
+        case None, [
+            {"pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
+        ]:
             return pattern
     return None
-
-
-@lru_cache
-def _compiled(pattern: str) -> Any:
-    return regex.compile(pattern)
 
 
 @lru_cache
@@ -143,9 +130,7 @@ def _stub(spec: str) -> Tokenizer:
     return Tokenizer.from_str(spec)
 
 
-def count_words(
-    tokenizer: Tokenizer, corpus: Iterable[str | Path], script: str = "auto"
-) -> WordCounts:
+def count_words(tokenizer: Tokenizer, corpus: Paths, script: str = "auto") -> WordCounts:
     """Count the words of a corpus that hold a character of the script (all words for `any`).
 
     `corpus` lists text files, folders, and files of counts (`write_counts`).
@@ -167,56 +152,44 @@ def count_words(
     return merge_counts(parts)
 
 
-def count_texts(
-    tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto", workers: int = 0
-) -> WordCounts:
-    """Count the words of texts; see `count_words`. `workers` are processes (0: one a core)."""
+def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto") -> WordCounts:
+    """Count the words of texts; see `count_words`."""
     texts = iter(texts)
     sample = next(batches(texts, SCRIPT_SAMPLE_CHARACTERS), [])
     name = resolve_script(script, "".join(sample))
     cutter = WordCutter.of(tokenizer).check(text[:20_000] for text in sample[:50])
     chunks = batches(chain(sample, texts), CHUNK_CHARACTERS)
-    counts: Counter[str] = Counter()
-    characters = halvings = 0
     here = PARALLEL_CHARACTERS // CHUNK_CHARACTERS
-    count_chunk = partial(_count_chunk, cutter, name)
-    for chunk, length in in_order(count_chunk, chunks, here=here, workers=workers):
-        counts.update(_sampled(chunk, halvings))
-        characters += length
-        halvings = _bounded(counts, halvings)
-    if name is not None and not counts:
+    words = _total(in_order(partial(_count_chunk, cutter, name), chunks, here=here), name)
+    if name is not None and not words.counts:
         raise CorpusError(f"the corpus holds no {name} text: give some, or name another script")
-    return WordCounts(counts, name, characters, halvings)
+    return words
 
 
 def merge_counts(parts: list[WordCounts]) -> WordCounts:
     """The sum of several counts; raises `CorpusError` when their scripts differ."""
     if not parts:
         raise CorpusError("no corpus is given: give text files, folders, or files of counts")
-    counts: Counter[str] = Counter()
-    halvings = max(part.halvings for part in parts)
+    script = parts[0].script
+    if other := [part.script for part in parts if part.script != script]:
+        both = f"counts of {script} and of {other[0]} words"
+        raise CorpusError(f"{both}: name one script for all")
+    return _total(parts, script, max(part.halvings for part in parts))
+
+
+def _total(parts: Iterable[WordCounts], script: str | None, halvings: int = 0) -> WordCounts:
+    counts, characters = Counter[str](), 0
     for part in parts:
-        if part.script != parts[0].script:
-            raise CorpusError(
-                f"counts of {parts[0].script} and of {part.script} words: name one script for all"
-            )
         counts.update(_sampled(part.counts, halvings))
+        characters += part.characters
         halvings = _bounded(counts, halvings)
-    return WordCounts(counts, parts[0].script, sum(part.characters for part in parts), halvings)
-
-
-def check_counts_path(path: Path) -> None:
-    """Raise `TokenizerError` for a wrong ending, `OutputError` where there is no folder."""
-    if not path.name.endswith(COUNTS_SUFFIX):
-        raise TokenizerError(f"the file of counts is {path}: its name must end in {COUNTS_SUFFIX}")
-    check_folder(path)
+    return WordCounts(counts, script, characters, halvings)
 
 
 def write_counts(path: Path, words: WordCounts, cutter: WordCutter) -> None:
     """Write a line of facts, then `[word, count]` lines, compressed."""
-    check_counts_path(path)
-    facts = {name: getattr(words, name) for name in ("script", "characters", "halvings")}
-    lines = [{"cutter": cutter.fingerprint} | facts, *map(list, sorted(words.counts.items()))]
+    facts = {"cutter": cutter.fingerprint, **vars(words)}
+    lines = [facts, *map(list, sorted(facts.pop("counts").items()))]
     unfinished = path.with_name(path.name + ".partial")
     with unfinished.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
         for line in lines:
@@ -236,38 +209,34 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     except (StopIteration, ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{path} is no file of counts: use `lep tokenizer count`") from error
     if not same_cutter:
+        advice = "count again (for `lep tokenizer train`: with --fresh)"
         raise CorpusError(
-            f"{path} was counted for a tokenizer that cuts words differently: count again (for "
-            "`lep tokenizer train`: with --fresh)"
+            f"{path} was counted for a tokenizer that cuts words differently: {advice}"
         )
     return words
 
 
-def _count_chunk(
-    cutter: WordCutter, script: str | None, texts: list[str]
-) -> tuple[Counter[str], int]:
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(cutter(text))
+def _count_chunk(cutter: WordCutter, script: str | None, texts: list[str]) -> WordCounts:
+    counts = Counter(chain.from_iterable(map(cutter, texts)))
     if script is not None:
-        has = _compiled(rf"\p{{Script={script}}}").search
+        has = regex.compile(rf"\p{{Script={script}}}").search
         counts = Counter({word: count for word, count in counts.items() if has(word)})
-    return counts, sum(map(len, texts))
+    return WordCounts(counts, script, sum(map(len, texts)))
 
 
 def _sampled(counts: Counter[str], halvings: int) -> Counter[str]:
-    """The words whose hash ends in so many zeros: the same ones in every text."""
+    """The words whose hash ends in so many zero bits: the same ones in every text."""
     if not halvings:
         return counts
     return Counter({w: n for w, n in counts.items() if not crc32(w.encode()) % (1 << halvings)})
 
 
 def _bounded(counts: Counter[str], halvings: int) -> int:
-    """Drop words, in place, until at most `MAX_WORDS` are left; returns the halvings.
+    """Drop words in place until at most `MAX_WORDS` are left; returns the halvings.
 
-    Words seen once go first, then those seen twice, and so on. But where words seen once are most
-    of the text (clauses of scripts without spaces), a hashed half of all words goes instead: what
-    is left is a fair sample, which the frequent words alone are not.
+    Words seen once go first, then those seen twice, and so on. But if words seen once are most of
+    the text (clauses of scripts without spaces), a hashed half of all words goes instead: the rest
+    is a fair sample, which the frequent words alone are not.
     """
     threshold = 1
     while len(counts) > MAX_WORDS:

@@ -7,7 +7,7 @@ from lep.tokenizer.bpe import MINIMUM_COUNT, continue_bpe
 from lep.tokenizer.count import WordCounts
 from lep.tokenizer.parts import Merge, Parts
 from lep.tokenizer.script import ScriptFilter, needed_prefixes
-from lep.tokenizer.train import fresh_merges
+from lep.tokenizer.train import by_frequency, fresh_merges
 from lep.tokenizer.vocabulary import first_ids
 
 
@@ -15,8 +15,8 @@ from lep.tokenizer.vocabulary import first_ids
 class Extension:
     """A tokenizer with new tokens.
 
-    `new` holds the id of each new token's bytes, in the order in which they were learned;
-    `excluded` the characters outside the script whose texts may be tokenised differently now.
+    `new` holds the id of each new token by its bytes, in the order learned; `excluded` the
+    characters outside the script whose texts may now be tokenised differently.
     """
 
     parts: Parts
@@ -26,12 +26,12 @@ class Extension:
 
 
 def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
-    """Learn exactly `new_tokens` tokens on counted words: old merges first, new merges after them.
+    """Learn exactly `new_tokens` tokens on counted words; new merges follow the known ones.
 
     A new token holds a whole character of the words' script, or is a byte prefix without which a
     character of the script cannot be reached. So no new merge applies to text without the script,
-    which is tokenised as before (except text with one of `excluded`). Where characters are not
-    made of bytes, letters that the vocabulary lacks become tokens first, the most frequent ones.
+    which is tokenised as before (except text with one of `excluded`). Without a byte-level
+    alphabet, the most frequent letters that the vocabulary lacks become tokens first.
     Known tokens keep their ids; new ids fill unused ones, then follow the largest.
 
     Raises `CorpusError` when the corpus yields fewer tokens.
@@ -44,10 +44,9 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
     prefixes = _prefixes(parts, words) if byte_level else ()
     accept = ScriptFilter(words.script, prefixes, taken=parts.taken)
     missing = new_tokens - len(letters)
-    merges, contents = continue_bpe(
-        spelled, parts.vocabulary.contents, parts.merges, missing, accept
-    )
-    learned = [content for content in contents[len(parts.vocabulary) :] if content is not None]
+    known = parts.vocabulary.contents
+    merges, contents = continue_bpe(spelled, known, parts.merges, missing, accept)
+    learned = [content for content in contents[len(known) :] if content is not None]
     if len(learned) < missing:
         total = len(letters) + len(learned)
         raise CorpusError(
@@ -60,7 +59,7 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
 
 
 def merge_vocabulary(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
-    """The paper's way: train a second vocabulary on the words alone, and append its merges.
+    """Train a second vocabulary on the words alone and append its merges, as the paper does.
 
     Its tokens were learned without the known merges, which come first and may cut words
     elsewhere, so some tokens cannot be reached. Kept for comparison.
@@ -92,7 +91,7 @@ METHODS = {"continue": extend_bpe, "merge": merge_vocabulary}
 def _second_vocabulary(
     parts: Parts, words: WordCounts, new_tokens: int
 ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-    """A fresh vocabulary with at least `new_tokens` tokens that the parts lack, if there are."""
+    """A fresh vocabulary with `new_tokens` or more that the parts lack, if the words yield them."""
     known, size = set(parts.vocabulary.contents), new_tokens
     while True:
         alphabet, learned = fresh_merges(words, size, byte_level=parts.vocabulary.byte_level)
@@ -106,20 +105,16 @@ def _second_vocabulary(
 def _missing_letters(parts: Parts, words: WordCounts) -> list[str]:
     """Characters of the script that have no token, the most frequent first."""
     known, accept = set(parts.vocabulary.contents), ScriptFilter(words.script, taken=parts.taken)
-    missing = [
-        (-count, c)
-        for c, count in words.character_counts().items()
-        if count >= MINIMUM_COUNT and c.encode() not in known and accept(c.encode())
-    ]
-    return [c for _, c in sorted(missing)]
+    frequent = ((c, n) for c, n in by_frequency(words) if n >= MINIMUM_COUNT)
+    return [c for c, _ in frequent if c.encode() not in known and accept(c.encode())]
 
 
 def _with_tokens(
     parts: Parts, new: list[bytes], merges: list[Merge]
 ) -> tuple[Parts, dict[bytes, int]]:
-    """The parts with more tokens and merges, and the ids of the new tokens: unused ones first.
+    """The parts with more tokens and merges, and the id of each new token: unused ids first.
 
-    In `merges` the ids of new tokens follow the largest known one.
+    In `merges` the ids of new tokens still follow the largest known one.
     """
     if not new and not merges:
         return parts, {}
@@ -136,20 +131,16 @@ def _with_tokens(
 
 
 def _prefixes(parts: Parts, words: WordCounts) -> set[bytes]:
-    """Byte sequences that must become tokens so that each character of the script can."""
+    """Byte sequences that must become tokens before every character of the script can."""
     if words.script is None:
         return set()
-    known, accept, spelled = set(parts.vocabulary.contents), ScriptFilter(words.script), {}
+    spell, contents = parts.vocabulary.spell, parts.vocabulary.contents
+    known, accept, spelled = set(contents), ScriptFilter(words.script), {}
     for c in filter(accept.has_character, words.character_counts()):
-        alone, spaced = (_spelled(parts, text) for text in (c, f" {c}"))
+        ids = spell(c.encode()), spell(f" {c}".encode())
+        alone, spaced = ([contents[i] or b"" for i in each] for each in ids)
         if c.encode() not in known:
             spelled[c] = alone
         if spaced[0] != b" ":  # a known merge joins the space to the first byte of the letter
             spelled[f" {c}"] = [spaced[0][1:], *spaced[1:]]
     return needed_prefixes(spelled)
-
-
-def _spelled(parts: Parts, text: str) -> list[bytes]:
-    """The bytes of each token that spells a text."""
-    tokens = parts.vocabulary.tokens
-    return [token.content for i in parts.vocabulary.spell(text.encode()) if (token := tokens[i])]

@@ -27,7 +27,7 @@ class IdMap:
 
     @property
     def kept(self) -> list[int]:
-        """Ids that mean what they meant."""
+        """Ids that have the same token as before."""
         return [i for i, new in enumerate(self.target) if i == new]
 
     @property
@@ -37,16 +37,16 @@ class IdMap:
 
     @property
     def dropped(self) -> list[int]:
-        """Ids whose token is not in the new vocabulary."""
+        """Source ids whose token is not in the target vocabulary."""
         return [i for i, new in enumerate(self.target) if new is None]
 
     @property
     def new(self) -> list[int]:
-        """Ids of the new vocabulary that no old token has."""
+        """Target ids that no source token has."""
         return sorted(set(range(self.target_size)) - set(self.target))
 
     def save(self, path: Path) -> None:
-        """Write as JSON: sizes, then moved, dropped and new ids; all other ids are kept."""
+        """Write sizes and moved, dropped and new ids as JSON; all other ids are kept."""
         record = {
             "source_size": len(self.target),
             "target_size": self.target_size,

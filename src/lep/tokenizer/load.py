@@ -16,23 +16,18 @@ TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 CARRIED_FILES = (CONFIG, TEMPLATE, TEMPLATES)
 # Other formats, which would contradict a changed tokenizer.json.
-OTHER_FORMATS = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+MODEL_FILES = ("vocab.json", "merges.txt", "tokenizer.model")
+OTHER_FORMATS = (*MODEL_FILES, "added_tokens.json", "special_tokens_map.json")
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a local folder or hub id, exactly as its tokenizer.json says.
 
-    `AutoTokenizer` rebuilds some tokenizers by model type and changes their ids; this never does.
-    Only truncation, padding and the dropout of training are switched off.
+    (`AutoTokenizer` rebuilds some tokenizers by model type, which changes their ids.) Truncation,
+    padding and the dropout of training are switched off.
 
-    Raises `CheckpointError` when folder or tokenizer.json is missing, `TokenizerError` when the
+    Raises `CheckpointError` when the folder or tokenizer.json is missing, `TokenizerError` when the
     file is broken.
     """
     folder = local_folder(source, weights=False)
@@ -42,10 +37,11 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise TokenizerError(f"{folder / TOKENIZER} cannot be read: {error}") from error
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    if getattr(tokenizer.backend_tokenizer.model, "dropout", None):
-        tokenizer.backend_tokenizer.model.dropout = None
+    raw = tokenizer.backend_tokenizer
+    raw.no_truncation()
+    raw.no_padding()
+    if getattr(raw.model, "dropout", None):
+        raw.model.dropout = None
     return tokenizer
 
 
@@ -54,20 +50,20 @@ def write_tokenizer(
 ) -> None:
     """Write `spec` (the content of tokenizer.json) with the settings and template of folder `like`.
 
-    The class is set to the one that loads tokenizer.json verbatim. `tokenizer` is that of `like`,
-    if it is loaded already.
+    The class is set to the one that loads tokenizer.json verbatim. `tokenizer` is the tokenizer of
+    `like` if already loaded.
     """
     output.mkdir(parents=True, exist_ok=True)
     _copy(CARRIED_FILES, like, output)
     (output / TOKENIZER).write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
     settings = _special_names(tokenizer or load_tokenizer(like)) | _read_config(output)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    settings.pop("added_tokens_decoder", None)  # tokenizer.json says it, with the right ids
+    settings.pop("added_tokens_decoder", None)  # tokenizer.json has it, with the right ids
     _write_config(output, settings)
 
 
 def copy_tokenizer(source: Path, output: Path) -> None:
-    """Copy a tokenizer folder's own files as they are."""
+    """Copy the files of a tokenizer unchanged."""
     _copy((TOKENIZER, *CARRIED_FILES, *OTHER_FORMATS), source, output)
 
 
@@ -87,19 +83,17 @@ def check_loaders(
 ) -> None:
     """Raise `TokenizerError` unless AutoTokenizer, the fast class and `tokenizers` give equal ids.
 
-    `fast` is the folder's tokenizer, if it is loaded already.
+    `fast` is the folder's tokenizer if already loaded.
     """
     raw = Tokenizer.from_file(str(folder / TOKENIZER))
     raw.no_truncation()
     raw.no_padding()
-    loaded = {
-        "AutoTokenizer": AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-        "PreTrainedTokenizerFast": fast or load_tokenizer(folder),
-    }
-    for name, tokenizer in loaded.items():
-        for text in texts:
-            expected, ids = raw.encode(text).ids, tokenizer(text)["input_ids"]
-            if expected != ids:
+    auto = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    loaded = {"AutoTokenizer": auto, "PreTrainedTokenizerFast": fast or load_tokenizer(folder)}
+    for text in texts:
+        expected = raw.encode(text).ids
+        for name, tokenizer in loaded.items():
+            if (ids := tokenizer(text)["input_ids"]) != expected:
                 raise TokenizerError(
                     f"{name} reads {folder} differently from its {TOKENIZER} (on {text[:40]!r}: "
                     f"{ids[:8]} instead of {expected[:8]}): the model type rebuilds tokenizers; "
@@ -126,6 +120,6 @@ def _write_config(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _special_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
-    """Names of the special tokens, also where older folders keep them: special_tokens_map.json."""
+    """Names of the special tokens, including those of an older folder's special_tokens_map.json."""
     names = {name: getattr(tokenizer, name, None) for name in SPECIAL_NAMES}
     return {name: str(value) for name, value in names.items() if value is not None}

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections import Counter
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from lep.errors import TokenizerError
-from lep.tokenizer.vocabulary import SPACE, Vocabulary, byte_level_name
+from lep.tokenizer.vocabulary import SPACE, Vocabulary, byte_level_name, first_ids
 
 
 class Merge(NamedTuple):
@@ -23,7 +22,7 @@ class Merge(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """The whole file, names by id (None for an unused id; added tokens included), and merges."""
+    """The content of tokenizer.json, names by id (None: unused; with added tokens), and merges."""
 
     spec: dict[str, Any]
     names: list[str | None]
@@ -46,9 +45,8 @@ class Parts:
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise TokenizerError("tokenizers that mark word ends or continuations cannot change")
         if not vocabulary.byte_level and not model.get("byte_fallback"):
-            raise TokenizerError(
-                "the tokenizer is neither byte-level nor has byte fallback: it is not lossless"
-            )
+            problem = "the tokenizer is neither byte-level nor has byte fallback"
+            raise TokenizerError(f"{problem}: it is not lossless")
         names: list[str | None] = [None] * len(vocabulary)
         for name, index in tokenizer.get_vocab(with_added_tokens=True).items():
             names[index] = name
@@ -58,17 +56,17 @@ class Parts:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that these are the parts of."""
+        """The tokenizer itself, whole."""
         return self.vocabulary.tokenizer
 
     @property
     def taken(self) -> list[bytes]:
-        """Texts that are cut out before any merge: a token that holds one is never reached."""
+        """Texts that are cut out before any merge: no token that holds one can be reached."""
         added = self.spec["added_tokens"]
         return [entry["content"].encode() for entry in added if not entry["single_word"]]
 
     def name(self, content: bytes) -> str:
-        """How the tokenizer's file writes a byte string."""
+        """How tokenizer.json writes a byte string."""
         if self.vocabulary.byte_level:
             return byte_level_name(content)
         return content.decode().replace(" ", SPACE)
@@ -79,17 +77,16 @@ class Parts:
         Added tokens keep their flags, the post-processor keeps its tokens; both take the ids of
         `names`. Raises `TokenizerError` for a name that occurs twice.
         """
-        ids = {name: i for i, name in enumerate(names) if name is not None}
-        for name, count in Counter(names).items():
-            if count > 1 and name is not None:
+        ids = first_ids(names)
+        for i, name in enumerate(names):
+            if name is not None and ids[name] != i:
                 raise TokenizerError(
                     f"'{name}' was added to the tokenizer as text and would also become an "
                     "ordinary token: remove it from the added tokens, or use --method continue"
                 )
-        added = [
-            e | {"id": ids[e["content"]]} for e in self.spec["added_tokens"] if e["content"] in ids
-        ]
-        # Added tokens are in the model's vocabulary too: else `tokenizers` gives them other ids.
+        added = [entry for entry in self.spec["added_tokens"] if entry["content"] in ids]
+        added = [entry | {"id": ids[entry["content"]]} for entry in added]
+        # Added tokens are in the model's vocabulary too, or `tokenizers` gives them other ids.
         model = {"vocab": ids, "merges": [[names[m.left], names[m.right]] for m in merges]}
         spec = self.spec | {
             "added_tokens": sorted(added, key=itemgetter("id")),

@@ -1,4 +1,4 @@
-"""Prune a BPE vocabulary by use: rare tokens go, and everything that stays can still be reached."""
+"""Prune a BPE vocabulary by use: rare tokens go, and every token that stays can be reached."""
 
 import heapq
 from collections import Counter
@@ -27,7 +27,7 @@ def token_counts(tokenizer: Tokenizer, texts: Iterable[str], size: int) -> np.nd
 
 
 def last_merges(parts: Parts) -> list[Pair | None]:
-    """For each id the two tokens that become it when its own bytes are tokenised.
+    """The two tokens that become each id when its own bytes are tokenised.
 
     None for base symbols, added tokens, and tokens that only a whole-word shortcut reaches.
     """
@@ -35,11 +35,8 @@ def last_merges(parts: Parts) -> list[Pair | None]:
     for rank, merge in enumerate(parts.merges):
         ranks.setdefault((merge.left, merge.right), (rank, merge.result))
     merged, contents = {merge.result for merge in parts.merges}, parts.vocabulary.contents
-    letters = {
-        name: i
-        for i, name in enumerate(parts.names)
-        if name is not None and len(name) == 1 and contents[i] is not None
-    }
+    named = zip(parts.names, contents, strict=True)
+    letters = {n: i for i, (n, known) in enumerate(named) if n and len(n) == 1 and known}
     return [
         _last_merge([letters.get(c, -1) for c in name], i, ranks) if name and i in merged else None
         for i, name in enumerate(parts.names)
@@ -49,10 +46,10 @@ def last_merges(parts: Parts) -> list[Pair | None]:
 def kept_tokens(parts: Parts, counts: np.ndarray, keep: int, protected: np.ndarray) -> np.ndarray:
     """Which ids stay when `keep` do: (size,) bool.
 
-    Of the tokens on which no other depends, the least used is dropped, again and again; its uses
-    go to the two tokens that it was merged from. Added tokens, base symbols and byte tokens stay,
-    as do those that `protected`, (size,) bool, marks, with all that leads to them. A text whose
-    tokens all stay is tokenised as before.
+    Repeatedly, the least used of the tokens on which no other depends is dropped; its uses go to
+    the two tokens that it was merged from. Added tokens, base symbols, byte tokens and those that
+    `protected`, (size,) bool, marks stay, with all that lead to them. A text whose tokens all stay
+    is tokenised as before.
 
     Raises `TokenizerError` when more than `keep` must stay.
     """
@@ -80,7 +77,7 @@ def kept_tokens(parts: Parts, counts: np.ndarray, keep: int, protected: np.ndarr
 
 
 def pruned(parts: Parts, kept: np.ndarray, *, in_place: bool = False) -> Parts:
-    """The parts without the dropped tokens: ids closed up, or the freed ids unused (`in_place`)."""
+    """The parts without the dropped tokens: ids closed up, or (`in_place`) the freed ids unused."""
     names = [name if kept[i] else None for i, name in enumerate(parts.names)]
     merges = [merge for merge in parts.merges if all(kept[i] for i in merge)]
     if not in_place:
@@ -91,12 +88,12 @@ def pruned(parts: Parts, kept: np.ndarray, *, in_place: bool = False) -> Parts:
 
 
 def _fixed(parts: Parts, parents: list[Pair | None], protected: np.ndarray) -> set[int]:
-    """Ids that must stay, with all that leads to them."""
+    """Ids that must stay, with all that lead to them."""
     pending = np.flatnonzero(protected).tolist()
     for i, (name, token) in enumerate(zip(parts.names, parts.vocabulary.tokens, strict=True)):
         if name is not None and token and (token.added or token.is_byte or len(name) == 1):
             pending.append(i)
-    fixed: set[int] = set()
+    fixed = set[int]()
     while pending:
         if (i := pending.pop()) not in fixed:
             fixed.add(i)
@@ -105,7 +102,7 @@ def _fixed(parts: Parts, parents: list[Pair | None], protected: np.ndarray) -> s
 
 
 def _last_merge(ids: list[int], goal: int, ranks: dict[Pair, Pair]) -> Pair | None:
-    """BPE on a few symbols, by its definition, up to the merge that would give `goal` alone."""
+    """Run BPE on a few symbols up to the merge that leaves only `goal`: its pair."""
     while len(ids) > 2:
         known = [(ranks[p], i) for i, p in enumerate(pairwise(ids)) if p in ranks]
         if not known:

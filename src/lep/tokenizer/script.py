@@ -1,4 +1,4 @@
-"""Which byte strings may become tokens of a script, so that other text stays the same."""
+"""Which byte strings may become tokens of a script, so that other text is tokenised as before."""
 
 import re
 import sys
@@ -26,19 +26,19 @@ def resolve_script(name: str, sample: str) -> str | None:
     try:
         regex.compile(rf"\p{{Script={script}}}" if re.fullmatch(r"\w+", script) else "(")
     except regex.error as error:
-        raise TokenizerError(
-            f"Unicode has no script '{name}': write its English name, for example cyrillic"
-        ) from error
+        advice = "write its English name, for example cyrillic"
+        raise TokenizerError(f"Unicode has no script '{name}': {advice}") from error
     return script
 
 
 class ScriptFilter:
     """Whether a byte string may become a token of a script.
 
-    It may if it consists of whole characters, one of them of the script, or if it ends in one of
+    It may if it consists of whole characters, one of them of the script, or ends in one of
     `prefixes`: incomplete UTF-8 sequences without which a character of the script cannot be
-    reached (`needed_prefixes`). Whole characters outside the script, such as a space, may stand
-    before a prefix. The script None accepts everything. What holds one of `taken` is refused.
+    reached (`needed_prefixes`). Only whole characters outside the script, such as a space, may
+    precede a prefix. A string that holds one of `taken` is refused. The script None accepts all
+    others.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ScriptFilter:
         self.pattern = regex.compile(rf"\p{{Script={script}}}") if script else None
 
     def has_character(self, text: str) -> bool:
-        """Whether the text holds a character whose Unicode Script property is the script."""
+        """Whether the text holds a character of the script (any text for the script None)."""
         return self.pattern is None or bool(self.pattern.search(text))
 
     def __call__(self, content: bytes) -> bool:
@@ -61,7 +61,7 @@ class ScriptFilter:
         return self.has_character(text) if text is not None else self.tail(content) is not None
 
     def tail(self, content: bytes) -> bytes | None:
-        """The prefix in which the content ends, if nothing of the script stands before it."""
+        """The prefix in which the content ends, if nothing of the script precedes it."""
         for length in (3, 2):
             if content[-length:] in self.prefixes:
                 head = _decoded(content[:-length])
@@ -70,7 +70,7 @@ class ScriptFilter:
         return None
 
     def excluded(self, tokens: Iterable[bytes]) -> list[str]:
-        """Characters outside the script that start with a prefix token: such text may change."""
+        """Characters outside the script that start with a prefix token, so may be cut otherwise."""
         cut = (token for token in tokens if self.pattern and _decoded(token) is None)
         tails = tuple(tail for token in cut if (tail := self.tail(token)))
         return [c for c in self._outside() if c.encode().startswith(tails)] if tails else []
@@ -87,14 +87,12 @@ class ScriptFilter:
 
 
 def needed_prefixes(spelled: dict[str, list[bytes]]) -> set[bytes]:
-    """Prefixes on the way to each character: its pieces joined, up to before the last one.
+    """The prefixes on the way to each character: its first two pieces, first three, up to the last.
 
-    `spelled` holds the pieces of each character under the known merges. A character of one or two
-    pieces needs no prefix: merging the two completes it.
+    `spelled` holds the pieces of each character under the known merges. A character of two pieces
+    needs no prefix: merging them completes it.
     """
-    return {
-        b"".join(pieces[:length]) for pieces in spelled.values() for length in range(2, len(pieces))
-    }
+    return {b"".join(p[:length]) for p in spelled.values() for length in range(2, len(p))}
 
 
 def _decoded(content: bytes) -> str | None:

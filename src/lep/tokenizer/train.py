@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import sentencepiece
@@ -15,8 +16,8 @@ from lep.tokenizer.parts import renumber
 from lep.tokenizer.script import ScriptFilter
 from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Vocabulary, byte_level_name, described
 
-# How text is cut when the model's own tokenizer (SentencePiece) does not say it: words with their
-# space and marks, up to three digits, punctuation with line ends, line ends, other white space.
+# For bases without a rule (SentencePiece): words with their space and marks, up to three digits,
+# punctuation with line ends, line ends, other white space.
 PRE_TOKENS = (
     r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,10 +25,10 @@ PRE_TOKENS = (
 ALPHABET = [BYTE_TO_CHARACTER[byte] for byte in range(256)]
 # Unigram: characters of a piece, share of the text whose characters become pieces, lines read.
 LONGEST_PIECE, COVERAGE, UNIGRAM_LINES = 24, 0.9998, 8_000_000
-UNIGRAM_THREADS = 4  # fixed: sums depend on it
-# The library's first candidates are strings that it sees followed by two different characters. So
-# that a word which no longer word begins with is one, words end in one of two marks: digits, which
-# the library keeps apart on request. Real digits are written as other characters.
+UNIGRAM_THREADS = 4  # fixed, because sums depend on it
+# The library's first candidates are strings followed by at least two different characters. Words
+# end in one of two marks so that whole words are candidates too. The marks are digits, which the
+# library keeps apart on request; real digits are written as other characters.
 ENDS, DIGITS = "01", {str(i): chr(0x100000 + i) for i in range(10)}
 # White space and controls, which sentencepiece changes, as their byte-level characters.
 VISIBLE = {chr(byte): BYTE_TO_CHARACTER[byte] for byte in range(128)} | DIGITS
@@ -35,27 +36,20 @@ HIDDEN = {visible: character for character, visible in VISIBLE.items() if visibl
 TO_VISIBLE = str.maketrans({character: visible for visible, character in HIDDEN.items()})
 TO_HIDDEN = str.maketrans(HIDDEN)
 RESERVED = {*HIDDEN, "\u2581", "\0"}  # U+2581 is the library's mark of a space
-# A space and the character behind it as one private-use character, this far above that character.
+# A space and the character after it become one private-use character, this far above that one.
 SPACED, LAST_SPACED = 0xF0000, 0xFFFD
 WIDE_DIGITS = range(0xFF10, 0xFF1A)  # digits to the library as well
 TRAINER_OPTIONS: dict[str, Any] = {
     "model_type": "unigram",
-    "hard_vocab_limit": False,
-    "unk_id": 0,
-    "bos_id": -1,
-    "eos_id": -1,
-    "pad_id": -1,
     "character_coverage": 1.0,
     "normalization_rule_name": "identity",
-    "add_dummy_prefix": False,
-    "remove_extra_whitespaces": False,
-    "split_by_whitespace": True,
-    "split_by_unicode_script": False,
-    "split_by_number": False,
     "split_digits": True,
     "max_sentencepiece_length": LONGEST_PIECE,
     "num_threads": UNIGRAM_THREADS,
     "minloglevel": 2,
+    **dict.fromkeys(["bos_id", "eos_id", "pad_id"], -1),
+    **dict.fromkeys(["add_dummy_prefix", "remove_extra_whitespaces", "hard_vocab_limit"], False),
+    **dict.fromkeys(["split_by_unicode_script", "split_by_number"], False),
 }
 
 
@@ -64,12 +58,12 @@ def fresh_merges(
 ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     """A vocabulary learned from nothing: its alphabet, and at most `limit` merges in order.
 
-    The alphabet is all bytes, or every character of the words, the most frequent first.
+    The alphabet is all bytes, or all characters of the words, the most frequent first.
     """
     if byte_level:
         alphabet = [bytes([byte]) for byte in range(256)]
     else:
-        alphabet = [character.encode() for character, _ in _by_frequency(words)]
+        alphabet = [character.encode() for character, _ in by_frequency(words)]
     ids = {letter: i for i, letter in enumerate(alphabet)}
     spelled = (
         (list(word.encode()) if byte_level else [ids[c.encode()] for c in word], count)
@@ -82,10 +76,10 @@ def fresh_merges(
 def replacement(
     base: Tokenizer, words: WordCounts, size: int, *, algorithm: str = "bpe"
 ) -> Tokenizer:
-    """A new vocabulary of exactly `size` tokens, byte-level for any base, so that it is lossless.
+    """A new vocabulary of exactly `size` tokens; byte-level for any base, so it is lossless.
 
-    `words` were cut by `replacement_cutter`. Every added token of the base stays, with its flags,
-    and the post-processor; those before the base's first ordinary token come first, others last.
+    `words` were cut by `replacement_cutter`. The post-processor stays, and every added token of the
+    base with its flags: those before the base's first ordinary token come first, others last.
 
     Raises `LepError` for an unknown algorithm or a size below alphabet and added tokens,
     `CorpusError` when the corpus yields fewer tokens.
@@ -105,9 +99,8 @@ def replacement(
     last = [entry["content"] for entry in added if entry["id"] >= ordinary]
     names, model = ALGORITHMS[algorithm](words, size - len(added), first, last)
     if len(names) < size:
-        raise CorpusError(
-            f"the corpus yields {len(names):,} of {size:,} tokens: give more text or ask for fewer"
-        )
+        problem = f"the corpus yields {len(names):,} of {size:,} tokens"
+        raise CorpusError(f"{problem}: give more text or ask for fewer")
     ids = {name: i for i, name in enumerate(names)}
     spec |= {
         "model": model,
@@ -123,7 +116,7 @@ def replacement(
 def replacement_cutter(base: Tokenizer) -> Tokenizer:
     """A tokenizer without vocabulary that cuts words as the replacement will.
 
-    That is as the base cuts them, or by `PRE_TOKENS` when the base cuts at spaces only.
+    It cuts as the base does, or by `PRE_TOKENS` if the base cuts at spaces only.
     """
     cutter = Tokenizer(models.BPE())
     cutter.pre_tokenizer = _pre_tokenizer(base)
@@ -134,23 +127,20 @@ Model = tuple[list[str], dict[str, Any]]  # names by id, and the model part of t
 
 
 def _bpe(words: WordCounts, size: int, first: list[str], last: list[str]) -> Model:
-    alphabet, merges = fresh_merges(words, size - len(ALPHABET), byte_level=True)
-    learned = dict.fromkeys([*alphabet, *(left + right for left, right in merges)])
-    names = [*first, *map(byte_level_name, learned), *last]
+    alphabet, learned = fresh_merges(words, size - len(ALPHABET), byte_level=True)
+    contents = dict.fromkeys([*alphabet, *(left + right for left, right in learned)])
+    names = [*first, *map(byte_level_name, contents), *last]
     vocab = {name: i for i, name in enumerate(names)}
-    return list(vocab), {
-        "type": "BPE",
-        "vocab": vocab,
-        "merges": [[byte_level_name(left), byte_level_name(right)] for left, right in merges],
-    }
+    merges = [list(map(byte_level_name, pair)) for pair in learned]
+    return list(vocab), {"type": "BPE", "vocab": vocab, "merges": merges}
 
 
 def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) -> Model:
-    """Kudo 2018, by `sentencepiece`, on whole characters; bytes spell the characters left out.
+    """Unigram (Kudo 2018) by `sentencepiece`, on whole characters; bytes spell the rare ones.
 
-    On bytes it would waste pieces on cut characters. A word's first letter and the space before it
-    are trained as one character: words occur without a space as well, so the likelihood would
-    rather have " " as a token of its own.
+    Trained on bytes it would waste pieces on parts of characters. A word's first letter and the
+    space before it are trained as one character: otherwise the likelihood prefers " " as a token of
+    its own, because words occur without a space as well.
     """
     known = _common_characters(words, (size - len(ALPHABET)) // 3)
     model = io.BytesIO()
@@ -162,19 +152,18 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
             **TRAINER_OPTIONS,
         )
     except RuntimeError as error:  # the library's message names its own options
-        raise CorpusError(
-            f"the corpus is too small for {size:,} Unigram tokens: give more text or ask for fewer"
-        ) from error
+        problem = f"the corpus is too small for {size:,} Unigram tokens"
+        raise CorpusError(f"{problem}: give more text or ask for fewer") from error
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = {i: trained.id_to_piece(i) for i in range(1, len(trained))}
     names = {i: _unmarked(piece).encode() for i, piece in pieces.items() if piece not in ENDS}
     scores = {byte_level_name(name): trained.get_score(i) for i, name in names.items()}
     low = min(scores.values()) - 1
     alphabet = [(letter, scores.pop(letter, low)) for letter in ALPHABET]
-    # Letters that occur only joined to others have no piece, and the library used their room.
+    # The library fills the room of letters that only occur joined to others and so have no piece.
     best = set(sorted(scores, key=lambda name: (-scores[name], name))[: size - len(ALPHABET)])
     ordinary = [(name, score) for name, score in scores.items() if name in best] + alphabet
-    # Added tokens never reach the model; their score only has to lose against any other way.
+    # Added tokens never reach the model; their score only has to lose against all other spellings.
     vocab = [*((n, low - 100) for n in first), *ordinary, *((n, low - 100) for n in last)]
     model_spec = {"type": "Unigram", "unk_id": None, "byte_fallback": False, "vocab": vocab}
     return [name for name, _ in vocab], model_spec
@@ -183,13 +172,14 @@ def _unigram(words: WordCounts, size: int, first: list[str], last: list[str]) ->
 ALGORITHMS = {"bpe": _bpe, "unigram": _unigram}
 
 
-def _by_frequency(words: WordCounts) -> list[tuple[str, int]]:
+def by_frequency(words: WordCounts) -> list[tuple[str, int]]:
+    """The characters of the words and how often each occurs, the most frequent first."""
     return sorted(words.character_counts().items(), key=lambda item: (-item[1], item[0]))
 
 
 def _common_characters(words: WordCounts, limit: int) -> set[str]:
     """The most frequent characters that make up `COVERAGE` of the text, at most `limit`."""
-    ranked = _by_frequency(words)
+    ranked = by_frequency(words)
     total, reached, common = sum(count for _, count in ranked), 0, set[str]()
     for character, count in ranked[:limit]:
         if reached >= COVERAGE * total:
@@ -205,9 +195,9 @@ def _lines(words: WordCounts, known: set[str]) -> Iterator[str]:
     for word, count in sorted(words.counts.items()):
         times = int((seen + count) * share) - int(seen * share)
         seen += count
-        for part in "".join(c if c in known else "\0" for c in word).split("\0") if times else []:
-            for i in range(times if part else 0):
-                yield _marked(part) + ENDS[i % len(ENDS)]
+        parts = "".join(c if c in known else "\0" for c in word).split("\0") if times else []
+        for part, i in product(filter(None, parts), range(times)):
+            yield _marked(part) + ENDS[i % len(ENDS)]
 
 
 def _marked(part: str) -> str:

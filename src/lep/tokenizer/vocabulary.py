@@ -1,4 +1,4 @@
-"""`Vocabulary`: what each token id stands for, as bytes, so that any two vocabularies compare."""
+"""`Vocabulary`: each token id as bytes, so that any two vocabularies can be compared."""
 
 import hashlib
 import json
@@ -15,8 +15,7 @@ from lep.errors import TokenizerError
 T = TypeVar("T", bound=Hashable)
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 SPACE = "\u2581"  # SentencePiece writes a space as this character
-# Decoding with `surrogateescape` turns each invalid byte into one of these characters.
-ESCAPES = range(0xDC80, 0xDD00)
+# Decoding with `surrogateescape` turns each invalid byte into one character of U+DC80 to U+DCFF.
 _RUNS = re.compile("[\udc80-\udcff]|[^\udc80-\udcff]+")
 
 
@@ -29,7 +28,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 BYTE_TO_CHARACTER = _byte_alphabet()
 CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
-# For `str.translate`: the alphabet as Latin-1 characters, everything else out of Latin-1's reach.
+# For `str.translate`: the alphabet as Latin-1 characters, everything else outside Latin-1.
 _TO_LATIN_1 = str.maketrans(
     {chr(code): "\uffff" for code in range(256)}
     | {c: chr(byte) for c, byte in CHARACTER_TO_BYTE.items()}
@@ -48,9 +47,9 @@ def first_ids(items: Sequence[T | None]) -> dict[T, int]:
 
 @dataclass(frozen=True)
 class Token:
-    """One entry of a vocabulary: its bytes, or its name when it is an added (special, chat) token.
+    """One entry of a vocabulary: its bytes, or its name if it is an added (special, chat) token.
 
-    `is_byte` marks byte-fallback tokens `<0xNN>`, whose byte an ordinary token may have as well.
+    `is_byte` marks byte-fallback tokens `<0xNN>`; an ordinary token may stand for the same byte.
     """
 
     content: bytes
@@ -90,7 +89,7 @@ class Vocabulary:
         return len(self.tokens)
 
     def fingerprint(self, ids: int | None = None) -> str:
-        """SHA-256 of all tokens but added ones, with their ids; of the first `ids` ids if given."""
+        """SHA-256 of all ordinary tokens with their ids, or of those among the first `ids` ids."""
         digest = hashlib.sha256()
         for index, token in enumerate(self.tokens[:ids]):
             if token is not None and not token.added:
@@ -99,7 +98,7 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[Token, int]:
-        """Id of each token; the first of several ids with the same token."""
+        """Id of each token; the first one where several ids have the same token."""
         return first_ids(self.tokens)
 
     @cached_property
@@ -123,25 +122,25 @@ class Vocabulary:
         Raises `TokenizerError` for bytes that no token stands for.
         """
         if self.byte_level:
-            ids = self._model_ids(byte_level_name(content))
-            if content and not ids:
-                raise TokenizerError(
-                    f"the tokenizer lacks bytes of {content!r}: it is not lossless"
-                )
-            return ids
-        ids = []
+            pieces = self.tokenizer.model.tokenize(byte_level_name(content))
+            if sum(len(piece.value) for piece in pieces) < len(content):  # the model skips bytes
+                problem = f"the tokenizer lacks bytes of {content!r}: it is not lossless"
+                raise TokenizerError(problem)
+            return [piece.id for piece in pieces]
+        ids: list[int] = []
         for run in _RUNS.findall(content.decode(errors="surrogateescape")):
-            if ord(run[0]) in ESCAPES:
+            if "\udc80" <= run <= "\udcff":
                 ids.append(self._byte_id(ord(run) - 0xDC00))
             else:
-                ids += self._model_ids(run.replace(" ", SPACE))
+                pieces = self.tokenizer.model.tokenize(run.replace(" ", SPACE))
+                ids += [piece.id for piece in pieces]
         return ids
 
     def pieces(self, target: "Vocabulary") -> list[list[int]]:
         """For each target id, the ids here that stand for it: the same token, or else its spelling.
 
-        An added token that this vocabulary lacks is spelled by its name. An unused target id
-        stands for the same id here (a padding row), or past the end for a space.
+        An added token that this vocabulary lacks is spelled by its name. For an unused target id
+        this is the same id (a padding row), or a space if there is no such id.
         """
         rows: list[list[int]] = []
         for index, token in enumerate(target.tokens):
@@ -158,9 +157,6 @@ class Vocabulary:
     def added_ids(self) -> dict[str, int]:
         """Id of each added token by name."""
         return {t.content.decode(): i for i, t in enumerate(self.tokens) if t and t.added}
-
-    def _model_ids(self, text: str) -> list[int]:
-        return [piece.id for piece in self.tokenizer.model.tokenize(text)]
 
     def _byte_id(self, byte: int) -> int:
         index = self.find(Token(bytes([byte]), is_byte=True))

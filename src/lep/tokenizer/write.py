@@ -1,7 +1,6 @@
 """Change the tokenizer of a model and publish it: the verbs of `lep tokenizer`."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lep.corpus.read import stream_texts
-from lep.errors import CorpusError, LepError, OutputError, TokenizerError
+from lep.corpus.read import Paths, stream_texts
+from lep.errors import CorpusError, LepError, TokenizerError
 from lep.hub import local_folder
-from lep.publish import check_output, publishing
+from lep.publish import check_folder, check_output, publishing
 from lep.result import Result
 from lep.settings import TokenizerSettings
 from lep.tokenizer import count
@@ -27,21 +26,19 @@ from lep.tokenizer.vocabulary import Vocabulary
 CHANGES_FILE = "changes.json"
 SAMPLE_TEXTS, SAMPLE_CHARACTERS = 200, 20_000  # of the corpus, and of each of these texts
 SHOWN_TOKENS, SHOWN_CHARACTERS = 10, 40  # in a printed result
-LEARNED = ("new_tokens", "script", "excluded", "tokens")  # facts of an extension
-Paths = Iterable[str | Path]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerChange(Result):
     """How many tokens a verb kept, moved to other ids, dropped and added, and what that saves.
 
-    `tokens` are the new tokens as they were learned, `excluded` the characters outside the script
-    whose texts may be tokenised differently now, `corpus_sample` the characters of a sample of the
-    corpus and its tokens before and after.
+    `options` names the verb and its options, `tokens` are the new tokens in the order learned,
+    `excluded` the characters outside the script whose texts may now be tokenised differently;
+    `corpus_sample` gives the characters of a sample of the corpus and its tokens before and after.
     """
 
     output: Path
-    options: dict[str, Any]  # the verb and its options
+    options: dict[str, Any]
     new_tokens: int = 0
     script: str | None = None
     excluded: list[str] = field(default_factory=list)
@@ -56,14 +53,13 @@ class TokenizerChange(Result):
 
     def record(self) -> dict[str, Any]:
         """The content of `changes.json`."""
-        hidden = ("output", "options", *(() if self.tokens else LEARNED))
+        learned = ("new_tokens", "script", "excluded", "tokens")
+        hidden = ("output", "options", *(() if self.tokens else learned))
         return self.options | {k: v for k, v in vars(self).items() if k not in hidden}
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.size_before:,} tokens before, {self.size:,} after: {self.kept:,} kept, "
-            f"{self.moved:,} moved, {self.new:,} new, {self.dropped:,} dropped"
-        ]
+        sizes = f"{self.size_before:,} tokens before, {self.size:,} after: {self.kept:,} kept"
+        lines = [f"{sizes}, {self.moved:,} moved, {self.new:,} new, {self.dropped:,} dropped"]
         if self.tokens:
             lines.append("new tokens: " + "  ".join(map(repr, self.tokens[:SHOWN_TOKENS])))
         if self.script:
@@ -103,11 +99,11 @@ def extend_tokenizer(
     `base` is a folder or hub id; `corpus` lists text files, folders, and files of counts
     (`count_corpus`). New tokens are of the `script` ("cyrillic"; "auto": that of the corpus;
     "any"). With the method `continue`, text without the script is tokenised as before
-    (`extend_bpe`); `merge` is the way of Tikhomirov & Chernyshev 2024, section 3.1.
+    (`extend_bpe`); `merge` is the method of Tikhomirov & Chernyshev 2024, section 3.1.
 
-    `changes.json` beside the tokenizer lists the new tokens and what they save on the corpus,
-    `id_map.json` says where each id went. Before the folder takes its name, texts are encoded and
-    decoded with it and compared, and every loader must give the same ids.
+    `changes.json` beside the tokenizer lists the new tokens and what they save on the corpus;
+    `id_map.json` says where each id went. Before the folder takes its name, a sample of the corpus
+    must survive encoding and decoding, and every loader must give the same ids.
 
     Raises `LepError` for an unknown method or no tokens, `OutputError` when `output` exists,
     `CorpusError` when the corpus yields fewer tokens, `TokenizerError` for a tokenizer that cannot
@@ -117,10 +113,10 @@ def extend_tokenizer(
         raise LepError(f"unknown method '{method}': choose one of {', '.join(METHODS)}")
     source = _Source.open(base, corpus, output, tokens=new_tokens)
     parts = Parts.of(source.tokenizer)
-    words = source.words("any" if (method, script) == ("merge", "auto") else script)
+    script = "any" if (method, script) == ("merge", "auto") else script
+    words = count.count_words(source.tokenizer, source.corpus, script)
     extension = METHODS[method](parts, words, new_tokens)
-    options = {"verb": "extend", "method": method}
-    return source.publish(extension.parts.tokenizer, options, **_learned(extension))
+    return source.publish(extension.parts.tokenizer, extension, verb="extend", method=method)
 
 
 def prune_tokenizer(
@@ -133,7 +129,7 @@ def prune_tokenizer(
     """
     source = _Source.open(base, corpus, output, tokens=vocab_size)
     parts = source.pruned(vocab_size, protect, in_place=False)
-    return source.publish(parts.tokenizer, {"verb": "prune", "kept_tokens": vocab_size})
+    return source.publish(parts.tokenizer, verb="prune", kept_tokens=vocab_size)
 
 
 def optimize_tokenizer(
@@ -155,15 +151,15 @@ def optimize_tokenizer(
     source = _Source.open(base, corpus, output, tokens=keep)
     size = len(Vocabulary.of(source.tokenizer))
     if in_place and vocab_size != size:
-        raise TokenizerError(
-            f"in place the size stays {size:,}, but --vocab-size is {vocab_size:,}: give {size}"
-        )
+        problem = f"in place the size stays {size:,}, but --vocab-size is {vocab_size:,}"
+        raise TokenizerError(f"{problem}: give {size}")
     if keep >= vocab_size:
         raise TokenizerError(f"--keep {keep:,} of {vocab_size:,} leaves no room for new tokens")
     smaller = source.pruned(keep, protect, in_place=in_place)
-    extension = extend_bpe(smaller, source.words(script), vocab_size - keep)
+    words = count.count_words(source.tokenizer, source.corpus, script)
+    extension = extend_bpe(smaller, words, vocab_size - keep)
     options = {"verb": "optimize", "in_place": in_place, "kept_tokens": keep}
-    return source.publish(extension.parts.tokenizer, options, **_learned(extension))
+    return source.publish(extension.parts.tokenizer, extension, **options)
 
 
 def train_tokenizer(
@@ -181,7 +177,7 @@ def train_tokenizer(
             "count again with --fresh"
         )
     trained = replacement(source.tokenizer, words, vocab_size, algorithm=algorithm)
-    return source.publish(trained, {"verb": "train", "algorithm": algorithm})
+    return source.publish(trained, verb="train", algorithm=algorithm)
 
 
 def make_tokenizer(
@@ -214,10 +210,10 @@ def count_corpus(
     The counts of all shards, given to `extend_tokenizer` together, stand for their text. Counts
     for `train_tokenizer` are `fresh`: of all words, cut as a new vocabulary cuts them.
     """
-    output = Path(output)
-    if output.exists():
-        raise OutputError(f"the output {output} exists already: delete it or choose another place")
-    count.check_counts_path(output)
+    check_output(output := Path(output))
+    if not output.name.endswith(suffix := count.COUNTS_SUFFIX):
+        raise TokenizerError(f"the file of counts is {output}: its name must end in {suffix}")
+    check_folder(output)
     tokenizer = load_tokenizer(base).backend_tokenizer
     if fresh:
         tokenizer, script = replacement_cutter(tokenizer), "any"
@@ -244,25 +240,20 @@ class _Source:
         tokenizer = load_tokenizer(folder).backend_tokenizer
         return cls(folder, tokenizer, list(corpus), output)
 
-    def words(self, script: str) -> count.WordCounts:
-        """The words of the corpus as the tokenizer cuts them."""
-        return count.count_words(self.tokenizer, self.corpus, script)
-
     def pruned(self, keep: int, protect: Paths, *, in_place: bool) -> Parts:
         """The parts with the `keep` most used tokens."""
-        parts, protect = Parts.of(self.tokenizer), list(protect)
-        size = sum(name is not None for name in parts.names)
-        if keep > size:
-            raise TokenizerError(
-                f"{keep:,} tokens shall stay, but there are only {size:,}: ask for fewer"
-            )
-        ids = len(parts.names)
+        parts = Parts.of(self.tokenizer)
+        known, ids = len(parts.names) - parts.names.count(None), len(parts.names)
+        if keep > known:
+            problem = f"{keep:,} tokens shall stay, but there are only {known:,}"
+            raise TokenizerError(f"{problem}: ask for fewer")
         counts = token_counts(self.tokenizer, stream_texts(self.corpus), ids)
-        protected = token_counts(self.tokenizer, stream_texts(protect) if protect else (), ids) > 0
+        texts = stream_texts(paths) if (paths := list(protect)) else ()
+        protected = token_counts(self.tokenizer, texts, ids) > 0
         return pruned(parts, kept_tokens(parts, counts, keep, protected), in_place=in_place)
 
     def publish(
-        self, tokenizer: Tokenizer, options: dict[str, Any], **learned: Any
+        self, tokenizer: Tokenizer, extension: Extension | None = None, **options: Any
     ) -> TokenizerChange:
         """Check the new tokenizer on a sample of the corpus and write it."""
         texts = self._sample()
@@ -272,31 +263,26 @@ class _Source:
         tokens_after, decoded_after = _round_trips(tokenizer, texts)
         for text, old, new in zip(texts, decoded_before, decoded_after, strict=True):
             if new not in (old, text):
-                raise TokenizerError(
-                    f"the new tokenizer would not give back {text[:60]!r} as the old one does: its "
-                    "normaliser or decoder is not supported"
-                )
+                problem = f"the new tokenizer would not give back {text[:60]!r} as the old one does"
+                raise TokenizerError(f"{problem}: its normaliser or decoder is not supported")
         id_map = IdMap.between(before, after)
+        sample = {"characters": sum(map(len, texts)), "tokens_before": tokens_before}
         change = TokenizerChange(
             output=self.output,
             options=options,
-            **learned,
+            **_learned(extension) if extension else {},
             size_before=len(before),
             size=len(after),
             kept=len(id_map.kept),
             moved=len(id_map.moved),
             dropped=len(id_map.dropped),
             new=len(id_map.new),
-            corpus_sample={
-                "characters": sum(map(len, texts)),
-                "tokens_before": tokens_before,
-                "tokens_after": tokens_after,
-            },
+            corpus_sample=sample | {"tokens_after": tokens_after},
         )
         with publishing(self.output) as partial:
             write_tokenizer(json.loads(tokenizer.to_str()), self.folder, partial)
             record = json.dumps(change.record(), ensure_ascii=False, indent=1)
-            (partial / CHANGES_FILE).write_text(record + "\n")
+            (partial / CHANGES_FILE).write_text(record + "\n", encoding="utf-8")
             id_map.save(partial / ID_MAP_FILE)
             check_loaders(partial, [text[:2000] for text in texts[:20]])
         return change
@@ -309,12 +295,12 @@ class _Source:
 
 def _learned(extension: Extension) -> dict[str, Any]:
     tokens = [token.decode(errors="replace") for token in extension.new]
-    facts = (len(tokens), extension.script, extension.excluded, tokens)
-    return dict(zip(LEARNED, facts, strict=True))
+    script, excluded = extension.script, extension.excluded
+    return {"new_tokens": len(tokens), "script": script, "excluded": excluded, "tokens": tokens}
 
 
 def _check_unused(before: Vocabulary, after: Vocabulary) -> None:
-    """Raise `TokenizerError` where ids are still unused; none may have become so."""
+    """Raise `TokenizerError` if ids are still unused."""
     old, new = ({i for i, t in enumerate(v.tokens) if t is None} for v in (before, after))
     assert new <= old, f"ids came to be unused: {sorted(new - old)[:8]}"
     if new:
@@ -325,6 +311,6 @@ def _check_unused(before: Vocabulary, after: Vocabulary) -> None:
 
 
 def _round_trips(tokenizer: Tokenizer, texts: list[str]) -> tuple[int, list[str]]:
-    """How many tokens the texts take, and each text as it is decoded again."""
+    """The number of tokens of the texts, and each text decoded again."""
     ids = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     return sum(map(len, ids)), tokenizer.decode_batch(ids, skip_special_tokens=False)
