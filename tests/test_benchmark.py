@@ -18,7 +18,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from transformers import MistralConfig, MistralForCausalLM
 
-from lep.benchmark import scoring
+from lep.benchmark import backend, scoring
 from lep.benchmark.backend import InMemory
 from lep.benchmark.harness import Benchmark, BenchmarkRecord
 from lep.benchmark.metrics import metric
@@ -465,6 +465,25 @@ def test_templates_that_cannot_begin_an_answer_are_refused(data, template, messa
     Benchmark(checkpoint, ["arithmetic"], BenchmarkSettings())  # is not asked as a chat
 
 
+def test_templates_are_asked_without_a_chain_of_thought(pair, data, monkeypatch) -> None:
+    """When tasks are checked, in memory, and before a server scores choices."""
+    model, checkpoint = load_model(pair["instruct"])
+    thinks = "{% if enable_thinking is not defined %}{{ raise_exception('thinks') }}{% endif %}"
+    template = thinks + checkpoint.tokenizer.chat_template
+    monkeypatch.setattr(checkpoint.tokenizer, "chat_template", template)
+    Benchmark(checkpoint, ["daru_rwsd"], BenchmarkSettings(data=str(data)))
+    monkeypatch.setattr(backend, "_served", lambda url: {})
+    server = backend.Server(checkpoint, "m", "http://localhost:1/v1").answering(False, True)
+    messages = [{"role": "user", "content": "Да"}, {"role": "assistant", "content": "Ответ:"}]
+    for conversation, ask in ((messages[:1], True), (messages, False)):
+        texts = [
+            m.apply_chat_template(conversation, ask)
+            for m in (server, InMemory(model, checkpoint, 1))
+        ]
+        assert texts[0] == texts[1]
+    assert texts[0].endswith("Ответ:")
+
+
 def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
     model, checkpoint = load_model(LAB / "instruct")
     names = ["daru_rucola", "daru_copy_sentence_ru"]
@@ -760,7 +779,10 @@ def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["daru_rucolla"], "the nearest are daru_rucola"), (["qwertyuiop"], "there are")],
+    [
+        (["daru_rucolla"], r"did you mean 'daru_rucola'\?"),
+        (["qwertyuiop"], "the valid ones are .*daru_rucola.*copy_sentence"),
+    ],
 )
 def test_unknown_tasks_are_refused_with_the_nearest(names, message) -> None:
     with pytest.raises(LepError, match=message):

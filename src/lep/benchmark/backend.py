@@ -64,8 +64,8 @@ class InMemory(HFLM):
         """As in lm-evaluation-harness, but all texts are tokenised at once, on all cores."""
         pairs = [request.args for request in requests]
         groups: dict[bool, list[str]] = {True: [], False: []}
+        templated = self.add_bos_token is False
         for text in {t for context, choice in pairs for t in (context, context + choice) if t}:
-            templated = self.add_bos_token is False
             groups[adds_special(self.tokenizer, text, templated=templated)].append(text)
         for special, group in groups.items():
             encode = self.tokenizer.backend_tokenizer.encode_batch
@@ -105,7 +105,7 @@ class InMemory(HFLM):
 
 
 class _Counting:
-    """Tokens of an answer as the server counts them, without the one that ended it."""
+    """Counts an answer's tokens as the server does, without the one that ended it."""
 
     latest: int | None = None
     context: int
@@ -161,15 +161,14 @@ class Server:
         served = _served(url)
         known = [name for name in (source, str(checkpoint.folder)) if name in served]
         if not known and len(served) > 1:
-            models = ", ".join(served)
-            advice = "serve one model, or that one"
-            raise LepError(f"the server at {url} has {models} and not {source}: {advice}")
+            models = f"{', '.join(served)} and not {source}"
+            raise LepError(f"the server at {url} has {models}: serve one model, or that one")
         name = known[0] if known else next(iter(served), str(checkpoint.folder))
         longest = context_of(checkpoint)
         self.context = min(longest, served.get(name) or longest)
-        limits = {"max_retries": TRIES, "timeout": SECONDS, "num_concurrent": CONCURRENT}
-        options = {"model": name, "tokenizer": str(checkpoint.folder), "batch_size": 1} | limits
-        options |= {"max_length": self.context}
+        options = {"model": name, "tokenizer": str(checkpoint.folder), "max_length": self.context}
+        options |= {"max_retries": TRIES, "timeout": SECONDS, "num_concurrent": CONCURRENT}
+        options |= {"batch_size": 1}
         address, backend = f"{url}/completions", "huggingface"
         self.completions = Completions(base_url=address, tokenizer_backend=backend, **options)
         self.completions.tokenizer = checkpoint.tokenizer
@@ -188,8 +187,8 @@ class Server:
         with closing(Recorded(model, lambda text: len(encode(text)), self.context, file)) as asked:
             answers = asked.loglikelihood(instances)
         if asked.too_long:
-            share = f"{len(asked.too_long)} of {len(texts)} windows of text"
-            raise LepError(f"{share} are longer than the model's context")
+            count = f"{len(asked.too_long)} of {len(texts)}"
+            raise LepError(f"{count} windows of text are longer than the model's context")
         counts = (len(encode(text, add_special_tokens=False)) for text in texts)
         return [(count, -nats) for count, (nats, _) in zip(counts, answers, strict=True)]
 

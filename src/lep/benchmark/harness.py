@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -21,8 +22,7 @@ from lep.settings import BenchmarkSettings
 from lep.tokenizer.chat import TEMPLATE_OPTIONS, chat_ids
 
 BASE_SHOTS = 5  # of a model without a chat template; an instruct model gets none
-HARNESS = "lm-evaluation-harness: install lep with its extra 'eval'"
-NEEDS_HARNESS = f"benchmark tasks and servers need {HARNESS}"
+NEEDS_HARNESS = "benchmark tasks and servers need lm-evaluation-harness: pip install 'lep[eval]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,13 @@ class Benchmark:
         self, checkpoint: Checkpoint | Description, names: list[str], settings: BenchmarkSettings
     ) -> None:
         self.checkpoint, self.settings = checkpoint, settings
-        self.chat = bool(checkpoint.tokenizer.chat_template)
-        if settings.chat and not self.chat:
+        template = bool(checkpoint.tokenizer.chat_template)
+        if settings.chat and not template:
             raise LepError(
                 f"{checkpoint.folder} has no chat template, so it cannot be asked as a chat model: "
                 "leave --chat out, or give its instruct version"
             )
-        self.chat = self.chat if settings.chat is None else settings.chat
+        self.chat = template if settings.chat is None else settings.chat
         default = 0 if self.chat else BASE_SHOTS
         self.shots = default if settings.shots is None else settings.shots
         self.tasks = self._load(names)
@@ -70,7 +70,6 @@ class Benchmark:
             _check_prefix(checkpoint, prefix)
 
     def _load(self, names: list[str]) -> dict[str, Any]:
-        """The tasks of lm-evaluation-harness by name."""
         try:
             from lm_eval import utils
             from lm_eval.tasks import TaskManager
@@ -95,8 +94,8 @@ class Benchmark:
         for name, task in self.tasks.items():
             config, generates = task.config, task.OUTPUT_TYPE == "generate_until"
             if generates:
-                room = config.generation_kwargs["max_gen_toks"]
-                room = min(room, context_of(self.checkpoint) // 2)
+                half = context_of(self.checkpoint) // 2
+                room = min(config.generation_kwargs["max_gen_toks"], half)
                 task.set_config("generation_kwargs", {"max_gen_toks": room}, update=True)
             if not config.metadata.get("plain"):
                 most = self.shots if config.num_fewshot is None else config.num_fewshot
@@ -144,9 +143,9 @@ class Benchmark:
         limit = self.settings.limit
         if not limit or limit >= len(docs):
             return None
-        units: dict[str, list[int]] = {}
+        units: dict[str, list[int]] = defaultdict(list)
         for index, doc in enumerate(docs):
-            units.setdefault(doc["unit"], []).append(index)
+            units[doc["unit"]].append(index)
         taken: list[int] = []
         for unit in sorted(units, key=lambda unit: unit_hash(f"{self.settings.seed}/{unit}")):
             if len(taken) < limit:

@@ -1,6 +1,7 @@
 """A model behind lm-evaluation-harness that keeps every answer on disk as it comes."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Recorded(LM):
         if file.exists():
             whole, end, _ = file.read_bytes().rpartition(b"\n")  # a kill may have cut the last line
             self.known = dict(map(json.loads, whole.splitlines()))
-            file.write_bytes(whole + end)
+            os.truncate(file, len(whole + end))
         self.file = file.open("a", encoding="utf-8")
         model.set_cache_hook(self)
 

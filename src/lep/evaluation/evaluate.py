@@ -90,8 +90,8 @@ def evaluate(
     sources = list(map(str, models))
     tasks = resolve(settings.benchmark.tasks)
     if not (text or tasks or settings.prompts):
-        advice = "give --text LANGUAGE=PATH, benchmark tasks, or --prompts"
-        raise LepError(f"nothing to measure: {advice}")
+        kinds = "--text LANGUAGE=PATH, benchmark tasks, or --prompts"
+        raise LepError(f"nothing to measure: give {kinds}")
     subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
     material = Material.of(text, settings, _prompts(subjects[0], settings))
     original = subjects[0].checkpoint.vocabulary
