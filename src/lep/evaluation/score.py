@@ -109,6 +109,8 @@ def score_model(
 
     A `base` model is never asked through its template, which is there for those who tune it.
     Answers to benchmark tasks are kept in `folder`, where an interrupted run finds them again.
+
+    Raises `LepError` for text, a model or a task that cannot be used.
     """
     if base:
         plain = settings.benchmark.model_copy(update={"chat": False})

@@ -137,13 +137,9 @@ def _material(
     """Text, copy tasks, and the first prompts in the order of a fixed hash."""
     questions = [question(record["messages"]) for record in read_messages(prompts)]
     questions.sort(key=lambda messages: unit_hash(messages[-1]["content"]))
-    settings = EvaluateSettings(
-        characters=select.characters,
-        tasks=["copy_sentence"] if select.copies else [],
-        items=max(select.copies, 1),
-        seed=select.seed,
-        batch_size=select.batch_size,
-    )
+    tasks = ["copy_sentence"] if select.copies else []
+    limits = select.model_dump(include={"characters", "seed", "batch_size"})
+    settings = EvaluateSettings(tasks=tasks, items=max(select.copies, 1), **limits)
     return Material.of(text, settings, questions[: select.prompts])
 
 

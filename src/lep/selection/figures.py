@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 
-from lep.evaluation.measures import BITS, Measure, measures
+from lep.evaluation.measures import BITS, METRICS, measures
 from lep.evaluation.records import AnswerRecord, TextRecord
 from lep.selection.probe import Record, record_half
 from lep.settings import SelectSettings
@@ -70,14 +70,11 @@ def all_measures(
     """All measures of a candidate on one half: of answers, then of texts, then of copies."""
     interval = partial(estimate, resamples=settings.bootstrap, seed=settings.seed)
     pairs = [(r, c) for r, c in zip(records, chosen, strict=True) if record_half(r) == half]
-    ranked = sorted(measures(record for record, _ in pairs), key=_rank)
-    result = {}
-    for measure in ranked:
-        title = TITLES.get(measure.metric, "").format(measure.language)
-        if measure.language == AnswerRecord.language:
-            title = measure.metric
-        if not title or measure.task is not None:
-            continue
+    result, known = {}, {*METRICS["answer"], *TITLES}
+    shown = [m for m in measures(r for r, _ in pairs) if m.task is None and m.metric in known]
+    shown.sort(key=lambda m: (m.metric in TITLES, m.metric == "exact match", m.language))
+    for measure in shown:
+        title = TITLES.get(measure.metric, measure.metric).format(measure.language)
         array = measure.array(list(measure.values))
         columns = array.T if array.ndim > 1 else [array]
         result[title] = interval(*columns)
@@ -89,9 +86,3 @@ def all_measures(
             ]
             result["score less chosen"] = interval(less, columns[1])
     return result
-
-
-def _rank(measure: Measure) -> tuple[int, str]:
-    if measure.language == AnswerRecord.language:
-        return 0, ""
-    return 1 + (measure.metric == "exact match"), measure.language
