@@ -357,7 +357,7 @@ def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_what_questions_share_is_read_once(pair, batch_size) -> None:
+def test_what_questions_share_is_read_once(pair, batch_size, monkeypatch) -> None:
     """Against lm-evaluation-harness's scoring, with continuations of one and of several tokens."""
     model, checkpoint = load_model(pair["base"])
     rng = random.Random(0)
@@ -376,7 +376,12 @@ def test_what_questions_share_is_read_once(pair, batch_size) -> None:
     expected = plain._loglikelihood_tokens(
         [(None, *request) for request in requests], disable_tqdm=True
     )
+    widths, real = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda *a, **k: widths.append(k["input_ids"].shape[1]) or real(*a, **k)
+    )
     answers = sorted(continuation_nats(model, requests, batch_size))
+    assert {len(head) - 1, len(other)} <= set(widths)  # each is read by itself, once
     assert [number for number, *_ in answers] == list(range(len(requests)))
     assert [nats for _, nats, _ in answers] == pytest.approx(
         [nats for nats, _ in expected], rel=1e-4
@@ -586,6 +591,8 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(
         data=str(data),
     )
     assert len(again) == ITEMS * 3 - (before - 1)
+    # the half line is gone, and all answers are there
+    assert records == run(lab_instruct, ["daru_rcb"], Fake(None), tmp_path / "a", data=str(data))
     assert records == run(lab_instruct, ["daru_rcb"], Fake(guess), tmp_path / "b", data=str(data))
 
 
@@ -692,9 +699,10 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
 
     def some_ended(model, tokenizer, *arguments, **options):
         new = len(tokenizer) - 1  # of the adapted vocabulary
+        text = "да" if len(tokenizer) == len(Checkpoint(pair["instruct"]).tokenizer) else "нет"
         for batch in real(model, tokenizer, *arguments, **options):
             yield [
-                replace(a, finished=a.index != 1, text="" if a.index == 2 else "да", ids=[5, new])
+                replace(a, finished=a.index != 1, text="" if a.index == 2 else text, ids=[5, new])
                 for a in batch
             ]
 
@@ -719,6 +727,9 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
         == 2
     )
     assert first["ends its turn"]["value"] == 0.75
+    adapted = load_records(tmp_path / "out" / "records.jsonl")[-4:]
+    assert [record.answer for record in adapted] == ["нет", "нет", "", "нет"]
+    assert [record.original_answer for record in adapted] == ["да", "", "", "да"]
     with pytest.raises(LepError, match="name the original instruct model's folder first"):
         evaluate([str(pair["base"]), str(pair["instruct"])], {}, tmp_path / "other", settings)
 
