@@ -10,7 +10,7 @@ import yaml
 
 from lep.corpus.tasks import TASKS
 from lep.errors import LepError
-from lep.settings import nearest
+from lep.fields import nearest
 
 FOLDER = Path(__file__).parent
 EVERYTHING = "darumeru"  # the group of groups: the whole benchmark
