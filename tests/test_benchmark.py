@@ -18,7 +18,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from transformers import MistralConfig, MistralForCausalLM
 
-from lep.benchmark import scoring
+from lep.benchmark import backend, scoring
 from lep.benchmark.backend import InMemory
 from lep.benchmark.harness import Benchmark, BenchmarkRecord
 from lep.benchmark.metrics import metric
@@ -357,7 +357,7 @@ def test_likelihoods_in_memory_equal_one_token_at_a_time(lab_instruct, data, tmp
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_what_questions_share_is_read_once(pair, batch_size) -> None:
+def test_what_questions_share_is_read_once(pair, batch_size, monkeypatch) -> None:
     """Against lm-evaluation-harness's scoring, with continuations of one and of several tokens."""
     model, checkpoint = load_model(pair["base"])
     rng = random.Random(0)
@@ -376,7 +376,12 @@ def test_what_questions_share_is_read_once(pair, batch_size) -> None:
     expected = plain._loglikelihood_tokens(
         [(None, *request) for request in requests], disable_tqdm=True
     )
+    widths, real = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda *a, **k: widths.append(k["input_ids"].shape[1]) or real(*a, **k)
+    )
     answers = sorted(continuation_nats(model, requests, batch_size))
+    assert {len(head) - 1, len(other)} <= set(widths)  # each is read by itself, once
     assert [number for number, *_ in answers] == list(range(len(requests)))
     assert [nats for _, nats, _ in answers] == pytest.approx(
         [nats for nats, _ in expected], rel=1e-4
@@ -463,6 +468,25 @@ def test_templates_that_cannot_begin_an_answer_are_refused(data, template, messa
     with pytest.raises(LepError, match=message):
         Benchmark(checkpoint, ["daru_rwsd"], BenchmarkSettings(data=str(data)))
     Benchmark(checkpoint, ["arithmetic"], BenchmarkSettings())  # is not asked as a chat
+
+
+def test_templates_are_asked_without_a_chain_of_thought(pair, data, monkeypatch) -> None:
+    """When tasks are checked, in memory, and before a server scores choices."""
+    model, checkpoint = load_model(pair["instruct"])
+    thinks = "{% if enable_thinking is not defined %}{{ raise_exception('thinks') }}{% endif %}"
+    template = thinks + checkpoint.tokenizer.chat_template
+    monkeypatch.setattr(checkpoint.tokenizer, "chat_template", template)
+    Benchmark(checkpoint, ["daru_rwsd"], BenchmarkSettings(data=str(data)))
+    monkeypatch.setattr(backend, "_served", lambda url: {})
+    server = backend.Server(checkpoint, "m", "http://localhost:1/v1").answering(False, True)
+    messages = [{"role": "user", "content": "Да"}, {"role": "assistant", "content": "Ответ:"}]
+    for conversation, ask in ((messages[:1], True), (messages, False)):
+        texts = [
+            m.apply_chat_template(conversation, ask)
+            for m in (server, InMemory(model, checkpoint, 1))
+        ]
+        assert texts[0] == texts[1]
+    assert texts[0].endswith("Ответ:")
 
 
 def test_batches_change_nothing(lab_instruct, data, tmp_path) -> None:
@@ -567,6 +591,8 @@ def test_answers_are_kept_as_they_come_and_not_asked_for_again(
         data=str(data),
     )
     assert len(again) == ITEMS * 3 - (before - 1)
+    # the half line is gone, and all answers are there
+    assert records == run(lab_instruct, ["daru_rcb"], Fake(None), tmp_path / "a", data=str(data))
     assert records == run(lab_instruct, ["daru_rcb"], Fake(guess), tmp_path / "b", data=str(data))
 
 
@@ -673,9 +699,10 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
 
     def some_ended(model, tokenizer, *arguments, **options):
         new = len(tokenizer) - 1  # of the adapted vocabulary
+        text = "да" if len(tokenizer) == len(Checkpoint(pair["instruct"]).tokenizer) else "нет"
         for batch in real(model, tokenizer, *arguments, **options):
             yield [
-                replace(a, finished=a.index != 1, text="" if a.index == 2 else "да", ids=[5, new])
+                replace(a, finished=a.index != 1, text="" if a.index == 2 else text, ids=[5, new])
                 for a in batch
             ]
 
@@ -700,6 +727,9 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
         == 2
     )
     assert first["ends its turn"]["value"] == 0.75
+    adapted = load_records(tmp_path / "out" / "records.jsonl")[-4:]
+    assert [record.answer for record in adapted] == ["нет", "нет", "", "нет"]
+    assert [record.original_answer for record in adapted] == ["да", "", "", "да"]
     with pytest.raises(LepError, match="name the original instruct model's folder first"):
         evaluate([str(pair["base"]), str(pair["instruct"])], {}, tmp_path / "other", settings)
 
@@ -760,7 +790,10 @@ def test_speed_is_measured_on_the_same_text(pair, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["daru_rucolla"], "the nearest are daru_rucola"), (["qwertyuiop"], "there are")],
+    [
+        (["daru_rucolla"], r"did you mean 'daru_rucola'\?"),
+        (["qwertyuiop"], "the valid ones are .*daru_rucola.*copy_sentence"),
+    ],
 )
 def test_unknown_tasks_are_refused_with_the_nearest(names, message) -> None:
     with pytest.raises(LepError, match=message):

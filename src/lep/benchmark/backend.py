@@ -1,10 +1,11 @@
-"""What answers the benchmark's requests: a model in memory, or an OpenAI-compatible server.
+"""Models that answer the benchmark's requests: in memory, or behind an OpenAI-compatible server.
 
-Both are lm-evaluation-harness's own, with these changes: every answer is kept on disk as it comes,
-both tokenise alike, and nothing is ever cut to fit.
+Both extend lm-evaluation-harness's own: they count the tokens of their answers, tokenise alike, and
+cut nothing to fit.
 """
 
 from bisect import bisect_left
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from transformers import GenerationConfig
 
-from lep.benchmark.harness import quiet
+from lep.benchmark.harness import chat_text, quiet
 from lep.benchmark.recorded import Recorded
 from lep.benchmark.scoring import continuation_nats
 from lep.checkpoint.reader import Checkpoint
@@ -26,10 +27,16 @@ from lep.tokenizer.chat import TEMPLATE_OPTIONS
 SECONDS, CONCURRENT, TRIES = 600, 8, 3
 
 
-class InMemory(HFLM):
-    """A loaded model. Scores continuations itself: much faster where questions have examples."""
+def adds_special(tokenizer: Any, text: str, *, templated: bool) -> bool:
+    """Whether special tokens go before a text. A conversation begins as its template begins it."""
+    begin = tokenizer.bos_token
+    return not (templated or (begin and text.startswith(begin)))
 
-    spare = 1  # tokens of a scored text beyond the context: the last one is predicted, not seen
+
+class InMemory(HFLM):
+    """A loaded model. It scores continuations itself: much faster where questions have examples."""
+
+    spare = 1  # tokens of a scored text beyond the context: the last one is predicted, not read
 
     def __init__(self, model: Any, checkpoint: Checkpoint, batch_size: int) -> None:
         with quiet():
@@ -41,14 +48,13 @@ class InMemory(HFLM):
                 backend="causal",
                 chat_template_args=TEMPLATE_OPTIONS,
             )
-        # without the makers' lengths, penalties and sampling
-        ends = model.generation_config.eos_token_id
+        ends = model.generation_config.eos_token_id  # without the makers' lengths and sampling
         model.generation_config = GenerationConfig(eos_token_id=ends)
         self.latest: list[int] = []
         self._encoded: dict[str, list[int]] = {}
 
     def answering(self, generates: bool, chat: bool) -> LM:
-        """The model to ask: always this one. A conversation begins as its template begins it."""
+        """The model to ask: always this one."""
         self.add_bos_token = False if chat else None
         return self
 
@@ -57,18 +63,14 @@ class InMemory(HFLM):
     ) -> list[tuple[float, bool]]:
         """As in lm-evaluation-harness, but all texts are tokenised at once, on all cores."""
         pairs = [request.args for request in requests]
-        texts = dict.fromkeys(t for context, choice in pairs for t in (context, context + choice))
-        begin = self.tokenizer.bos_token or "\0"
-        encode = self.tokenizer.backend_tokenizer.encode_batch
-        for special in (True, False):
-            group = [
-                text
-                for text in filter(None, texts)
-                if (self.add_bos_token is None and not text.startswith(begin)) == special
-            ]
+        groups: dict[bool, list[str]] = {True: [], False: []}
+        templated = self.add_bos_token is False
+        for text in {t for context, choice in pairs for t in (context, context + choice) if t}:
+            groups[adds_special(self.tokenizer, text, templated=templated)].append(text)
+        for special, group in groups.items():
+            encode = self.tokenizer.backend_tokenizer.encode_batch
             encodings = encode(group, add_special_tokens=special)
-            ids = (encoding.ids for encoding in encodings)
-            self._encoded |= zip(group, ids, strict=True)
+            self._encoded |= {t: each.ids for t, each in zip(group, encodings, strict=True)}
         try:
             return super().loglikelihood(requests, disable_tqdm=True)
         finally:
@@ -95,15 +97,15 @@ class InMemory(HFLM):
     def written(self, text: str) -> int:
         """Tokens of the latest answer, up to where the text was cut."""
         ids, decode = self.latest, self.tokenizer.decode
-        return bisect_left(
-            range(len(ids)),
-            len(text),
-            key=lambda count: len(decode(ids[:count], skip_special_tokens=True)),
-        )
+
+        def length(count: int) -> int:
+            return len(decode(ids[:count], skip_special_tokens=True))
+
+        return bisect_left(range(len(ids)), len(text), key=length)
 
 
 class _Counting:
-    """Tokens of an answer as the server counts them, without the one that ended it."""
+    """Counts an answer's tokens as the server does, without the one that ended it."""
 
     latest: int | None = None
     context: int
@@ -124,26 +126,27 @@ class Completions(_Counting, LocalCompletionsAPI):
     Asks for prompt log-probabilities of token ids (`echo` with `logprobs`), as vLLM gives them.
     """
 
-    spare = -1  # the server sees the last token too, and adds one of its own
-    templated = False  # texts are conversations, which begin as their template begins them
+    spare = -1  # the server reads the last token too, and adds one of its own
+    templated = False  # whether the texts are conversations
 
     def tok_encode(self, string: Any, left_truncate_len: int | None = None, **kwargs: Any) -> Any:
         if not isinstance(string, str):
             return [self.tok_encode(each, left_truncate_len) for each in string]
         special = kwargs.get("add_special_tokens")
         if special is None:
-            begin = self.tokenizer.bos_token
-            special = not (self.templated or (begin and string.startswith(begin)))
+            special = adds_special(self.tokenizer, string, templated=self.templated)
         return self.tokenizer.encode(string, add_special_tokens=special)
+
+    def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+        return chat_text(self.tokenizer, chat_history, ask=add_generation_prompt)
 
 
 class Chat(_Counting, LocalChatCompletion):
     """`/v1/chat/completions`: answers; the server applies the model's template."""
 
     def _create_payload(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        return super()._create_payload(*arguments, **options) | {
-            "chat_template_kwargs": TEMPLATE_OPTIONS
-        }
+        payload = super()._create_payload(*arguments, **options)
+        return payload | {"chat_template_kwargs": TEMPLATE_OPTIONS}
 
 
 class Server:
@@ -158,24 +161,16 @@ class Server:
         served = _served(url)
         known = [name for name in (source, str(checkpoint.folder)) if name in served]
         if not known and len(served) > 1:
-            raise LepError(
-                f"the server at {url} has {', '.join(served)} and not {source}: serve one model, "
-                "or that one"
-            )
+            models = f"{', '.join(served)} and not {source}"
+            raise LepError(f"the server at {url} has {models}: serve one model, or that one")
         name = known[0] if known else next(iter(served), str(checkpoint.folder))
-        self.context = min(context_of(checkpoint), served.get(name) or context_of(checkpoint))
-        options = {
-            "model": name,
-            "tokenizer": str(checkpoint.folder),
-            "max_length": self.context,
-            "num_concurrent": CONCURRENT,
-            "max_retries": TRIES,
-            "timeout": SECONDS,
-            "batch_size": 1,
-        }
-        self.completions = Completions(
-            base_url=f"{url}/completions", tokenizer_backend="huggingface", **options
-        )
+        longest = context_of(checkpoint)
+        self.context = min(longest, served.get(name) or longest)
+        options = {"model": name, "tokenizer": str(checkpoint.folder), "max_length": self.context}
+        options |= {"max_retries": TRIES, "timeout": SECONDS, "num_concurrent": CONCURRENT}
+        options |= {"batch_size": 1}
+        address, backend = f"{url}/completions", "huggingface"
+        self.completions = Completions(base_url=address, tokenizer_backend=backend, **options)
         self.completions.tokenizer = checkpoint.tokenizer
         self.chat = Chat(base_url=f"{url}/chat/completions", **options)
         self.completions.context = self.chat.context = self.context
@@ -185,29 +180,21 @@ class Server:
         self.completions.templated = chat
         return self.chat if generates and chat else self.completions
 
-    def text_nats(self, texts: list[str], file: Path) -> list[float]:
-        """-log p of each text in nats; answers are kept in `file`."""
-        recorded = Recorded(
-            self.completions,
-            lambda text: len(self.completions.tok_encode(text)),
-            self.context,
-            file,
-        )
+    def text_nats(self, texts: list[str], file: Path) -> list[tuple[int, float]]:
+        """Number of tokens of each text, and -log p in nats; answers are kept in `file`."""
+        model, encode = self.completions, self.completions.tok_encode
         instances = [Instance("loglikelihood", {}, ("", text), i) for i, text in enumerate(texts)]
-        try:
-            answers = recorded.loglikelihood(instances)
-        finally:
-            recorded.close()
-        if recorded.too_long:
-            raise LepError(
-                f"{len(recorded.too_long)} of {len(texts)} windows of text are longer than the "
-                "model's context"
-            )
-        return [-nats for nats, _ in answers]
+        with closing(Recorded(model, lambda text: len(encode(text)), self.context, file)) as asked:
+            answers = asked.loglikelihood(instances)
+        if asked.too_long:
+            count = f"{len(asked.too_long)} of {len(texts)}"
+            raise LepError(f"{count} windows of text are longer than the model's context")
+        counts = (len(encode(text, add_special_tokens=False)) for text in texts)
+        return [(count, -nats) for count, (nats, _) in zip(counts, answers, strict=True)]
 
 
 def _served(url: str) -> dict[str, int | None]:
-    """Models of a server with their context, where it says; empty where it has no list."""
+    """A server's models, each with its context or None; empty if the server does not list them."""
     try:
         answer = requests.get(f"{url}/models", timeout=30)
     except requests.RequestException as error:

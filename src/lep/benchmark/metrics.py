@@ -21,9 +21,8 @@ TWO_POINT_TASK = "16"  # of the USE: one point for one of two right sentences
 def _confusion(pairs: np.ndarray) -> np.ndarray:
     gold, predicted = pairs.astype(np.int64).T
     classes = int(pairs.max()) + 1
-    return np.bincount(gold * classes + predicted, minlength=classes * classes).reshape(
-        classes, classes
-    )
+    counts = np.bincount(gold * classes + predicted, minlength=classes**2)
+    return counts.reshape(classes, classes)
 
 
 def macro_f1(pairs: np.ndarray) -> float:
@@ -44,9 +43,9 @@ def matthews(pairs: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """How items, each (unit, value), become one figure: combined within units, then a statistic.
+    """How items (unit, value) become one figure: values are combined by unit, then a statistic.
 
-    Called with the items it gives the figure, as lm-evaluation-harness expects of an aggregation.
+    It is called with the items, as lm-evaluation-harness calls an aggregation.
     """
 
     statistic: Statistic = mean
@@ -84,7 +83,7 @@ def length_ratio(n: int, m: int) -> float:
 def token_ratio(written: int, original: str, length: Callable[[str], int]) -> float:
     """`length_ratio` of the tokens in which a copy was written, and those of its original.
 
-    A template may or may not put a space before an answer: the nearer way to tokenise counts.
+    A template may or may not put a space before an answer: the nearer tokenisation counts.
     """
     return max(length_ratio(written, length(text)) for text in (original, " " + original))
 
@@ -106,7 +105,7 @@ def common_subsequence(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 
 def copied(copy: str, original: str) -> bool:
-    """Whether the longest common subsequence covers at least 99% of the original."""
+    """Whether the longest common subsequence covers at least `LEAST_LCS` of the original."""
     return common_subsequence(original, copy) >= LEAST_LCS * len(original)
 
 
@@ -114,7 +113,7 @@ _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}«»—–…“”�
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, punctuation taken off."""
+    """Lower-case words without punctuation."""
     return _PUNCTUATION.sub(" ", text.lower()).split()
 
 
@@ -129,15 +128,14 @@ def _morphology() -> Any:
 
 @cache
 def lemma(word: str) -> str:
-    """The dictionary form of a Russian word; any other word as it is."""
+    """The dictionary form of a Russian word; other words stay as they are."""
     return _morphology().parse(word)[0].normal_form
 
 
 def rouge_recall(reference: str, text: str, n: int) -> float:
     """Share of the reference's n-grams of lemmas that the text has, with counts (Lin 2004)."""
-    wanted, written = (
-        Counter(ngrams([lemma(word) for word in words(side)], n)) for side in (reference, text)
-    )
+    lemmas = ([lemma(word) for word in words(side)] for side in (reference, text))
+    wanted, written = (Counter(ngrams(side, n)) for side in lemmas)
     return (wanted & written).total() / max(1, wanted.total())
 
 
@@ -146,7 +144,7 @@ def ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
 
 
 def token_f1(answer: str, gold: str) -> float:
-    """Harmonic mean of the shares of common words in the answer and in the gold one (SQuAD)."""
+    """Harmonic mean of precision and recall of the answer's words (SQuAD)."""
     given, right = Counter(words(answer)), Counter(words(gold))
     common = (given & right).total()
     return 2 * common / (given.total() + right.total()) if common else float(given == right)

@@ -1,6 +1,7 @@
 """A model behind lm-evaluation-harness that keeps every answer on disk as it comes."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ class Output(str):
 
 
 class Recorded(LM):
-    """A model whose every answer is kept in a file, so that an interrupted run is continued.
+    """A model whose answers are kept in a file, so that an interrupted run can continue.
 
-    A request longer than the context gets no answer: `too_long` holds its key.
+    A request longer than the context gets no answer; `too_long` holds its key.
     """
 
     def __init__(self, model: Any, length: Callable[[Any], int], context: int, file: Path) -> None:
@@ -45,17 +46,17 @@ class Recorded(LM):
         self.too_long: set[str] = set()
         self.known: dict[str, Any] = {}
         if file.exists():
-            lines = file.read_bytes().split(b"\n")[:-1]  # a line that a kill cut short has no end
-            self.known = dict(json.loads(line) for line in lines)
-            file.write_bytes(b"".join(line + b"\n" for line in lines))
+            whole, end, _ = file.read_bytes().rpartition(b"\n")  # a kill may have cut the last line
+            self.known = dict(map(json.loads, whole.splitlines()))
+            os.truncate(file, len(whole + end))
         self.file = file.open("a", encoding="utf-8")
         model.set_cache_hook(self)
 
     def add_partial(self, method: str, request: tuple[Any, ...], answer: Any) -> None:
         """Keep an answer as it comes: called by lm-evaluation-harness."""
-        if method == "generate_until":
-            answer = [answer, self.model.written(answer)]
-        self._keep(request_key(method, request), answer)
+        written = method == "generate_until"
+        kept = [answer, self.model.written(answer)] if written else answer
+        self._keep(request_key(method, request), kept)
 
     def _keep(self, key: str, answer: Any) -> None:
         self.known[key] = answer
@@ -78,18 +79,18 @@ class Recorded(LM):
         raise NotImplementedError
 
     def _scored_tokens(self, arguments: tuple[Any, ...]) -> int:
-        """What a scored text takes of the context."""
+        """Tokens that scoring a text takes of the context."""
         return self._tokens(arguments[0] + arguments[1], self.context + self.spare) - self.spare
 
     def _written_tokens(self, arguments: tuple[Any, ...]) -> int:
-        """What a prompt and its longest answer take of the context."""
+        """Tokens that a prompt and its longest answer take of the context."""
         prompt, room = arguments[0], arguments[1]["max_gen_toks"] - min(0, self.spare)
         if isinstance(prompt, str):
             return self._tokens(prompt, self.context - room) + room
         return self.length(json.loads(prompt.prompt)) + room  # the server applies the template
 
     def _tokens(self, text: str, limit: int) -> int:
-        """Tokens of a text. A text of few bytes cannot pass the limit, and is not tokenised."""
+        """At most this many tokens of a text; a text of few bytes is not tokenised."""
         most = len(text.encode()) + SPECIAL
         return most if most <= limit else self.length(text) + 1
 
@@ -97,16 +98,13 @@ class Recorded(LM):
         self, method: str, requests: list[Any], length: Callable[[tuple[Any, ...]], int]
     ) -> list[Any]:
         """The answer to each request, None where it is too long; only new requests are asked."""
-        keys = [request_key(method, request.args) for request in requests]
-        todo = []
-        for key, request in zip(keys, requests, strict=True):
-            if length(request.args) > self.context:
-                self.too_long.add(key)
-            elif key not in self.known:
-                todo.append((key, request))
+        keyed = [(request_key(method, request.args), request) for request in requests]
+        self.too_long |= {key for key, request in keyed if length(request.args) > self.context}
+        skipped = self.too_long | self.known.keys()
+        todo = [(key, request) for key, request in keyed if key not in skipped]
         for start in range(0, len(todo), CHUNK):
             self._ask(method, todo, todo[start : start + CHUNK])
-        return [self.known.get(key) for key in keys]
+        return [self.known.get(key) for key, _ in keyed]
 
     def _ask(self, method: str, todo: list[tuple[str, Any]], chunk: list[tuple[str, Any]]) -> None:
         try:
@@ -119,22 +117,17 @@ class Recorded(LM):
                 "this model, and give prompt log-probabilities (echo with logprobs) for choices"
             ) from error
         except BREAKDOWNS as error:
-            done = sum(key in self.known for key, _ in todo)
+            done = f"{sum(key in self.known for key, _ in todo):,} of {len(todo):,} requests"
             raise LepError(
-                f"the server stopped answering after {done:,} of {len(todo):,} requests "
-                f"({error or type(error).__name__}): start it again and give the same command, "
-                "which goes on from there"
+                f"the server stopped answering after {done} ({error or type(error).__name__}): "
+                "start it again and give the same command, which goes on from there"
             ) from error
         for (key, _), answer in zip(chunk, answers, strict=True):
             if key not in self.known:  # the model did not call `add_partial`
                 self._keep(key, [answer, None] if method == "generate_until" else answer)
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> Any:
-        return self.model.apply_chat_template(
-            chat_history, add_generation_prompt=add_generation_prompt
-        )
+    def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> Any:
+        return self.model.apply_chat_template(chat_history, add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:
@@ -142,6 +135,6 @@ class Recorded(LM):
 
 
 def request_key(method: str, arguments: tuple[Any, ...]) -> str:
-    """The same for the same question, in every run."""
+    """The same string for the same request in every run."""
     parts = (each if isinstance(each, (str, dict)) else each.prompt for each in arguments)
     return fingerprint([method, *parts])

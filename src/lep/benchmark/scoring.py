@@ -1,13 +1,12 @@
-"""Log-likelihoods of many continuations: what questions share is read once, logits are few.
+"""Log-likelihoods of many continuations: a prefix that questions share is read only once.
 
 The examples before a question are most of a few-shot prompt, and the same for a whole task (or
-subject). Their keys and values are computed once and shared by a batch. Logits are computed only
-from the first scored token on.
+subject). Their keys and values are computed once, and logits only from the first scored token on.
 """
 
 import copy
 import inspect
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,24 +20,25 @@ from lep.inference.likelihood import MOST_LOGITS
 SHARED = (DynamicLayer, DynamicSlidingWindowLayer)  # keys and values; other states are not shared
 MOST_CACHE = 1 << 32  # bytes of keys and values at once
 CPU_TOKENS = 2_048  # at once on a CPU: what more leave behind misses its caches (docs/log.md)
-HEAD, TOGETHER = 32, 4  # so many questions with so many first tokens in common are read together
+HEAD = 32  # tokens: a shorter prefix is not worth sharing
+TOGETHER = 4  # questions: fewer do not make a group
 
 
 @dataclass
 class Reading:
-    """Tokens that the model reads, and what is scored on them: (request, begin, continuation)."""
+    """Tokens that the model reads, and the continuations that are scored on them."""
 
     ids: tuple[int, ...]
-    scored: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    scored: list[tuple[int, int, list[int]]] = field(default_factory=list)  # request, begin, tokens
 
     @property
     def begin(self) -> int:
-        """Position whose logits score the first token of any continuation."""
+        """The first position whose logits score a token."""
         return min(begin for _, begin, _ in self.scored)
 
     @property
     def context(self) -> tuple[int, ...]:
-        """What comes before the first continuation."""
+        """The tokens before the first continuation."""
         return self.ids[: self.begin + 1]
 
 
@@ -54,7 +54,7 @@ class Prefix:
 def continuation_nats(
     model: Any, requests: Sequence[tuple[list[int], list[int]]], batch_size: int
 ) -> Iterator[tuple[int, float, bool]]:
-    """(request, log p of its continuation in nats, whether each token is the likeliest), unordered.
+    """(request, log p of its continuation in nats, whether it is the greedy one), unordered.
 
     `requests` holds (context, continuation), neither empty. Continuations of one token share the
     reading of their context.
@@ -63,16 +63,14 @@ def continuation_nats(
     for group in sorted(groups, key=lambda group: -max(len(r.ids) for r in group)):
         group.sort(key=lambda reading: (-len(reading.ids), reading.ids))
         prefix = _prefix(model, group)
-        start = 0
-        while start < len(group):
-            batch = group[start : start + batch_size]
+        while batch := group[:batch_size]:
             batch = batch[: _fits(model, batch, prefix)]
             yield from _score(model, batch, prefix)
-            start += len(batch)
+            group = group[len(batch) :]
 
 
 def _readings(requests: Sequence[tuple[list[int], list[int]]]) -> list[Reading]:
-    """Each different sequence of tokens once, with all that is scored on it."""
+    """Each different sequence of tokens, with all continuations scored on it."""
     readings: dict[tuple[int, ...], Reading] = {}
     for number, (context, continuation) in enumerate(requests):
         if not context or not continuation:
@@ -84,22 +82,19 @@ def _readings(requests: Sequence[tuple[list[int], list[int]]]) -> list[Reading]:
 
 
 def _grouped(readings: list[Reading]) -> list[list[Reading]]:
-    """Readings that begin alike together: with the same context, or the same first tokens."""
+    """Groups of readings with the same context, or the same first tokens; the rest is one group."""
     contexts = Counter(reading.context for reading in readings)
     heads = Counter(reading.ids[:HEAD] for reading in readings)
-    groups: dict[tuple[int, ...], list[Reading]] = {}
+    groups: dict[tuple[int, ...], list[Reading]] = defaultdict(list)
     for reading in readings:
-        common: tuple[int, ...] = ()
-        if contexts[reading.context] >= TOGETHER:
-            common = reading.context
-        elif heads[reading.ids[:HEAD]] >= TOGETHER:
-            common = reading.ids[:HEAD]
-        groups.setdefault(common, []).append(reading)
+        beginnings = (reading.context, contexts), (reading.ids[:HEAD], heads)
+        common = next((ids for ids, counts in beginnings if counts[ids] >= TOGETHER), ())
+        groups[common].append(reading)
     return list(groups.values())
 
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all sequences begin with.
+    """The number of tokens that all sequences begin with.
 
     >>> common_prefix([(1, 2, 3), (1, 2, 4, 5), (1, 2)])
     2
@@ -110,7 +105,7 @@ def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
 
 
 def _prefix(model: Any, group: list[Reading]) -> Prefix:
-    """What all begin with, where the model keeps keys and values of every token."""
+    """The common prefix of a group; empty if short, or if the model keeps no keys and values."""
     shared = common_prefix([reading.ids for reading in group])
     length = min(shared, *(reading.begin for reading in group))
     if length < HEAD or len(group) == 1:
@@ -123,7 +118,7 @@ def _prefix(model: Any, group: list[Reading]) -> Prefix:
 
 
 def _fits(model: Any, batch: list[Reading], prefix: Prefix) -> int:
-    """How many of a batch to read at once: memory holds logits and a prefix for each."""
+    """How many readings of a batch fit into memory with their logits and prefixes."""
     longest = max(len(reading.ids) for reading in batch)
     scored = longest - min(reading.begin for reading in batch)
     fits = MOST_LOGITS // (scored * model.config.get_text_config().vocab_size)
@@ -144,14 +139,8 @@ def _score(model: Any, batch: list[Reading], prefix: Prefix) -> Iterator[tuple[i
         for number, begin, continuation in reading.scored
     ]
     # the positions of all continuations one after the other, and the token that follows each
-    rows, positions, targets = torch.tensor(
-        [
-            (row, start + k, token)
-            for _, row, start, tokens in scored
-            for k, token in enumerate(tokens)
-        ],
-        device=logits.device,
-    ).T
+    table = [(row, start + k, t) for _, row, start, ids in scored for k, t in enumerate(ids)]
+    rows, positions, targets = torch.tensor(table, device=logits.device).T
     chosen = logits[rows, positions].float().log_softmax(-1)
     lengths = [len(tokens) for *_, tokens in scored]
     nats = chosen.gather(1, targets[:, None]).flatten().cpu().split(lengths)

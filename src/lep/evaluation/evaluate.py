@@ -12,9 +12,9 @@ from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import file_stamps, question, read_messages, write_records
 from lep.errors import LepError
-from lep.evaluation.guards import Original, prompt_records
+from lep.evaluation.prompts import prompt_records
 from lep.evaluation.records import PromptRecord, Record, Score, encode, load_records, save_records
-from lep.evaluation.score import Material, Paths, model_records, served_text_records, summarise
+from lep.evaluation.score import Material, Paths, model_records, summarise, window_records
 from lep.evaluation.spans import Messages
 from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
@@ -23,19 +23,20 @@ from lep.inference.models import Description, load_model
 from lep.publish import fingerprint, publishing
 from lep.result import Result
 from lep.settings import BenchmarkSettings, EvaluateSettings
+from lep.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """What models scored: the scores of each by its name, and the rows of the comparison."""
+    """The scores of each model, and the rows that compare them."""
 
     output: Path
-    scores: dict[str, list[Score]]
+    scores: dict[str, list[Score]]  # by the model's name
     rows: list[Row]
 
     @property
     def table(self) -> str:
-        """A row a model if there are held-out texts, then a row a measure."""
+        """A row per model if there are held-out texts, then a row per measure."""
         shown = [text_table(self.scores)] if any(map(cells, self.scores.values())) else []
         return "\n\n".join([*shown, comparison_table(self.rows, list(self.scores))])
 
@@ -45,7 +46,7 @@ class Comparison(Result):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to evaluate: loaded here, or behind a server that answers for it."""
+    """A model to evaluate: on disk, or behind a server."""
 
     source: str  # folder or hub id
     url: str | None
@@ -55,11 +56,11 @@ class Subject:
 
     @classmethod
     def parse(cls, argument: str, tasks: list[str], settings: BenchmarkSettings) -> "Subject":
-        """MODEL, or MODEL@URL. Raises `LepError` for a model, server or task that is not there."""
+        """Read MODEL or MODEL@URL. Raises `LepError` for a missing model, server or task."""
         source, at, address = argument.partition("@http")
         checkpoint = Description(source) if at else Checkpoint(source).check()
-        url, server = "http" + address if at else None, None
-        if url is not None:
+        url, server = f"http{address}" if at else None, None
+        if url:
             try:
                 from lep.benchmark.backend import Server
             except ImportError as error:
@@ -78,8 +79,8 @@ def evaluate(
 ) -> Comparison:
     """Score models on held-out text by language, benchmark tasks and prompts, and compare them.
 
-    `models` are folders or hub ids, or MODEL@URL behind an OpenAI-compatible server. Models after
-    the first have their paired differences from it. `output` gets `table.txt`, `scores.json`,
+    `models` are folders or hub ids, or MODEL@URL behind an OpenAI-compatible server; each is also
+    compared with the first, item by item. `output` gets `table.txt`, `scores.json`,
     `comparison.json` and `records.jsonl`. All models are opened and all tasks made before the first
     is scored, so that faults show at once. An interrupted run is continued.
 
@@ -89,23 +90,24 @@ def evaluate(
     sources = list(map(str, models))
     tasks = resolve(settings.benchmark.tasks)
     if not (text or tasks or settings.prompts):
-        raise LepError(
-            "nothing to measure: give --text LANGUAGE=PATH, benchmark tasks, or --prompts"
-        )
+        kinds = "--text LANGUAGE=PATH, benchmark tasks, or --prompts"
+        raise LepError(f"nothing to measure: give {kinds}")
     subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
     material = Material.of(text, settings, _prompts(subjects[0], settings))
+    original = subjects[0].checkpoint.vocabulary
+    answers: list[str] | None = None  # of the first model to the prompts
     records: dict[str, list[Record]] = {}
     with publishing(output, resume_key=_resume_key(subjects, text, material)) as partial:
         for i, name in enumerate(short_names(sources)):
             folder = partial / f"checkpoint-{i}"
-            saved = folder / "records.jsonl"
+            saved, part = folder / "records.jsonl", folder / "records.part"
             if not saved.exists():
                 folder.mkdir(exist_ok=True)
-                original = Original(subjects[0].checkpoint.vocabulary, _original_answers(records))
-                part = saved.with_suffix(".part")
-                save_records(part, _records(subjects[i], material, original, folder))
+                save_records(part, _records(subjects[i], material, original, answers, folder))
                 part.rename(saved)
             records[name] = load_records(saved)
+            prompts = (r for r in records[name] if isinstance(r, PromptRecord))
+            answers = answers or [record.original_answer for record in prompts]
         scores = {name: list(summarise(each, settings)) for name, each in records.items()}
         rows = comparison(records, settings.bootstrap, settings.seed)
         result = Comparison(output, scores, rows)
@@ -136,31 +138,28 @@ def _resume_key(subjects: list[Subject], text: Mapping[str, Paths], material: Ma
     return fingerprint([*models, text, stamps, settings.model_dump(), material.prompts])
 
 
-def _original_answers(records: dict[str, list[Record]]) -> list[str] | None:
-    """The first model's answers to the prompts, once it has answered."""
-    first = next(iter(records.values()), None)
-    if first is None:
-        return None
-    return [record.original_answer for record in first if isinstance(record, PromptRecord)]
-
-
 def _records(
-    subject: Subject, material: Material, original: Original, folder: Path
+    subject: Subject,
+    material: Material,
+    original: Vocabulary,
+    answers: list[str] | None,
+    folder: Path,
 ) -> Iterator[Record]:
     """All records of one model; benchmark answers and a server's are kept in `folder`."""
-    server, benchmark, settings = subject.server, subject.benchmark, material.settings
+    server, benchmark, speed = subject.server, subject.benchmark, material.settings.speed
     if server is not None:
-        tokenizer = subject.checkpoint.tokenizer
-        yield from served_text_records(server, tokenizer, material.windows, folder)
+        for language, windows in material.windows.items():
+            texts, file = [window.text for window in windows], folder / f"text-{language}.jsonl"
+            yield from window_records(language, windows, server.text_nats(texts, file))
         if benchmark is not None:
             yield from benchmark.records(server.answering, folder)
         return
     model, checkpoint = load_model(subject.source)
     yield from model_records(model, checkpoint, material, benchmark, folder)
     if material.prompts and checkpoint.tokenizer.chat_template:
-        yield from prompt_records(model, checkpoint, material.prompts, original, settings)
-    if settings.speed:
-        yield from speed_records(model, checkpoint, material.windows, settings.speed)
+        yield from prompt_records(model, checkpoint, material, original, answers)
+    if speed:
+        yield from speed_records(model, checkpoint, material.windows, speed)
 
 
 def _write(result: Comparison, records: dict[str, list[Record]], folder: Path) -> None:

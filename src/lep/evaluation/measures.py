@@ -1,10 +1,10 @@
-"""From records to figures: what is averaged over which units, with intervals and differences."""
+"""From records to figures: each metric is aggregated over units, and compared between models."""
 
 import math
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,10 +65,6 @@ METRICS: dict[str, dict[str, Formula]] = {  # by kind of record
 BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others are shares
 
 
-def _sum(values: list[Any]) -> Any:
-    return np.sum(values, axis=0).tolist()
-
-
 @dataclass(frozen=True)
 class Measure:
     """One metric of one model: the value of each item (text, question, answer)."""
@@ -82,7 +78,7 @@ class Measure:
     left_out: int = 0  # items that are longer than the model's context
 
     def array(self, items: list[str]) -> np.ndarray:
-        """The values of these items, combined where they belong together."""
+        """The values of the units that these items make up."""
         units = self.aggregation.units([self.values[item] for item in items])
         return np.asarray(list(units.values()), dtype=np.float64)
 
@@ -93,12 +89,11 @@ class Measure:
 
 def measures(records: Iterable[Record | AnswerRecord]) -> list[Measure]:
     """Every metric by language and task; chat tasks of a language also together (task None)."""
-    groups: dict[Key, list[Any]] = {}
+    groups: dict[Key, list[Any]] = defaultdict(list)
     for record in records:
-        kind, language, task = record.kind, record.language, getattr(record, "task", None)
-        groups.setdefault((kind, language, task), []).append(record)
-        if kind == "task":
-            groups.setdefault((kind, language, None), []).append(record)
+        task = getattr(record, "task", None)
+        for part in (task, None) if record.kind == "task" else (task,):
+            groups[record.kind, record.language, part].append(record)
     return [
         measure
         for (kind, language, task), members in groups.items()
@@ -107,21 +102,23 @@ def measures(records: Iterable[Record | AnswerRecord]) -> list[Measure]:
 
 
 def _plain(language: str, task: str | None, members: list[Any]) -> Iterator[Measure]:
-    """Measures of records of one kind; windows of a document are alike, and are drawn together."""
+    """Measures of records of one kind; the windows of a document are alike: one unit."""
     ids = [getattr(member, "id", str(i)) for i, member in enumerate(members)]
     if len(set(ids)) < len(ids):
         ids = list(map(str, range(len(ids))))
     documents = {getattr(member, "group", None) for member in members} - {None}
     alone = len(documents) < 2  # then windows are the units
+    units = [item if alone else m.group or item for item, m in zip(ids, members, strict=True)]
     for title, formula in METRICS[members[0].kind].items():
         values = {
-            item: (item if alone else member.group or item, formula.of(member))
-            for item, member in zip(ids, members, strict=True)
+            item: (unit, formula.of(member))
+            for item, unit, member in zip(ids, units, members, strict=True)
             if getattr(member, formula.top) is not None
         }
-        aggregation = Metric(mean if formula.bottom is None else ratio, _sum)
         if values:
-            yield Measure(title, language, task, formula.unit, values, aggregation)
+            statistic = mean if formula.bottom is None else ratio
+            sums = Metric(statistic, lambda parts: np.sum(parts, axis=0).tolist())
+            yield Measure(title, language, task, formula.unit, values, sums)
 
 
 def _benchmark(
@@ -152,18 +149,18 @@ def task_score(parts: Sequence[Measure]) -> Measure:
 
     def statistic(array: np.ndarray) -> float:
         sides = zip(parts, np.split(array, np.cumsum(widths)[:-1], axis=1), widths, strict=True)
-        return float(
-            np.mean([p.aggregation.statistic(c[:, 0] if n == 1 else c) for p, c, n in sides])
-        )
+        scores = [part.aggregation.statistic(c[:, 0] if n == 1 else c) for part, c, n in sides]
+        return float(np.mean(scores))
 
     values = {item: (item, np.concatenate(each)) for item, each in columns.items()}
-    key = first.language, first.task
-    return Measure("score", *key, "share", values, Metric(statistic), first.left_out)
+    return replace(
+        first, metric="score", unit="share", values=values, aggregation=Metric(statistic)
+    )
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its bootstrap draws, which give its interval and average with other figures'."""
+    """A value with its bootstrap draws, from which intervals and averages are taken."""
 
     value: float
     drawn: np.ndarray
@@ -178,8 +175,7 @@ def figure(
 ) -> Figure | None:
     """The measure, or its difference from another model's over the items that both have.
 
-    None without common items. The same measure and seed draw the same units: differences are
-    paired.
+    None without common items. The same measure and seed draw the same units in every model.
     """
     sides = [measure] if against is None else [measure, against]
     items = [item for item in measure.values if all(item in side.values for side in sides)]

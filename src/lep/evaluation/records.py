@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from lep.benchmark.harness import BenchmarkRecord
-from lep.corpus.read import Document, write_records
+from lep.corpus.read import write_records
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecord:
-    """A window of held-out text: how likely it is, and in how many tokens."""
+    """A window of held-out text: its tokens and their negative log-likelihood."""
 
     kind: ClassVar[str] = "text"
     language: str
@@ -22,18 +22,6 @@ class TextRecord:
     tokens: int
     characters: int
     bytes: int
-
-    @classmethod
-    def of(cls, language: str, document: Document, tokens: int, nats: float) -> "TextRecord":
-        return cls(
-            language=language,
-            id=document.id,
-            group=document.group,
-            nats=nats,
-            tokens=tokens,
-            characters=len(document.text),
-            bytes=len(document.text.encode()),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +62,7 @@ class PromptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedRecord:
-    """A text that was read and written under the clock."""
+    """Times of reading and writing a text."""
 
     kind: ClassVar[str] = "speed"
     language: str
@@ -103,7 +91,7 @@ class AnswerRecord:
     bytes: int
     divergence_nats: float  # summed over the common token borders
     borders: int
-    same_cuts: bool  # whether both vocabularies cut the answer in the same places
+    same_cuts: bool  # whether both vocabularies split the answer alike
 
     @property
     def score_nats(self) -> float:
@@ -137,10 +125,9 @@ def encode(record: Record | AnswerRecord) -> dict[str, Any]:
 
 
 def decode(line: dict[str, Any]) -> Record:
-    """A record from a JSON object; keys that are no fields, such as `model`, are passed over."""
+    """A record from a JSON object; keys that are not fields, such as `model`, are ignored."""
     cls = KINDS[line["kind"]]
-    names = [field.name for field in fields(cls)]
-    return cls(**{name: line[name] for name in names if name in line})
+    return cls(**{field.name: line[field.name] for field in fields(cls) if field.name in line})
 
 
 def save_records(path: Path, records: Iterable[Record]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,13 +32,13 @@ Windows = dict[str, list[Document]]  # by language
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All scores of a model, and the records of texts, answers and benchmark items behind them."""
+    """All scores of a model, and the records behind them."""
 
     scores: list[Score]
     records: list[Record]
 
     def write(self, folder: Path) -> None:
-        """Write `scores.json` and `records.jsonl` into a folder."""
+        """Write `scores.json` and `records.jsonl`."""
         scores = json.dumps([asdict(score) for score in self.scores], indent=1)
         (folder / "scores.json").write_text(scores + "\n")
         save_records(folder / "records.jsonl", self.records)
@@ -58,7 +59,7 @@ class BitsPerByte(Estimate, Result):
 
 @dataclass(frozen=True)
 class Material:
-    """What models are measured on, the same for each."""
+    """What every model is measured on."""
 
     settings: EvaluateSettings
     windows: Windows
@@ -70,14 +71,12 @@ class Material:
         cls, text: Mapping[str, Paths], settings: EvaluateSettings, prompts: Iterable[Messages] = ()
     ) -> "Material":
         """Read held-out text by language; raises `CorpusError` when it gives no window or task."""
-        limits = settings.characters, settings.window_characters
-        windows, items = {}, []
+        windows, items, tasks = {}, [], settings.tasks
+        count, seed = settings.items, settings.seed
         for language, paths in text.items():
-            documents = list(read_documents(paths))
-            windows[language] = prepare.windows(documents, *limits)
-            if settings.tasks:
-                count = {"count": settings.items, "seed": settings.seed}
-                items += make_tasks(documents, language, settings.tasks, **count)
+            documents, limit = list(read_documents(paths)), settings.characters
+            windows[language] = prepare.windows(documents, limit, settings.window_characters)
+            items += make_tasks(documents, language, tasks, count=count, seed=seed) if tasks else []
         return cls(settings, windows, items, list(prompts))
 
 
@@ -94,10 +93,8 @@ def bits_per_byte(
     settings = EvaluateSettings.given(settings, options).model_copy(update={"tasks": []})
     material = Material.of({"text": paths}, settings)
     records = list(text_records(*load_model(model), material))
-    (bits,) = (m for m in measures(records) if m.metric == "bits per byte")
-    result = figure(bits, settings.bootstrap, settings.seed)
-    assert result is not None, "a corpus without text is refused"
-    return BitsPerByte(**asdict(result.estimate()), windows=len(records))
+    (bits,) = (s for s in summarise(records, settings) if s.metric == "bits per byte")
+    return BitsPerByte(bits.value, bits.low, bits.high, bits.count, windows=len(records))
 
 
 def score_model(
@@ -110,8 +107,10 @@ def score_model(
 ) -> Evaluation:
     """Score a model on `text` by language; chat tasks only where it has a chat template.
 
-    A `base` model is not asked through its template; some have one for those who tune them. Answers
-    to benchmark tasks are kept in `folder`, where an interrupted run finds them again.
+    A `base` model is never asked through its template, which is there for those who tune it.
+    Answers to benchmark tasks are kept in `folder`, where an interrupted run finds them again.
+
+    Raises `LepError` for text, a model or a task that cannot be used.
     """
     if base:
         plain = settings.benchmark.model_copy(update={"chat": False})
@@ -146,29 +145,26 @@ def model_records(
 
 
 def text_records(model: Any, checkpoint: Checkpoint, material: Material) -> Iterator[TextRecord]:
-    """Nats, tokens, characters and bytes of each text window."""
+    """A record of each text window."""
     size = material.settings.batch_size
-    for language, documents in material.windows.items():
-        texts, label = [document.text for document in documents], f"{language} bits per byte"
+    for language, windows in material.windows.items():
+        texts, label = [window.text for window in windows], f"{language} bits per byte"
         losses = text_nats(model, checkpoint.tokenizer, texts, size, label)
-        for document, (tokens, nats) in zip(documents, losses, strict=True):
-            yield TextRecord.of(language, document, tokens, nats)
+        yield from window_records(language, windows, losses)
 
 
-def served_text_records(
-    server: Any, tokenizer: Any, windows: Windows, folder: Path
+def window_records(
+    language: str, windows: list[Document], losses: list[tuple[int, float]]
 ) -> Iterator[TextRecord]:
-    """The same from a server: log-probabilities of each window as a prompt."""
-    for language, documents in windows.items():
-        texts = [document.text for document in documents]
-        losses = server.text_nats(texts, folder / f"text-{language}.jsonl")
-        ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-        for document, nats, tokens in zip(documents, losses, ids, strict=True):
-            yield TextRecord.of(language, document, len(tokens), nats)
+    """The records of windows, given the tokens and nats of each."""
+    for window, (tokens, nats) in zip(windows, losses, strict=True):
+        name: dict[str, Any] = {"language": language, "id": window.id, "group": window.group}
+        size: dict[str, Any] = {"characters": len(window.text), "bytes": len(window.text.encode())}
+        yield TextRecord(**name, nats=nats, tokens=tokens, **size)
 
 
 def task_records(model: Any, checkpoint: Checkpoint, material: Material) -> list[TaskRecord]:
-    """The greedy answer to each task, how right it is, and the nats of the right one."""
+    """The greedy answer to each task item, its scores, and the nats of the right one."""
     size, items = material.settings.batch_size, material.items
     messages = [item.record()["messages"] for item in items]
     nats = answer_nats(model, checkpoint, messages, size, "answers, bits")
@@ -176,9 +172,9 @@ def task_records(model: Any, checkpoint: Checkpoint, material: Material) -> list
     def length(text: str) -> int:
         return len(checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    tasks: dict[tuple[str, str], list[int]] = {}
+    tasks: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, item in enumerate(items):
-        tasks.setdefault((item.language, item.task), []).append(i)
+        tasks[item.language, item.task].append(i)
     answers: dict[int, Answer] = {}
     for name, members in tasks.items():  # answers to one task are of similar length
         most = max(length(items[i].answer) for i in members) + 1 + SPARE_TOKENS
@@ -191,21 +187,16 @@ def task_records(model: Any, checkpoint: Checkpoint, material: Material) -> list
 def task_record(
     item: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]
 ) -> TaskRecord:
-    """How right an answer is; `length` counts tokens."""
-    copy = item.task.startswith("copy")
-    return TaskRecord(
-        language=item.language,
-        task=item.task,
-        question=item.question,
-        expected=item.answer,
-        answer=answer.text,
-        finished=answer.finished,
-        exact=float(answer.text == item.answer),
-        nats=nats,
-        bytes=None if nats is None else len(item.answer.encode()),
-        length_ratio=token_ratio(answer.tokens, item.answer, length) if copy else None,
-        copied=float(copied(answer.text, item.answer)) if copy else None,
-    )
+    """The scores of an answer; `length` counts tokens."""
+    right, text = item.answer, answer.text
+    name: dict[str, Any] = {"language": item.language, "task": item.task, "question": item.question}
+    scores: dict[str, Any] = {"finished": answer.finished, "exact": float(text == right)}
+    if nats is not None:
+        scores |= {"nats": nats, "bytes": len(right.encode())}
+    if item.task.startswith("copy"):
+        scores["length_ratio"] = token_ratio(answer.tokens, right, length)
+        scores["copied"] = float(copied(text, right))
+    return TaskRecord(**name, expected=right, answer=text, **scores)
 
 
 def summarise(records: Iterable[Record], settings: EvaluateSettings) -> Iterator[Score]:

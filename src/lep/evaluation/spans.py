@@ -15,17 +15,17 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class AnswerSpan:
-    """The tokens of a conversation, and where its last answer is in them."""
+    """The tokens of a conversation, and the position of its last answer."""
 
     ids: list[int]  # up to the token that ends the turn
-    start: int  # of the answer
-    stop: int  # of the answer
+    start: int  # first token of the answer
+    stop: int  # the token after it
     borders: dict[int, int]  # position of each token border, by the bytes of the answer before it
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, messages: Messages) -> "AnswerSpan | None":
-        """None where the template does not show the answer: right behind the question, unchanged,
-        and followed by an added token. Some insert marks of reasoning, or rewrite earlier turns.
+        """None unless the template puts the answer right after the question, unchanged, and an
+        added token after it. Some templates insert marks of reasoning, or rewrite earlier turns.
         """
         question = chat_ids(checkpoint.tokenizer, messages[:-1], ask=True)
         ids = chat_ids(checkpoint.tokenizer, messages)
@@ -49,10 +49,9 @@ def answer_nats(
     batch_size: int,
     label: str,
 ) -> dict[int, float]:
-    """-log p in nats of each conversation's last answer and the end of its turn, by its index.
+    """-log p in nats of each conversation's last answer with the token that ends it, by index.
 
-    What a template adds after the end of the turn does not count. Conversations whose template does
-    not show the answer are left out.
+    Conversations without an `AnswerSpan` are left out.
     """
     spans = {i: AnswerSpan.of(checkpoint, messages) for i, messages in enumerate(conversations)}
     shown = {i: (span.ids, span.start) for i, span in spans.items() if span is not None}
@@ -69,13 +68,7 @@ def greedy_answers(
     *,
     label: str,
 ) -> list[Answer]:
-    """The model's answer to each prompt, in their order."""
-    batches = answers(
-        model,
-        checkpoint.tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        label=label,
-    )
+    """The model's answers in the order of the prompts."""
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    batches = answers(model, checkpoint.tokenizer, prompts, **options, label=label)
     return sorted((answer for batch in batches for answer in batch), key=lambda each: each.index)

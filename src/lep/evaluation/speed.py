@@ -1,8 +1,8 @@
-"""Speed as a user feels it: characters a second, time to the first token, what a context holds.
+"""Speed as a user feels it: characters per second, time to the first token, what a context holds.
 
-All models read and write the same text, so that a better tokenizer shows as it would in use: fewer
-steps for the same words. Writing is timed by feeding the text's own tokens one by one through the
-cache. That costs what generating costs, and does not depend on what the model would say.
+All models read and write the same text, so a better tokenizer takes fewer steps. Writing is timed
+by feeding the text's own tokens one by one through the cache: that costs what generating costs, and
+does not depend on what the model would say.
 """
 
 import time
@@ -81,6 +81,6 @@ def _now() -> float:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all keys and values that a model keeps of what it has seen."""
+    """Bytes of all keys and values in the cache."""
     tensors = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -1,4 +1,4 @@
-"""Tables of models: a row a model with the columns that decide, and a row a measure, compared."""
+"""Tables of models: one with a row per model, one with a row per measure and differences."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,16 +8,7 @@ from typing import Any
 
 from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.tasks import groups, task_names
-from lep.evaluation.measures import (
-    METRICS,
-    Figure,
-    Key,
-    Measure,
-    average,
-    figure,
-    measures,
-    task_score,
-)
+from lep.evaluation.measures import METRICS, Figure, Measure, average, figure, measures, task_score
 from lep.evaluation.records import Record, Score, load_records
 from lep.settings import EvaluateSettings
 
@@ -37,7 +28,7 @@ def lower_is_better(column: str) -> bool:
 
 
 def cells(scores: Iterable[Score]) -> dict[str, Score]:
-    """`{"bits/byte ru": score, ...}` of the scores that the table shows, in its order."""
+    """The scores that the table shows, in its order: `{"bits/byte ru": score, ...}`."""
     known = {(s.metric, s.task, s.language): s for s in scores}
     languages = sorted({key[2] for key in known}, key=lambda code: (code == "en", code))
     return {
@@ -49,7 +40,7 @@ def cells(scores: Iterable[Score]) -> dict[str, Score]:
 
 
 def text_table(models: dict[str, list[Score]]) -> str:
-    """The table as aligned text with two lines of heading; a dash where a model has no score."""
+    """Aligned text under two lines of heading; a dash where a model has no score."""
     rows = {name: cells(scores) for name, scores in models.items()}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     heads = [[f"{word:>6}" for word in column.rsplit(" ", 1)] for column in columns]
@@ -71,7 +62,7 @@ class Row:
     """A measure of every model that has it, and each model's paired difference from the first."""
 
     title: str
-    depth: int  # 0: the benchmark, 1: a group or a measure of its own, 2: a task of a group
+    depth: int  # 0: the benchmark, 1: a group or a single measure, 2: a task of a group
     figures: dict[str, Figure]
     differences: dict[str, Figure]
     left_out: dict[str, int]  # items longer than a model's context
@@ -86,23 +77,25 @@ class Row:
 
 
 def comparison(records: dict[str, list[Record]], resamples: int, seed: int) -> list[Row]:
-    """Micro-Avg, group scores and task scores of the benchmark, then every other measure."""
+    """Micro-Avg, group scores and task scores of the benchmark, then every other measure.
+
+    Models without items in common with the first have no difference.
+    """
     by_key = {name: {m.key: m for m in measures(each)} for name, each in records.items()}
     first = next(iter(records))
 
     def row(title: str, depth: int, sides: dict[str, Measure]) -> Row:
-        """Models without common items have no figure."""
-        figures = {name: figure(m, resamples, seed) for name, m in sides.items()}
-        differences = {
-            name: figure(m, resamples, seed, sides[first])
-            for name, m in sides.items()
-            if first in sides and name != first
-        }
-        known, apart = ({n: f for n, f in each.items() if f} for each in (figures, differences))
-        left_out = {name: m.left_out for name, m in sides.items() if m.left_out}
-        return Row(title, depth, known, apart, left_out)
+        figures = {n: f for n, m in sides.items() if (f := figure(m, resamples, seed))}
+        others = {n: m for n, m in sides.items() if first in sides and n != first}
+        against = {n: figure(m, resamples, seed, sides[first]) for n, m in others.items()}
+        left_out = {n: m.left_out for n, m in sides.items() if m.left_out}
+        return Row(title, depth, figures, {n: f for n, f in against.items() if f}, left_out)
 
-    rows = {task: row(task, 2, sides) for task, sides in _task_scores(records, by_key).items()}
+    rows: dict[str, Row] = {}
+    items = (r for each in records.values() for r in each if isinstance(r, BenchmarkRecord))
+    for title in dict.fromkeys(item.task for item in items):
+        parts = {n: [m for m in each.values() if m.task == title] for n, each in by_key.items()}
+        rows[title] = row(title, 2, {n: task_score(each) for n, each in parts.items() if each})
     lines = _benchmark_rows(rows)
     for key in dict.fromkeys(key for each in by_key.values() for key in each):
         metric, language, task = key
@@ -111,18 +104,6 @@ def comparison(records: dict[str, list[Record]], resamples: int, seed: int) -> l
             unit = f" ({METRICS['speed'][metric].unit})" if metric in METRICS["speed"] else ""
             lines.append(row(f"{metric} {language}{unit}", 1, sides))
     return lines
-
-
-def _task_scores(
-    records: dict[str, list[Record]], by_key: dict[str, dict[Key, Measure]]
-) -> dict[str, dict[str, Measure]]:
-    """Each model's score in each benchmark task."""
-    scores: dict[str, dict[str, Measure]] = {}
-    for name, each in records.items():
-        for task in dict.fromkeys(r.task for r in each if isinstance(r, BenchmarkRecord)):
-            parts = [measure for measure in by_key[name].values() if measure.task == task]
-            scores.setdefault(task, {})[name] = task_score(parts)
-    return scores
 
 
 def _benchmark_rows(rows: dict[str, Row]) -> list[Row]:
@@ -145,9 +126,9 @@ def _averaged(
     part = f" ({len(members)} of {len(tasks)}{noun})" if len(members) < len(tasks) else ""
     figures, differences = (
         {
-            name: average([side[name] for side in sides])
+            name: average([s[name] for s in sides])
             for name in sides[0]
-            if all(name in side for side in sides)
+            if all(name in s for s in sides)
         }
         for sides in ([r.figures for r in members], [r.differences for r in members])
     )
@@ -156,11 +137,9 @@ def _averaged(
 
 
 def comparison_table(rows: list[Row], models: list[str]) -> str:
-    """A line a measure; under each model its figure with the 95% interval, and the difference."""
-    table = [["", *models]]
-    table += [
-        ["  " * row.depth + row.title, *(_cell(row, name) for name in models)] for row in rows
-    ]
+    """A line per measure: each model's figure with its 95% interval, and its difference."""
+    cells = (["  " * r.depth + r.title, *(_cell(r, name) for name in models)] for r in rows)
+    table = [["", *models], *cells]
     widths = _widths(table)
     lines = [" | ".join(map(str.ljust, line, widths)).rstrip() for line in table]
     lines.insert(1, "-" * max(map(len, lines)))
@@ -193,12 +172,10 @@ def _interval(figure: Figure, sign: str = "") -> str:
 
 def benchmark_table(folder: Path, models: dict[str, str]) -> str:
     """The comparison of benchmark tasks from the records of each model's stage; may be empty."""
-    records = {
-        name: [r for r in load_records(folder / stage / "records.jsonl") if r.kind == "benchmark"]
-        for name, stage in models.items()
-    }
-    if not any(records.values()):
-        return ""
+    records: dict[str, list[Record]] = {}
+    for name, stage in models.items():
+        stored = load_records(folder / stage / "records.jsonl")
+        records[name] = [record for record in stored if record.kind == "benchmark"]
     settings = EvaluateSettings()
     rows = comparison(records, settings.bootstrap, settings.seed)
-    return comparison_table(rows, list(records))
+    return comparison_table(rows, list(records)) if rows else ""

@@ -6,6 +6,7 @@ answers. One half of the text and the prompts decides; the other gives the repor
 
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,17 @@ ORIGINAL = ("original", "original")
 
 @dataclass(frozen=True)
 class Selection(Result):
-    """What was chosen and why: the measures of every candidate, by its label, on both halves."""
+    """The chosen candidate, and the measures of all on both halves of the material."""
 
     output: Path
     chosen: str
     best_reported: str  # what the other half would have chosen
-    vetoed: dict[str, str]
+    vetoed: dict[str, str]  # candidate -> reason
     languages: dict[str, str]  # language -> "new" or "original"
     measures: dict[str, dict[str, dict[str, Estimate]]]  # half -> candidate -> measure
 
     def table(self, half: str = "report") -> str:
-        """The measures of one half, the chosen candidate marked."""
+        """The measures of one half; the chosen candidate is marked."""
         rows = self.measures[half]
         lines = [" | ".join([f"{'candidate':32}", *next(iter(rows.values()))])]
         for name, row in rows.items():
@@ -71,7 +72,7 @@ class Selection(Result):
         other = self.best_reported
         lines = [self.table(), f"chosen: {self.chosen}; on the reported half: {other}"]
         if reason := self.vetoed.get(self.chosen):
-            lines.append(f"every candidate does more harm than is allowed; the one taken: {reason}")
+            lines.append(f"every candidate does more harm than allowed; the chosen one: {reason}")
         return "\n".join(lines)
 
 
@@ -94,11 +95,11 @@ def propagate_auto(
     """Write the instruct model with the tables of the candidate nearest to the original.
 
     The score is the bits per byte of the original model's own answers, plus the divergence of the
-    next byte from what it expected there. A candidate under which text or answers of an original
-    language get significantly worse by more than `select.veto` is out. If all are, the nearest is
-    taken, and `Selection.vetoed` names it. First every candidate is tried for both tables, then
-    each for the output and the input table of the best one. `lep/selection.json` and `.jsonl` hold
-    every figure. `options` are fields of `SelectSettings`.
+    next byte from what it expected there. A candidate is vetoed if text or answers in an original
+    language get significantly worse by more than `select.veto`; if all are, the nearest is taken.
+    Every candidate is tried for both tables first, then for the output and for the input table of
+    the best one. `lep/selection.json` and `.jsonl` hold all figures. `options` are fields of
+    `SelectSettings`.
 
     Raises `BodyTooLarge` when the body does not fit into memory, and `CorpusError` when no prompt
     can be used.
@@ -110,11 +111,8 @@ def propagate_auto(
     family = Family.open(base, instruct, adapted)
     check_memory(family.instruct)
     probe, original = _ask(family.instruct, material, select)
-    candidates = Candidates(family, settings, output)
-    try:
+    with closing(Candidates(family, settings, output)) as candidates:
         records = _measured(candidates, probe, original)
-    finally:
-        candidates.close()
     chosen = _best(records, "choose", select)
     selection = _selection(output, chosen, records, select)
     fits = {kind: fit_record(fit.report) for kind, fit in candidates.fits(chosen).items()}
@@ -136,16 +134,12 @@ def propagate_auto(
 def _material(
     text: dict[str, list[str | Path]], prompts: str | Path, select: SelectSettings
 ) -> Material:
-    """Text, copy tasks, and the first prompts in an order fixed by hash."""
+    """Text, copy tasks, and the first prompts in the order of a fixed hash."""
     questions = [question(record["messages"]) for record in read_messages(prompts)]
     questions.sort(key=lambda messages: unit_hash(messages[-1]["content"]))
-    settings = EvaluateSettings(
-        characters=select.characters,
-        tasks=["copy_sentence"] if select.copies else [],
-        items=max(select.copies, 1),
-        seed=select.seed,
-        batch_size=select.batch_size,
-    )
+    tasks = ["copy_sentence"] if select.copies else []
+    limits = select.model_dump(include={"characters", "seed", "batch_size"})
+    settings = EvaluateSettings(tasks=tasks, items=max(select.copies, 1), **limits)
     return Material.of(text, settings, questions[: select.prompts])
 
 
@@ -186,7 +180,7 @@ def _measured(
 
 
 def _best(records: dict[Name, list[Record]], half: str, select: SelectSettings) -> Name:
-    """The nearest candidate without a veto; the nearest of all where every one is out."""
+    """The nearest candidate without a veto, or the nearest of all."""
     tried = [name for name in records if name != ORIGINAL]
     original = records[ORIGINAL]
     allowed = [name for name in tried if not veto(records[name], original, half, select)]
@@ -199,15 +193,10 @@ def _selection(
     original, nearest = records[ORIGINAL], records[chosen]
     named = {label(name): each for name, each in records.items()}
     reasons = {name: veto(each, original, "choose", select) for name, each in named.items()}
+    vetoed = {name: reason for name, reason in reasons.items() if reason}
     measures = {
         half: {name: all_measures(each, nearest, half, select) for name, each in named.items()}
         for half in HALVES
     }
-    return Selection(
-        output=output,
-        chosen=label(chosen),
-        best_reported=label(_best(records, "report", select)),
-        vetoed={name: reason for name, reason in reasons.items() if reason},
-        languages=language_sides(nearest, original),
-        measures=measures,
-    )
+    best, languages = label(_best(records, "report", select)), language_sides(nearest, original)
+    return Selection(output, label(chosen), best, vetoed, languages, measures)

@@ -1,7 +1,8 @@
-"""The candidates of a choice as loaded models, and what weights alone say about them."""
+"""The candidates of a choice as loaded models, and what the weights alone say about them."""
 
 import math
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,22 @@ Name = tuple[str, str]  # methods of the input and of the output table
 
 
 class Candidates:
-    """The candidates' tables in one loaded body. Close it to remove the files of the trial."""
+    """The candidates' tables in one loaded body. `close` removes the trial's files."""
 
     def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
         self.family, self.folder = family, output.with_name(output.name + ".candidate")
         weights, ridge = token_weights(family, settings.frequency_text), settings.ridge
         self.problems = {kind: family.problem(kind, weights, ridge) for kind in family.mappings}
-        self._fits: dict[tuple[str, str], Propagation] = {}
+        self._fit = cache(lambda kind, method: fit(self.problems[kind], method))
         self._loaded: tuple[Any, Checkpoint] | None = None
 
     def fits(self, name: Name) -> dict[str, Propagation]:
         """The propagation of each table; each method is fitted once."""
-        pairs = zip(("input", "output"), name, strict=True)
-        keys = [(kind, method) for kind, method in pairs if kind in self.problems]
-        for kind, method in keys:
-            if (kind, method) not in self._fits:
-                self._fits[kind, method] = fit(self.problems[kind], method)
-        return {kind: self._fits[kind, method] for kind, method in keys}
+        methods = zip(("input", "output"), name, strict=True)
+        return {kind: self._fit(kind, method) for kind, method in methods if kind in self.problems}
 
     def tensors(self, name: Name) -> dict[str, Rows]:
-        """Everything that is written for a candidate."""
+        """All tensors that a candidate changes."""
         return result_tensors(self.family, self.fits(name))
 
     def load(self, name: Name) -> tuple[Any, Checkpoint]:
@@ -49,14 +46,10 @@ class Candidates:
             shutil.rmtree(self.folder, ignore_errors=True)
             write_recipient(self.family.recipient, self.tensors(name), {}, self.folder)
             self._loaded = load_model(self.folder)
-        model = self._loaded[0]
-        embeddings = {
-            "input": model.get_input_embeddings(),
-            "output": model.get_output_embeddings(),
-        }
         for kind, propagation in self.fits(name).items():
+            embeddings = getattr(self._loaded[0], f"get_{kind}_embeddings")()
             rows = self.family.propagated(kind, propagation).chunks()
-            embeddings[kind].weight.data.copy_(torch.cat(list(rows)))
+            embeddings.weight.data.copy_(torch.cat(list(rows)))
         return self._loaded
 
     def close(self) -> None:
@@ -64,11 +57,11 @@ class Candidates:
 
 
 class BodyTooLarge(CheckpointError):
-    """A model that cannot be run here; `weight_report` says what can be said without running it."""
+    """A model too large to run here; `weight_report` needs no run."""
 
 
 def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -> str:
-    """How well the maps explain rows they never saw, table by table: all that weights can say."""
+    """How well the linear maps explain held-out rows, for each table."""
     lines = ["table  | method     | held-out residual |         W = I | penalty"]
     family = Family.open(base, instruct, adapted)
     for kind in family.mappings:
@@ -82,18 +75,15 @@ def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -
 
 
 def check_memory(checkpoint: Checkpoint) -> None:
-    """Raise `BodyTooLarge` when the model, its tables twice, does not fit into free memory.
+    """Raise `BodyTooLarge` when the model, with its tables twice, does not fit into free memory.
 
-    As `load_model` loads it: in float32 on a CPU, as stored on a GPU.
+    `load_model` loads it in float32 on a CPU, as stored on a GPU.
     """
-    gpu = device().type == "cuda"
+    gpu, entries, tables = device().type == "cuda", checkpoint.entries, checkpoint.tables.names
     if gpu:
-        torch.cuda.empty_cache()  # what an earlier stage left
-    sizes = {
-        name: entry.nbytes if gpu else 4 * math.prod(entry.shape)
-        for name, entry in checkpoint.entries.items()
-    }
-    needed = sum(sizes.values()) + sum(sizes[name] for name in checkpoint.tables.names)
+        torch.cuda.empty_cache()  # of an earlier stage
+    parts = (entries[name] for name in (*entries, *tables))
+    needed = sum(part.nbytes if gpu else 4 * math.prod(part.shape) for part in parts)
     free = torch.cuda.mem_get_info()[0] if gpu else free_memory()
     if needed > free:
         raise BodyTooLarge(
@@ -104,7 +94,7 @@ def check_memory(checkpoint: Checkpoint) -> None:
 
 
 def free_memory() -> float:
-    """Bytes that can be had without swapping; unlimited where the system does not say."""
+    """Bytes available without swapping; infinite where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""`Probe`: what an instruct model answers and expects, and how far candidates are from it."""
+"""The original model's own answers, and how far each candidate is from them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Record = TextRecord | AnswerRecord | TaskRecord
 
 
 def half_of(key: str) -> str:
-    """Which half of the material a document or prompt belongs to, by a fixed hash."""
+    """The half that a document or prompt belongs to, by a fixed hash."""
     return HALVES[unit_hash("select/" + key) >= 0.5]
 
 
@@ -48,9 +48,8 @@ class Probe:
     ) -> "Probe":
         """Ask the original model. Raises `CorpusError` when none of its answers can be used."""
         prompts, most = material.prompts, settings.max_new_tokens
-        answers = greedy_answers(
-            model, checkpoint, prompts, most, settings.batch_size, label="own answers"
-        )
+        size = settings.batch_size
+        answers = greedy_answers(model, checkpoint, prompts, most, size, label="own answers")
         answered = [
             [*messages, {"role": "assistant", "content": answer.text}]
             for messages, answer in zip(prompts, answers, strict=True)
@@ -61,20 +60,19 @@ class Probe:
                 f"none of {len(prompts)} prompts got an answer that ends within {most} tokens: "
                 "give prompts that the instruct model can answer briefly"
             )
-        spans = [AnswerSpan.of(checkpoint, messages) for messages in answered]
-        shown = [span for span in spans if span is not None]
-        if not shown:
+        pairs = [(each, span) for each in answered if (span := AnswerSpan.of(checkpoint, each))]
+        if not pairs:
             raise CorpusError(
                 f"the chat template of {checkpoint.folder} changes every answer that becomes part "
                 "of a conversation, so its answers cannot decide: name a --method"
             )
-        conversations = [messages for messages, span in zip(answered, spans, strict=True) if span]
-        positions = [list(span.borders.values()) for span in shown]
-        expected = _next_bytes(model, checkpoint, shown, positions)
-        return cls(material, conversations, shown, expected, settings)
+        conversations, spans = map(list, zip(*pairs, strict=True))
+        positions = [list(span.borders.values()) for span in spans]
+        expected = _next_bytes(model, checkpoint, spans, positions)
+        return cls(material, conversations, spans, expected, settings)
 
     def measure(self, model: Any, checkpoint: Checkpoint) -> list[Record]:
-        """A record for each text window, answer and copy under a candidate."""
+        """A record of each text window, answer and copy under a candidate."""
         records: list[Record] = list(text_records(model, checkpoint, self.material))
         records += self._answer_records(model, checkpoint)
         if self.material.items:
@@ -112,7 +110,6 @@ class Probe:
 def _next_bytes(
     model: Any, checkpoint: Checkpoint, spans: list[AnswerSpan], positions: list[list[int]]
 ) -> list[Tensor]:
-    """log P of the next byte at positions of each span."""
     rows = checkpoint.shape(checkpoint.tables.names[-1])[0]
     classes = first_bytes(checkpoint.vocabulary, rows)
     sequences = [(span.ids, each) for span, each in zip(spans, positions, strict=True)]

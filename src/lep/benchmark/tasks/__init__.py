@@ -1,9 +1,8 @@
-"""Benchmark tasks for lm-evaluation-harness: a YAML file each, whose code is in `functions.py`.
+"""Benchmark tasks for lm-evaluation-harness, one in each YAML file; `functions.py` scores them.
 
-They also serve plain `lm_eval --include_path FOLDER`: `python -m lep.benchmark.tasks` prints it.
+Plain `lm_eval --include_path FOLDER` reads them too: `python -m lep.benchmark.tasks` prints FOLDER.
 """
 
-import difflib
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import yaml
 
 from lep.corpus.tasks import TASKS
 from lep.errors import LepError
+from lep.fields import nearest
 
 FOLDER = Path(__file__).parent
 EVERYTHING = "darumeru"  # the group of groups: the whole benchmark
@@ -18,7 +18,7 @@ EVERYTHING = "darumeru"  # the group of groups: the whole benchmark
 
 @cache
 def task_names() -> tuple[str, ...]:
-    """All tasks, by the names of their files; shared parts begin with an underscore."""
+    """The names of all task files but the shared parts, which begin with an underscore."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem[0] != "_"))
 
 
@@ -31,18 +31,15 @@ def groups() -> dict[str, tuple[str, list[str]]]:
 
 
 def resolve(names: list[str]) -> list[str]:
-    """The tasks behind names of groups and tasks, each once.
+    """The tasks that names of tasks and groups stand for, each once.
 
-    Raises `LepError` for an unknown name, with the nearest ones.
+    Raises `LepError` for an unknown name, with the nearest one.
     """
     members = {name: [name] for name in task_names()}
     members |= {name: tasks for name, (_, tasks) in groups().items()}
     members[EVERYTHING] = [task for _, tasks in groups().values() for task in tasks]
     for name in names:
         if name not in members:
-            known = [*members, *TASKS]
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            advice = f"the nearest are {', '.join(near)}"
-            advice = advice if near else f"there are {', '.join(known)}"
+            advice = nearest(name, [*members, *TASKS])
             raise LepError(f"unknown benchmark task '{name}': {advice}")
     return list(dict.fromkeys(task for name in names for task in members[name]))

@@ -27,18 +27,13 @@ Rows = Callable[[Row], Iterator[Row]]  # the rows of a record
 Hub = tuple[str, str | None]  # data set and configuration
 
 
-def darumeru(
-    name: str,
-    data: str | None = None,
-    tokenizer: str | None = None,
-    pretrained: str | None = None,
-    **_: Any,
-) -> DatasetDict:
+def darumeru(name: str, data: str | None = None, **metadata: Any) -> DatasetDict:
     """A data set of the collection: `inputs` to ask about, `outputs` as the right answer.
 
-    `pretrained` is what plain lm-evaluation-harness calls the model, whose tokenizer counts copies.
+    The tokenizer that counts copies is `tokenizer`, or the `pretrained` model of plain `lm_eval`.
     """
-    copies = partial(_copies, tokenizer=tokenizer or pretrained or "")
+    tokenizer = metadata.get("tokenizer") or metadata.get("pretrained") or ""
+    copies = partial(_copies, tokenizer=tokenizer)
     rows = copies if name.startswith("cp_") else DARUMERU_ROWS[name]
     splits = _splits(name, ("test", "prompt"), (DARUMERU, name), data, rows)
     if name == "parus":  # as examples, each question in one order of its options
@@ -48,8 +43,7 @@ def darumeru(
 
 def rucola(data: str | None = None, **_: Any) -> DatasetDict:
     """RuCoLA: sentences with 1 for acceptable, 0 for not."""
-    hub = ("RussianNLP/rucola", "main")
-    return _splits("rucola", ("validation", "train"), hub, data, _rucola)
+    return _splits("rucola", ("validation", "train"), ("RussianNLP/rucola", "main"), data, _rucola)
 
 
 def gazeta(data: str | None = None, **_: Any) -> DatasetDict:
@@ -59,11 +53,10 @@ def gazeta(data: str | None = None, **_: Any) -> DatasetDict:
 
 
 def mmlu(language: str, data: str | None = None, **_: Any) -> DatasetDict:
-    """All subjects of MMLU in one split; `part` is the original one."""
-    subjects = [None] if data is not None else _configs("mmlu_ru", MMLU)
+    """All subjects of MMLU in one split, or `SameSubject` would not see the question."""
     records = [
         record | {"part": part} | ({"subject": subject} if subject else {})
-        for subject in subjects
+        for subject in ([None] if data is not None else _configs("mmlu_ru", MMLU))
         for part in ("test", "dev")
         for record in _read("mmlu_ru", part, (MMLU, subject), data)
     ]
@@ -71,11 +64,11 @@ def mmlu(language: str, data: str | None = None, **_: Any) -> DatasetDict:
 
 
 def of_test(rows: Dataset) -> Dataset:
-    return rows.select([i for i, part in enumerate(rows["part"]) if part == "test"])
+    return rows.filter(lambda row: row["part"] == "test")
 
 
 def of_dev(rows: Dataset) -> Dataset:
-    return rows.select([i for i, part in enumerate(rows["part"]) if part == "dev"])
+    return rows.filter(lambda row: row["part"] == "dev")
 
 
 class SameSubject(ContextSampler):
@@ -87,11 +80,8 @@ class SameSubject(ContextSampler):
 
 def rublimp(data: str | None = None, **_: Any) -> DatasetDict:
     """RuBLiMP: a sentence and a minimal change that makes it wrong."""
-    if data is not None:
-        records = _read("rublimp", "test", (RUBLIMP, None), data)
-    else:
-        parts = _configs("rublimp", RUBLIMP)
-        records = [r for part in parts for r in _read("rublimp", "train", (RUBLIMP, part))]
+    parts, split = ([None], "test") if data is not None else (_configs("rublimp", RUBLIMP), "train")
+    records = [r for part in parts for r in _read("rublimp", split, (RUBLIMP, part), data)]
     return DatasetDict({"test": _rows("rublimp", "test", records, _rublimp)})
 
 
@@ -101,8 +91,8 @@ def _splits(
     return DatasetDict({s: _rows(name, s, _read(name, s, hub, data), rows) for s in splits})
 
 
-def _read(name: str, split: str, hub: Hub, data: str | None = None) -> list[Row]:
-    """The records of a split, from the folder if there is one, else from the hub."""
+def _read(name: str, split: str, hub: Hub, data: str | None) -> list[Row]:
+    """The records of a split, from the folder if one is given, else from the hub."""
     if data is None:
         local = "test" if name == "rublimp" else split
         return _from_hub(f"{name}/{local}", load_dataset, *hub, split=split).to_list()
@@ -121,9 +111,9 @@ def _configs(name: str, hub: str) -> list[str]:
 
 
 def _from_hub(file: str, call: Callable[..., Any], hub: str, *names: Any, **options: Any) -> Any:
-    """What `call` gets from the hub; `file` is what a folder would need instead.
+    """The result of `call`; `file` is what a folder would need instead.
 
-    Of data sets with a loading script the hub's own conversion is taken; scripts are never run.
+    For data sets with a loading script, the hub's conversion is read; scripts are never run.
     """
     try:
         try:
@@ -184,7 +174,7 @@ def _rublimp(record: Row) -> Iterator[Row]:
 
 
 def _choice(columns: dict[str, str], labels: list[str], record: Row) -> Iterator[Row]:
-    """Columns of the row from `inputs`, and the label by its place among `labels`."""
+    """Columns of the row from `inputs`, and the label as its index in `labels`."""
     inputs, output = record["inputs"], str(record["outputs"]).strip().lower()
     row = {column: inputs[name] for column, name in columns.items()}
     yield row | {"label": labels.index(output)}

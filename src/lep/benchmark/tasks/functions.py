@@ -1,4 +1,4 @@
-"""What the task files call: the scores of a model's answers, `{metric: (unit, value)}`."""
+"""Scoring functions that the task files name: `{metric: (unit, value)}` of a model's answers."""
 
 from collections.abc import Callable
 from functools import cache
@@ -32,7 +32,7 @@ def accuracy(doc: Row, results: Likelihoods) -> Scores:
 
 
 def accuracy_per_byte(doc: Row, results: Likelihoods) -> Scores:
-    """Of choices of different lengths: the likeliest for its length, or short ones would win."""
+    """Likelihoods are compared per byte, so that short choices do not win by being short."""
     pairs = zip(results, doc["choices"], strict=True)
     return accuracy(doc, [(nats / len(text.encode()), best) for (nats, best), text in pairs])
 
@@ -50,19 +50,19 @@ def both_orders(doc: Row, results: Likelihoods) -> Scores:
 
 
 def good_first(doc: Row, results: Likelihoods) -> Scores:
-    """Minimal pairs: the right sentence is the likelier one, as a whole."""
+    """Minimal pairs: the right sentence comes first, and should be the likelier one."""
     return {"acc": (doc["unit"], float(results[0][0] > results[1][0]))}
 
 
 def best_sentences(doc: Row, results: Likelihoods) -> Scores:
-    """Sentences ranked by log-likelihood per byte, which favours no length and no tokenizer."""
+    """Rank sentences by log-likelihood per byte, which favours no length and no tokenizer."""
     pairs = zip(results, doc["sentences"], strict=True)
     likely = [nats / max(1, len(sentence.encode())) for (nats, _), sentence in pairs]
     return {"r_precision": (doc["unit"], metrics.r_precision(doc["relevant"], likely))}
 
 
 def answer_overlap(doc: Row, results: list[str]) -> Scores:
-    """Best over the right answers."""
+    """The best score over all right answers."""
     unit, given, gold = doc["unit"], results[0].strip(), doc["answers"]
     exact = max(float(metrics.words(given) == metrics.words(each)) for each in gold)
     return {"f1": (unit, max(metrics.token_f1(given, each) for each in gold)), "em": (unit, exact)}
@@ -84,7 +84,7 @@ def copy_whole(doc: Row, results: list[str]) -> Scores:
 
 
 def copy_length(doc: Row, results: list[str]) -> Scores:
-    """Tokens in which the copy was written: a model that ignores its new tokens writes more."""
+    """Count the copy's tokens as written: a model that ignores its new tokens writes more."""
     length, copy = _length(doc["tokenizer"]), results[0].strip()
     written = getattr(results[0], "tokens", None) if doc["tokenizer"] else None
     n = length(copy) if written is None else written - _before(results[0], length)
@@ -94,7 +94,7 @@ def copy_length(doc: Row, results: list[str]) -> Scores:
 
 @cache
 def _length(model: str) -> Callable[[str], int]:
-    """In tokens of the model; in characters where the run does not name it."""
+    """Length in tokens of the model, or in characters where the run does not name one."""
     if not model:
         return len
     tokenizer = load_tokenizer(Path(model))
@@ -102,6 +102,6 @@ def _length(model: str) -> Callable[[str], int]:
 
 
 def _before(text: str, length: Callable[[str], int]) -> int:
-    """Tokens of the line ends that a base model writes before its answer."""
+    """Length of the line ends that a base model writes before its answer."""
     space = text[: len(text) - len(text.lstrip())]
     return length(space[: space.rindex("\n") + 1]) if "\n" in space else 0

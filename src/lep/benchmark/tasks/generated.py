@@ -33,27 +33,16 @@ def _python_output(rng: random.Random) -> Question:
     a, b, n = rng.randint(0, 3), rng.randint(4, 8), rng.randint(2, 4)
     word = "".join(rng.choice("abcdexyz") for _ in range(rng.randint(3, 5)))
     upper, length = word.upper(), len(word) + a
+    ranges = [list(range(a + i, b + j)) for i, j in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    products, sums = ([x * n for x in range(b)], [x + n for x in range(b)])
+    letters = sorted(word)
     options: list[tuple[str, list[Any]]] = [
-        (
-            f"list(range({a}, {b}))",
-            [list(range(a + i, b + j)) for i, j in ((0, 0), (0, 1), (1, 0), (1, 1))],
-        ),
-        (
-            f"[x * {n} for x in range({b})]",
-            [
-                [x * n for x in range(b)],
-                [x * n for x in range(b + 1)],
-                [x + n for x in range(b)],
-                list(range(b)),
-            ],
-        ),
+        (f"list(range({a}, {b}))", ranges),
+        (f"[x * {n} for x in range({b})]", [products, [*products, b * n], sums, list(range(b))]),
         (f"'{word}'[::-1]", [word[::-1], word, word[1:], upper[::-1]]),
         (f"'{word}'.upper() * {n}", [upper * n, upper * (n + 1), word * n, upper * (n - 1)]),
         (f"len('{word}') + {a}", [length, length + 1, length - 1, f"{word}{a}"]),
-        (
-            f"sorted('{word}')",
-            [sorted(word), sorted(word, reverse=True), sorted(upper), sorted(word)[1:]],
-        ),
+        (f"sorted('{word}')", [letters, sorted(word, reverse=True), sorted(upper), letters[1:]]),
     ]
     expression, values = rng.choice(options)
     return f">>> {expression}\n", [repr(value) for value in values]
@@ -69,6 +58,5 @@ def _questions(make: Callable[[random.Random], Question]) -> DatasetDict:
             label = rng.randrange(4)
             row = {"id": question, "unit": question, "question": question, "label": label}
             rows[question] = row | {"choices": [*wrong[:label], right, *wrong[label:]]}
-    parts = list(rows.values())
-    prompt, test = Dataset.from_list(parts[:SHOTS]), Dataset.from_list(parts[SHOTS:])
-    return DatasetDict({"prompt": prompt, "test": test})
+    splits = {"prompt": list(rows.values())[:SHOTS], "test": list(rows.values())[SHOTS:]}
+    return DatasetDict({name: Dataset.from_list(split) for name, split in splits.items()})

@@ -1,55 +1,44 @@
-"""What an adapted model still does like the original: answers to the same prompts, side by side."""
+"""Answers to the same prompts beside the original model's: what an adapted model still does."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from lep.benchmark.metrics import repetition
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError
 from lep.evaluation.records import PromptRecord
-from lep.evaluation.spans import Messages, answer_nats, greedy_answers
-from lep.settings import EvaluateSettings
+from lep.evaluation.score import Material
+from lep.evaluation.spans import answer_nats, greedy_answers
 from lep.tokenizer.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Original:
-    """The original model: its vocabulary, and its answers (empty if unfinished) once known."""
-
-    vocabulary: Vocabulary
-    answers: list[str] | None
 
 
 def prompt_records(
     model: Any,
     checkpoint: Checkpoint,
-    prompts: list[Messages],
-    original: Original,
-    settings: EvaluateSettings,
+    material: Material,
+    original: Vocabulary,
+    expected: list[str] | None,
 ) -> Iterator[PromptRecord]:
     """Greedy answers to the prompts, and the nats of the original model's answers to them.
 
-    Without known answers the model is the original itself. Raises `CorpusError` when none of its
-    answers ends within `settings.answer_tokens`.
+    `expected` are the original model's answers, empty where unfinished; without them the model is
+    the original. Raises `CorpusError` when none of them ended within `answer_tokens`.
     """
-    size = settings.batch_size
-    answers = greedy_answers(
-        model, checkpoint, prompts, settings.answer_tokens, size, label="prompts"
-    )
-    expected = original.answers
+    prompts, size = material.prompts, material.settings.batch_size
+    most = material.settings.answer_tokens
+    answers = greedy_answers(model, checkpoint, prompts, most, size, label="prompts")
     if expected is None:  # an answer that was cut off at the length limit is no whole turn
         expected = [answer.text if answer.finished else "" for answer in answers]
     if not any(expected):
         raise CorpusError(
             f"the original model ends none of its answers to {len(prompts)} prompts within "
-            f"{settings.answer_tokens} tokens: give prompts that it can answer briefly"
+            f"{most} tokens: give prompts that it can answer briefly"
         )
     ended = [i for i, text in enumerate(expected) if text]
     turns = [[*prompts[i], {"role": "assistant", "content": expected[i]}] for i in ended]
     losses = answer_nats(model, checkpoint, turns, size, "original answers")
     nats = {ended[k]: loss for k, loss in losses.items()}
-    known = {token.content for token in original.vocabulary.tokens if token}
+    known = {token.content for token in original.tokens if token}
     tokens = checkpoint.vocabulary.tokens
     new = {i for i, token in enumerate(tokens) if token and token.content not in known}
     for i, answer in enumerate(answers):
