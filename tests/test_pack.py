@@ -1,4 +1,4 @@
-"""Language packs: what a base learned, given to models tuned from it; and what inspect and verify say."""
+"""Language packs: what a base learned, given to models tuned from it; then inspect and verify."""
 
 import json
 import shutil
@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import TEMPLATE, byte_level_tokenizer, sample_texts, save_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lep.checkpoint.reader import Checkpoint
 from lep.cli import app
 from lep.errors import CheckpointError, OutputError, TokenizerError
-from lep.settings import PropagateSettings
 from lep.transfer.initialise import initialise
 from lep.transfer.inspect import inspect_checkpoint
 from lep.transfer.language_pack import LanguagePack, apply_pack, make_pack
@@ -46,28 +46,18 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
             stored[name] = tensor + 0.005 * seed * torch.randn_like(tensor)
         save_file(stored, chat / "model.safetensors", metadata={"format": "pt"})
         apply_pack(tmp_path / "ru.lep", chat, tmp_path / f"out{number}")
-        propagate(
-            pair["base"],
-            chat,
-            trained,
-            tmp_path / f"same{number}",
-            PropagateSettings(method="task-arithmetic"),
-        )
-        ours, theirs = (
-            load_file(tmp_path / f"{n}{number}" / "model.safetensors") for n in ("out", "same")
-        )
-        for name, tensor in theirs.items():
-            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
-        untouched = [
-            i for i in range(1, 500, 2) if i not in Checkpoint(chat).vocabulary.added_ids().values()
-        ]
-        assert torch.equal(ours["lm_head.weight"][untouched], stored["lm_head.weight"][untouched])
-        names = ("tokenizer.json", "config.json", "generation_config.json")
-        assert all(
-            (tmp_path / f"out{number}" / f).read_bytes()
-            == (tmp_path / f"same{number}" / f).read_bytes()
-            for f in names
-        )
+        models = (pair["base"], chat, trained)
+        propagate(*models, tmp_path / f"same{number}", method="task-arithmetic")
+        folders = [tmp_path / f"{name}{number}" for name in ("out", "same")]
+        applied, propagated = (load_file(folder / "model.safetensors") for folder in folders)
+        for name, tensor in propagated.items():
+            torch.testing.assert_close(applied[name], tensor, rtol=0, atol=1e-6)
+        added = Checkpoint(chat).vocabulary.added_ids().values()
+        head, untouched = "lm_head.weight", [i for i in range(1, 500, 2) if i not in added]
+        assert torch.equal(applied[head][untouched], stored[head][untouched])
+        for name in ("tokenizer.json", "config.json", "generation_config.json"):
+            files = [folder / name for folder in folders]
+            assert files[0].read_bytes() == files[1].read_bytes()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out0")
     assert tokenizer.chat_template == TEMPLATE
     AutoModelForCausalLM.from_pretrained(tmp_path / "out0")
@@ -76,11 +66,11 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
 def test_new_rows_alone(pair, trained, tmp_path) -> None:
     make_pack(pair["base"], trained, tmp_path / "ru.lep", new_only=True)
     apply_pack(tmp_path / "ru.lep", pair["instruct"], tmp_path / "out")
-    ours, chat = (
-        load_file(place / "model.safetensors") for place in (tmp_path / "out", pair["instruct"])
+    applied, chat = (
+        load_file(f / "model.safetensors") for f in (tmp_path / "out", pair["instruct"])
     )
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        assert torch.equal(ours[name][:500], chat[name][:500])
+        assert torch.equal(applied[name][:500], chat[name][:500])
     assert (tmp_path / "ru.lep").stat().st_size < 200_000
 
 
@@ -112,9 +102,18 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
         with pytest.raises(error, match=message):
             apply_pack(tmp_path / "ru.lep", tmp_path / name, tmp_path / "out", force=True)
     (tmp_path / "cut.lep").write_bytes((tmp_path / "ru.lep").read_bytes()[:-100])
-    for place in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
+    for name in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
         with pytest.raises(CheckpointError, match="is not a language pack"):
-            apply_pack(tmp_path / place, pair["instruct"], tmp_path / "out")
+            apply_pack(tmp_path / name, pair["instruct"], tmp_path / "out")
+    shutil.copytree(pair["instruct"], tmp_path / "spoilt")
+    stored = load_file(pair["instruct"] / "model.safetensors")
+    stored["lm_head.weight"][LanguagePack.load(tmp_path / "ru.lep").sample["output"][0][3], 5] = (
+        torch.nan
+    )
+    save_file(stored, tmp_path / "spoilt" / "model.safetensors", metadata={"format": "pt"})
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match=r"lm_head.weight of .*spoilt is not finite"):
+            apply_pack(tmp_path / "ru.lep", tmp_path / "spoilt", tmp_path / "out", force=force)
     with pytest.raises(OutputError, match="exists already"):
         make_pack(pair["base"], trained, tmp_path / "ru.lep")
     for one, other, message in [
@@ -149,8 +148,8 @@ def test_commands(pair, trained, tmp_path) -> None:
 
     lep("pack", "--base", pair["base"], "--adapted", trained, "--output", tmp_path / "ru.lep")
     lep("apply", tmp_path / "ru.lep", "--model", pair["instruct"], "--output", tmp_path / "out")
-    said = lep("verify", pair["instruct"], tmp_path / "out", "--json", tmp_path / "v.json")
-    assert "resized: lm_head.weight 500 x 32 -> 600 x 32" in said
+    text = lep("verify", pair["instruct"], tmp_path / "out", "--json", tmp_path / "v.json")
+    assert "resized: lm_head.weight 500 x 32 -> 600 x 32" in text
     assert json.loads((tmp_path / "v.json").read_text())["counts"]["resized"] == 2
     assert "600 x 32" in lep("inspect", tmp_path / "out")
 
@@ -163,33 +162,40 @@ def test_verify_says_what_changed(pair, trained, tmp_path) -> None:
     comparison = compare_checkpoints(pair["base"], trained).record
     assert comparison["counts"]["resized"] == 2
     assert (comparison["tokens"]["kept"], comparison["tokens"]["new"]) == (500, 100)
-    assert {kind: rows["same"] for kind, rows in comparison["rows"].items()} == {
-        "input": 250,
-        "output": 250,
-    }
+    same = {kind: rows["same"] for kind, rows in comparison["rows"].items()}
+    assert same == {"input": 250, "output": 250}
     assert comparison["config"]["vocab_size"] == [500, 600]
     stored = load_file(pair["base"] / "model.safetensors")
     shutil.copytree(pair["base"], tmp_path / "odd")
     stored["model.norm.weight"][0] += 1
     del stored["model.layers.1.mlp.down_proj.weight"]
-    save_file(
-        stored | {"extra": torch.zeros(3)},
-        tmp_path / "odd" / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    stored["extra"] = torch.zeros(3)
+    save_file(stored, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
     result = compare_checkpoints(pair["base"], tmp_path / "odd")
-    comparison = result.record
-    states = {
-        name: entry["state"]
-        for name, entry in comparison["tensors"].items()
-        if entry["state"] != "same"
-    }
-    assert states == {
+    tensors = result.record["tensors"].items()
+    assert {name: entry["state"] for name, entry in tensors if entry["state"] != "same"} == {
         "model.norm.weight": "changed",
         "extra": "only after",
         "model.layers.1.mlp.down_proj.weight": "only before",
     }
     assert "changed: model.norm.weight" in str(result)
+
+
+def test_verify_sees_another_type_and_another_vocabulary(byte_level, tmp_path) -> None:
+    """Zeros have the same bytes in every type of 16 bits."""
+    for name, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
+        model = save_model(tmp_path / name, byte_level, dtype=dtype)
+        stored = model.state_dict() | {"model.norm.weight": torch.zeros(32, dtype=dtype)}
+        save_file(stored, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    tensors = compare_checkpoints(tmp_path / "bf16", tmp_path / "f16").record["tensors"]
+    assert tensors["model.norm.weight"]["state"] == "changed"
+    for name in ("ab", "cd"):
+        ids = {name[0]: 0, name[1]: 1, "<s>": 2, "</s>": 3}
+        save_model(tmp_path / name, Tokenizer(models.BPE(ids, [])))
+        for file in (tmp_path / name).glob("tokenizer*.json"):
+            file.write_text(file.read_text().replace("s>", f"{name}>"))
+    rows = compare_checkpoints(tmp_path / "ab", tmp_path / "cd").record["rows"]
+    assert rows == {kind: {"tokens": 0, "same": 0} for kind in ("input", "output")}
 
 
 def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
@@ -198,20 +204,13 @@ def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
     table = stored["model.embed_tokens.weight"]
     table[50], table[60], table[70, 3] = 0, table[61], torch.nan
     vocabulary = Checkpoint(tmp_path / "model").vocabulary
-    never = [
-        vocabulary.tokens.index(t)
-        for t in vocabulary.tokens
-        if t and t.content in (b"\xc0", b"\xc1", b"\xf5")
-    ]
+    tokens = [(i, token.content) for i, token in enumerate(vocabulary.tokens) if token]
+    never = [i for i, content in tokens if content in (b"\xc0", b"\xc1", b"\xf5")]
     centre = torch.randn(32)
     for row in never:
         table[row] = centre + 1e-3 * torch.randn(32)
     table[80] = centre  # a token that occurs nowhere stays beside the bytes that cannot occur
-    others = [
-        i
-        for i, t in enumerate(vocabulary.tokens)
-        if t and t.content[:1] >= b"\xf6" and len(t.content) == 1
-    ]
+    others = [i for i, content in tokens if content >= b"\xf6" and len(content) == 1]
     table[others] = centre + 1e-3 * torch.randn(len(others), 32)
     save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     inspection = inspect_checkpoint(tmp_path / "model")

@@ -22,15 +22,15 @@ WAIT_SECONDS = 0.5  # for another process
 VERSION = 1  # of the fingerprints
 
 Source: TypeAlias = "Stage | Path"  # what another stage builds, or a given file or folder
-FolderOf: TypeAlias = Callable[["Stage"], Path]
+FolderOf: TypeAlias = Callable[[Source], Path]
 
 
 @dataclass(frozen=True)
 class Stage:
     """What builds a folder, and everything that its content depends on.
 
-    `action(output, at)` finds the folder of another stage by `at(stage)`. It publishes `output`
-    whole or not at all, and continues what a killed run left beside it.
+    `action(output, at)` finds the folder of another stage by `at(stage)`; `at` of a path is the
+    path. It publishes `output` whole or not at all, and continues what a killed run left beside it.
     """
 
     name: str
@@ -63,8 +63,8 @@ class RunFolder:
     def name(self, stage: Stage) -> str:
         return self.names.get(stage.fingerprint, stage.name)
 
-    def of(self, stage: Stage) -> Path:
-        return self.path / self.name(stage)
+    def of(self, source: Source) -> Path:
+        return source if isinstance(source, Path) else self.path / self.name(source)
 
 
 @dataclass

@@ -228,8 +228,7 @@ def evaluate_stage(name: str, given: Sources, model: Source, *, base: bool) -> S
     data = [Path(settings.benchmark.data)] if settings.benchmark.data else []
 
     def action(output: Path, at: FolderOf) -> None:
-        folder = at(model) if isinstance(model, Stage) else model
-        write_evaluation(folder, given.text("heldout", at), output, settings, base=base)
+        write_evaluation(at(model), given.text("heldout", at), output, settings, base=base)
 
     inputs = (given.corpus, model, *data)
     return Stage(f"evaluate-{name}", action, settings.model_dump(), inputs)

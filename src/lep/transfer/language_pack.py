@@ -139,15 +139,14 @@ def make_pack(
         )
     check_body(check_merged(source), check_merged(target))
     mappings = adapted_mappings(source, target)
-    bases, adapteds = ({k: _finite_table(m, k) for k in mappings} for m in (source, target))
-    learned = {
-        kind: _learned(mapping, bases[kind], adapteds[kind], new_only=new_only)
-        for kind, mapping in mappings.items()
-    }
+    tables, learned = {kind: _finite_table(source, kind) for kind in mappings}, {}
+    for kind, mapping in mappings.items():
+        trained = _finite_table(target, kind)
+        learned[kind] = _learned(mapping, tables[kind], trained, new_only=new_only)
     files = [target.folder / name for name in TOKENIZER_FILES]
     tokenizer = {file.name: file.read_bytes() for file in files if file.is_file()}
-    sample = {kind: _sample(source, table) for kind, table in bases.items()}
-    about = _about(source, bases, new_only=new_only) | {"history": _history(target.folder)}
+    sample = {kind: _sample(source, table) for kind, table in tables.items()}
+    about = _about(source, tables, new_only=new_only) | {"history": _history(target.folder)}
     LanguagePack(about, tokenizer, mappings, learned, sample).save(output)
     return Packed(output, {kind: len(rows) for kind, (rows, _) in learned.items()})
 
@@ -160,7 +159,8 @@ def apply_pack(
     That is task arithmetic: each row is the model's own, moved by what the base learned. Rows of
     added tokens stay the model's.
 
-    Raises `CheckpointError` for a model of another base (unless `force`), shape or vocabulary.
+    Raises `CheckpointError` for a model of another base (unless `force`) or shape, and
+    `TokenizerError` for another vocabulary.
     """
     output = Path(output)
     check_output(output)
@@ -184,8 +184,8 @@ def apply_pack(
 def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) -> dict[str, float]:
     """Mean cosine of the sampled rows with the base's, by table.
 
-    Raises `CheckpointError` or `TokenizerError` for a model that the pack does not fit; `force`
-    allows low cosines.
+    Raises `CheckpointError` or `TokenizerError` for a model that the pack does not fit, and for
+    rows that are not finite; `force` allows low cosines.
     """
     tables, names, base = pack.about["tables"], model.tables.by_kind(), pack.about["base"]
     if set(tables) != set(names):
@@ -207,8 +207,9 @@ def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) 
     cosines = {}
     for kind, name in names.items():
         rows, values = pack.sample[kind]
-        model_rows = model.tensor(name)[rows].float()
-        cosines[kind] = cosine_similarity(model_rows, values.float()).mean().item()
+        table = _padded(model.tensor(name), pack.mappings[kind])
+        check_finite(table, f"{name} of {model.folder}")
+        cosines[kind] = cosine_similarity(table[rows].float(), values.float()).mean().item()
         if cosines[kind] < LEAST_COSINE and not force:
             raise CheckpointError(
                 f"{model.folder} is not tuned from {base}, on which {path} was made: their {kind} "
