@@ -1,4 +1,4 @@
-"""Reading, initialising and propagating whole checkpoints; every result is loaded with plain transformers."""
+"""Whole checkpoints read, initialised and propagated; plain transformers load every result."""
 
 import json
 import shutil
@@ -67,12 +67,10 @@ def test_initialising_with_the_same_tokenizer_changes_nothing(
         assert torch.equal(before[name], after[name]), name
         assert before[name].dtype == after[name].dtype
     for name in ("config.json", "generation_config.json"):
-        before, after = (
-            json.loads((tmp_path / place / name).read_text()) for place in ("model", "same")
-        )
-        assert before == after
+        files = [tmp_path / folder / name for folder in ("model", "same")]
+        assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
     ids = torch.tensor([[1, 40, 80, 120]])
-    models = [AutoModelForCausalLM.from_pretrained(tmp_path / place) for place in ("model", "same")]
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / f) for f in ("model", "same")]
     assert torch.equal(models[0](ids).logits, models[1](ids).logits)
 
 
@@ -173,13 +171,9 @@ def test_body_specials_template_and_generation_are_the_instruct_models(
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == json.loads((pair["instruct"] / "generation_config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Да"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    assert model.generate(**asked, max_new_tokens=3).shape[1] == asked["input_ids"].shape[1] + 3
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Да"}], **options)
+    assert model.generate(**prompt, max_new_tokens=3).shape[1] == prompt["input_ids"].shape[1] + 3
 
 
 def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> None:
@@ -206,7 +200,7 @@ def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> N
 def test_tokens_that_only_the_instruct_model_has_are_carried_along(
     tmp_path, byte_level, english, russian
 ) -> None:
-    """As OpenChat-3.5, which has two tokens more than Mistral-7B, at ids where the extension puts new ones."""
+    """OpenChat-3.5 adds two tokens to Mistral-7B, at ids where the extension puts new ones."""
     plain = byte_level_tokenizer(english + russian[:4], 500, ["<s>", "</s>"])
     base = save_model(tmp_path / "base", plain)
     plain.add_special_tokens(["<|user|>", "<|end|>"])
@@ -254,13 +248,11 @@ def test_rows_and_settings_follow_tokens_that_move(pair, adapted, tmp_path) -> N
     ru, en = SAMPLE / "ru", SAMPLE / "en"
     for source in (pair["base"], adapted):  # an untrained and a trained checkpoint
         size = len(Checkpoint(source).vocabulary)
-        place = tmp_path / source.name
-        optimize_tokenizer(
-            source, [ru, en], size - 80, size - 50, place / "tokenizer", script="cyrillic"
-        )
-        initialise(source, place / "tokenizer", place / "model")
-        before, after = tensors(source), tensors(place / "model")
-        id_map = IdMap.load(place / "tokenizer" / "id_map.json")
+        tokenizer, model = (tmp_path / source.name / name for name in ("tokenizer", "model"))
+        optimize_tokenizer(source, [ru, en], size - 80, size - 50, tokenizer, script="cyrillic")
+        initialise(source, tokenizer, model)
+        before, after = tensors(source), tensors(model)
+        id_map = IdMap.load(tokenizer / "id_map.json")
         assert len(id_map.moved) > 0
         assert len(id_map.dropped) == 80
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -284,9 +276,9 @@ def test_settings_follow_tokens_that_move(pair, tmp_path) -> None:
             json.dumps({"eos_token_id": eos, "suppress_tokens": [old]})
         )
         if outcome is None:
-            for place in ("config.json", "generation_config.json"):
-                said = f"eos_token_id in .*{place} is {lost}, a token that the new tokenizer"
-                with pytest.raises(CheckpointError, match=said):
+            for name in ("config.json", "generation_config.json"):
+                message = f"eos_token_id in .*{name} is {lost}, a token that the new tokenizer"
+                with pytest.raises(CheckpointError, match=message):
                     initialise(folder, tmp_path / "t", tmp_path / "no")
                 assert not (tmp_path / "no").exists()
                 (folder / "config.json").write_text(
@@ -339,7 +331,7 @@ def test_settings_of_the_instruct_model_follow_ordinary_tokens_that_move(pair, t
 def test_a_token_that_the_instruct_model_names_keeps_its_place(
     before, method, tmp_path, english, russian
 ) -> None:
-    """A second row of its end of turn, under no name, would be what greedy decoding takes: it would never end."""
+    """Otherwise greedy decoding picks an unnamed duplicate of its end of turn and never stops."""
     names = {"reserved": ["<|reserved|>"], "unused": ["<|reserved|>"], "ordinary": []}[before]
     plain = byte_level_tokenizer(english + russian[:4], 400, ["<s>", "</s>", *names])
     spec = json.loads(plain.to_str())
@@ -349,56 +341,34 @@ def test_a_token_that_the_instruct_model_names_keeps_its_place(
     if before == "ordinary":
         spec["model"]["vocab"]["<|end|>"] = 400
     base = save_model(tmp_path / "base", Tokenizer.from_str(json.dumps(spec)), padding_rows=1)
-    place = 400 if before == "ordinary" else 2
-    spec["model"]["vocab"] = {n: i for n, i in spec["model"]["vocab"].items() if i != place} | {
-        "<|end|>": place
-    }
-    entry = {
-        "id": place,
-        "content": "<|end|>",
-        "special": True,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-    }
-    spec["added_tokens"] = [e for e in spec["added_tokens"] if e["id"] != place] + [entry]
-    save_model(
-        tmp_path / "instruct",
-        Tokenizer.from_str(json.dumps(spec)),
-        seed=1,
-        like=base,
-        noise=0.2,
-        template=TEMPLATE,
-        padding_rows=1,
-    )
+    end = 400 if before == "ordinary" else 2
+    vocabulary = {n: i for n, i in spec["model"]["vocab"].items() if i != end}
+    spec["model"]["vocab"] = vocabulary | {"<|end|>": end}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    entry = {"id": end, "content": "<|end|>", "special": True} | flags
+    spec["added_tokens"] = [e for e in spec["added_tokens"] if e["id"] != end] + [entry]
+    options = {"seed": 1, "like": base, "noise": 0.2, "template": TEMPLATE, "padding_rows": 1}
+    save_model(tmp_path / "instruct", Tokenizer.from_str(json.dumps(spec)), **options)
     from lep.tokenizer.write import extend_tokenizer
 
     extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 30, tmp_path / "tokenizer")
     initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "adapted")
-    propagate(
-        tmp_path / "base",
-        tmp_path / "instruct",
-        tmp_path / "adapted",
-        tmp_path / "out",
-        PropagateSettings(method=method),
-    )
+    models = [tmp_path / name for name in ("base", "instruct", "adapted")]
+    propagate(*models, tmp_path / "out", method=method)
     result, chat = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "instruct")
-    own, table = chat.tensor("lm_head.weight")[place], result.tensor("lm_head.weight")
-    place = 429 if before == "unused" else place  # a new token took the hole
-    assert result.vocabulary.added_ids()["<|end|>"] == place
+    row, table = chat.tensor("lm_head.weight")[end], result.tensor("lm_head.weight")
+    end = 429 if before == "unused" else end  # a new token took the hole
+    assert result.vocabulary.added_ids()["<|end|>"] == end
     assert "<|reserved|>" not in result.tokenizer.get_vocab()
-    assert (table == own).all(1).nonzero().flatten().tolist() == [place]
-    assert (
-        json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"][0]
-        == place
-    )
-    assert result.tokenizer("Привет<|end|>")["input_ids"][-1] == place
+    assert (table == row).all(1).nonzero().flatten().tolist() == [end]
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"][0] == end
+    assert result.tokenizer("Привет<|end|>")["input_ids"][-1] == end
 
 
 @pytest.mark.parametrize("options", [{}, {"tied": True}, {"weights": True}])
 def test_fitted_rows_are_those_of_plain_least_squares(options, tmp_path, byte_level, pair) -> None:
-    """From end to end, with the intercept of the output table: `conversion` by float64 `lstsq` over all rows."""
+    """`conversion` is float64 `lstsq` over all rows, with an intercept in the output table."""
     weighted, tied = options.get("weights", False), options.get("tied", False)
     base = save_model(tmp_path / "base", byte_level, tied=tied, hidden=16)
     save_model(
@@ -442,9 +412,9 @@ def test_fitted_rows_are_those_of_plain_least_squares(options, tmp_path, byte_le
         adapted_ones = torch.ones(600, 1, dtype=torch.float64)
         expected = (torch.cat([adapted, adapted_ones], 1) if centred else adapted) @ solved
         expected[specials] = family.instruct.tensor(name).double()[specials]
-        found = Checkpoint(tmp_path / "out").tensor(name)
-        torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(found, adapted.float(), atol=1e-2)
+        table = Checkpoint(tmp_path / "out").tensor(name)
+        torch.testing.assert_close(table, expected.float(), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(table, adapted.float(), atol=1e-2)
 
 
 def test_a_soft_cap_sees_the_means(pair, tmp_path) -> None:
@@ -459,7 +429,7 @@ def test_a_soft_cap_sees_the_means(pair, tmp_path) -> None:
 
 
 def test_a_saved_mapping_is_used_where_a_token_became_its_byte(tmp_path, english, russian) -> None:
-    """Vocabularies of the SentencePiece kind have a newline as a byte, others as an ordinary token."""
+    """In SentencePiece vocabularies a newline is a byte, in others an ordinary token."""
     base = byte_fallback_tokenizer(english + russian[:4], 600)
     save_model(tmp_path / "base", base)
     spec = json.loads(base.to_str())
@@ -503,12 +473,13 @@ def test_embeddings_that_were_trained_with_another_body_are_refused(
     stored = load_file(adapted / "model.safetensors")
     stored["model.layers.1.mlp.up_proj.weight"] += 1e-3
     save_file(stored, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
-    said = r"model.layers.1.mlp.up_proj.weight in .*other is not that of .*base: embeddings trained with another body"
-    with pytest.raises(CheckpointError, match=said):
+    message = r"model.layers.1.mlp.up_proj.weight in .*other is not that of .*base: "
+    message += "embeddings trained with another body"
+    with pytest.raises(CheckpointError, match=message):
         propagate(pair["base"], pair["instruct"], tmp_path / "other", tmp_path / "out")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         make_pack(pair["base"], tmp_path / "other", tmp_path / "ru.lep")
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_an_adapter_beside_the_weights_is_not_lost(pair, adapted, tmp_path) -> None:
@@ -543,8 +514,9 @@ def test_a_damaged_padding_row_is_named(tmp_path, byte_level) -> None:
     stored = load_file(tmp_path / "model" / "model.safetensors")
     stored["lm_head.weight"][-1] = float("nan")
     save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    found = inspect_checkpoint(tmp_path / "model").record["tables"]["lm_head.weight"]["suspicious"]
-    assert found["not finite"] == {"count": 1, "first": [["", 502]]}
+    tables = inspect_checkpoint(tmp_path / "model").record["tables"]
+    rows = tables["lm_head.weight"]["suspicious"]["not finite"]
+    assert rows == {"count": 1, "first": [["", 502]]}
 
 
 def test_a_changed_template_is_another_model(pair, tmp_path) -> None:
@@ -675,15 +647,15 @@ def test_nan_rows_are_refused(tmp_path, pair, byte_level) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
-def test_an_instruct_model_keeps_its_chat_template(pair, tmp_path, place) -> None:
-    """With a tokenizer that was made for its base, which has none; wherever the template is kept."""
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_an_instruct_model_keeps_its_chat_template(pair, tmp_path, name) -> None:
+    """Its new tokenizer was made for the base and has none. Either file may hold the template."""
     shutil.copytree(pair["instruct"], tmp_path / "chat")
     expected = load_tokenizer(tmp_path / "chat").chat_template
-    if place == "tokenizer_config.json":
+    if name == "tokenizer_config.json":
         (tmp_path / "chat" / "chat_template.jinja").unlink()
-        config = json.loads((tmp_path / "chat" / place).read_text()) | {"chat_template": expected}
-        (tmp_path / "chat" / place).write_text(json.dumps(config))
+        config = json.loads((tmp_path / "chat" / name).read_text()) | {"chat_template": expected}
+        (tmp_path / "chat" / name).write_text(json.dumps(config))
     assert not load_tokenizer(pair["tokenizer"]).chat_template
     initialise(tmp_path / "chat", pair["tokenizer"], tmp_path / "out")
     assert load_tokenizer(tmp_path / "out").chat_template == expected

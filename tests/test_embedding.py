@@ -1,4 +1,4 @@
-"""How rows of new tokens are filled, how long they are, and which source rows training never reached."""
+"""How rows of new tokens are filled and scaled, and which source rows training never reached."""
 
 from random import Random
 
@@ -110,34 +110,29 @@ def test_untrained_rows_stay_out_of_fits(pair, adapted, tmp_path) -> None:
     stored = load_file(tmp_path / "base" / "model.safetensors")
     victim = 300
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        stored[name][[*bytes_never_used, victim]] = 5 + 1e-3 * torch.randn(
-            len(bytes_never_used) + 1, 32
-        )
+        noise = torch.randn(len(bytes_never_used) + 1, 32)
+        stored[name][[*bytes_never_used, victim]] = 5 + 1e-3 * noise
         stored[name][victim] = stored[name][bytes_never_used].mean(0)
     save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     family = Family.open(tmp_path / "base", pair["instruct"], adapted)
     mapping = family.mappings["input"]
     rows = family.fit_rows("input")
-    made_of_it = [
-        t for t in range(600) if victim in mapping.select(torch.tensor([t])).indices.tolist()
-    ]
-    assert victim in made_of_it
-    assert not rows[made_of_it].any()
+    sources = [mapping.select(torch.tensor([row])).indices.tolist() for row in range(600)]
+    mixed_from_it = [row for row in range(600) if victim in sources[row]]
+    assert victim in mixed_from_it
+    assert not rows[mixed_from_it].any()
     assert not rows[bytes_never_used].any()
     assert rows.sum() > 400
 
 
 def test_methods_fill_new_rows_from_the_pieces_of_their_tokens(pair) -> None:
-    source, target = (
-        Checkpoint(pair["base"]).vocabulary,
-        Vocabulary.of(load_tokenizer(pair["tokenizer"])),
-    )
+    source = Checkpoint(pair["base"]).vocabulary
+    target = Vocabulary.of(load_tokenizer(pair["tokenizer"]))
     pieces = source.pieces(target)
     for method in ("mean", "length-weighted", "first", "last"):
         mapping = build_mapping(source, target, 500, method)
         for row in mapping.new_rows().tolist():
-            found = mapping.select(torch.tensor([row])).indices.tolist()
-            assert found == {"first": pieces[row][:1], "last": pieces[row][-1:]}.get(
-                method, pieces[row]
-            )
+            ends = {"first": pieces[row][:1], "last": pieces[row][-1:]}
+            indices = mapping.select(torch.tensor([row])).indices.tolist()
+            assert indices == ends.get(method, pieces[row])
     assert build_mapping(source, source, 500, "random").equal(build_mapping(source, source, 500))
