@@ -1,4 +1,4 @@
-"""Language packs: what a base learned, given to models tuned from it; then inspect and verify."""
+"""Language packs, which give a base's learned rows to its instruct models; inspect and verify."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lep.checkpoint.reader import Checkpoint
 from lep.cli import app
 from lep.errors import CheckpointError, OutputError, TokenizerError
+from lep.settings import PropagateSettings
 from lep.transfer.initialise import initialise
 from lep.transfer.inspect import inspect_checkpoint
 from lep.transfer.language_pack import LanguagePack, apply_pack, make_pack
@@ -37,7 +38,7 @@ def trained(pair, tmp_path_factory):
 def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> None:
     pack = make_pack(pair["base"], trained, tmp_path / "ru.lep")
     assert pack.rows == {"input": 300, "output": 300}
-    for number, seed in enumerate((1, 2)):  # two models tuned from the base in different ways
+    for number, seed in enumerate((1, 2)):  # two instruct models of the base
         chat = tmp_path / f"chat{number}"
         shutil.copytree(pair["instruct"], chat)
         stored = load_file(chat / "model.safetensors")
@@ -46,18 +47,28 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
             stored[name] = tensor + 0.005 * seed * torch.randn_like(tensor)
         save_file(stored, chat / "model.safetensors", metadata={"format": "pt"})
         apply_pack(tmp_path / "ru.lep", chat, tmp_path / f"out{number}")
-        models = (pair["base"], chat, trained)
-        propagate(*models, tmp_path / f"same{number}", method="task-arithmetic")
-        folders = [tmp_path / f"{name}{number}" for name in ("out", "same")]
-        applied, propagated = (load_file(folder / "model.safetensors") for folder in folders)
+        propagate(
+            pair["base"],
+            chat,
+            trained,
+            tmp_path / f"same{number}",
+            PropagateSettings(method="task-arithmetic"),
+        )
+        packed, propagated = (
+            load_file(tmp_path / f"{n}{number}" / "model.safetensors") for n in ("out", "same")
+        )
         for name, tensor in propagated.items():
-            torch.testing.assert_close(applied[name], tensor, rtol=0, atol=1e-6)
-        added = Checkpoint(chat).vocabulary.added_ids().values()
-        head, untouched = "lm_head.weight", [i for i in range(1, 500, 2) if i not in added]
-        assert torch.equal(applied[head][untouched], stored[head][untouched])
-        for name in ("tokenizer.json", "config.json", "generation_config.json"):
-            files = [folder / name for folder in folders]
-            assert files[0].read_bytes() == files[1].read_bytes()
+            torch.testing.assert_close(packed[name], tensor, rtol=0, atol=1e-6)
+        untouched = [
+            i for i in range(1, 500, 2) if i not in Checkpoint(chat).vocabulary.added_ids().values()
+        ]
+        assert torch.equal(packed["lm_head.weight"][untouched], stored["lm_head.weight"][untouched])
+        names = ("tokenizer.json", "config.json", "generation_config.json")
+        assert all(
+            (tmp_path / f"out{number}" / f).read_bytes()
+            == (tmp_path / f"same{number}" / f).read_bytes()
+            for f in names
+        )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out0")
     assert tokenizer.chat_template == TEMPLATE
     AutoModelForCausalLM.from_pretrained(tmp_path / "out0")
@@ -66,11 +77,11 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
 def test_new_rows_alone(pair, trained, tmp_path) -> None:
     make_pack(pair["base"], trained, tmp_path / "ru.lep", new_only=True)
     apply_pack(tmp_path / "ru.lep", pair["instruct"], tmp_path / "out")
-    applied, chat = (
-        load_file(f / "model.safetensors") for f in (tmp_path / "out", pair["instruct"])
+    packed, chat = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair["instruct"])
     )
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        assert torch.equal(applied[name][:500], chat[name][:500])
+        assert torch.equal(packed[name][:500], chat[name][:500])
     assert (tmp_path / "ru.lep").stat().st_size < 200_000
 
 
@@ -102,14 +113,13 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
         with pytest.raises(error, match=message):
             apply_pack(tmp_path / "ru.lep", tmp_path / name, tmp_path / "out", force=True)
     (tmp_path / "cut.lep").write_bytes((tmp_path / "ru.lep").read_bytes()[:-100])
-    for name in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
+    for file in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
         with pytest.raises(CheckpointError, match="is not a language pack"):
-            apply_pack(tmp_path / name, pair["instruct"], tmp_path / "out")
+            apply_pack(tmp_path / file, pair["instruct"], tmp_path / "out")
+    sampled = LanguagePack.load(tmp_path / "ru.lep").sample["output"][0]
     shutil.copytree(pair["instruct"], tmp_path / "spoilt")
     stored = load_file(pair["instruct"] / "model.safetensors")
-    stored["lm_head.weight"][LanguagePack.load(tmp_path / "ru.lep").sample["output"][0][3], 5] = (
-        torch.nan
-    )
+    stored["lm_head.weight"][sampled[3], 5] = torch.nan
     save_file(stored, tmp_path / "spoilt" / "model.safetensors", metadata={"format": "pt"})
     for force in (False, True):
         with pytest.raises(CheckpointError, match=r"lm_head.weight of .*spoilt is not finite"):
@@ -142,14 +152,14 @@ def test_a_pack_writes_nothing_but_the_model(pair, trained, tmp_path) -> None:
 
 def test_commands(pair, trained, tmp_path) -> None:
     def lep(*arguments) -> str:
-        done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.output
+        result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
 
     lep("pack", "--base", pair["base"], "--adapted", trained, "--output", tmp_path / "ru.lep")
     lep("apply", tmp_path / "ru.lep", "--model", pair["instruct"], "--output", tmp_path / "out")
-    text = lep("verify", pair["instruct"], tmp_path / "out", "--json", tmp_path / "v.json")
-    assert "resized: lm_head.weight 500 x 32 -> 600 x 32" in text
+    output = lep("verify", pair["instruct"], tmp_path / "out", "--json", tmp_path / "v.json")
+    assert "resized: lm_head.weight 500 x 32 -> 600 x 32" in output
     assert json.loads((tmp_path / "v.json").read_text())["counts"]["resized"] == 2
     assert "600 x 32" in lep("inspect", tmp_path / "out")
 
@@ -162,18 +172,28 @@ def test_verify_says_what_changed(pair, trained, tmp_path) -> None:
     comparison = compare_checkpoints(pair["base"], trained).record
     assert comparison["counts"]["resized"] == 2
     assert (comparison["tokens"]["kept"], comparison["tokens"]["new"]) == (500, 100)
-    same = {kind: rows["same"] for kind, rows in comparison["rows"].items()}
-    assert same == {"input": 250, "output": 250}
+    assert {kind: rows["same"] for kind, rows in comparison["rows"].items()} == {
+        "input": 250,
+        "output": 250,
+    }
     assert comparison["config"]["vocab_size"] == [500, 600]
     stored = load_file(pair["base"] / "model.safetensors")
     shutil.copytree(pair["base"], tmp_path / "odd")
     stored["model.norm.weight"][0] += 1
     del stored["model.layers.1.mlp.down_proj.weight"]
-    stored["extra"] = torch.zeros(3)
-    save_file(stored, tmp_path / "odd" / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        stored | {"extra": torch.zeros(3)},
+        tmp_path / "odd" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     result = compare_checkpoints(pair["base"], tmp_path / "odd")
-    tensors = result.record["tensors"].items()
-    assert {name: entry["state"] for name, entry in tensors if entry["state"] != "same"} == {
+    comparison = result.record
+    states = {
+        name: entry["state"]
+        for name, entry in comparison["tensors"].items()
+        if entry["state"] != "same"
+    }
+    assert states == {
         "model.norm.weight": "changed",
         "extra": "only after",
         "model.layers.1.mlp.down_proj.weight": "only before",
@@ -204,13 +224,20 @@ def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
     table = stored["model.embed_tokens.weight"]
     table[50], table[60], table[70, 3] = 0, table[61], torch.nan
     vocabulary = Checkpoint(tmp_path / "model").vocabulary
-    tokens = [(i, token.content) for i, token in enumerate(vocabulary.tokens) if token]
-    never = [i for i, content in tokens if content in (b"\xc0", b"\xc1", b"\xf5")]
+    never = [
+        vocabulary.tokens.index(t)
+        for t in vocabulary.tokens
+        if t and t.content in (b"\xc0", b"\xc1", b"\xf5")
+    ]
     centre = torch.randn(32)
     for row in never:
         table[row] = centre + 1e-3 * torch.randn(32)
-    table[80] = centre  # a token that occurs nowhere stays beside the bytes that cannot occur
-    others = [i for i, content in tokens if content >= b"\xf6" and len(content) == 1]
+    table[80] = centre  # an unused token stays near the bytes that cannot occur
+    others = [
+        i
+        for i, t in enumerate(vocabulary.tokens)
+        if t and t.content[:1] >= b"\xf6" and len(t.content) == 1
+    ]
     table[others] = centre + 1e-3 * torch.randn(len(others), 32)
     save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     inspection = inspect_checkpoint(tmp_path / "model")

@@ -816,6 +816,6 @@ def test_settings_are_keywords_and_results_print(pair, tmp_path) -> None:
     )
     assert tuned.samples + tuned.too_long == 8
     assert str(tuned).startswith(f"{tuned.samples} samples ({tuned.too_long} too long), 1 steps in")
-    with pytest.raises(LepError, match="there is no setting 'token': did you mean tokens"):
+    with pytest.raises(LepError, match="unknown key 'token'; did you mean 'tokens'"):
         pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", token=3)
     assert not (tmp_path / "out").exists()

@@ -14,8 +14,8 @@ import yaml
 from pydantic import ValidationError
 
 from lep.errors import RecipeError
+from lep.fields import Location, first_fault
 from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
-from lep.settings import Location, first_fault
 
 Checked = TypeVar("Checked", Recipe, GridSettings)
 SEEDED = ("pretrain", "calibrate", "tune")
