@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TEMPLATE, byte_level_tokenizer, sample_texts, save_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -115,6 +116,14 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
     for file in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
         with pytest.raises(CheckpointError, match="is not a language pack"):
             apply_pack(tmp_path / file, pair["instruct"], tmp_path / "out")
+    sampled = LanguagePack.load(tmp_path / "ru.lep").sample["output"][0]
+    shutil.copytree(pair["instruct"], tmp_path / "spoilt")
+    stored = load_file(pair["instruct"] / "model.safetensors")
+    stored["lm_head.weight"][sampled[3], 5] = torch.nan
+    save_file(stored, tmp_path / "spoilt" / "model.safetensors", metadata={"format": "pt"})
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match=r"lm_head.weight of .*spoilt is not finite"):
+            apply_pack(tmp_path / "ru.lep", tmp_path / "spoilt", tmp_path / "out", force=force)
     with pytest.raises(OutputError, match="exists already"):
         make_pack(pair["base"], trained, tmp_path / "ru.lep")
     for one, other, message in [
@@ -190,6 +199,23 @@ def test_verify_says_what_changed(pair, trained, tmp_path) -> None:
         "model.layers.1.mlp.down_proj.weight": "only before",
     }
     assert "changed: model.norm.weight" in str(result)
+
+
+def test_verify_sees_another_type_and_another_vocabulary(byte_level, tmp_path) -> None:
+    """Zeros have the same bytes in every type of 16 bits."""
+    for name, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
+        model = save_model(tmp_path / name, byte_level, dtype=dtype)
+        stored = model.state_dict() | {"model.norm.weight": torch.zeros(32, dtype=dtype)}
+        save_file(stored, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    tensors = compare_checkpoints(tmp_path / "bf16", tmp_path / "f16").record["tensors"]
+    assert tensors["model.norm.weight"]["state"] == "changed"
+    for name in ("ab", "cd"):
+        ids = {name[0]: 0, name[1]: 1, "<s>": 2, "</s>": 3}
+        save_model(tmp_path / name, Tokenizer(models.BPE(ids, [])))
+        for file in (tmp_path / name).glob("tokenizer*.json"):
+            file.write_text(file.read_text().replace("s>", f"{name}>"))
+    rows = compare_checkpoints(tmp_path / "ab", tmp_path / "cd").record["rows"]
+    assert rows == {kind: {"tokens": 0, "same": 0} for kind in ("input", "output")}
 
 
 def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:

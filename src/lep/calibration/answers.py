@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def write_unjudged(
     """
     check_output(output)
     run = _Run(output, original, prompts, settings)
-    run.answer(original)
+    run.answer()
     with publishing(output) as partial:
         shutil.copy(run.path, partial / UNJUDGED)
     run.path.unlink()
@@ -86,7 +87,7 @@ def answer(
     output, settings = Path(output), AnswerSettings.given(settings, options)
     check_output(output)
     run = _Run(output, original, prompts, settings, unjudged)
-    run.answer(original)
+    run.answer()
     records, counts = run.judged()
     if "kept" not in counts:
         raise CorpusError(
@@ -114,7 +115,8 @@ class _Run:
         unjudged: str | Path | None = None,
     ) -> None:
         self.prompts = [question(record["messages"]) for record in read_messages(prompts)]
-        self.settings = settings
+        self.original, self.settings = original, settings
+        self.keys = list(product(range(settings.samples), range(len(self.prompts))))
         self.path = output.with_name(output.name + ".answers.jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if unjudged and not self.path.exists():
@@ -123,7 +125,7 @@ class _Run:
         relevant = settings.model_dump(exclude=JUDGING | {"samples"})
         key = fingerprint([Checkpoint(original).stamp(), self.prompts, relevant])
         entries = _whole_lines(self.path)
-        if not entries or entries[0].get("key") != key:
+        if entries[:1] != [{"key": key}]:
             entries = [{"key": key}]
         self.answers: dict[Key, Answer] = {}
         self.grades: dict[Key, int | None] = {}
@@ -135,21 +137,20 @@ class _Run:
                 self.grades[entry["sample"], entry["index"]] = entry["grade"]
         write_records(self.path, entries)
 
-    def answer(self, original: str | Path) -> None:
-        """Get the answers that are missing from the model."""
-        samples, indices = range(self.settings.samples), range(len(self.prompts))
-        if all((sample, index) in self.answers for sample in samples for index in indices):
+    def answer(self) -> None:
+        """Let the model give the answers that are missing."""
+        if all(key in self.answers for key in self.keys):
             return
-        model, checkpoint = load_model(original)
-        for sample in samples:
-            seed = self.settings.sample_seed + sample
-            sampling = Sampling(self.settings.temperature, self.settings.top_p, seed)
+        settings, (model, checkpoint) = self.settings, load_model(self.original)
+        for sample in range(settings.samples):
+            seed = settings.sample_seed + sample
+            sampling = Sampling(settings.temperature, settings.top_p, seed)
             for batch in answers(
                 model,
                 checkpoint.tokenizer,
                 self.prompts,
-                max_new_tokens=self.settings.max_new_tokens,
-                batch_size=self.settings.generation_batch,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.generation_batch,
                 sampling=sampling if sample else None,
                 done={index for other, index in self.answers if other == sample},
             ):
@@ -158,13 +159,11 @@ class _Run:
 
     def judged(self) -> tuple[list[AnswerRecord], dict[str, int]]:
         """A record of every answer, prompt by prompt, and the number of prompts by outcome."""
-        reasons = {
-            (sample, index): reason_to_drop(prompt[-1]["content"], self.answers[sample, index])
-            for sample in range(self.settings.samples)
-            for index, prompt in enumerate(self.prompts)
-        }
+        texts = [prompt[-1]["content"] for prompt in self.prompts]
+        reasons = {key: reason_to_drop(texts[key[1]], self.answers[key]) for key in self.keys}
         if self.settings.judge is not None:
-            self._grade([key for key, reason in reasons.items() if reason is None])
+            usable_keys = [key for key in self.keys if reasons[key] is None]
+            self._grade(self.settings.judge, usable_keys)
         records, counts = [], Counter[str]()
         for index in range(len(self.prompts)):
             keys = [(sample, index) for sample in range(self.settings.samples)]
@@ -177,17 +176,14 @@ class _Run:
                 records.append(replace(record, dropped=BEATEN) if beaten else record)
         return records, dict(counts)
 
-    def _grade(self, keys: list[Key]) -> None:
-        """Get the grades that are missing from the judge."""
-        missing = [key for key in keys if key not in self.grades]
-        if not missing:
-            return
-        judge = str(self.settings.judge)
-        pairs = [(self.prompts[key[1]], self.answers[key].text) for key in missing]
-        given = grades(load_judge(judge), pairs, str(self.path))
-        for (sample, index), grade in zip(missing, given, strict=True):
-            self.grades[sample, index] = grade
-            self._save([{"sample": sample, "index": index, "grade": grade, "judge": judge}])
+    def _grade(self, judge: str, keys: list[Key]) -> None:
+        """Let the judge give the grades that are missing."""
+        if missing := [key for key in keys if key not in self.grades]:
+            pairs = [(self.prompts[key[1]], self.answers[key].text) for key in missing]
+            given = grades(load_judge(judge), pairs, str(self.path))
+            for (sample, index), grade in zip(missing, given, strict=True):
+                self.grades[sample, index] = grade
+                self._save([{"sample": sample, "index": index, "grade": grade, "judge": judge}])
 
     def _record(self, key: Key, reason: str | None) -> AnswerRecord:
         sample, index = key

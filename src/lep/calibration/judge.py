@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any, Protocol
 
 import regex
@@ -17,7 +16,8 @@ from lep.inference.generate import answers
 from lep.inference.models import load_model
 
 PROMPT = """\
-Grade the last answer of this conversation from 1 to 5, by its language and by whether it answers what was asked.
+Grade the last answer of this conversation from 1 to 5, by its language and by whether it answers \
+what was asked.
 5: faultless language, and a full answer to the question
 4: small slips that do not disturb, and an answer to the question
 3: clear mistakes in the language, or only part of an answer
@@ -27,12 +27,12 @@ Reply with the digit alone.
 
 {conversation}
 
-Grade:"""  # noqa: E501 - the prompt's first line
+Grade:"""
 REMINDER = "Reply with one digit from 1 to 5 and nothing else."
 REPLY_TOKENS, BATCH = 16, 16
 CONCURRENT, SECONDS, TRIES = 8, 120, 4
 MOST_UNGRADED = 10  # in a row
-BAD_REQUEST = 400
+BAD_REQUEST, RETRIED = 400, (429, 500, 502, 503, 504)
 _THOUGHT = regex.compile(r"<think>.*?(</think>|$)", regex.DOTALL)
 _SCALE = regex.compile(
     r"(?<!\d)1\s*(?:-|–|to|\.\.\.?|до)\s*5(?!\d)|/\s*5(?!\d)|\bout of\s*5(?!\d)", regex.IGNORECASE
@@ -101,15 +101,13 @@ def _replies(judge: Judge, prompts: list[Conversation], saved: str) -> list[str]
         for i, reply in zip(again, judge.replies(second), strict=True):
             replies[i] = reply
         return replies
-    except requests.HTTPError as error:
-        body = error.response.text[:200] if error.response is not None else ""
-        reason = f"refuses ({error}: {body!r})"
-        way_out = "correct its name, URL or key, and give the same command"
-        raise LepError(f"the judge {judge.name} {reason}; {saved}: {way_out}") from error
     except requests.RequestException as error:
         reason = f"does not answer after {TRIES} tries ({error})"
-        way_out = "give the same command when it is back"
-        raise LepError(f"the judge {judge.name} {reason}; {saved}: {way_out}") from error
+        advice = "give the same command when it is back"
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            reason = f"refuses ({error}: {error.response.text[:200]!r})"
+            advice = "correct its name, URL or key, and give the same command"
+        raise LepError(f"the judge {judge.name} {reason}; {saved}: {advice}") from error
 
 
 def _prompt(conversation: Conversation, answer: str) -> Conversation:
@@ -128,22 +126,16 @@ class LocalModel:
     def __init__(self, source: str) -> None:
         self.name = source
         if not Checkpoint(source).check().tokenizer.chat_template:
-            raise CheckpointError(
-                f"{source} has no chat template, so it cannot judge: give an instruct model"
-            )
+            advice = "so it cannot judge: give an instruct model"
+            raise CheckpointError(f"{source} has no chat template, {advice}")
         self.model, self.checkpoint = load_model(source)
 
     def replies(self, conversations: Sequence[Conversation]) -> list[str]:
-        batches = answers(
-            self.model,
-            self.checkpoint.tokenizer,
-            conversations,
-            max_new_tokens=REPLY_TOKENS,
-            batch_size=BATCH,
-            label="grades",
-        )
-        in_order = sorted(chain.from_iterable(batches), key=lambda answer: answer.index)
-        return [answer.text for answer in in_order]
+        sizes: Any = {"max_new_tokens": REPLY_TOKENS, "batch_size": BATCH}
+        tokenizer = self.checkpoint.tokenizer
+        batches = answers(self.model, tokenizer, conversations, **sizes, label="grades")
+        replies = {answer.index: answer.text for batch in batches for answer in batch}
+        return [replies[index] for index in range(len(conversations))]
 
 
 class ServedModel:
@@ -152,12 +144,7 @@ class ServedModel:
     def __init__(self, name: str, url: str) -> None:
         self.name, self.url = name, f"{url.rstrip('/')}/chat/completions"
         self.session = requests.Session()
-        retry = Retry(
-            total=TRIES - 1,
-            backoff_factor=0.5,
-            status_forcelist=(429, 500, 502, 503, 504),
-            allowed_methods=None,
-        )
+        retry = Retry(TRIES - 1, backoff_factor=0.5, status_forcelist=RETRIED, allowed_methods=None)
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=CONCURRENT))
         if key := os.environ.get("OPENAI_API_KEY"):

@@ -55,31 +55,24 @@ class Shape:
     layers: int
     inner: int
     cache: int  # elements of the KV cache per token
-    plain: (
-        bool  # whether logits are just the head's products, so that the loss takes them in chunks
-    )
+    plain: bool  # logits are just the head's products, so that the loss takes them in chunks
 
     @classmethod
     def of(cls, folder: Path) -> "Shape":
         """Raises `CheckpointError` if the folder holds no causal language model."""
         probed = Architecture.probe(folder, json.loads((folder / "config.json").read_text()))
         model, text = probed.model, probed.model.config.get_text_config()
-        rows, hidden = model.get_input_embeddings().weight.shape
-        unique = {id(tensor): tensor for tensor in probed.tensors.values()}
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         tables = {id(module.weight) for module in ends}
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        head = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
-        return cls(
-            body=sum(tensor.numel() for key, tensor in unique.items() if key not in tables),
-            rows=rows,
-            hidden=hidden,
-            tables=len(tables),
-            layers=text.num_hidden_layers,
-            inner=getattr(text, "intermediate_size", None) or 4 * hidden,
-            cache=2 * text.num_hidden_layers * heads * head,
-            plain=not any(getattr(text, name, None) for name in LOGIT_SETTINGS),
-        )
+        rows, hidden = ends[0].weight.shape
+        unique = {id(tensor): tensor for tensor in probed.tensors.values()}
+        body = sum(tensor.numel() for key, tensor in unique.items() if key not in tables)
+        layers, heads = text.num_hidden_layers, text.num_attention_heads
+        inner = getattr(text, "intermediate_size", None) or 4 * hidden
+        head = getattr(text, "head_dim", None) or hidden // heads
+        cache = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * head
+        plain = not any(getattr(text, name, None) for name in LOGIT_SETTINGS)
+        return cls(body, rows, hidden, len(tables), layers, inner, cache, plain)
 
     def speedup(self, savings: Savings, new_rows: int) -> float:
         """How many times as fast text is generated, by the parameters and cache read per token."""
@@ -142,9 +135,9 @@ class Forecast(Result):
 
         Activation checkpointing adds a second forward pass through the body.
         """
-        through = self.shape.body + self.rows * self.shape.hidden
-        again = 2 * self.shape.body if self.recipe.pretrain.activation_checkpointing else 0
-        return 4 * through + again + 2 * self.trained_rows * self.shape.hidden
+        body, hidden = self.shape.body, self.shape.hidden
+        again = 2 * body if self.recipe.pretrain.activation_checkpointing else 0
+        return 4 * (body + self.rows * hidden) + again + 2 * self.trained_rows * hidden
 
     @property
     def memory(self) -> dict[str, dict[str, float]]:
@@ -152,10 +145,10 @@ class Forecast(Result):
         pretrain, calibrate, tune = self.recipe.pretrain, self.recipe.calibrate, self.recipe.tune
         tokens = min(pretrain.micro_batch_tokens, self.tokens)
         memory = {"pretrain": self._memory(self.trained_rows, tokens, pretrain)}
-        if calibrate and calibrate.train == "new_rows":
-            memory["calibrate"] = self._tuning_memory(self.new_rows, 0, calibrate)
-        elif calibrate:
-            memory["calibrate"] = self._tuning_memory(self.rows, self.shape.tables, calibrate)
+        if calibrate:
+            whole = (self.rows, self.shape.tables)
+            trained = (self.new_rows, 0) if calibrate.train == "new_rows" else whole
+            memory["calibrate"] = self._tuning_memory(*trained, calibrate)
         if tune:  # the head alone
             memory["tune"] = self._tuning_memory(self.rows, 1, tune)
         return memory
@@ -176,9 +169,8 @@ class Forecast(Result):
         table, trained = self.rows * shape.hidden, rows * shape.hidden * shape.tables
         frozen = shape.body + (table * shape.tables if rows < self.rows else 0)
         layer = 2 * (8 * shape.hidden + 4 * shape.inner)
-        layers = layer * shape.layers
-        if settings.activation_checkpointing:
-            layers = 4 * shape.hidden * shape.layers + layer
+        again = 4 * shape.hidden * shape.layers + layer
+        layers = again if settings.activation_checkpointing else layer * shape.layers
         return {
             "frozen weights": 2 * frozen,
             "trained rows with gradients and moments": 16 * trained,
@@ -203,11 +195,13 @@ class Forecast(Result):
 
     def __str__(self) -> str:
         shape, rows, gpu = self.shape, self.trained_rows, self.gpu
-        most, parts = DEVICES[gpu].memory_bytes, self.memory["pretrain"].items()
-        needed = {stage: sum(parts.values()) for stage, parts in self.memory.items()}
-        sizes = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in parts)
+        memory, most = self.memory, DEVICES[gpu].memory_bytes
+        needed = {stage: sum(parts.values()) for stage, parts in memory.items()}
+        sizes = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in memory["pretrain"].items())
         others = "".join(f"; {stage} {needed[stage] / 1e9:.0f}" for stage in [*needed][1:])
+        cells = f"the first of {self.cells} combinations and seeds, which share stages:"
         lines = [
+            *([cells] if self.cells > 1 else []),
             f"{shape.body / 1e9:.2f}B parameters in the body, {shape.tables} table(s) of "
             f"{shape.rows:,} to {self.rows:,} x {shape.hidden:,}; {rows:,} rows of each train",
             f"{self.tokens:,} tokens in {self.steps:,} steps: {self.hours:.1f} hours on one {gpu} "
@@ -219,12 +213,9 @@ class Forecast(Result):
             "hours cover pretraining only: answers, calibration, tuning and evaluation are extra",
             *(self._advice(stage) for stage, size in needed.items() if size > most),
             *self._worth(),
+            *([f"for these hours: {self.command}"] if self.command else []),
         ]
-        if self.cells > 1:
-            lines.insert(
-                0, f"the first of {self.cells} combinations and seeds, which share stages:"
-            )
-        return "\n".join([*lines, *([f"for these hours: {self.command}"] if self.command else [])])
+        return "\n".join(lines)
 
     def _advice(self, stage: str) -> str:
         settings = getattr(self.recipe, stage)

@@ -97,8 +97,8 @@ class Recipe(Settings):
         for stage, key in (("calibrate", "after"), ("calibrate", "new_rows"), ("tune", "after")):
             for name in getattr(getattr(self, stage), key, ()):
                 if name not in models:
-                    missing = "the recipe does not make: set direct: true"
-                    missing = missing if name == "direct" else "propagate does not list"
+                    direct = "the recipe does not make: set direct: true"
+                    missing = direct if name == "direct" else "propagate does not list"
                     yield f"{stage}.{key}", f"{stage} comes after '{name}', which {missing}"
 
 
@@ -133,14 +133,13 @@ class GridSettings(Settings):
     def combinations(self) -> list[dict[str, str]]:
         """The value of each axis in each cell."""
         products = itertools.product(*self.axes.values())
-        every = [dict(zip(self.axes, values, strict=True)) for values in products]
-        if not self.cells:
-            return every
-        return [labels for labels in every if any(_matches(labels, cell) for cell in self.cells)]
-
-
-def _matches(labels: dict[str, str], cell: dict[str, list[str]]) -> bool:
-    return all(labels.get(axis) in values for axis, values in cell.items())
+        every = (dict(zip(self.axes, values, strict=True)) for values in products)
+        wanted = self.cells or [{}]  # what names no axis matches every combination
+        return [
+            labels
+            for labels in every
+            if any(all(labels.get(axis) in cell[axis] for axis in cell) for cell in wanted)
+        ]
 
 
 @dataclass(frozen=True)

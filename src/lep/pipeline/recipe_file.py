@@ -5,7 +5,8 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ import yaml
 from pydantic import ValidationError
 
 from lep.errors import RecipeError
+from lep.fields import Location, first_fault
 from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
-from lep.pipeline.recipe_faults import Origins, joined
 
 Checked = TypeVar("Checked", Recipe, GridSettings)
 SEEDED = ("pretrain", "calibrate", "tune")
@@ -37,10 +38,37 @@ def load_grid(recipe: str | Path | Recipe | Grid, overrides: Sequence[str] = ())
     if isinstance(recipe, str | Path):
         return Draft.read(Path(recipe), overrides).grid()
     if overrides:
-        raise RecipeError(
-            f"give {overrides[0]} when the recipe is read: load_grid(path, overrides)"
-        )
+        message = "when the recipe is read: load_grid(path, overrides)"
+        raise RecipeError(f"give {overrides[0]} {message}")
     return recipe if isinstance(recipe, Grid) else Grid([Cell({}, None, recipe)])
+
+
+def joined(section: str, *names: object) -> str:
+    """A key as on the command line, `section.name`; the name of a list's entry is its number."""
+    return ".".join(str(part) for part in (section, *names) if part != "")
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where each key of a recipe was written: `FILE, line N` or `command line, KEY=VALUE`."""
+
+    path: Path
+    by_key: dict[str, str] = field(default_factory=dict)
+
+    def of(self, key: str) -> str:
+        """The origin of a key, or of the nearest section around it."""
+        while key and key not in self.by_key:
+            key = key.rpartition(".")[0]
+        return self.by_key.get(key, str(self.path))
+
+    def key(self, section: str, location: Location) -> str:
+        """The key of a refused value; that of a list if the recipe gives its only entry alone."""
+        name = joined(section, *location)
+        is_alone = name not in self.by_key and location and isinstance(location[-1], int)
+        return self.key(section, location[:-1]) if is_alone else name
+
+    def fault(self, key: str, message: str) -> RecipeError:
+        return RecipeError(f"{self.of(key)}: {message}")
 
 
 @dataclass(frozen=True)
@@ -58,9 +86,8 @@ class Draft:
         try:
             node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"{path} is not valid YAML: {' '.join(str(error).split())}"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"{path} is not valid YAML: {reason}") from error
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{path} must hold 'key: value' lines")
         origins = Origins(path)
@@ -79,8 +106,7 @@ class Draft:
 
     def cell(self, grid: GridSettings, labels: dict[str, str], seed: int) -> Cell:
         """A combination's recipe: changed by each axis, then by the command line, then seeded."""
-        origins = Origins(self.origins.path, dict(self.origins.by_key))
-        draft = Draft(copy.deepcopy(self.values), origins, self.overrides)
+        draft = copy.deepcopy(self)
         for axis, value in labels.items():
             draft.merge(draft.values, grid.axes[axis][value], "", f"grid.axes.{axis}.{value}")
         for override in self.overrides:
@@ -91,7 +117,7 @@ class Draft:
             if isinstance(section, dict):
                 if "seed" in section:
                     message = f"{name}.seed is set, but the seeds of a grid are grid.seeds"
-                    raise origins.fault(f"{name}.seed", message)
+                    raise draft.origins.fault(f"{name}.seed", message)
                 section["seed"] = str(seed)
         return Cell(labels, seed, draft.recipe())
 
@@ -106,7 +132,9 @@ class Draft:
         try:
             checked = settings.model_validate(values)
         except ValidationError as error:
-            raise self.origins.invalid(error, settings, section) from error
+            name = partial(self.origins.key, section)
+            fault = first_fault(settings, error, name)
+            raise self.origins.fault(name(fault.location), fault.text) from error
         for key, message in checked.faults():
             raise self.origins.fault(joined(section, key), message)
         return checked
@@ -137,9 +165,8 @@ class Draft:
             is_yaml = value.startswith(("[", "{")) or value == "null"
             target[name] = yaml.safe_load(value) if is_yaml else value
         except yaml.YAMLError as error:
-            raise RecipeError(
-                f"'{override}' cannot be read: close its brackets and quotes"
-            ) from error
+            advice = "close its brackets and quotes"
+            raise RecipeError(f"'{override}' cannot be read: {advice}") from error
         self.origins.by_key[key] = f"command line, {override}"
         other = {"tokens": "epochs", "epochs": "tokens"}.get(name, "")  # the last one given counts
         origin = self.origins.by_key.get(joined("", *sections, other), "")
@@ -164,13 +191,10 @@ def _plain(node: yaml.Node, key: str, origins: Origins) -> Any:
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for name, value in node.value:
-            inner, origin = (
-                joined(key, name.value),
-                f"{origins.path}, line {name.start_mark.line + 1}",
-            )
+            inner = joined(key, name.value)
+            origins.by_key[inner] = f"{origins.path}, line {name.start_mark.line + 1}"
             if name.value in values:
-                raise RecipeError(f"{origin}: the key '{name.value}' is there twice")
-            origins.by_key[inner] = origin
+                raise origins.fault(inner, f"the key '{name.value}' is there twice")
             values[name.value] = _plain(value, inner, origins)
         return values
     if isinstance(node, yaml.SequenceNode):

@@ -60,19 +60,12 @@ def recipe_stages(recipe: Recipe) -> RecipeStages:
     if recipe.direct:
         new_rows = recipe.pretrain.model_copy(update={"train": "new_rows"})
         models["direct"] = build.pretrain_stage("direct", given, init_instruct, replay, new_rows)
-    instructs: dict[str, Source] = {
-        "original instruct": instruct,
-        "mean initialisation": init_instruct,
-        **models,
-        **calibrated(given, prompts, models),
-        **tuned(given, models),
-    }
-    bases: dict[str, Source] = {
-        "original base": base,
-        "mean initialisation": init,
-        "after training": adapted,
-    }
-    return RecipeStages(evaluated(given, instructs, "instruct"), evaluated(given, bases, "base"))
+    instructs = {"mean initialisation": init_instruct} | models
+    instructs |= calibrated(given, prompts, models) | tuned(given, models)
+    bases = {"mean initialisation": init, "after training": adapted}
+    return RecipeStages(
+        evaluated(given, "instruct", instruct, instructs), evaluated(given, "base", base, bases)
+    )
 
 
 def checked_models(recipe: Recipe) -> tuple[Path, Path]:
@@ -128,12 +121,11 @@ def calibrated(given: Sources, prompts: Source, models: dict[str, Stage]) -> dic
     new_rows = settings.model_copy(update={"train": "new_rows"})
     variants = [(name, "", "", settings) for name in stage.after]
     variants += [(name, "-new-rows", " of new rows", new_rows) for name in stage.new_rows]
-    return {
-        f"{name} + self-calibration{title}": build.calibrate_stage(
-            name + suffix, models[name], answers, copies, values
-        )
-        for name, suffix, title, values in variants
-    }
+    stages = {}
+    for name, suffix, title, values in variants:
+        calibration = build.calibrate_stage(name + suffix, models[name], answers, copies, values)
+        stages[f"{name} + self-calibration{title}"] = calibration
+    return stages
 
 
 def tuned(given: Sources, models: dict[str, Stage]) -> dict[str, Stage]:
@@ -142,20 +134,21 @@ def tuned(given: Sources, models: dict[str, Stage]) -> dict[str, Stage]:
     if stage is None:
         return {}
     copies = copy_tasks("tune-copies", given, stage.copy_tasks)
-    data: Source = Path(stage.data or "")
-    if not stage.data:  # the seed differs from that of the prompts: other questions
-        data = chat_tasks("tuning-data", given, stage.data_tasks, given.recipe.evaluate.seed + 2)
-    settings = part(TuneSettings, stage)
+    seed = given.recipe.evaluate.seed + 2  # not that of the prompts: other questions
+    generated = chat_tasks("tuning-data", given, stage.data_tasks, seed)
+    data, settings = Path(stage.data) if stage.data else generated, part(TuneSettings, stage)
     return {
         f"{name} + tuning": build.tune_stage(name, models[name], data, copies, settings)
         for name in stage.after
     }
 
 
-def evaluated(given: Sources, models: dict[str, Source], original: str) -> dict[str, Stage]:
-    """A stage for each model; `original` (instruct or base) names the one that the recipe gives."""
-    names = {t: m.name if isinstance(m, Stage) else original for t, m in models.items()}
-    return {
-        title: build.evaluate_stage(names[title], given, model, base=original == "base")
-        for title, model in models.items()
-    }
+def evaluated(
+    given: Sources, side: str, original: Path, models: dict[str, Stage]
+) -> dict[str, Stage]:
+    """Evaluation stages of the original instruct or base model (`side`) and of those from it."""
+    base = side == "base"
+    stages = {f"original {side}": build.evaluate_stage(side, given, original, base=base)}
+    for title, model in models.items():
+        stages[title] = build.evaluate_stage(model.name, given, model, base=base)
+    return stages

@@ -40,12 +40,10 @@ class GridStages:
         return list({s.fingerprint: s for _, stages in self.cells for s in stages.all}.values())
 
     def record(self, seconds: dict[str, float]) -> RunRecord:
-        cells = []
+        cells, name = [], self.folder.name
         for cell, stages in self.cells:
-            instruct, base = (
-                {title: self.folder.name(stage) for title, stage in models.items()}
-                for models in (stages.instruct_models, stages.base_models)
-            )
+            instruct = {title: name(stage) for title, stage in stages.instruct_models.items()}
+            base = {title: name(stage) for title, stage in stages.base_models.items()}
             recipe = cell.recipe.model_dump()
             cells.append(CellRecord(cell.labels, cell.seed, recipe, instruct, base))
         return RunRecord(seconds, cells)
@@ -96,18 +94,15 @@ def stage_names(cells: list[tuple[Cell, RecipeStages]], built: dict[str, str]) -
     'a.small.seed-0'
     """
     described = [cell.labels | {"seed": f"seed-{cell.seed}"} for cell, _ in cells]
-    uses: dict[str, list[dict[str, str]]] = {}
-    own_names: dict[str, str] = {}
+    uses: dict[tuple[str, str], list[dict[str, str]]] = {}
     for labels, (_, stages) in zip(described, cells, strict=True):
         for stage in stages.all:
-            own_names[stage.fingerprint] = stage.name
-            uses.setdefault(stage.fingerprint, []).append(labels)
-    names = {key: built[key] for key in uses if key in built}
-    for key in (key for key in uses if key not in built):
-        parts = [own_names[key]]
-        for axis in described[0]:
-            values, every = ({labels[axis] for labels in side} for side in (uses[key], described))
-            parts += values if len(values) == 1 < len(every) else []
-        name = ".".join(parts)
-        names[key] = f"{name}.{key[:6]}" if name in names.values() else name
+            uses.setdefault((stage.fingerprint, stage.name), []).append(labels)
+    names = {key: built[key] for key, _ in uses if key in built}
+    for (key, name), users in uses.items():
+        if key not in built:
+            for axis in described[0]:
+                values, every = ({labels[axis] for labels in side} for side in (users, described))
+                name = ".".join([name, *(values if len(values) == 1 < len(every) else ())])
+            names[key] = f"{name}.{key[:6]}" if name in names.values() else name
     return names

@@ -46,8 +46,8 @@ def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings)
     pieces = _sample(paths, SAMPLE_CHARACTERS)
     if not pieces:
         raise CorpusError(f"the corpus holds no text at all: {', '.join(paths)}")
-    heldout = pieces[::HELDOUT_EVERY]
-    learned = [piece for i, piece in enumerate(pieces) if i % HELDOUT_EVERY]
+    heldout, learned = pieces[::HELDOUT_EVERY], list(pieces)
+    del learned[::HELDOUT_EVERY]
     base = load_tokenizer(folder).backend_tokenizer
     try:
         extended = _extended(base, learned, settings)
@@ -65,9 +65,8 @@ def training_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> in
     if recipe.pretrain.tokens is not None:
         return recipe.pretrain.tokens
     if savings is None:
-        raise CorpusError(
-            "the sample is too small to turn pretrain.epochs into tokens: give pretrain.tokens"
-        )
+        message = "the sample is too small to turn pretrain.epochs into tokens"
+        raise CorpusError(f"{message}: give pretrain.tokens")
     characters = _training_characters(recipe)
     tokens = characters * savings.after / savings.heldout_characters
     base = load_tokenizer(folder).backend_tokenizer
@@ -79,14 +78,14 @@ def training_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> in
 
 def _training_characters(recipe: Recipe) -> int:
     """Characters of the new language that are not held out, up to the corpus's limit."""
+    is_given = recipe.language in recipe.heldout  # then all other text is trained on
+    share = 1.0 if is_given else 1 - recipe.corpus.heldout_share
     limit, characters = recipe.corpus.limit_characters, 0
     for text in stream_texts(recipe.text[recipe.language]):
         characters += len(text)
-        if limit is not None and characters * (1 - recipe.corpus.heldout_share) >= limit:
-            break
-    if recipe.heldout.get(recipe.language) is None:
-        characters = round(characters * (1 - recipe.corpus.heldout_share))
-    return min(characters, limit or characters)
+        if limit is not None and characters * share >= limit:
+            return limit
+    return round(characters * share)
 
 
 def _extended(base: Tokenizer, texts: list[str], settings: TokenizerSettings) -> Tokenizer:
@@ -112,13 +111,10 @@ def _sample(paths: list[str], characters: int) -> list[str]:
 
 
 def _pieces(file: Path) -> Iterable[str]:
+    size = PIECE_CHARACTERS
     texts = (document.text for document in read_file(file) if document.text.strip())
-    cut = (
-        text[start : start + PIECE_CHARACTERS]
-        for text in texts
-        for start in range(0, len(text), PIECE_CHARACTERS)
-    )
-    return map("".join, batches(cut, PIECE_CHARACTERS))
+    cut = (text[i : i + size] for text in texts for i in range(0, len(text), size))
+    return map("".join, batches(cut, size))
 
 
 def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:

@@ -19,24 +19,24 @@ from lep.publish import fingerprint
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
 MANIFEST, LOCKS = "lep_stage.json", ".lock"
 WAIT_SECONDS = 0.5  # for another process
+VERSION = 1  # of the fingerprints
 
 Source: TypeAlias = "Stage | Path"  # what another stage builds, or a given file or folder
-FolderOf: TypeAlias = Callable[["Stage"], Path]
+FolderOf: TypeAlias = Callable[[Source], Path]
 
 
 @dataclass(frozen=True)
 class Stage:
     """What builds a folder, and everything that its content depends on.
 
-    `action(output, at)` finds the folder of another stage by `at(stage)`. It publishes `output`
-    whole or not at all, and continues what a killed run left beside it.
+    `action(output, at)` finds the folder of another stage by `at(stage)`; `at` of a path is the
+    path. It publishes `output` whole or not at all, and continues what a killed run left beside it.
     """
 
     name: str
     action: Callable[[Path, FolderOf], object]
     settings: dict[str, Any]
     inputs: tuple[Source, ...] = ()
-    version: int = 1
 
     @property
     def upstream(self) -> list["Stage"]:
@@ -50,7 +50,7 @@ class Stage:
     def fingerprint(self) -> str:
         upstream = [stage.fingerprint for stage in self.upstream]
         files = [identity(file) for file in self.files]
-        return fingerprint([self.name, self.version, self.settings, upstream, files])
+        return fingerprint([self.name, VERSION, self.settings, upstream, files])
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class RunFolder:
     def name(self, stage: Stage) -> str:
         return self.names.get(stage.fingerprint, stage.name)
 
-    def of(self, stage: Stage) -> Path:
-        return self.path / self.name(stage)
+    def of(self, source: Source) -> Path:
+        return source if isinstance(source, Path) else self.path / self.name(source)
 
 
 @dataclass
@@ -87,11 +87,11 @@ class Runner:
                     ready = not any(other.fingerprint in pending for other in stage.upstream)
                     if ready and self._run(stage, position, locks):
                         del pending[key]
-                if blocked := len(pending) == before:
+                if len(pending) == before:
                     if not waiting:
                         self.say("waiting for another process, which builds what comes next ...")
                     time.sleep(WAIT_SECONDS)
-                waiting = blocked
+                waiting = len(pending) == before
 
     def _run(self, stage: Stage, position: str, locks: IO[str]) -> bool:
         """Build the stage unless it is up to date; False while another process builds it."""
@@ -142,15 +142,16 @@ class Runner:
         self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
 
     def _manifest(self, stage: Stage) -> str:
+        name = self.folder.name(stage)
         manifest = {
-            "stage": self.folder.name(stage),
+            "stage": name,
             "fingerprint": stage.fingerprint,
-            "version": stage.version,
+            "version": VERSION,
             "lep": lep.__version__,
             "settings": stage.settings,
             "upstream": {self.folder.name(other): other.fingerprint for other in stage.upstream},
             "files": [str(file) for file in stage.files],
-            "seconds": self.seconds[self.folder.name(stage)],
+            "seconds": self.seconds[name],
         }
         return json.dumps(manifest, indent=1, default=str) + "\n"
 
@@ -158,8 +159,8 @@ class Runner:
 def built_stages(folder: Path) -> dict[str, str]:
     """The names of the stages that a run folder holds, by fingerprint."""
     folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
-    manifests = {path.name: read_manifest(path) for path in folders}
-    return {manifest["fingerprint"]: name for name, manifest in manifests.items() if manifest}
+    manifests = ((path.name, read_manifest(path)) for path in folders)
+    return {manifest["fingerprint"]: name for name, manifest in manifests if manifest}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

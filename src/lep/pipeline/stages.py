@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from lep.transfer.initialise import initialise
 from lep.transfer.propagate import initialise_instruct, propagate
 
 RECORDS = "records.jsonl"
+Files = dict[str, list[Path]]  # by language
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,15 @@ def corpus_stage(recipe: Recipe) -> Stage:
         {code: corpus_files(paths) for code, paths in texts.items()}
         for texts in (recipe.text, recipe.heldout)
     )
-    names = {
-        side: {code: [f"{f.parent.name}/{f.name}" for f in files] for code, files in texts.items()}
-        for side, texts in (("text", text), ("heldout", heldout))
-    }
+    settings = recipe.corpus.model_dump()
+    for side, texts in (("text", text), ("heldout", heldout)):
+        names = {c: [f"{f.parent.name}/{f.name}" for f in files] for c, files in texts.items()}
+        settings[side] = names
     return Stage(
         "corpus",
         lambda output, at: write_corpus(text, heldout, output, recipe.corpus),
-        recipe.corpus.model_dump() | names,
-        tuple(file for files in [*text.values(), *heldout.values()] for file in files),
+        settings,
+        tuple(chain(*text.values(), *heldout.values())),
     )
 
 
@@ -112,7 +114,7 @@ def replay_stage(given: Sources) -> Stage:
 
     def action(output: Path, at: FolderOf) -> None:
         text = given.text("train", at)
-        characters = sum(len(document.text) for document in read_documents(given.new_text(at)))
+        characters = count_characters(read_documents(given.new_text(at)))
         with publishing(output) as partial:
             for code, share in shares.items():
                 documents = drawn(read_documents(text[code]), round(share * characters), code)
@@ -133,7 +135,7 @@ def pretrain_stage(
         old = [at(replay) / f"{code}.jsonl" for code in stage.replay] if replay else []
         pretrain(at(start), [*given.new_text(at), *old], output, settings)
 
-    watched = corpus_files(path for paths in settings.eval_text.values() for path in paths)
+    watched = corpus_files(chain.from_iterable(settings.eval_text.values()))
     inputs: list[Source] = [start, given.corpus, *([replay] if replay else []), *watched]
     return Stage(name, action, values | {"language": given.recipe.language}, tuple(inputs))
 
@@ -151,14 +153,13 @@ def propagate_stage(method: PropagationName, given: Sources, adapted: Stage) -> 
 
 def auto_stage(given: Sources, adapted: Stage, prompts: Source) -> Stage:
     """Choose the method on training text and prompts made from it, none of which is held out."""
-    settings = given.recipe.select
+    settings, models = given.recipe.select, (given.base, given.instruct)
 
     def action(output: Path, at: FolderOf) -> None:
-        models = (given.base, given.instruct, at(adapted))
-        text, prompts_file = given.text("train", at), records_file(prompts, at)
-        propagate_auto(*models, output, text, prompts_file, select=settings)
+        text, messages = given.text("train", at), records_file(prompts, at)
+        propagate_auto(*models, at(adapted), output, text, messages, select=settings)
 
-    inputs = (adapted, given.corpus, given.base, given.instruct, prompts)
+    inputs = (adapted, given.corpus, *models, prompts)
     return Stage("propagate-auto", action, settings.model_dump(), inputs)
 
 
@@ -169,9 +170,9 @@ def records_stage(
 
     def action(output: Path, at: FolderOf) -> None:
         train, heldout = (given.text(side, at) for side in ("train", "heldout"))
-        records = make(train, evaluation=heldout, **settings)
+        tasks = make(train, evaluation=heldout, **settings)
         with publishing(output) as partial:
-            write_records(partial / RECORDS, records)
+            write_records(partial / RECORDS, tasks)
 
     return Stage(name, action, settings, (given.corpus,))
 
@@ -190,7 +191,7 @@ def answers_stage(
     instruct: Path, prompts: Source, unjudged: Stage, settings: AnswerSettings
 ) -> Stage:
     """Grade the answers and keep the good ones. Another judge grades the same answers."""
-    judge = [Path(settings.judge)] if settings.judge and Path(settings.judge).is_dir() else []
+    judge = [folder] if settings.judge and (folder := Path(settings.judge)).is_dir() else []
 
     def action(output: Path, at: FolderOf) -> None:
         answer(instruct, records_file(prompts, at), output, settings, at(unjudged))
@@ -204,9 +205,7 @@ def calibrate_stage(
     """Train a propagated model on the instruct model's own answers and on copy tasks."""
     return Stage(
         f"calibrate-{name}",
-        lambda output, at: calibrate(
-            at(model), at(answers), output, settings, _records(copies, at)
-        ),
+        lambda output, at: calibrate(at(model), at(answers), output, settings, records(copies, at)),
         settings.model_dump(),
         (model, answers, copies),
     )
@@ -216,14 +215,11 @@ def tune_stage(
     name: str, model: Stage, data: Source, copies: Stage, settings: TuneSettings
 ) -> Stage:
     """Train a propagated model on conversations and on copy tasks."""
-    return Stage(
-        f"tune-{name}",
-        lambda output, at: tune(
-            at(model), records_file(data, at), output, settings, _records(copies, at)
-        ),
-        settings.model_dump(),
-        (model, copies, data),
-    )
+
+    def action(output: Path, at: FolderOf) -> None:
+        tune(at(model), records_file(data, at), output, settings, records(copies, at))
+
+    return Stage(f"tune-{name}", action, settings.model_dump(), (model, copies, data))
 
 
 def evaluate_stage(name: str, given: Sources, model: Source, *, base: bool) -> Stage:
@@ -232,8 +228,7 @@ def evaluate_stage(name: str, given: Sources, model: Source, *, base: bool) -> S
     data = [Path(settings.benchmark.data)] if settings.benchmark.data else []
 
     def action(output: Path, at: FolderOf) -> None:
-        folder = at(model) if isinstance(model, Stage) else model
-        write_evaluation(folder, given.text("heldout", at), output, settings, base=base)
+        write_evaluation(at(model), given.text("heldout", at), output, settings, base=base)
 
     inputs = (given.corpus, model, *data)
     return Stage(f"evaluate-{name}", action, settings.model_dump(), inputs)
@@ -249,7 +244,7 @@ def records_file(source: Source, at: FolderOf) -> Path:
     return at(source) / RECORDS if isinstance(source, Stage) else source
 
 
-def _records(stage: Stage, at: FolderOf) -> list[dict[str, Any]]:
+def records(stage: Stage, at: FolderOf) -> list[dict[str, Any]]:
     return [record for _, record in read_records(records_file(stage, at))]
 
 
@@ -265,12 +260,7 @@ def write_evaluation(
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_corpus(
-    text: dict[str, list[Path]],
-    heldout: dict[str, list[Path]],
-    output: Path,
-    settings: CorpusSettings,
-) -> None:
+def write_corpus(text: Files, heldout: Files, output: Path, settings: CorpusSettings) -> None:
     """Write `LANGUAGE.train.jsonl` and `LANGUAGE.heldout.jsonl`, and `counts.json`."""
     counts = {}
     with publishing(output) as partial:
@@ -278,7 +268,7 @@ def write_corpus(
             split = split_text(files, heldout.get(code), settings)
             for side, documents in (("train", split.train), ("heldout", split.heldout)):
                 write_documents(partial / f"{code}.{side}.jsonl", documents)
-                characters = sum(len(document.text) for document in documents)
+                characters = count_characters(documents)
                 counts[f"{code}.{side}"] = {"sections": len(documents), "characters": characters}
         (partial / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
 
@@ -287,16 +277,14 @@ def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSe
     """Training and held-out sections of a language: split by hash, or as the recipe gives them."""
     if heldout is None:
         return prepare(read_documents(files), **settings.model_dump())
-    train, held = (
-        [piece for document in read_documents(side) for piece in sections(document)]
-        for side in (files, heldout)
-    )
-    share = settings.source_share
-    return Split(
-        sample(train, settings.limit_characters, share),
-        sample(held, settings.limit_heldout_characters, share),
-    )
+    limits = (settings.limit_characters, settings.limit_heldout_characters)
+    pieces = (chain.from_iterable(map(sections, read_documents(side))) for side in (files, heldout))
+    return Split(*map(sample, pieces, limits, repeat(settings.source_share)))
 
 
-def write_documents(path: Path, documents: Sequence[Document]) -> None:
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
     write_records(path, ({"id": d.id, "text": d.text, "group": d.group} for d in documents))
+
+
+def count_characters(documents: Iterable[Document]) -> int:
+    return sum(len(document.text) for document in documents)

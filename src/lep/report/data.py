@@ -18,8 +18,8 @@ from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import CHANGES_FILE
 
 SHOWN_CHARACTERS, SHOWN_ANSWERS, SHOWN_TOKENS = 700, 4, 60
-LOSS_FILES = dict.fromkeys(("pretrain", "direct"), "pretrain.json")
-LOSS_FILES |= dict.fromkeys(("calibrate", "tune"), "tune.json")
+LOSS_FILES = {"pretrain": "pretrain.json", "direct": "pretrain.json"}
+LOSS_FILES |= {"calibrate": "tune.json", "tune": "tune.json"}
 Table = dict[str, dict[str, Score]]  # scores by model and column
 
 
@@ -85,9 +85,9 @@ def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
 
 def losses(folder: Path, stages: Iterable[str]) -> dict[str, list[dict[str, float]]]:
     """The logged training losses of each stage that trains."""
-    verbs = {stage: stage.partition("-")[0] for stage in stages}
-    files = {s: folder / s / "lep" / LOSS_FILES[verbs[s]] for s in verbs if verbs[s] in LOSS_FILES}
-    return {s: json.loads(file.read_text())["losses"] for s, file in files.items() if file.exists()}
+    names = {stage: LOSS_FILES.get(stage.partition("-")[0], "") for stage in stages}
+    files = {stage: folder / stage / "lep" / name for stage, name in names.items()}
+    return {s: json.loads(f.read_text())["losses"] for s, f in files.items() if f.is_file()}
 
 
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
@@ -103,15 +103,14 @@ def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
 def examples(folder: Path, cell: CellRecord) -> list[dict[str, Any]]:
     """A held-out question of some tasks in the new language, with each model's record of it."""
     questions: dict[str, dict[str, TaskRecord]] = {}
+    by_task: dict[str, str] = {}
     for title, stage in cell.instruct_models.items():
         for record in load_records(folder / stage / "records.jsonl"):
             if isinstance(record, TaskRecord) and record.language == cell.recipe["language"]:
                 questions.setdefault(record.question, {})[title] = record
-    by_task: dict[str, dict[str, Any]] = {}
-    for question, answers in questions.items():
-        task = next(iter(answers.values())).task
-        by_task.setdefault(task, {"question": question, "answers": answers})
-    return list(by_task.values())[:SHOWN_ANSWERS]
+                by_task.setdefault(record.task, record.question)
+    chosen = list(by_task.values())[:SHOWN_ANSWERS]
+    return [{"question": question, "answers": questions[question]} for question in chosen]
 
 
 def changes(folder: Path) -> dict[str, Any]:

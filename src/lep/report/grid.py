@@ -81,16 +81,16 @@ class Block:
     def verdicts(self) -> list[str]:
         """For calibration and for tuning, the models in which copying and tasks rose or fell."""
         changes = {name.rpartition(" + ")[::2]: row for name, row in self.changes.items()}
+        columns = [column for column in columns_of(self.models) if column.startswith(RAISED)]
         sentences = []
         for training in dict.fromkeys(after for _, after in changes):
             rows = {name: row for (name, after), row in changes.items() if after == training}
-            columns = columns_of(self.models)
-            for column in (column for column in columns if column.startswith(RAISED)):
-                signs = {name: row[column].sign for name, row in rows.items() if column in row}
+            for column in columns:
+                models: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS.values()}
+                for name in (name for name in rows if column in rows[name]):
+                    models[VERDICTS[rows[name][column].sign]].append(name)
                 parts = (
-                    f"{verdict}: {', '.join(name for name in signs if signs[name] == sign)}"
-                    for sign, verdict in VERDICTS.items()
-                    if sign in signs.values()
+                    f"{verdict}: {', '.join(each)}" for verdict, each in models.items() if each
                 )
                 sentences.append(f"{training}, {column}: {'; '.join(parts)}")
         return sentences
@@ -113,8 +113,7 @@ def grid_blocks(folder: Path, run: RunRecord, *, base: bool = False) -> list[Blo
             row = block.models.setdefault(title, {})
             scores = read_scores(folder, stage)
             tasks = {f"{s.task} {s.metric}": s for s in scores if s.task in benchmark}
-            columns = cells(scores) | tasks
-            for column, score in columns.items():
+            for column, score in (cells(scores) | tasks).items():
                 row.setdefault(column, Cell({})).values[f"{stage}/scores.json"] = score.value
     return list(blocks.values())
 

@@ -23,11 +23,9 @@ def write_report(folder: str | Path) -> Path:
 
     Raises `CheckpointError` for a run that is not finished.
     """
-    folder = Path(folder)
+    folder, report = Path(folder), Path(folder, "report.html")
     run = RunRecord.load(folder)
-    page = grid_page(folder, run) if run.is_grid else run_page(folder, run)
-    report = folder / "report.html"
-    publish_text(report, page)
+    publish_text(report, (grid_page if run.is_grid else run_page)(folder, run))
     return report
 
 
@@ -82,10 +80,10 @@ def render(template: str, **values: Any) -> str:
 
 def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:
     """Training loss against optimizer steps, a line for each stage, as an HTML fragment."""
-    lines = [
-        (stage, ([e["step"] for e in entries], [e["loss"] for e in entries]))
+    lines = (
+        (stage, ([entry[key] for entry in entries] for key in ("step", "loss")))
         for stage, entries in losses.items()
-    ]
+    )
     return line_figure(lines, "optimizer step", "loss, nats per token", mode="lines")
 
 

@@ -35,13 +35,12 @@ class RunRecord:
     @classmethod
     def load(cls, folder: Path) -> "RunRecord":
         """Raises `CheckpointError` if the run is missing or not finished."""
-        path = folder / "run.json"
+        path, advice = folder / "run.json", "finish the run first (lep run RECIPE.yaml)"
         if not path.is_file():
-            message = "has no run.json: finish the run first (lep run RECIPE.yaml)"
-            raise CheckpointError(f"{folder} {message}")
+            raise CheckpointError(f"{folder} has no run.json: {advice}")
         values = json.loads(path.read_text(encoding="utf-8"))
-        seconds = values.pop("seconds")
-        return cls(seconds, [CellRecord(**cell) for cell in values.get("cells", [values])])
+        seconds, cells = values.pop("seconds"), values.get("cells", [values])
+        return cls(seconds, [CellRecord(**cell) for cell in cells])
 
     def save(self, folder: Path) -> None:
         cells = [asdict(cell) for cell in self.cells]

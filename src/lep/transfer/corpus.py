@@ -39,7 +39,7 @@ def build_corpus(
 
 @dataclass(frozen=True)
 class CleanCorpus(Result):
-    """Clean text that is still to be mixed; on Slurm, once its jobs are done."""
+    """Clean text that is still to be mixed (on Slurm, when its jobs are done)."""
 
     output: Path
     executor: str
@@ -71,7 +71,7 @@ def clean_corpus(
     try:
         from lep.corpus.cluster import run_stages
     except ImportError as error:
-        message = "--executor needs datatrove: install lep with its extra 'cluster'"
-        raise LepError(message) from error
+        advice = "install lep with its extra 'cluster'"
+        raise LepError(f"--executor needs datatrove: {advice}") from error
     run_stages([str(path) for path in paths], output, settings)
     return CleanCorpus(output, settings.executor or "local")

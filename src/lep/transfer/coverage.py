@@ -66,12 +66,12 @@ class Coverage:
 
 def check_vocabulary(paths: Iterable[str | Path], checkpoint: Checkpoint) -> None:
     """Raise `CorpusError` when a corpus was chosen for the tokens of another vocabulary."""
+    vocabulary = checkpoint.vocabulary.fingerprint()
     for folder in sorted({file.parent for file in corpus_files(paths)}):
         sheet = folder / SHEET
         record = json.loads(sheet.read_text(encoding="utf-8")) if sheet.exists() else {}
-        covered = record.get("coverage", {}).get("vocabulary")
-        vocabulary = checkpoint.vocabulary.fingerprint()
-        if covered and covered != vocabulary:
+        covered = record.get("coverage", {}).get("vocabulary", vocabulary)
+        if covered != vocabulary:
             raise CorpusError(
                 f"the corpus {folder} covers the new tokens of vocabulary {covered[:12]}, and "
                 f"{checkpoint.folder} has {vocabulary[:12]}: make it again with lep corpus --cover"

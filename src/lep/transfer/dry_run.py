@@ -44,13 +44,9 @@ def dry_run(base: str | Path, instruct: str | Path, adapted: str | Path) -> DryR
     names = chat.tables.by_kind()
     tables = {k: (family.recipient.rows, chat.shape(name)[1]) for k, name in names.items()}
     sizes = {k: [m.entries[m.tables.by_kind()[k]].nbytes for m in models] for k in names}
-    fit_bytes = {
-        kind: SQUARES * 8 * hidden**2 + CHUNKS * CHUNK_BYTES for kind, (_, hidden) in tables.items()
-    }
-    result_bytes = sum(
-        rows * hidden * DTYPES[chat.entries[names[kind]].dtype].itemsize
-        for kind, (rows, hidden) in tables.items()
-    )
+    item_bytes = {k: DTYPES[chat.entries[name].dtype].itemsize for k, name in names.items()}
+    result_bytes = sum(rows * hidden * item_bytes[k] for k, (rows, hidden) in tables.items())
+    fit_bytes = {k: SQUARES * 8 * h**2 + CHUNKS * CHUNK_BYTES for k, (_, h) in tables.items()}
     touched = {chat.shard_of[name] for name in (*names.values(), *chat.tables.others)}
     shards = {s: (chat.folder / s).stat().st_size for s in set(chat.shard_of.values())}
     copied = sum(shards[s] for s in touched)

@@ -1,8 +1,9 @@
 """`Family`: a base model, an instruct model tuned from it, and the base model after adaptation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from lep.checkpoint.adapter import check_body, check_merged
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import Rows, finite
+from lep.checkpoint.stream import Rows
 from lep.errors import CheckpointError
 from lep.mapping import VocabularyMapping, row_chunks
 from lep.propagation import Problem, Propagation
 from lep.transfer.mappings import adapted_mappings, undertrained_rows
 from lep.transfer.recipient import Recipient, result_ids
-from lep.transfer.row_streams import as_table, first_rows, mix, recipient_stream
+from lep.transfer.row_streams import as_table, check_finite, first_rows, mix, recipient_stream
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,9 @@ class Family:
         """The problem of one table. Raises `CheckpointError` for rows that are not finite."""
         base, instruct, _ = self.tables(kind)
         for model, table in ((self.base, base), (self.instruct, instruct)):
-            for _ in finite(row_chunks(table), f"{model.tables.by_kind()[kind]} in {model.folder}"):
-                pass
-        return Problem(
-            base,
-            instruct,
-            self.mappings[kind],
-            self.fit_rows(kind),
-            centred=self.is_centred(kind),
-            weights=weights,
-            penalty=penalty,
-        )
+            check_finite(table, f"{model.tables.by_kind()[kind]} of {model.folder}")
+        mapping, rows, centred = self.mappings[kind], self.fit_rows(kind), self.is_centred(kind)
+        return Problem(base, instruct, mapping, rows, centred, weights, penalty)
 
     def is_centred(self, kind: str) -> bool:
         """Whether a fit is about the means: softmax does not see them, but a soft cap does."""
@@ -91,22 +84,21 @@ class Family:
 
     def propagated(self, kind: str, propagation: Propagation) -> Rows:
         """The result's table, computed when it is written."""
-        name = self.instruct.tables.by_kind()[kind]
-        chunks = partial(self._propagated, kind, propagation)
-        return recipient_stream(self.recipient, name, chunks)
 
-    def _propagated(self, kind: str, propagation: Propagation) -> Iterator[Tensor]:
-        base, instruct, adapted = self.tables(kind)
-        return propagation.rows(adapted, self.mappings[kind], base, instruct)
+        def chunks() -> Iterator[Tensor]:
+            base, instruct, adapted = self.tables(kind)
+            return propagation.rows(adapted, self.mappings[kind], base, instruct)
+
+        return recipient_stream(self.recipient, self.instruct.tables.by_kind()[kind], chunks)
 
     def untrained(self, kind: str) -> Rows:
         """The instruct model's table with untrained rows, `M E_inst`."""
-        name = self.instruct.tables.by_kind()[kind]
-        return recipient_stream(self.recipient, name, partial(self._untrained, kind))
 
-    def _untrained(self, kind: str) -> Iterator[Tensor]:
-        _, instruct, _ = self.tables(kind)
-        return (part(instruct) for part in self.mappings[kind].chunks(instruct.shape[1]))
+        def chunks() -> Iterator[Tensor]:
+            _, instruct, _ = self.tables(kind)
+            return (part(instruct) for part in self.mappings[kind].chunks(instruct.shape[1]))
+
+        return recipient_stream(self.recipient, self.instruct.tables.by_kind()[kind], chunks)
 
     def other(self, name: str, *, trained: bool) -> Rows:
         """`M T_inst + (T_adapted - M T_base)` for a tensor beside the tables.
@@ -114,15 +106,14 @@ class Family:
         The difference is added when `trained`, and only where base and adapted model have the
         tensor.
         """
-        entry = self.instruct.entries[name]
-        known = all(name in model.tables.others for model in (self.base, self.adapted))
-        if known:
-            for model in (self.base, self.adapted):
-                if model.entries[name].shape[1:] != entry.shape[1:]:
-                    raise CheckpointError(
-                        f"{name} has other columns in {self.instruct.folder} than in "
-                        f"{model.folder}: give models of one family and size"
-                    )
+        models = (self.base, self.adapted)
+        known = all(name in model.tables.others for model in models)
+        for model in models if known else ():
+            if model.shape(name)[1:] != self.instruct.shape(name)[1:]:
+                raise CheckpointError(
+                    f"{name} has other columns in {self.instruct.folder} than in {model.folder}: "
+                    "give models of one family and size"
+                )
         chunks = partial(self._other, name, known=known, trained=trained)
         return recipient_stream(self.recipient, name, chunks)
 
@@ -136,15 +127,15 @@ class Family:
                 f"{len(base):,} rows for {mapping.source_size:,}: save both alike"
             )
         instruct = first_rows(chat, base)
-        adapted = as_table(self.adapted.tensor(name)) if known and trained else None
-        start = 0
-        for part in mapping.chunks(chat.shape[1]):
+        adapted: Iterable[Tensor | None] = repeat(None)
+        if known and trained:
+            adapted = row_chunks(as_table(self.adapted.tensor(name)))
+        for part, rows in zip(mapping.chunks(chat.shape[1]), adapted, strict=False):
             chunk = mix(instruct, part)
-            if adapted is not None and chunk.is_floating_point():
+            if rows is not None and chunk.is_floating_point():
                 wide = torch.promote_types(chunk.dtype, torch.float32)
-                learned = adapted[start : start + len(chunk)].to(wide) - part(base).to(wide)
+                learned = rows.to(wide) - part(base).to(wide)
                 chunk = torch.where(learned == 0, chunk, (chunk.to(wide) + learned).to(chunk.dtype))
-            start += len(chunk)
             yield chunk
 
 
@@ -188,7 +179,5 @@ def check_shapes(base: Checkpoint, other: Checkpoint) -> None:
 def soft_capped(config: dict[str, Any]) -> bool:
     """Whether logits pass a soft cap, which sees what is added to all of them alike."""
     settings = [*config.items(), *(config.get("text_config") or {}).items()]
-    return any(
-        value and "logit" in name and "cap" in name and "att" not in name
-        for name, value in settings
-    )
+    names = (name for name, value in settings if value and "logit" in name)
+    return any("cap" in name and "att" not in name for name in names)

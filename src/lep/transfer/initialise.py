@@ -16,7 +16,7 @@ from lep.tokenizer.load import copy_tokenizer, keep_chat_template, load_tokenize
 from lep.tokenizer.vocabulary import Vocabulary
 from lep.transfer.mappings import INIT_FILE, build_mappings
 from lep.transfer.row_streams import mixed_stream
-from lep.transfer.write import LOADER_TEXTS, moved_ids, write_model
+from lep.transfer.write import moved_ids, write_model
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ def initialise(
     mappings = build_mappings(source, target, settings)
     kinds = {name: kind for kind, name in source.tables.by_kind().items()}
     kinds |= {name: source.tables.kind_of(name) for name in source.tables.others}
-    rows, copied = mappings["input"].target_size, len(mappings["input"].kept()[0])
-    counts = {"rows": rows, "copied": copied, "mixed": rows - copied}
+    tensors = {name: mixed_stream(source, name, mappings[kind]) for name, kind in kinds.items()}
+    moved, copies = moved_ids(source, target), mappings["input"].copies
+    counts = {"rows": len(copies), "copied": int(copies.sum()), "mixed": int((~copies).sum())}
 
     def add_files(partial: Path) -> None:
         copy_tokenizer(folder, partial)
@@ -65,13 +66,5 @@ def initialise(
         record = json.dumps(settings.model_dump() | counts, indent=2)
         (partial / INIT_FILE).write_text(record + "\n")
 
-    write_model(
-        source,
-        {name: mixed_stream(source, name, mappings[kind]) for name, kind in kinds.items()},
-        output,
-        moved_ids(source, target),
-        mappings,
-        add_files=add_files,
-        texts=LOADER_TEXTS,
-    )
+    write_model(source, tensors, output, moved, mappings, add_files=add_files)
     return Initialised(output, **counts)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lep.checkpoint.reader import Checkpoint
 from lep.embedding.norms import row_norms
 from lep.result import Result
-from lep.transfer.mappings import undertrained_rows, unused_rows
+from lep.transfer.mappings import token_at, undertrained_rows, unused_rows
 
 SHOWN = 8  # tokens named in a list
 
@@ -24,20 +24,19 @@ class Inspection(Result):
     record: dict[str, Any]
 
     def __str__(self) -> str:
-        record = self.record
-        specials = record["special_tokens"]
-        return "\n".join(
-            [
-                f"{record['architecture']}: {record['parameters']:,} parameters, "
-                f"{record['bytes'] / 1e9:.3f} GB in {record['shards']} "
-                f"file{'s' * (record['shards'] != 1)}; "
-                f"{'tied' if record['tied'] else 'untied'} embeddings",
-                f"{record['tokens']:,} tokens, {len(specials):,} of them special or added; "
-                f"{'a' if record['chat_template'] else 'no'} chat template",
-                *(line for entry in record["tables"].items() for line in _table_lines(*entry)),
-                "special tokens: " + _shown([f"{n} {i}" for n, i in specials.items()]),
-            ]
-        )
+        record, specials = self.record, self.record["special_tokens"]
+        files = f"{record['shards']} file{'s' * (record['shards'] != 1)}"
+        lines = [
+            f"{record['architecture']}: {record['parameters']:,} parameters, "
+            f"{record['bytes'] / 1e9:.3f} GB in {files}; "
+            f"{'tied' if record['tied'] else 'untied'} embeddings",
+            f"{record['tokens']:,} tokens, {len(specials):,} of them special or added; "
+            f"{'a' if record['chat_template'] else 'no'} chat template",
+        ]
+        for name, table in record["tables"].items():
+            lines += _table_lines(name, table)
+        names = [f"{name} {index}" for name, index in specials.items()]
+        return "\n".join([*lines, f"special tokens: {_shown(names, len(names))}"])
 
 
 def inspect_checkpoint(source: str | Path) -> Inspection:
@@ -46,28 +45,24 @@ def inspect_checkpoint(source: str | Path) -> Inspection:
     Raises `CheckpointError` for anything but a readable causal language model.
     """
     model = Checkpoint(source).check()
-    vocabulary, tables = model.vocabulary, model.tables
-    return Inspection(
-        {
-            "folder": str(model.folder),
-            "architecture": (model.config.get("architectures") or [model.config.get("model_type")])[
-                0
-            ],
-            "parameters": sum(math.prod(model.shape(name)) for name in model.shard_of),
-            "bytes": sum(entry.nbytes for entry in model.entries.values()),
-            "shards": len(set(model.shard_of.values())),
-            "tied": tables.output is None,
-            "tables": {name: inspect_table(model, name) for name in tables.names},
-            "aliases": list(tables.aliases),
-            "others": list(tables.others),
-            "tokens": sum(token is not None for token in vocabulary.tokens),
-            "ids": len(vocabulary),
-            "special_tokens": dict(
-                sorted(vocabulary.added_ids().items(), key=lambda pair: pair[1])
-            ),
-            "chat_template": bool(model.tokenizer.chat_template),
-        }
-    )
+    vocabulary, tables, entries = model.vocabulary, model.tables, model.entries.values()
+    architectures = model.config.get("architectures") or [model.config.get("model_type")]
+    record = {
+        "folder": str(model.folder),
+        "architecture": architectures[0],
+        "parameters": sum(math.prod(entry.shape) for entry in entries),
+        "bytes": sum(entry.nbytes for entry in entries),
+        "shards": len(set(model.shard_of.values())),
+        "tied": tables.output is None,
+        "tables": {name: inspect_table(model, name) for name in tables.names},
+        "aliases": list(tables.aliases),
+        "others": list(tables.others),
+        "tokens": sum(token is not None for token in vocabulary.tokens),
+        "ids": len(vocabulary),
+        "special_tokens": vocabulary.added_ids(),
+        "chat_template": bool(model.tokenizer.chat_template),
+    }
+    return Inspection(record)
 
 
 def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
@@ -101,30 +96,26 @@ def _repeated(table: Tensor) -> Tensor:
 
 def _named(model: Checkpoint, mask: Tensor) -> dict[str, Any]:
     """How many rows a mask has, and the first of them with their tokens."""
-    rows = mask.nonzero().flatten().tolist()
-    tokens = [*model.vocabulary.tokens, *[None] * (len(mask) - len(model.vocabulary))]
-    names = [
-        token.content.decode(errors="backslashreplace") if (token := tokens[row]) else ""
-        for row in rows[:SHOWN]
-    ]
-    return {"count": len(rows), "first": [list(pair) for pair in zip(names, rows, strict=False)]}
+    rows, first = mask.nonzero().flatten().tolist(), []
+    for row in rows[:SHOWN]:
+        token = token_at(model.vocabulary, row)
+        first.append([token.content.decode(errors="backslashreplace") if token else "", row])
+    return {"count": len(rows), "first": first}
 
 
 def _table_lines(name: str, table: dict[str, Any]) -> list[str]:
     rows, hidden = table["shape"]
-    return [
+    lines = [
         f"{name}: {rows:,} x {hidden:,} {table['dtype']}, {table['bytes'] / 1e9:.3f} GB, "
         f"{table['rows without a token']:,} rows without a token, "
-        f"median norm {table['median_norm']:.4g}",
-        *(
-            f"  {title}: {named['count']:,} rows, "
-            + _shown([f"{token!r} ({row})" for token, row in named["first"]], named["count"])
-            for title, named in table["suspicious"].items()
-        ),
+        f"median norm {table['median_norm']:.4g}"
     ]
+    for title, named in table["suspicious"].items():
+        tokens = [f"{token!r} ({row})" for token, row in named["first"]]
+        lines.append(f"  {title}: {named['count']:,} rows, {_shown(tokens, named['count'])}")
+    return lines
 
 
-def _shown(names: list[str], count: int | None = None) -> str:
+def _shown(names: list[str], count: int) -> str:
     """The first names of `count`, with an ellipsis where there are more."""
-    more = (len(names) if count is None else count) > SHOWN
-    return ", ".join(names[:SHOWN]) + " ..." * more
+    return ", ".join(names[:SHOWN]) + " ..." * (count > SHOWN)

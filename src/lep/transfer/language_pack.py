@@ -18,9 +18,9 @@ from torch.nn.functional import cosine_similarity
 from lep import __version__
 from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import Rows, finite, sha256
+from lep.checkpoint.stream import sha256
 from lep.errors import CheckpointError, OutputError, TokenizerError
-from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks
+from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks, rows_at_once
 from lep.publish import check_output
 from lep.result import Result
 from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
@@ -29,7 +29,7 @@ from lep.transfer.family import check_shapes
 from lep.transfer.mappings import adapted_mappings
 from lep.transfer.propagate import RECORD, as_json
 from lep.transfer.recipient import Recipient, result_ids
-from lep.transfer.row_streams import as_table, first_rows, mix, recipient_stream
+from lep.transfer.row_streams import as_table, check_finite, first_rows, mix, recipient_stream
 from lep.transfer.write import write_recipient
 
 SAMPLE_ROWS = 256  # of the base's tables, by which models tuned from it are recognised
@@ -37,6 +37,7 @@ SAMPLE_ROWS = 256  # of the base's tables, by which models tuned from it are rec
 LEAST_COSINE = 0.5
 TOKENIZER_FILES = ("tokenizer.json", *(name for name in CARRIED_FILES if "." in name))
 FORMAT = 1
+DAMAGE = (SafetensorError, KeyError, OSError, ValueError, TypeError, zstandard.ZstdError)
 SelectedRows = tuple[Tensor, Tensor]  # row numbers (n,) int64, rows (n, h)
 
 
@@ -81,32 +82,17 @@ class LanguagePack:
             about = json.loads(_decompressed(tensors["about"]))
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']}, this lep reads {FORMAT}")
-            mappings = {kind: _mapping(tensors, kind, about) for kind in about["tables"]}
             names = [name for name in TOKENIZER_FILES if f"tokenizer/{name}" in tensors]
-            return cls(
-                about,
-                {name: _decompressed(tensors[f"tokenizer/{name}"]) for name in names},
-                mappings,
-                {
-                    k: _selected(tensors, "learned", k, about, m.target_size)
-                    for k, m in mappings.items()
-                },
-                {
-                    k: _selected(tensors, "sample", k, about, m.source_size)
-                    for k, m in mappings.items()
-                },
-            )
-        except (
-            SafetensorError,
-            KeyError,
-            OSError,
-            ValueError,
-            TypeError,
-            zstandard.ZstdError,
-        ) as error:
-            raise CheckpointError(
-                f"{path} is not a language pack ({error}): make it again with lep pack"
-            ) from error
+            tokenizer = {name: _decompressed(tensors[f"tokenizer/{name}"]) for name in names}
+            mappings = {kind: _mapping(tensors, kind, about) for kind in about["tables"]}
+            target_rows = {kind: mapping.target_size for kind, mapping in mappings.items()}
+            learned = _selected(tensors, "learned", about, target_rows)
+            source_rows = dict.fromkeys(mappings, about["source_rows"])
+            sample = _selected(tensors, "sample", about, source_rows)
+            return cls(about, tokenizer, mappings, learned, sample)
+        except DAMAGE as error:
+            message = f"{path} is not a language pack ({error}): make it again with lep pack"
+            raise CheckpointError(message) from error
 
 
 @dataclass(frozen=True)
@@ -129,11 +115,8 @@ class Applied(Result):
     cosines: dict[str, float]  # {input or output: mean cosine of sampled rows}
 
     def __str__(self) -> str:
-        lines = [
-            f"{kind}: mean cosine {cosine:.3f} with the base's rows"
-            for kind, cosine in self.cosines.items()
-        ]
-        return "\n".join([*lines, f"written to {self.output}"])
+        close = (f"{k}: mean cosine {c:.3f} with the base's rows" for k, c in self.cosines.items())
+        return "\n".join([*close, f"written to {self.output}"])
 
 
 def make_pack(
@@ -146,9 +129,7 @@ def make_pack(
     """
     output = Path(output)
     if output.exists():
-        raise OutputError(
-            f"the output {output} exists already: delete it or choose another location"
-        )
+        raise OutputError(f"the output {output} exists already: delete it or choose another path")
     source, target = (Checkpoint(model).check() for model in (base, adapted))
     check_shapes(source, target)
     if (target.folder / ADAPTER).exists():
@@ -157,27 +138,17 @@ def make_pack(
             "holds rows of tables only: propagate it instead, or train embeddings or new_rows"
         )
     check_body(check_merged(source), check_merged(target))
-    mappings, names = adapted_mappings(source, target), target.tables.by_kind()
-    tables = {
-        kind: (_finite_table(source, kind, name), _finite_table(target, kind, names[kind]))
-        for kind, name in source.tables.by_kind().items()
-    }
-    pack = LanguagePack(
-        about=_about(source, target, mappings["input"], tables, new_only=new_only),
-        tokenizer={
-            name: (target.folder / name).read_bytes()
-            for name in TOKENIZER_FILES
-            if (target.folder / name).is_file()
-        },
-        mappings=mappings,
-        learned={
-            kind: _learned(mappings[kind], *pair, new_only=new_only)
-            for kind, pair in tables.items()
-        },
-        sample={kind: _sample(source, pair[0]) for kind, pair in tables.items()},
-    )
-    pack.save(output)
-    return Packed(output, {kind: len(rows) for kind, (rows, _) in pack.learned.items()})
+    mappings = adapted_mappings(source, target)
+    tables, learned = {kind: _finite_table(source, kind) for kind in mappings}, {}
+    for kind, mapping in mappings.items():
+        trained = _finite_table(target, kind)
+        learned[kind] = _learned(mapping, tables[kind], trained, new_only=new_only)
+    files = [target.folder / name for name in TOKENIZER_FILES]
+    tokenizer = {file.name: file.read_bytes() for file in files if file.is_file()}
+    sample = {kind: _sample(source, table) for kind, table in tables.items()}
+    about = _about(source, tables, new_only=new_only) | {"history": _history(target.folder)}
+    LanguagePack(about, tokenizer, mappings, learned, sample).save(output)
+    return Packed(output, {kind: len(rows) for kind, (rows, _) in learned.items()})
 
 
 def apply_pack(
@@ -188,7 +159,8 @@ def apply_pack(
     That is task arithmetic: each row is the model's own, moved by what the base learned. Rows of
     added tokens stay the model's.
 
-    Raises `CheckpointError` for a model of another base (unless `force`), shape or vocabulary.
+    Raises `CheckpointError` for a model of another base (unless `force`) or shape, and
+    `TokenizerError` for another vocabulary.
     """
     output = Path(output)
     check_output(output)
@@ -198,18 +170,12 @@ def apply_pack(
         for name, content in language.tokenizer.items():
             Path(folder, name).write_bytes(content)
         tokenizer = load_tokenizer(folder)
-    mappings = language.mappings
-    source_ids = language.about["source_ids"]
-    ids = result_ids(source_ids, chat, Vocabulary.of(tokenizer), mappings["input"])
-    recipient = Recipient(chat, tokenizer, mappings, ids)
-    streams = {
-        name: partial(_moved, recipient, kind, name, language.learned[kind])
-        for kind, name in chat.tables.by_kind().items()
-    }
-    streams |= {name: partial(_mixed, recipient, name) for name in chat.tables.others}
-    tensors: dict[str, Rows] = {
-        name: recipient_stream(recipient, name, chunks) for name, chunks in streams.items()
-    }
+    target, mappings = Vocabulary.of(tokenizer), language.mappings
+    ids = result_ids(language.about["source_ids"], chat, target, mappings["input"])
+    recipient, names = Recipient(chat, tokenizer, mappings, ids), chat.tables.by_kind()
+    rows = {names[k]: partial(_moved, recipient, k, each) for k, each in language.learned.items()}
+    rows |= {name: partial(_mixed, recipient, name) for name in chat.tables.others}
+    tensors = {name: recipient_stream(recipient, name, chunks) for name, chunks in rows.items()}
     record = {"method": "pack", "pack": language.about, "cosine": cosines}
     write_recipient(recipient, tensors, {RECORD: as_json(record)}, output)
     return Applied(output, cosines)
@@ -218,8 +184,8 @@ def apply_pack(
 def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) -> dict[str, float]:
     """Mean cosine of the sampled rows with the base's, by table.
 
-    Raises `CheckpointError` or `TokenizerError` for a model that the pack does not fit; `force`
-    allows low cosines.
+    Raises `CheckpointError` or `TokenizerError` for a model that the pack does not fit, and for
+    rows that are not finite; `force` allows low cosines.
     """
     tables, names, base = pack.about["tables"], model.tables.by_kind(), pack.about["base"]
     if set(tables) != set(names):
@@ -241,8 +207,9 @@ def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) 
     cosines = {}
     for kind, name in names.items():
         rows, values = pack.sample[kind]
-        model_rows = model.tensor(name)[rows].float()
-        cosines[kind] = cosine_similarity(model_rows, values.float()).mean().item()
+        table = _padded(model.tensor(name), pack.mappings[kind])
+        check_finite(table, f"{name} of {model.folder}")
+        cosines[kind] = cosine_similarity(table[rows].float(), values.float()).mean().item()
         if cosines[kind] < LEAST_COSINE and not force:
             raise CheckpointError(
                 f"{model.folder} is not tuned from {base}, on which {path} was made: their {kind} "
@@ -252,19 +219,19 @@ def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) 
     return cosines
 
 
-def _moved(recipient: Recipient, kind: str, name: str, learned: SelectedRows) -> Iterator[Tensor]:
+def _moved(recipient: Recipient, kind: str, learned: SelectedRows) -> Iterator[Tensor]:
     """Chunks of `M E_model` plus what was learned."""
-    mapping, (rows, values) = recipient.mappings[kind], learned
-    index = torch.full((mapping.target_size,), -1)
+    model, mapping, (rows, values) = recipient.model, recipient.mappings[kind], learned
+    index = torch.full((mapping.target_size,), -1)  # of each target row in `values`
     index[rows] = torch.arange(len(rows))
-    table, start = _padded(recipient.model.tensor(name), mapping), 0
-    for part in mapping.chunks(table.shape[1]):
-        chunk, entries = part(table), index[start : start + part.target_size]
-        changed = entries >= 0
+    table = _padded(model.tensor(model.tables.by_kind()[kind]), mapping)
+    hidden = table.shape[1]
+    indices = index.split(rows_at_once(hidden))
+    for part, entries in zip(mapping.chunks(hidden), indices, strict=True):
+        chunk, changed = part(table), entries >= 0
         wide = torch.promote_types(chunk.dtype, torch.float32)
         moved = chunk[changed].to(wide) + values[entries[changed]].to(wide)
         chunk[changed] = moved.to(chunk.dtype)
-        start += part.target_size
         yield chunk
 
 
@@ -280,35 +247,22 @@ def _padded(table: Tensor, mapping: VocabularyMapping) -> Tensor:
     return first_rows(table, table.new_zeros(mapping.source_size, table.shape[1]))
 
 
-def _finite_table(model: Checkpoint, kind: str, name: str) -> Tensor:
-    table = model.tensor(name)
-    for _ in finite(row_chunks(table), f"the {kind} embeddings of {model.folder}"):
-        pass
-    return table
+def _finite_table(model: Checkpoint, kind: str) -> Tensor:
+    name = model.tables.by_kind()[kind]
+    return check_finite(model.tensor(name), f"{name} of {model.folder}")
 
 
-def _about(
-    source: Checkpoint,
-    target: Checkpoint,
-    mapping: VocabularyMapping,
-    tables: dict[str, tuple[Tensor, Tensor]],
-    *,
-    new_only: bool,
-) -> dict[str, Any]:
+def _about(source: Checkpoint, tables: dict[str, Tensor], *, new_only: bool) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "lep": __version__,
         "base": source.config.get("_name_or_path") or source.folder.name,
         "model_type": source.config.get("model_type"),
-        "source_rows": mapping.source_size,
+        "source_rows": len(tables["input"]),
         "source_ids": len(source.vocabulary),
         "source_vocabulary": source.vocabulary.fingerprint(),
-        "tables": {
-            kind: {"hidden": base.shape[1], "sha256": sha256(base)}
-            for kind, (base, _) in tables.items()
-        },
+        "tables": {k: {"hidden": t.shape[1], "sha256": sha256(t)} for k, t in tables.items()},
         "new_only": new_only,
-        "history": _history(target.folder),
     }
 
 
@@ -326,18 +280,16 @@ def _learned(
     mapping: VocabularyMapping, base: Tensor, adapted: Tensor, *, new_only: bool
 ) -> SelectedRows:
     """The rows that training changed, and by how much."""
-    rows, values, start = [], [], 0
-    for part in mapping.chunks(base.shape[1]):
-        chunk = adapted[start : start + part.target_size]
+    masks, values = [], []
+    for part, chunk in zip(mapping.chunks(base.shape[1]), row_chunks(adapted), strict=True):
         wide = torch.promote_types(chunk.dtype, torch.float32)
         # Compared with the initial row in the dtype in which that was written.
         changed = (chunk != part(base).to(chunk.dtype)).any(1)
         if new_only:
             changed &= ~part.copies
-        rows.append(start + changed.nonzero().flatten())
+        masks.append(changed)
         values.append((chunk.to(wide) - part(base, dtype=wide))[changed].to(chunk.dtype))
-        start += part.target_size
-    return torch.cat(rows), torch.cat(values)
+    return torch.cat(masks).nonzero().flatten(), torch.cat(values)
 
 
 def _sample(source: Checkpoint, table: Tensor) -> SelectedRows:
@@ -354,18 +306,19 @@ def _mapping(tensors: dict[str, Tensor], kind: str, about: dict[str, Any]) -> Vo
 
 
 def _selected(
-    tensors: dict[str, Tensor], title: str, kind: str, about: dict[str, Any], size: int
-) -> SelectedRows:
-    """Raises `ValueError` for rows that would read or write elsewhere."""
-    rows, values = tensors[f"{title}/{kind}/rows"], tensors[f"{title}/{kind}/values"]
-    hidden = about["tables"][kind]["hidden"]
-    if rows.dtype != torch.int64 or values.shape != (len(rows), hidden):
-        raise ValueError(
-            f"it has {list(values.shape)} values for {list(rows.shape)} rows of {hidden}"
-        )
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
-        raise ValueError(f"a row lies beyond {size}")
-    return rows, values
+    tensors: dict[str, Tensor], title: str, about: dict[str, Any], sizes: dict[str, int]
+) -> dict[str, SelectedRows]:
+    """Rows of tables of these sizes. Raises `ValueError` for rows that lie elsewhere."""
+    groups = {}
+    for kind, size in sizes.items():
+        rows, values = tensors[f"{title}/{kind}/rows"], tensors[f"{title}/{kind}/values"]
+        hidden, shapes = about["tables"][kind]["hidden"], [list(t.shape) for t in (values, rows)]
+        if rows.dtype != torch.int64 or values.shape != (len(rows), hidden):
+            raise ValueError(f"it has {shapes[0]} values for {shapes[1]} rows of {hidden}")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
+            raise ValueError(f"a row lies beyond {size}")
+        groups[kind] = (rows, values)
+    return groups
 
 
 def _compressed(content: bytes) -> Tensor:

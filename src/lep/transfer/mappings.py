@@ -22,11 +22,9 @@ from lep.tokenizer.vocabulary import Token, Vocabulary
 
 # In a subfolder, because servers load all files beside the model. The output table has a file of
 # its own only where it differs.
-MAPPING_FILES = {
-    "input": Path("lep", "mapping.safetensors"),
-    "output": Path("lep", "output_mapping.safetensors"),
-}
-INIT_FILE = Path("lep", "init.json")  # what filled the mappings
+LEP = Path("lep")
+MAPPING_FILES = {"input": LEP / "mapping.safetensors", "output": LEP / "output_mapping.safetensors"}
+INIT_FILE = LEP / "init.json"  # what filled the mappings
 NEVER_IN_UTF8 = [bytes([byte]) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))]
 RESERVED = regex.compile(rb"(?i)reserved|unused")
 
@@ -43,19 +41,11 @@ def build_mapping(
     if len(target) >= len(source):
         pieces += [[row] for row in range(len(target), source_rows)]
     lengths = [0 if token is None or token.added else len(token.content) for token in source.tokens]
-    rng = Random(seed)
-    mixtures = [
-        (row, [1.0]) if len(row) == 1 else METHODS[method](row, lengths, rng) for row in pieces
-    ]
-    return VocabularyMapping.from_rows(
-        [rows for rows, _ in mixtures],
-        source_rows,
-        [weights for _, weights in mixtures],
-        copies=[
-            len(row) == 1 and _is_copy(source, row[0], target, index)
-            for index, row in enumerate(pieces)
-        ],
-    )
+    mixture, rng = METHODS[method], Random(seed)
+    mixed = [(row, [1.0]) if len(row) == 1 else mixture(row, lengths, rng) for row in pieces]
+    rows, weights = zip(*mixed, strict=True)
+    copies = [len(r) == 1 and _is_copy(source, r[0], target, i) for i, r in enumerate(pieces)]
+    return VocabularyMapping.from_rows(rows, source_rows, weights, copies)
 
 
 def mean_mapping(source: Any, target: Any) -> VocabularyMapping:
@@ -74,9 +64,13 @@ def mean_mapping(source: Any, target: Any) -> VocabularyMapping:
 
 def _is_copy(source: Vocabulary, row: int, target: Vocabulary, index: int) -> bool:
     """Whether the only source row is that of the same token, not of an unknown token."""
-    token = target.tokens[index] if index < len(target) else None
-    known = source.tokens[row] if row < len(source) else None
-    return token is None or known is None or known.content == token.content
+    before, after = token_at(source, row), token_at(target, index)
+    return before is None or after is None or before.content == after.content
+
+
+def token_at(vocabulary: Vocabulary, row: int) -> Token | None:
+    """The token of a table's row; None for padding."""
+    return vocabulary.tokens[row] if row < len(vocabulary) else None
 
 
 def build_mappings(
@@ -86,13 +80,11 @@ def build_mappings(
     mappings = {}
     for kind, name in source.tables.by_kind().items():
         method = settings.method if kind == "input" else settings.output_method or settings.method
-        mapping = build_mapping(
-            source.vocabulary, target, source.shape(name)[0], method, settings.seed
-        )
+        rows = source.shape(name)[0]
+        mapping = build_mapping(source.vocabulary, target, rows, method, settings.seed)
         if settings.calibrate_norms:
-            mapping = calibrated(
-                mapping, source.tensor(name), _rows_of_script(source, target, mapping)
-            )
+            alike = _rows_of_script(source.vocabulary, target, mapping)
+            mapping = calibrated(mapping, source.tensor(name), alike)
         mappings[kind] = mapping
     return mappings
 
@@ -121,17 +113,12 @@ def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, Vocabul
 
 def _fits(source: Vocabulary, target: Vocabulary, mapping: VocabularyMapping) -> bool:
     """Whether copied rows stand for the same token in both vocabularies."""
-    pairs = [
-        (source.tokens[s], target.tokens[t])
-        for t, s in zip(*(rows.tolist() for rows in mapping.kept()), strict=True)
-        if s < len(source) and t < len(target)
-    ]
-    return all(
-        before is None
-        or after is None
-        or (before.content == after.content and before.added == after.added)  # may be a byte token
-        for before, after in pairs
-    )
+    for row, source_row in zip(*(rows.tolist() for rows in mapping.kept()), strict=True):
+        tokens = (token_at(source, source_row), token_at(target, row))
+        # Not the whole tokens: one of them may be a byte token.
+        if None not in tokens and len({(t.content, t.added) for t in tokens if t}) > 1:
+            return False
+    return True
 
 
 def saved_mappings(
@@ -139,17 +126,14 @@ def saved_mappings(
 ) -> dict[str, VocabularyMapping] | None:
     """The mappings saved with a model, by table; None if there are none of its size.
 
-    With `appended`, the model may have more rows: tokens that only an instruct model has.
-
+    With `appended`, the model may have more rows, of tokens that only an instruct model has.
     Raises `CheckpointError` for a damaged file.
     """
     paths = {kind: checkpoint.folder / MAPPING_FILES[kind] for kind in checkpoint.tables.by_kind()}
-    if not paths["input"].exists():
+    shared = paths["input"]
+    if not shared.exists():
         return None
-    mappings = {
-        kind: read_mapping(path if path.exists() else paths["input"])
-        for kind, path in paths.items()
-    }
+    mappings = {k: read_mapping(p if p.exists() else shared) for k, p in paths.items()}
     rows = checkpoint.shape(checkpoint.tables.input)[0]
     sizes = {mapping.target_size for mapping in mappings.values()}
     return mappings if sizes == {rows} or (appended and max(sizes) <= rows) else None
@@ -187,10 +171,7 @@ def read_mapping(path: Path) -> VocabularyMapping:
 
 def unused_rows(checkpoint: Checkpoint, rows: int) -> Tensor:
     """Mask (rows,) of rows that no text reaches: padding, reserved tokens, bytes not in UTF-8."""
-    padding = [None] * (rows - len(checkpoint.vocabulary))
-    return torch.tensor(
-        [_is_unused(token) for token in [*checkpoint.vocabulary.tokens, *padding][:rows]]
-    )
+    return torch.tensor([_is_unused(token_at(checkpoint.vocabulary, row)) for row in range(rows)])
 
 
 def _is_unused(token: Token | None) -> bool:
@@ -205,14 +186,14 @@ def undertrained_rows(checkpoint: Checkpoint, name: str) -> Tensor:
     return undertrained(table, unused_rows(checkpoint, len(table)))
 
 
-def _rows_of_script(source: Checkpoint, target: Vocabulary, mapping: VocabularyMapping) -> Tensor:
+def _rows_of_script(source: Vocabulary, target: Vocabulary, mapping: VocabularyMapping) -> Tensor:
     """Mask (V_source,) of the tokens with letters of the script that most new tokens have."""
     new = [target.tokens[row] for row in mapping.new_rows().tolist()]
     script = dominant_script(" ".join(_text(token) for token in new if token))
     rows = torch.zeros(mapping.source_size, dtype=torch.bool)
     if script:
         pattern = regex.compile(rf"\p{{Script={script}}}")
-        for row, token in enumerate(source.vocabulary.tokens):
+        for row, token in enumerate(source.tokens):
             rows[row] = token is not None and bool(pattern.search(_text(token)))
     return rows
 

@@ -35,11 +35,10 @@ class Propagated(Result):
     fits: dict[str, FitReport]
 
     def __str__(self) -> str:
-        lines = [
-            f"{kind}: held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f}) "
-            f"on {fit.rows:,} rows"
-            for kind, fit in self.fits.items()
-        ]
+        lines = []
+        for kind, fit in self.fits.items():
+            residual = f"held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f})"
+            lines.append(f"{kind}: {residual} on {fit.rows:,} rows")
         return "\n".join([*lines, f"written to {self.output}"])
 
 
@@ -63,15 +62,12 @@ def propagate(
     check_output(output)
     family = Family.open(base, instruct, adapted)
     weights = token_weights(family, settings.frequency_text)
-    propagations = {
-        kind: fit(family.problem(kind, weights, settings.ridge), settings.of(kind))
-        for kind in family.mappings
-    }
+    problems = {kind: family.problem(kind, weights, settings.ridge) for kind in family.mappings}
+    propagations = {kind: fit(problem, settings.of(kind)) for kind, problem in problems.items()}
     fits = {kind: propagation.report for kind, propagation in propagations.items()}
     record = settings.model_dump() | {"fit": {kind: fit_record(f) for kind, f in fits.items()}}
-    write_recipient(
-        family.recipient, result_tensors(family, propagations), {RECORD: as_json(record)}, output
-    )
+    tensors, notes = result_tensors(family, propagations), {RECORD: as_json(record)}
+    write_recipient(family.recipient, tensors, notes, output)
     return Propagated(output, fits)
 
 
@@ -105,11 +101,9 @@ def result_tensors(family: Family, propagations: dict[str, Propagation]) -> dict
     What an adapter taught the base model's body is added to the instruct model's.
     """
     names, others = family.instruct.tables.by_kind(), family.instruct.tables.others
-    return (
-        {names[kind]: family.propagated(kind, each) for kind, each in propagations.items()}
-        | {name: family.other(name, trained=True) for name in others}
-        | dict(added(family.instruct, saved_factors(family.adapted.folder)))
-    )
+    tensors = {names[kind]: family.propagated(kind, each) for kind, each in propagations.items()}
+    tensors |= {name: family.other(name, trained=True) for name in others}
+    return tensors | added(family.instruct, saved_factors(family.adapted.folder))
 
 
 def initialise_instruct(

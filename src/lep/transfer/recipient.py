@@ -37,14 +37,14 @@ class Recipient:
 
         Flags of the added tokens and the post-processor are the instruct model's.
         """
-        spec = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        chat = json.loads(self.model.tokenizer.backend_tokenizer.to_str())
-        added = {entry["id"]: entry for entry in spec["added_tokens"]}
+        spec, chat = (
+            json.loads(tokenizer.backend_tokenizer.to_str())
+            for tokenizer in (self.tokenizer, self.model.tokenizer)
+        )
         carried = [entry | {"id": self.ids[entry["id"]]} for entry in chat["added_tokens"]]
-        added |= {entry["id"]: entry for entry in carried}
+        added = {entry["id"]: entry for entry in (*spec["added_tokens"], *carried)}
         spec["added_tokens"] = [added[index] for index in sorted(added)]
-        names = {index: entry["content"] for index, entry in sorted(added.items())}
-        ids = _include(spec["model"], names)
+        ids = _include(spec["model"], {e["id"]: e["content"] for e in spec["added_tokens"]})
         spec["post_processor"] = chat["post_processor"]
         renumber(spec["post_processor"], ids)
         return spec

@@ -1,14 +1,13 @@
 """Tensors of a result, computed chunk by chunk while they are written."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import DTYPES, Rows, finite
-from lep.mapping import VocabularyMapping
+from lep.mapping import VocabularyMapping, row_chunks
 from lep.propagation import with_instruct_rows
 from lep.transfer.recipient import Recipient
 
@@ -21,40 +20,43 @@ def row_stream(model: Checkpoint, name: str, size: int, chunks: Chunks) -> Rows:
     Writing them raises `CheckpointError` for a row that is not finite.
     """
     entry = model.entries[name]
-    shape = (size, *entry.shape[1:])
-    label = f"the new {name} of {model.folder}"
-    return Rows(shape, DTYPES[entry.dtype], partial(_shaped, chunks, shape[1:], label))
+    columns, label = entry.shape[1:], f"the new {name} of {model.folder}"
 
+    def shaped() -> Iterator[Tensor]:
+        return (chunk.reshape(-1, *columns) for chunk in finite(chunks(), label))
 
-def _shaped(chunks: Chunks, columns: tuple[int, ...], label: str) -> Iterator[Tensor]:
-    for chunk in finite(chunks(), label):
-        yield chunk.reshape(-1, *columns)
+    return Rows((size, *columns), DTYPES[entry.dtype], shaped)
 
 
 def recipient_stream(recipient: Recipient, name: str, chunks: Chunks) -> Rows:
     """The same for a recipient's tensor: rows of its added tokens stay as they are."""
-    carried = partial(_with_instruct_rows, recipient, name, chunks)
+
+    def carried() -> Iterator[Tensor]:
+        table = as_table(recipient.model.tensor(name))
+        return with_instruct_rows(chunks(), table, recipient.instruct_rows, recipient.rows)
+
     return row_stream(recipient.model, name, recipient.rows, carried)
-
-
-def _with_instruct_rows(recipient: Recipient, name: str, chunks: Chunks) -> Iterator[Tensor]:
-    table = as_table(recipient.model.tensor(name))
-    return with_instruct_rows(chunks(), table, recipient.instruct_rows, recipient.rows)
 
 
 def mixed_stream(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Rows:
     """`M T` for a tensor with a row per token: a table, a head bias, per-layer embeddings."""
-    return row_stream(source, name, mapping.target_size, partial(_mixed, source, name, mapping))
+
+    def mixed() -> Iterator[Tensor]:
+        table = as_table(source.tensor(name))
+        for part in mapping.chunks(table.shape[1]):
+            chunk, (target, origin) = mix(table, part), part.kept()
+            if not torch.equal(chunk[target].view(torch.uint8), table[origin].view(torch.uint8)):
+                raise AssertionError(f"{name}: a copied row changed")
+            yield chunk
+
+    return row_stream(source, name, mapping.target_size, mixed)
 
 
-def _mixed(source: Checkpoint, name: str, mapping: VocabularyMapping) -> Iterator[Tensor]:
-    table = as_table(source.tensor(name))
-    for part in mapping.chunks(table.shape[1]):
-        chunk = mix(table, part)
-        target, origin = part.kept()
-        if not torch.equal(chunk[target].view(torch.uint8), table[origin].view(torch.uint8)):
-            raise AssertionError(f"{name}: a copied row changed")
-        yield chunk
+def check_finite(table: Tensor, label: str) -> Tensor:
+    """Return the table. Raises `CheckpointError` for a row that is not finite."""
+    for _ in finite(row_chunks(table), label):
+        pass
+    return table
 
 
 def mix(table: Tensor, mapping: VocabularyMapping) -> Tensor:

@@ -21,28 +21,17 @@ class Comparison(Result):
 
     def __str__(self) -> str:
         record = self.record
-        counts = [f"{count:,} {state}" for state, count in sorted(record["counts"].items())]
-        tokens = [f"{count:,} {state}" for state, count in record["tokens"].items()]
-        return "\n".join(
-            [
-                *(
-                    _tensor_line(name, tensor)
-                    for name, tensor in record["tensors"].items()
-                    if tensor["state"] != "same"
-                ),
-                f"tensors: {', '.join(counts)}",
-                f"tokens: {', '.join(tokens)}",
-                *(
-                    f"{kind} rows: {rows['same']:,} of {rows['tokens']:,} shared tokens have the "
-                    "same bits"
-                    for kind, rows in record["rows"].items()
-                ),
-                *(
-                    f"config {name}: {before!r} -> {after!r}"
-                    for name, (before, after) in record["config"].items()
-                ),
-            ]
-        )
+        tensors = record["tensors"].items()
+        lines = [_tensor_line(name, each) for name, each in tensors if each["state"] != "same"]
+        states, fates = sorted(record["counts"].items()), record["tokens"].items()
+        for title, counts in (("tensors", states), ("tokens", fates)):
+            lines.append(f"{title}: {', '.join(f'{count:,} {name}' for name, count in counts)}")
+        for kind, rows in record["rows"].items():
+            share = f"{rows['same']:,} of {rows['tokens']:,}"
+            lines.append(f"{kind} rows: {share} shared tokens have the same bits")
+        for name, (before, after) in record["config"].items():
+            lines.append(f"config {name}: {before!r} -> {after!r}")
+        return "\n".join(lines)
 
 
 def compare_checkpoints(before: str | Path, after: str | Path) -> Comparison:
@@ -55,28 +44,20 @@ def compare_checkpoints(before: str | Path, after: str | Path) -> Comparison:
     id_map = IdMap.between(one.vocabulary, other.vocabulary)
     names = sorted({*one.shard_of, *other.shard_of})
     tensors = {name: _compare_tensor(one, other, name) for name in names}
-    settings = {
-        name: [one.config.get(name), other.config.get(name)]
-        for name in sorted({*one.config, *other.config})
+    keys = sorted({*one.config, *other.config})
+    settings = {key: [one.config.get(key), other.config.get(key)] for key in keys}
+    fates = ("kept", "moved", "new", "dropped")
+    kinds = [kind for kind in one.tables.by_kind() if kind in other.tables.by_kind()]
+    record = {
+        "before": str(one.folder),
+        "after": str(other.folder),
+        "tensors": tensors,
+        "counts": dict(Counter(tensor["state"] for tensor in tensors.values())),
+        "tokens": {fate: len(getattr(id_map, fate)) for fate in fates},
+        "rows": {kind: _compare_rows(one, other, kind) for kind in kinds},
+        "config": {key: pair for key, pair in settings.items() if pair[0] != pair[1]},
     }
-    tables, other_tables = one.tables.by_kind(), other.tables.by_kind()
-    return Comparison(
-        {
-            "before": str(one.folder),
-            "after": str(other.folder),
-            "tensors": tensors,
-            "counts": dict(Counter(tensor["state"] for tensor in tensors.values())),
-            "tokens": {
-                name: len(getattr(id_map, name)) for name in ("kept", "moved", "new", "dropped")
-            },
-            "rows": {
-                kind: _compare_rows(one, other, name, other_tables[kind])
-                for kind, name in tables.items()
-                if kind in other_tables
-            },
-            "config": {name: pair for name, pair in settings.items() if pair[0] != pair[1]},
-        }
-    )
+    return Comparison(record)
 
 
 def _compare_tensor(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, Any]:
@@ -89,24 +70,22 @@ def _compare_tensor(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, 
     shapes = [list(model.shape(name)) for model in (one, other)]
     if shapes[0] != shapes[1]:
         return {"state": "resized", "shapes": shapes, "sha256": hashes}
-    if hashes[0] != hashes[1]:
+    dtypes = {model.entries[name].dtype for model in (one, other)}
+    if hashes[0] != hashes[1] or len(dtypes) > 1:
         return {"state": "changed", "sha256": hashes}
     return {"state": "same", "sha256": hashes[0]}
 
 
-def _compare_rows(one: Checkpoint, other: Checkpoint, name: str, other_name: str) -> dict[str, int]:
+def _compare_rows(one: Checkpoint, other: Checkpoint, kind: str) -> dict[str, int]:
     """How many tokens of both vocabularies have the same row, bit for bit."""
-    pairs = [
-        (row, other_row)
-        for row, token in enumerate(one.vocabulary.tokens)
-        if token is not None and (other_row := other.vocabulary.ids.get(token)) is not None
-    ]
-    before, after = one.tensor(name), other.tensor(other_name)
+    ids, known = other.vocabulary.ids, one.vocabulary.tokens
+    rows = {row: ids[token] for row, token in enumerate(known) if token and token in ids}
+    before, after = (model.tensor(model.tables.by_kind()[kind]) for model in (one, other))
     if before.shape[1] != after.shape[1] or before.dtype != after.dtype:
-        return {"tokens": len(pairs), "same": 0}
-    sources, targets = (torch.tensor(ids, dtype=torch.int64) for ids in zip(*pairs, strict=True))
-    same = (before[sources].view(torch.uint8) == after[targets].view(torch.uint8)).all(1)
-    return {"tokens": len(pairs), "same": int(same.sum())}
+        return {"tokens": len(rows), "same": 0}
+    pairs = ((before, rows), (after, rows.values()))
+    one_bits, other_bits = (table[[*row]].view(torch.uint8) for table, row in pairs)
+    return {"tokens": len(rows), "same": int((one_bits == other_bits).all(1).sum())}
 
 
 def _tensor_line(name: str, tensor: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Publish a model with another vocabulary."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
@@ -44,29 +44,30 @@ def write_model(
     mappings: dict[str, VocabularyMapping],
     *,
     add_files: Callable[[Path], None],
-    texts: list[str],
+    texts: Iterable[str] = (),
 ) -> None:
     """Publish `source` with replaced tensors, token ids `moved` in its settings, and its mappings.
 
     `add_files` writes the tokenizer and what else belongs beside the model. All loaders must give
-    the same ids for `texts`, and every id must have a row, before the result takes its name.
+    the same ids for `texts` and `LOADER_TEXTS`, and every id must have a row, before the result
+    takes its name.
     """
-    rows = replaced[source.tables.input].shape[0]
-    config = remap_ids(source.config, moved)
+    config, rows = remap_ids(source.config, moved), replaced[source.tables.input].shape[0]
     resized = resized_config(config, rows, source.tables.size_settings)
     with publishing(output) as partial:
         write_checkpoint(source, replaced, partial, config | resized)
         remap_generation_config(partial, moved)
         save_mappings(mappings, partial)
         add_files(partial)
-        check_loaders(partial, texts, Checkpoint(partial).check().tokenizer)
+        tokenizer = Checkpoint(partial).check().tokenizer
+        check_loaders(partial, [*LOADER_TEXTS, *texts], tokenizer)
 
 
 def write_recipient(
     recipient: Recipient, replaced: Mapping[str, Rows], notes: dict[str, str], output: Path
 ) -> None:
     """Publish an instruct model with new tables and vocabulary; `notes` are files for `lep/`."""
-    model = recipient.model
+    model, mappings = recipient.model, recipient.mappings
     moved = moved_ids(model, Vocabulary.of(recipient.tokenizer), recipient.ids)
 
     def add_files(folder: Path) -> None:
@@ -74,13 +75,5 @@ def write_recipient(
         for name, content in notes.items():
             (folder / "lep" / name).write_text(content, encoding="utf-8")
 
-    specials = "".join(list(model.vocabulary.added_ids())[:8])
-    write_model(
-        model,
-        replaced,
-        output,
-        moved,
-        recipient.mappings,
-        add_files=add_files,
-        texts=[*LOADER_TEXTS, specials],
-    )
+    texts = ["".join([*model.vocabulary.added_ids()][:8])]
+    write_model(model, replaced, output, moved, mappings, add_files=add_files, texts=texts)
