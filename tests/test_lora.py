@@ -57,7 +57,7 @@ def test_what_is_written_is_what_trained(adapted, trained, tmp_path) -> None:
     from transformers import AutoModelForCausalLM
 
     from lep.checkpoint.reader import Checkpoint
-    from lep.training.watch import HeldoutText
+    from lep.training.heldout import HeldoutText
 
     text = {"ru": [str(SAMPLE)]}
     settings = SETTINGS.model_copy(

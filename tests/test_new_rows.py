@@ -19,9 +19,9 @@ from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
+from lep.training.loss import head_is_plain, head_loss
 from lep.training.pretrain import pretrain
 from lep.training.trainable_rows import new_token_rows, split_tables
-from lep.training.trainer import head_is_plain, head_loss
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
 

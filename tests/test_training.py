@@ -29,12 +29,13 @@ from lep.errors import CorpusError, LepError, OutputError, TrainingError
 from lep.inference.models import load_model
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
-from lep.training import trainer as trainer_module
 from lep.training.data import collate, isolates, schedule
-from lep.training.loss import linear_cross_entropy
+from lep.training.heldout import HeldoutText
+from lep.training.loss import head_is_plain, head_loss, linear_cross_entropy
 from lep.training.pretrain import pretrain
 from lep.training.samples import Sample, collate_answers, in_order
 from lep.training.trainer import (
+    StopWhenDiverging,
     TablesTrainer,
     decay_touched_rows,
     logging_steps,
@@ -42,7 +43,6 @@ from lep.training.trainer import (
     uses_bf16,
 )
 from lep.training.tune import CALIBRATION, train_adapter, tune
-from lep.training.watch import HeldoutText, StopWhenDiverging
 from lep.transfer.initialise import initialise
 
 SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train"
@@ -261,8 +261,6 @@ def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
 
 
 def test_chunked_loss_and_gradients_equal_the_models_own(pair) -> None:
-    from lep.training.trainer import head_is_plain, head_loss
-
     model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
     assert head_is_plain(model)
     ids = torch.randint(0, 500, (5, 200))
@@ -306,8 +304,6 @@ def test_the_loss_of_any_logits_is_that_of_float64(kind: torch.dtype) -> None:
 
 
 def test_a_capped_head_is_not_taken_for_a_plain_one(pair) -> None:
-    from lep.training.trainer import head_is_plain
-
     model = AutoModelForCausalLM.from_pretrained(pair["base"], dtype=torch.float32)
     plain = model.forward
     model.forward = lambda **inputs: SimpleNamespace(logits=plain(**inputs).logits / 2)
@@ -605,13 +601,13 @@ def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_training(adapted, tmp_path, monkeypatch) -> None:
     """And leaves no state of it: the stock Trainer would put an average in its place."""
-    loss, calls = trainer_module.head_loss, []
+    calls = []
 
     def lost(*arguments):
         calls.append(None)
-        return loss(*arguments) * (math.nan if len(calls) > 12 else 1)
+        return head_loss(*arguments) * (math.nan if len(calls) > 12 else 1)
 
-    monkeypatch.setattr(trainer_module, "head_loss", lost)
+    monkeypatch.setattr("lep.training.loss.head_loss", lost)
     settings = SETTINGS.model_copy(update={"checkpoints": 24})
     with pytest.raises(TrainingError, match=r"to nan nats a token by step 13 of .*checkpoint-12$"):
         pretrain(adapted.parent / "initialised", [SAMPLE / "ru"], tmp_path / "out", settings)

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.stream import Entry, read_header
-from lep.checkpoint.tables import Tables, find_tables
+from lep.checkpoint.tables import Search, Tables
 from lep.errors import CheckpointError
 from lep.hub import local_folder
 from lep.tokenizer.load import load_tokenizer
@@ -61,9 +62,14 @@ class Checkpoint:
         return Vocabulary.of(self.tokenizer)
 
     @cached_property
+    def architecture(self) -> Architecture:
+        """The model without weights. Raises `CheckpointError` where it cannot be built."""
+        return Architecture.probe(self.folder, self.config)
+
+    @cached_property
     def tables(self) -> Tables:
-        """The tensors with a row per token. Raises what `find_tables` raises."""
-        tables = find_tables(self.folder, self.config, self.entries)
+        """The tensors with a row per token; see `Search.tables` for what is refused."""
+        tables = Search(self.folder, self.architecture, self.entries).tables()
         for name in tables.aliases:
             if not torch.equal(self.tensor(name), self.tensor(tables.input)):
                 raise CheckpointError(
@@ -110,8 +116,7 @@ class Checkpoint:
         """The file of each tensor, by the index or the only file."""
         index = self.folder / INDEX
         if not index.exists():
-            self._check_single()
-            return dict.fromkeys(read_header(self.folder / SINGLE)[0], SINGLE)
+            return dict.fromkeys(read_header(self._single())[0], SINGLE)
         shards = self._json(INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(f"{index} names no tensors (weight_map): download it again")
@@ -135,9 +140,10 @@ class Checkpoint:
                 )
         return {name: headers[shard][name] for name, shard in self.shard_of.items()}
 
-    def _check_single(self) -> None:
-        if (self.folder / SINGLE).exists():
-            return
+    def _single(self) -> Path:
+        """The only shard of a folder without an index."""
+        if (path := self.folder / SINGLE).exists():
+            return path
         if pickles := sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES):
             raise CheckpointError(
                 f"{self.folder} has pickled weights only ({pickles[0]}), which can run code when "

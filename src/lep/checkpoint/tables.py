@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,16 +49,6 @@ class Tables:
         return "output" if head and name.startswith(head) else "input"
 
 
-def find_tables(folder: Path, config: dict[str, Any], entries: Mapping[str, Entry]) -> Tables:
-    """The tables of a checkpoint with this config.json and these tensors.
-
-    Raises `CheckpointError` for an architecture that cannot be built or has no usable head, for a
-    vocabulary tensor that cannot be converted row by row, and for shapes that disagree with the
-    configuration.
-    """
-    return Search(folder, Architecture.probe(folder, config), entries).tables()
-
-
 @dataclass(frozen=True)
 class Search:
     """The search for the tables of one checkpoint."""
@@ -74,35 +63,35 @@ class Search:
         return self.architecture.stored_names(self.entries)
 
     def tables(self) -> Tables:
-        """Raises what `find_tables` raises."""
+        """The tables of the checkpoint.
+
+        Raises `CheckpointError` for an architecture without a usable head, for a vocabulary tensor
+        that cannot be converted row by row, and for shapes that disagree with the configuration.
+        """
         model, tensors = self.architecture.model, self.architecture.tensors
-        if model.get_output_embeddings() is None:
+        head = model.get_output_embeddings()
+        if head is None:
             raise CheckpointError(
                 f"{self.folder} ({model.config.model_type}) has no output embeddings, which is not "
                 "supported yet"
             )
         first = self._table(model.get_input_embeddings(), "input embeddings")
-        last = self._table(model.get_output_embeddings(), "output embeddings")
-        tied = tensors[first] is tensors[last]
-        inputs, outputs = self._stored_as(first), [] if tied else self._stored_as(last)
+        last = self._table(head, "output embeddings")
+        inputs = self._stored_as(first)
+        outputs = [] if tensors[first] is tensors[last] else self._stored_as(last)
         if outputs[1:]:
             raise CheckpointError(
                 f"{self.folder} has its output embeddings twice, as {outputs[0]} and {outputs[1]}"
             )
         loaded = [name for part in self.architecture.axes for name in self.stored.get(part, [])]
         known = dict.fromkeys(loaded + self._not_loaded())
-        for part in self.architecture.axes:
-            self._check_shape(part)
+        self._check_shapes()
         self._refuse_unsupported()
         for name in known:
             self._check_dtype(name)
-        return Tables(
-            inputs[0],
-            None if tied else outputs[0],
-            tuple(inputs[1:]),
-            tuple(name for name in known if name not in (*inputs, *outputs)),
-            self.architecture.size_settings,
-        )
+        others = tuple(name for name in known if name not in (*inputs, *outputs))
+        output, sizes = next(iter(outputs), None), self.architecture.size_settings
+        return Tables(inputs[0], output, tuple(inputs[1:]), others, sizes)
 
     def _table(self, module: nn.Module, label: str) -> str:
         """The name in the model of the one vocabulary table (two axes) inside a module."""
@@ -133,31 +122,32 @@ class Search:
             )
         return names
 
-    def _check_shape(self, part: str) -> None:
-        axis, shape = self.architecture.axes[part], tuple(self.architecture.tensors[part].shape)
-        for name in self.stored.get(part, []):
-            if axis != 0:
-                raise CheckpointError(
-                    f"{name} of {self.folder} has the vocabulary on axis {axis} of {list(shape)}: "
-                    "only rows can be converted"
-                )
-            if self.entries[name].shape != shape:
-                raise CheckpointError(
-                    f"{name} of {self.folder} has the shape {list(self.entries[name].shape)}, its "
-                    f"config.json makes it {list(shape)}: correct the configuration, or save the "
-                    "model again"
-                )
+    def _check_shapes(self) -> None:
+        for part, axis in self.architecture.axes.items():
+            expected = list(self.architecture.tensors[part].shape)
+            for name in self.stored.get(part, []):
+                shape = list(self.entries[name].shape)
+                if axis != 0:
+                    raise CheckpointError(
+                        f"{name} of {self.folder} has the vocabulary on axis {axis} of {expected}: "
+                        "only rows can be converted"
+                    )
+                if shape != expected:
+                    raise CheckpointError(
+                        f"{name} of {self.folder} has the shape {shape}, its config.json makes it "
+                        f"{expected}: correct the configuration, or save the model again"
+                    )
 
     def _not_loaded(self) -> list[str]:
         """Tensors that the architecture does not load and that have a row per token, by size."""
         rows, loaded = self.architecture.rows, self.architecture.tensors
         names = [n for part, names in self.stored.items() if part not in loaded for n in names]
         for name in names:
-            shape = self.entries[name].shape
+            shape = list(self.entries[name].shape)
             if rows in shape[1:]:
                 raise CheckpointError(
                     f"{name} of {self.folder}, which transformers does not load, has the shape "
-                    f"{list(shape)}, where {rows:,} seems to be the vocabulary: only rows can be "
+                    f"{shape}, where {rows:,} seems to be the vocabulary: only rows can be "
                     "converted"
                 )
         return [name for name in names if self.entries[name].shape[:1] == (rows,)]

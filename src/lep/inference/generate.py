@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -54,8 +55,7 @@ def answers(
     """
     encoded = [chat_ids(tokenizer, messages, ask=True) for messages in prompts]
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
+    ends = end_tokens(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
     if sampling is not None:
@@ -82,9 +82,15 @@ def answers(
         yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, rows, strict=True)]
 
 
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens at which the text that a model writes ends."""
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
 def _answer(
     index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast
 ) -> Answer:
-    length = next((i for i, token in enumerate(row) if token in ends), len(row))
-    text = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-    return Answer(index, text, row[:length], finished=length < len(row))
+    ids = [*takewhile(lambda token: token not in ends, row)]
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return Answer(index, text, ids, finished=len(ids) < len(row))
