@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import EarlyStoppingCallback, set_seed
 
-from lep.checkpoint.adapter import Factors, added, joined, save_factors, saved_factors
+from lep.checkpoint.adapter import Factors, added, check_merged, joined, save_factors, saved_factors
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.read import corpus_files, file_stamps
@@ -66,11 +66,11 @@ def pretrain(
             raise TrainingError(
                 f"{name} needs held-out text to look at: give eval_text (--eval-text NAME=PATH)"
             )
-    checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
+    check_output(output)
+    checkpoint, files = check_merged(Checkpoint(model).check()), corpus_files(corpus)
     check_vocabulary(corpus, checkpoint)
     files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
     key = fingerprint([checkpoint.stamp(), file_stamps(files), settings.model_dump()])
-    check_output(output)
     rows = _trained_rows(checkpoint, settings)
     names = checkpoint.tables.by_kind()
     floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())

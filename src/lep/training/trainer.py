@@ -44,7 +44,6 @@ class TrainedOnlyTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        assert self.model is not None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         tensors = {name: whole(p).cpu().contiguous() for name, p in trained.items()}
         if self.args.should_save:
@@ -88,7 +87,7 @@ class TrainedOnlyTrainer(Trainer):
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        parameters = dict(self.model.named_parameters())  # type: ignore[union-attr]
+        parameters = dict(self.model.named_parameters())
         for name, tensor in load_file(Path(resume_from_checkpoint) / WEIGHTS).items():
             parameters[name].copy_(shard_like(tensor, parameters[name]))
 
@@ -96,13 +95,12 @@ class TrainedOnlyTrainer(Trainer):
 class TablesTrainer(TrainedOnlyTrainer):
     """Trains tables; with held-out text, the state that is best on it is kept."""
 
-    heldout: HeldoutText | None = None
+    heldout: HeldoutText
     control: Any
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """All but the input table, which decays by rows (`create_optimizer`)."""
-        inputs = self.model.get_input_embeddings()  # type: ignore[union-attr]
-        table = {id(parameter) for parameter in inputs.parameters()}
+        table = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
         return [name for name, parameter in model.named_parameters() if id(parameter) not in table]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -112,14 +110,13 @@ class TablesTrainer(TrainedOnlyTrainer):
         return optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        assert self.heldout is not None
         with self.accelerator.autocast():
             look = self.heldout.look(self.model)
-        reshard(self.model)  # type: ignore[arg-type]
+        reshard(self.model)
         metrics = {f"eval_{name}": value for name, value in look.items()}
         self.log(metrics)
-        on_evaluate = self.callback_handler.on_evaluate
-        self.control = on_evaluate(self.args, self.state, self.control, metrics)
+        handler = self.callback_handler
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _load_best_model(self) -> None:
