@@ -100,11 +100,9 @@ def added(model: Checkpoint, factors: Factors) -> dict[str, Rows]:
     for name, (left, right) in factors.items():
         shape, entry = (len(left), right.shape[1]), model.entries.get(name)
         if entry is None or entry.shape != shape:
-            fact = f"has it as {list(entry.shape)}" if entry else "has none"
-            raise CheckpointError(
-                f"an adapter was trained for {name} of shape {list(shape)}, and {model.folder} "
-                f"{fact}: give a model of the same family and size"
-            )
+            trained = f"an adapter was trained for {name} of shape {list(shape)}"
+            fact = f"{model.folder} has {f'it as {list(entry.shape)}' if entry else 'none'}"
+            raise CheckpointError(f"{trained}, {fact}: give a model of the same family and size")
         sums[name] = Rows(shape, DTYPES[entry.dtype], partial(_sum, model, name, left, right))
     return sums
 

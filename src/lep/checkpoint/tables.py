@@ -71,18 +71,15 @@ class Search:
         model, tensors = self.architecture.model, self.architecture.tensors
         head = model.get_output_embeddings()
         if head is None:
-            raise CheckpointError(
-                f"{self.folder} ({model.config.model_type}) has no output embeddings, which is not "
-                "supported yet"
-            )
+            architecture = f"{self.folder} ({model.config.model_type})"
+            raise CheckpointError(f"{architecture} has no output embeddings: not supported yet")
         first = self._table(model.get_input_embeddings(), "input embeddings")
         last = self._table(head, "output embeddings")
         inputs = self._stored_as(first)
         outputs = [] if tensors[first] is tensors[last] else self._stored_as(last)
         if outputs[1:]:
-            raise CheckpointError(
-                f"{self.folder} has its output embeddings twice, as {outputs[0]} and {outputs[1]}"
-            )
+            copies = f"{outputs[0]} and {outputs[1]}"
+            raise CheckpointError(f"{self.folder} has its output embeddings twice, as {copies}")
         loaded = [name for part in self.architecture.axes for name in self.stored.get(part, [])]
         known = dict.fromkeys(loaded + self._not_loaded())
         self._check_shapes()
@@ -116,10 +113,8 @@ class Search:
         same = self.architecture.names_of(self.architecture.tensors[name])
         names = [stored for part in same for stored in self.stored.get(part, [])]
         if not names:
-            raise CheckpointError(
-                f"{self.folder} has no tensor {name}: the checkpoint is incomplete, or its "
-                "tie_word_embeddings setting is wrong"
-            )
+            causes = "the checkpoint is incomplete, or its tie_word_embeddings setting is wrong"
+            raise CheckpointError(f"{self.folder} has no tensor {name}: {causes}")
         return names
 
     def _check_shapes(self) -> None:
@@ -128,15 +123,12 @@ class Search:
             for name in self.stored.get(part, []):
                 shape = list(self.entries[name].shape)
                 if axis != 0:
-                    raise CheckpointError(
-                        f"{name} of {self.folder} has the vocabulary on axis {axis} of {expected}: "
-                        "only rows can be converted"
-                    )
+                    fact = f"has the vocabulary on axis {axis} of {expected}"
+                    raise self._error(name, f"{fact}: only rows can be converted")
                 if shape != expected:
-                    raise CheckpointError(
-                        f"{name} of {self.folder} has the shape {shape}, its config.json makes it "
-                        f"{expected}: correct the configuration, or save the model again"
-                    )
+                    fact = f"has the shape {shape}, its config.json makes it {expected}"
+                    advice = "correct the configuration, or save the model again"
+                    raise self._error(name, f"{fact}: {advice}")
 
     def _not_loaded(self) -> list[str]:
         """Tensors that the architecture does not load and that have a row per token, by size."""
@@ -145,26 +137,20 @@ class Search:
         for name in names:
             shape = list(self.entries[name].shape)
             if rows in shape[1:]:
-                raise CheckpointError(
-                    f"{name} of {self.folder}, which transformers does not load, has the shape "
-                    f"{shape}, where {rows:,} seems to be the vocabulary: only rows can be "
-                    "converted"
-                )
+                fact = f"has the shape {shape}, where {rows:,} seems to be the vocabulary"
+                reason = "transformers does not load it, and only rows can be converted"
+                raise self._error(name, f"{fact}: {reason}")
         return [name for name in names if self.entries[name].shape[:1] == (rows,)]
 
     def _refuse_unsupported(self) -> None:
         for name in self.entries:
             if HASHED in name:
-                raise CheckpointError(
-                    f"{name} of {self.folder} is read by a hash of token ids, which a new "
-                    "vocabulary would scatter: such models are not supported"
-                )
+                fact = "is read by a hash of token ids, which a new vocabulary would scatter"
+                raise self._error(name, f"{fact}: such models are not supported")
         for name, setting in self.architecture.other_sizes.items():
-            raise CheckpointError(
-                f"{name} of {self.folder} has {len(self.architecture.tensors[name]):,} rows for a "
-                f"vocabulary of {self.architecture.rows:,} ({setting} in config.json): a table of "
-                "tokens with a size of its own is not supported yet"
-            )
+            size, rows = len(self.architecture.tensors[name]), self.architecture.rows
+            fact = f"has {size:,} rows for a vocabulary of {rows:,} ({setting} in config.json)"
+            raise self._error(name, f"{fact}: tables of another size are not supported yet")
 
     def _check_dtype(self, name: str) -> None:
         dtype = self.entries[name].dtype
@@ -173,6 +159,7 @@ class Search:
         reason = "give the model as it was before quantisation"
         if dtype.startswith(("I", "U", "BOOL")) and not name.endswith(".weight"):
             reason = "integers that belong to tokens cannot be mixed for a new token"
-        raise CheckpointError(
-            f"{name} of {self.folder} has a row per token and is stored as {dtype}: {reason}"
-        )
+        raise self._error(name, f"has a row per token and is stored as {dtype}: {reason}")
+
+    def _error(self, name: str, fault: str) -> CheckpointError:
+        return CheckpointError(f"{name} of {self.folder} {fault}")

@@ -156,9 +156,8 @@ class _Task:
         state, corpus_tokens = trainer.state, data.tokens_of(self.blocks)
         best = state.best_model_checkpoint
         if settings.eval_text and best is None:
-            raise TrainingError(
-                f"no state of the training at {settings.learning_rate:g} is usable: {losses[-1]}"
-            )
+            training = f"the training at {settings.learning_rate:g}"
+            raise TrainingError(f"no state of {training} is usable: {losses[-1]}")
         result = PretrainResult(
             tokens=round(state.epoch * corpus_tokens),
             steps=trainer.args.max_steps,
@@ -184,10 +183,8 @@ class _Task:
     ) -> TablesTrainer:
         blocks, count = len(self.blocks), processes.world_size()
         sequences, accumulation, steps = data.schedule(settings, self.block, blocks, count)
-        options: dict[str, Any] = {
-            "per_device_train_batch_size": sequences // accumulation // count,
-            "gradient_accumulation_steps": accumulation,
-        }
+        options: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
+        options["per_device_train_batch_size"] = sequences // accumulation // count
         if settings.schedule == "wsd":
             decay = max(1, round(settings.decay_share * steps))
             options["lr_scheduler_type"] = "warmup_stable_decay"
@@ -217,7 +214,7 @@ class _Task:
 
 
 def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> Sweep:
-    """Try a short training at each rate. Raises `TrainingError` when all diverge."""
+    """A short training at each rate. Raises `TrainingError` when all diverge."""
     rates = [share * settings.learning_rate for share in SWEPT_RATES]
     scores = {rate: _trial(task, work / f"sweep-{rate:g}", settings, rate) for rate in rates}
     by_rate = {f"{rate:g}": bits for rate, bits in scores.items()}

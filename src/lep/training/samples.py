@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -73,11 +74,8 @@ def batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:
     """Optimizer steps, and the Trainer's arguments for samples as `in_order` orders them."""
     accumulation, micro = _micro_batches(settings)
     steps = max(1, round(settings.epochs * samples / (micro * accumulation)))
-    return steps, {
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
-        "train_sampling_strategy": "sequential",
-    }
+    sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    return steps, sizes | {"train_sampling_strategy": "sequential"}
 
 
 def _micro_batches(settings: LoraSettings) -> tuple[int, int]:
@@ -94,8 +92,7 @@ def in_order(samples: list[Sample], settings: LoraSettings) -> list[Sample]:
     """
     rng, micro = random.Random(settings.seed), _micro_batches(settings)[1]
     epochs = [rng.sample(samples, len(samples)) for _ in range(math.ceil(settings.epochs))]
-    drawn = [sample for epoch in epochs for sample in epoch]
-    drawn = drawn[: max(1, round(settings.epochs * len(samples)))]
+    drawn = [*chain(*epochs)][: max(1, round(settings.epochs * len(samples)))]
     ordered: list[Sample] = []
     for start in range(0, len(drawn), SORTED_BATCHES * micro):
         part = drawn[start : start + SORTED_BATCHES * micro]
@@ -104,7 +101,7 @@ def in_order(samples: list[Sample], settings: LoraSettings) -> list[Sample]:
         # A short batch stays last, so that all others stay whole.
         last = [groups.pop()] if len(groups[-1]) < micro else []
         rng.shuffle(groups)
-        ordered += [sample for group in groups + last for sample in group]
+        ordered += chain(*groups, *last)
     return ordered
 
 

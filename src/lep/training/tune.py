@@ -94,9 +94,7 @@ def train_adapter(
     fields of the result; `answers` are written to `lep/answers.jsonl`.
     """
     if scope.new_rows_only and not scope.merge:
-        raise LepError(
-            "training new rows makes no adapter to leave beside the model: leave --no-merge out"
-        )
+        raise LepError("training new rows makes no adapter to leave beside: leave --no-merge out")
     output, checkpoint = Path(output), check_merged(Checkpoint(model).check())
     rows = trainable_rows.new_token_rows(checkpoint) if scope.new_rows_only else None
     key = fingerprint([checkpoint.stamp(), records, settings.model_dump(), vars(scope)])
@@ -182,10 +180,8 @@ def _train_adapter(task: _Task) -> _Trained:
             weights[name] = model.get_submodule(module).base_layer.weight
     changed = _changed(checkpoint, weights)
     if not changed and scope.merge:
-        raise TrainingError(
-            f"{losses[-1].step} steps changed no weight: give a higher learning rate, or more "
-            "samples or epochs"
-        )
+        advice = "give a higher learning rate, or more samples or epochs"
+        raise TrainingError(f"{losses[-1].step} steps changed no weight: {advice}")
     return _Trained(changed, losses, error)
 
 
