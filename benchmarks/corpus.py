@@ -1,9 +1,9 @@
-"""`lep corpus` on raw text: time and memory of the whole command.
+"""Time and memory of the whole `lep corpus` command on raw text.
 
     python benchmarks/corpus.py --data DATA [--megabytes 100 1000] [--output runs/corpus]
 
-Takes documents of `DATA/train/ru`, at most an eighth of the amount from one source, as one jsonl file; beyond what
-there is, documents that are mixed of their sentences.
+The input is one jsonl file of documents from `DATA/train/ru`, with at most an eighth of the amount
+from one source. If that is not enough text, random sentences are mixed into further documents.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from lep.corpus.read import corpus_files, read_lines
 MIXED = 40  # sentences of a mixed document
 
 
-def raw_text(data: Path, bytes_wanted: int, place: Path) -> int:
-    """Write raw documents to a jsonl file; returns its size."""
+def raw_text(data: Path, bytes_wanted: int, path: Path) -> int:
+    """Write raw documents to a jsonl file; returns its size in bytes."""
     total = 0
-    with place.open("w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8") as out:
         for file in corpus_files([data / "train" / "ru"]):
             taken = 0
             for line in read_lines(file):
@@ -58,15 +58,13 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for megabytes in arguments.megabytes:
-        place, made = (
-            arguments.output / f"raw-{megabytes}.jsonl",
-            arguments.output / f"made-{megabytes}",
-        )
-        size = raw_text(arguments.data, megabytes * 1_000_000, place)
-        shutil.rmtree(made, ignore_errors=True)
+        raw = arguments.output / f"raw-{megabytes}.jsonl"
+        corpus = arguments.output / f"made-{megabytes}"
+        size = raw_text(arguments.data, megabytes * 1_000_000, raw)
+        shutil.rmtree(corpus, ignore_errors=True)
         lep = str(Path(sys.executable).parent / "lep")
-        taken = measured([lep, "corpus", str(place), "--language", "ru", "--output", str(made)])
-        print(f"{size / 1e6:.0f} MB: {taken}", flush=True)
+        cost = measured([lep, "corpus", str(raw), "--language", "ru", "--output", str(corpus)])
+        print(f"{size / 1e6:.0f} MB: {cost}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Benchmark items of the data folder in the fields that the tasks read.
+"""Convert the data folder's benchmark items to the fields that the tasks read.
 
     python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
 
-RuCoLA, PARus, RWSD, RCB, USE and MMLU (English) are real items; the labels of PARus, RWSD and RCB are the majorities of
-crowds, the USE items are 100 whole exams without their essays. XQuAD stands in for MultiQ, news with their titles for
-the summaries of Gazeta, and the sentences nearest to the title for the extracted ones. Sentences and paragraphs to copy
-come from Wikipedia. RuBLiMP is whole.
+RuCoLA, PARus, RWSD, RCB, USE and MMLU (English) are real items. The labels of PARus, RWSD and RCB
+are majority votes of crowd workers; USE has 100 whole exams without their essays. XQuAD stands in
+for MultiQ, news with titles for the summaries of Gazeta, and the sentences nearest to the title for
+the extractive summaries. Sentences and paragraphs to copy come from Wikipedia. RuBLiMP is complete.
 """
 
 import argparse
@@ -38,20 +38,20 @@ def lines(path: Path) -> Iterator[Record]:
             yield json.loads(line)
 
 
-def asked(inputs: Record, outputs: Any, **meta: Any) -> Record:
+def task_record(inputs: Record, outputs: Any, **meta: Any) -> Record:
     return {"inputs": inputs, "outputs": outputs, "meta": meta}
 
 
 def parus(bench: Path) -> Iterator[Record]:
     for i, r in enumerate(lines(bench / "parus_human.jsonl.zst")):
         inputs = {name: r[name] for name in ("premise", "choice1", "choice2")}
-        yield asked(inputs, str(r["label"] + 1), id=i, task=r["question"])
+        yield task_record(inputs, str(r["label"] + 1), id=i, task=r["question"])
 
 
 def rcb(bench: Path) -> Iterator[Record]:
     for i, r in enumerate(lines(bench / "rcb_human.jsonl.zst")):
         inputs = {"premise": r["premise"], "hypothesis": r["hypothesis"]}
-        yield asked(inputs, str(RCB.index(r["label"]) + 1), id=i)
+        yield task_record(inputs, str(RCB.index(r["label"]) + 1), id=i)
 
 
 def rwsd(bench: Path) -> Iterator[Record]:
@@ -62,11 +62,11 @@ def rwsd(bench: Path) -> Iterator[Record]:
             "span1_text": r["span"],
             "span2_text": " ".join(marked),
         }
-        yield asked(inputs, "Да" if r["label"] == "true" else "Нет", id=i)
+        yield task_record(inputs, "Да" if r["label"] == "true" else "Нет", id=i)
 
 
 def use(bench: Path) -> Iterator[Record]:
-    """Answers as the exam writes them: numbers in order, words by commas, pairs by their right sides."""
+    """Answers in the exam's format: sorted numbers, words between commas, right sides of pairs."""
     for r in lines(bench / "use.jsonl.zst"):
         solution = r["solution"]
         right = solution.get("correct") or solution.get("correct_variants")
@@ -89,7 +89,7 @@ def use(bench: Path) -> Iterator[Record]:
         number = re.search(r"\d+", r["file"])
         assert number
         inputs = {"task": html.unescape(r["text"]), "choices": "\n".join(options)}
-        yield asked(
+        yield task_record(
             inputs,
             answer,
             id=f"{r['file']}/{r['id']}",
@@ -142,7 +142,7 @@ def multiq(bench: Path) -> Iterator[Record]:
                 "main_text": paragraph["context"],
                 "question": question["question"],
             }
-            yield asked(
+            yield task_record(
                 inputs,
                 [{"segment": answer["text"]} for answer in question["answers"]],
                 id=question["id"],
@@ -159,43 +159,43 @@ def rublimp(bench: Path) -> Iterator[Record]:
 
 
 def copies(data: Path, language: str, task: str) -> Iterator[Record]:
-    """From Wikipedia; its paragraphs are long, so they are cut into pieces of ours' length."""
-    place = {"ru": "eval/ru/wiki_xquad.jsonl.zst", "en": "train/en/wiki.jsonl.zst"}[language]
-    documents = list(islice(read_documents([data / place]), DOCUMENTS))
+    """Items from Wikipedia, whose long paragraphs are cut to the length of the chat tasks' ones."""
+    name = {"ru": "eval/ru/wiki_xquad.jsonl.zst", "en": "train/en/wiki.jsonl.zst"}[language]
+    documents = list(islice(read_documents([data / name]), DOCUMENTS))
     if task == "copy_paragraph":
         documents = [
             replace(document, text="\n\n".join(pieces(sentences(document.text))))
             for document in documents
         ]
     for item in make_tasks(documents, language, [task], count=COPIES + SHOTS, seed=0):
-        yield asked({"text": item.answer}, item.answer, id=item.question)
+        yield task_record({"text": item.answer}, item.answer, id=item.question)
 
 
 def pieces(parts: list[str]) -> Iterator[str]:
-    """Whole sentences together, as many as a paragraph may have characters."""
-    taken = ""
+    """Join whole sentences into pieces of at most a paragraph's length."""
+    piece = ""
     for part in parts:
-        if taken and len(taken) + 1 + len(part) > PARAGRAPH_CHARACTERS[1]:
-            yield taken
-            taken = ""
-        taken = f"{taken} {part}".strip()
-    yield taken
+        if piece and len(piece) + 1 + len(part) > PARAGRAPH_CHARACTERS[1]:
+            yield piece
+            piece = ""
+        piece = f"{piece} {part}".strip()
+    yield piece
 
 
 def halves(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The first ones as examples, the others to be asked about; of exams, the first whole one."""
-    kept = list(records)
-    first = kept[0].get("meta", {}).get("variant")
-    shots = SHOTS if first is None else sum(record["meta"]["variant"] == first for record in kept)
-    return {"prompt": kept[:shots], "test": kept[shots:]}
+    """Split off the first records as examples: `SHOTS`, or the first whole exam."""
+    rows = list(records)
+    first = rows[0].get("meta", {}).get("variant")
+    shots = SHOTS if first is None else sum(record["meta"]["variant"] == first for record in rows)
+    return {"prompt": rows[:shots], "test": rows[shots:]}
 
 
 def write(output: Path, name: str, splits: dict[str, Iterable[Record]]) -> None:
     (output / name).mkdir(parents=True, exist_ok=True)
     for split, records in splits.items():
-        found = list(records)
-        write_records(output / name / f"{split}.jsonl", found)
-        print(f"{name}/{split}: {len(found):,}")
+        rows = list(records)
+        write_records(output / name / f"{split}.jsonl", rows)
+        print(f"{name}/{split}: {len(rows):,}")
 
 
 def main() -> None:

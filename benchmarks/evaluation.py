@@ -1,17 +1,24 @@
-"""The benchmark on the lab pair: scores, cost of each task, batches against single items, a server against memory.
+"""The benchmark on the lab pair: scores and cost of each task, batched scoring, servers.
 
     python benchmarks/darumeru_data.py --data DATA --output runs/darumeru
     python benchmarks/evaluation.py tasks  [--data runs/darumeru] [--items 3000]
     python benchmarks/evaluation.py batch  [--data runs/darumeru] [--items 200]
-    python benchmarks/evaluation.py server [--data runs/darumeru] [--items 200] [--models MODEL --url URL]
+    python benchmarks/evaluation.py server [--data runs/darumeru] [--items 200] \\
+        [--models MODEL --url URL]
     python benchmarks/evaluation.py chance [--data runs/darumeru] [--items 500]
 
-`tasks`: every task that the folder has, up to so many items, what fits into the context; seconds a task, with loading.
-`batch`: RuCoLA one request (item and choice) at a time and one item at a time by plain lm-evaluation-harness, and in
-our batches of 64, taken in turns; medians of three of the whole and of the model's part, in brackets how many times
-ours. `server`: generated answers from `transformers serve` and from the model in memory; with `--url` all tasks from
-the server there, which gives log-probabilities of prompts and serves the (last) model, as `vllm serve MODEL --dtype
-float32 --generation-config vllm` does. `chance`: random likelihoods of twenty seeds and an oracle, on the same items.
+`tasks` scores every task in the folder on at most `--items` items that fit into the context, and
+prints the seconds of each task, with loading.
+
+`batch` scores RuCoLA in three ways, taken in turns: plain lm-evaluation-harness, one request (item
+and choice) at a time; plain lm-evaluation-harness, one item at a time; our batches of 64. It prints
+medians of three for the whole run and for the model alone, and their ratios to ours in brackets.
+
+`server` compares generated answers from `transformers serve` with those of the model in memory.
+With `--url` it runs all tasks on that server, which must serve the (last) model and return
+log-probabilities of prompts. `vllm serve MODEL --dtype float32 --generation-config vllm` does.
+
+`chance` scores random likelihoods of twenty seeds and an oracle on the same items.
 """
 
 import argparse
@@ -36,9 +43,9 @@ from lep.benchmark.harness import Benchmark
 from lep.benchmark.metrics import metric
 from lep.benchmark.tasks import task_names
 from lep.checkpoint.reader import Checkpoint
+from lep.evaluation.evaluate import evaluate
 from lep.evaluation.measures import figure, measures, task_score
 from lep.evaluation.records import load_records
-from lep.evaluation.evaluate import evaluate
 from lep.inference.models import load_model
 from lep.settings import BenchmarkSettings, EvaluateSettings
 
@@ -83,73 +90,73 @@ def available(data: Path) -> list[str]:
     ]
 
 
+def heading(*columns: str) -> str:
+    """The first two lines of a markdown table."""
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+
+
 def run_tasks(data: Path, items: int, models: list[str]) -> None:
-    print(
-        "| task | model | score | 95% interval | items | too long | seconds |\n|---|---|---|---|---|---|---|"
-    )
+    print(heading("task", "model", "score", "95% interval", "items", "too long", "seconds"))
     for path in models:
         model, checkpoint = load_model(path)
         for task in available(data):
             settings = BenchmarkSettings(data=str(data), limit=items, batch_size=BATCH)
-            asked = InMemory(model, checkpoint, BATCH)
-            with tempfile.TemporaryDirectory() as place:
-                began = time.perf_counter()
-                records = list(
-                    Benchmark(checkpoint, [task], settings).records(asked.answering, Path(place))
-                )
-                seconds = time.perf_counter() - began
-            found = task_score(measures(records))
-            scored = figure(found, DRAWS, 0)
+            backend = InMemory(model, checkpoint, BATCH)
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                benchmark = Benchmark(checkpoint, [task], settings)
+                records = list(benchmark.records(backend.answering, Path(folder)))
+                seconds = time.perf_counter() - start
+            score = task_score(measures(records))
+            result = figure(score, DRAWS, 0)
             cells = ["-", "-"]
-            if scored:
-                e = scored.estimate()
+            if result:
+                e = result.estimate()
                 cells = [f"{e.value:.3f}", f"{e.low:.3f} - {e.high:.3f}"]
-            done = len(records) - found.left_out
-            print(
-                f"| {task} | {Path(path).name} | {' | '.join(cells)} | {done:,} | {found.left_out:,} | {seconds:.1f} |",
-                flush=True,
-            )
+            cells += [f"{len(records) - score.left_out:,}", f"{score.left_out:,}", f"{seconds:.1f}"]
+            print(f"| {task} | {Path(path).name} | {' | '.join(cells)} |", flush=True)
 
 
 def run_batch(data: Path, items: int) -> None:
     for path in LAB:
         model, checkpoint = load_model(path)
-        own = {"pretrained": model, "tokenizer": checkpoint.tokenizer, "batch_size": 1}
+        plain = {"pretrained": model, "tokenizer": checkpoint.tokenizer, "batch_size": 1}
         ways = {
-            "request": HFLM(**own, logits_cache=False),
-            "item": HFLM(**own),
+            "request": HFLM(**plain, logits_cache=False),
+            "item": HFLM(**plain),
             "batches": InMemory(model, checkpoint, BATCH),
         }
         whole: dict[str, list[float]] = {way: [] for way in ways}
-        asking: dict[str, list[float]] = {way: [] for way in ways}
+        scoring: dict[str, list[float]] = {way: [] for way in ways}
         records: dict[str, Any] = {}
         for _ in range(ROUNDS):
-            for way, asked in ways.items():
-                timed = Timed(asked)
+            for way, backend in ways.items():
+                timed = Timed(backend)
                 benchmark = Benchmark(
                     checkpoint, ["daru_rucola"], BenchmarkSettings(data=str(data), limit=items)
                 )
-                with tempfile.TemporaryDirectory() as place:
-                    began = time.perf_counter()
-                    records[way] = list(benchmark.records(lambda *_: timed, Path(place)))  # noqa: B023
-                    whole[way].append(time.perf_counter() - began)
-                    asking[way].append(timed.seconds)
+                with tempfile.TemporaryDirectory() as folder:
+                    start = time.perf_counter()
+                    records[way] = list(benchmark.records(lambda *_: timed, Path(folder)))  # noqa: B023
+                    whole[way].append(time.perf_counter() - start)
+                    scoring[way].append(timed.seconds)
         scores = [[r.scores for r in records[way]] for way in ways]
         equal = sum(a == b == c for a, b, c in zip(*scores, strict=True))
         shots = records["batches"][0].shots
         print(
-            f"{Path(path).name}, {shots} examples, {equal} of {len(scores[0])} items of RuCoLA with equal scores"
+            f"{Path(path).name}, {shots} examples, "
+            f"{equal} of {len(scores[0])} items of RuCoLA with equal scores"
         )
         for way in ways:
             times = [
                 f"{median(t[way]):.2f} s ({median(t[way]) / median(t['batches']):.1f})"
-                for t in (whole, asking)
+                for t in (whole, scoring)
             ]
             print(f"  {way}: whole {times[0]}, model alone {times[1]}", flush=True)
 
 
 class Timed:
-    """A model that knows how long it was asked."""
+    """A model that records the seconds of its last scoring."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.seconds = model, 0.0
@@ -158,10 +165,10 @@ class Timed:
         return getattr(self.model, name)
 
     def loglikelihood(self, requests: list[Any]) -> Any:
-        began = time.perf_counter()
-        found = self.model.loglikelihood(requests)
-        self.seconds = time.perf_counter() - began
-        return found
+        start = time.perf_counter()
+        scores = self.model.loglikelihood(requests)
+        self.seconds = time.perf_counter() - start
+        return scores
 
 
 def run_server(data: Path, items: int, model: str, url: str | None, tasks: list[str]) -> None:
@@ -204,12 +211,12 @@ def run_server(data: Path, items: int, model: str, url: str | None, tasks: list[
 
 
 def compare_served(data: Path, items: int, model: str, url: str, tasks: list[str]) -> None:
-    """The model in memory and behind the URL, item by item."""
+    """Compare the model in memory with the one behind the URL, item by item."""
     settings = EvaluateSettings(
         tasks=[], benchmark=BenchmarkSettings(tasks=tasks, data=str(data), limit=items)
     )
-    with tempfile.TemporaryDirectory() as place:
-        output = Path(place, "out")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "out")
         print(evaluate([model, f"{model}@{url}"], {}, output, settings))
         lines = load_records(output / "records.jsonl")
     half = len(lines) // 2
@@ -218,24 +225,24 @@ def compare_served(data: Path, items: int, model: str, url: str, tasks: list[str
         for a, b in zip(lines[:half], lines[half:], strict=True)
         if a.kind == b.kind == "benchmark" and a.scores and b.scores
     ]
-    print(
-        "| task | items | equal scores | equal answers | largest difference of log p, nats |\n|---|---|---|---|---|"
-    )
+    difference = "largest difference of log p, nats"
+    print(heading("task", "items", "equal scores", "equal answers", difference))
     for task in tasks:
-        mine = [(a, b) for a, b in pairs if a.task == task]
-        scores = sum(a.scores == b.scores for a, b in mine)
-        texts = [a.output.strip() == b.output.strip() for a, b in mine if a.output is not None]
-        nats = [abs(p - b.choices[name]) for a, b in mine for name, p in (a.choices or {}).items()]
+        rows = [(a, b) for a, b in pairs if a.task == task]
+        scores = sum(a.scores == b.scores for a, b in rows)
+        texts = [a.output.strip() == b.output.strip() for a, b in rows if a.output is not None]
+        nats = [abs(p - b.choices[name]) for a, b in rows for name, p in (a.choices or {}).items()]
         cells = [f"{sum(texts):,}" if texts else "-", f"{max(nats):.1e}" if nats else "-"]
-        print(f"| {task} | {len(mine):,} | {scores:,} | {' | '.join(cells)} |")
+        print(f"| {task} | {len(rows):,} | {scores:,} | {' | '.join(cells)} |")
 
 
 def run_chance(data: Path, items: int, tasks: list[str]) -> None:
-    """Random likelihoods against the 99% interval of what random answers score, computed without the tasks' code."""
+    """Scores of random likelihoods against the 99% interval of random answers.
+
+    The interval is computed without the tasks' code.
+    """
     checkpoint = Checkpoint(LAB[1])
-    print(
-        "| task | items | random | chance | 99% of chance | inside | oracle |\n|---|---|---|---|---|---|---|"
-    )
+    print(heading("task", "items", "random", "chance", "99% of chance", "inside", "oracle"))
     for task in [task for task in CHOICES if task in (tasks or available(data))]:
         width, metrics = CHOICES[task]
         benchmark = Benchmark(checkpoint, [task], BenchmarkSettings(data=str(data), limit=items))
@@ -243,35 +250,35 @@ def run_chance(data: Path, items: int, tasks: list[str]) -> None:
         docs = [docs[i] for i in benchmark.chosen(docs) or range(len(docs))]
         scores = []
         for answer in [_know, *(partial(_guess, seed) for seed in range(SEEDS))]:
-            with tempfile.TemporaryDirectory() as place:
-                records = benchmark.records(lambda *_: Answering(answer), Path(place))  # noqa: B023
-                found = figure(task_score(measures(list(records))), 10, 0)
-                assert found
-                scores.append(found.value)
+            with tempfile.TemporaryDirectory() as folder:
+                records = benchmark.records(lambda *_: Answering(answer), Path(folder))  # noqa: B023
+                result = figure(task_score(measures(list(records))), 10, 0)
+                assert result
+                scores.append(result.value)
         known, guessed = scores[0], np.array(scores[1:])
         rng, chance = np.random.default_rng(1), []
         for _ in range(DRAWS):
-            said = rng.integers(width, size=len(docs)).tolist()
-            pairs = [
-                (doc["unit"], doc.get("label", 0), s) for doc, s in zip(docs, said, strict=True)
-            ]
-            chance.append(
-                np.mean(
-                    [
-                        metric(name)(
-                            [
-                                (u, [g, s] if name in ("mcc", "f1_macro") else float(g == s))
-                                for u, g, s in pairs
-                            ]
-                        )
-                        for name in metrics
-                    ]
-                )
-            )
+            guesses = rng.integers(width, size=len(docs)).tolist()
+            chance.append(np.mean([_score(name, docs, guesses) for name in metrics]))
         low, high = np.percentile(chance, [0.5, 99.5])
         inside = int(((low <= guessed) & (guessed <= high)).sum())
-        cells = f"{guessed.mean():.3f} | {np.mean(chance):.3f} | {low:.3f} - {high:.3f} | {inside} of {SEEDS} | {known:.3f}"
-        print(f"| {task} | {len(docs):,} | {cells} |", flush=True)
+        print(
+            f"| {task} | {len(docs):,} | {guessed.mean():.3f} | {np.mean(chance):.3f} "
+            f"| {low:.3f} - {high:.3f} | {inside} of {SEEDS} | {known:.3f} |",
+            flush=True,
+        )
+
+
+def _score(name: str, docs: list[dict[str, Any]], guesses: list[int]) -> float:
+    """A metric of guessed choices."""
+    whole = name in ("mcc", "f1_macro")  # computed from pairs of label and guess, not from hits
+    labels = [doc.get("label", 0) for doc in docs]
+    return metric(name)(
+        [
+            (doc["unit"], [label, guess] if whole else float(label == guess))
+            for doc, label, guess in zip(docs, labels, guesses, strict=True)
+        ]
+    )
 
 
 def _guess(seed: int, request: Any) -> tuple[float, bool]:
@@ -284,9 +291,9 @@ def _know(request: Any) -> tuple[float, bool]:
 
 
 class Answering:
-    """A model that is a function of the request."""
+    """A model that answers with a function of the request."""
 
-    spare = 1 << 30  # nothing is too long for it
+    spare = 1 << 30  # tokens: nothing is too long
     tokenizer_name = "none"
 
     def __init__(self, answer: Any) -> None:
@@ -310,14 +317,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/darumeru"))
     parser.add_argument("--models", nargs="+", default=list(LAB))
     parser.add_argument("--items", type=int, default=None)
-    parser.add_argument("--url", help="of `server`: one that runs already")
+    parser.add_argument("--url", help="`server`: a server that already runs")
     parser.add_argument(
         "--tasks",
         nargs="+",
         default=[],
         choices=NEEDS,
         metavar="TASK",
-        help="else all that there are",
+        help="tasks to run; default: all",
     )
     args = parser.parse_args()
     if args.what == "tasks":

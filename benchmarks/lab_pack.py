@@ -3,9 +3,10 @@
     LEP_DATA=$PWD/runs/lab/corpus python benchmarks/lab_pair.py --tuned-seeds 0      (once)
     python benchmarks/lab_pack.py
 
-The second instruct model is the first one, tuned further (all projections and the head) on tasks made from English
-training text. The pack, of all that the adapted base learned and of its new rows alone, is applied to both; each model
-is scored before and after on the held-out text of the experiment. What is finished is not done again.
+The second instruct model is the first one, tuned further (all projections and the head) on tasks
+generated from English training text. Two packs are applied to both models: one of all rows that the
+adapted base learned, one of its new rows alone. Each model is scored before and after on the
+experiment's held-out text. Finished steps are skipped.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from lep.transfer.language_pack import apply_pack, make_pack
 
 ROOT = Path(__file__).parent.parent
 PAIR = ROOT / "lab" / "pair"
-TASKS, SETTINGS = (
-    300,
-    TuneSettings(learning_rate=1e-3, batch_size=32, epochs=1, copy_tasks=0, precision="float32"),
+TASKS = 300
+SETTINGS = TuneSettings(
+    learning_rate=1e-3, batch_size=32, epochs=1, copy_tasks=0, precision="float32"
 )
 
 
@@ -50,22 +51,19 @@ def main() -> None:
         write_records(out / "tasks.jsonl", [item.record() for item in items])
         tune(PAIR / "instruct", out / "tasks.jsonl", tuned, SETTINGS)
     stages = {}
-    for kind, new_only in (("all rows", False), ("new rows", True)):
-        pack = out / f"{kind.replace(' ', '-')}.lep"
+    for rows, new_only in (("all rows", False), ("new rows", True)):
+        pack = out / f"{rows.replace(' ', '-')}.lep"
         if not pack.exists():
             make_pack(PAIR / "base", run / "pretrain", pack, new_only=new_only)
         for name, model in (("instruct", PAIR / "instruct"), ("tuned", tuned)):
             before, after = f"evaluate-{name}", f"evaluate-{name}-{pack.stem}"
-            stages |= {name: before, f"{name} + pack, {kind}": after}
+            stages |= {name: before, f"{name} + pack, {rows}": after}
             if not (out / before / "scores.json").exists():
                 write_evaluation(model, text, out / before, recipe.evaluate)
             if not (out / after / "scores.json").exists():
                 shutil.rmtree(out / "applied", ignore_errors=True)
-                print(
-                    f"{name}, {kind}: mean cosine with the base",
-                    apply_pack(pack, model, out / "applied"),
-                    flush=True,
-                )
+                cosines = apply_pack(pack, model, out / "applied").cosines
+                print(f"{name}, {rows}: mean cosine with the base", cosines, flush=True)
                 write_evaluation(out / "applied", text, out / after, recipe.evaluate)
                 shutil.rmtree(out / "applied")
     (out / "run.json").write_text(

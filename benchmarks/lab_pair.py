@@ -1,10 +1,11 @@
-"""The experiment on the lab pair: every method, several seeds, one table with intervals over the seeds.
+"""The experiment on the lab pair: every method, several seeds, one table with intervals.
 
     python lab/make_pair.py --data DATA                       (once: writes runs/lab/corpus)
     LEP_DATA=$PWD/runs/lab/corpus python benchmarks/lab_pair.py
 
-Runs `recipes/lab-ru.yaml` once for each seed (what is finished is not run again) and prints a markdown table of the
-mean over the seeds with its 95% t-interval; `lab_pair.json` in the output folder holds every figure.
+The script runs `recipes/lab-ru.yaml` once for each seed, skipping finished stages, and prints a
+markdown table of means over the seeds with 95% t-intervals. `lab_pair.json` in the output folder
+holds every figure.
 """
 
 import argparse
@@ -19,16 +20,16 @@ from lep.report.grid import Cell, markdown
 RECIPE = Path(__file__).parent.parent / "recipes" / "lab-ru.yaml"
 
 
-def gather(folders: list[Path], kind: str) -> dict[str, dict[str, Cell]]:
-    """The figures of each model of each run's folder, a run a seed."""
-    found: dict[str, dict[str, Cell]] = {}
+def gather(folders: list[Path], group: str) -> dict[str, dict[str, Cell]]:
+    """The figures of a group of models, by model and column; each folder is the run of one seed."""
+    models: dict[str, dict[str, Cell]] = {}
     for folder in folders:
-        for name, stage in json.loads((folder / "run.json").read_text())[kind].items():
-            place = folder / stage / "scores.json"
-            for column, score in cells(load_scores(place)).items():
-                cell = found.setdefault(name, {}).setdefault(column, Cell({}))
-                cell.values[str(place)] = score.value
-    return found
+        for name, stage in json.loads((folder / "run.json").read_text())[group].items():
+            path = folder / stage / "scores.json"
+            row = models.setdefault(name, {})
+            for column, score in cells(load_scores(path)).items():
+                row.setdefault(column, Cell({})).values[str(path)] = score.value
+    return models
 
 
 def main() -> None:
@@ -38,10 +39,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/lab-ru"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--table-only", action="store_true", help="print the table of the runs that are there"
+        "--table-only", action="store_true", help="print the table of existing runs"
     )
     parser.add_argument(
-        "--tuned-seeds", type=int, default=1, help="how many of the seeds are calibrated and tuned"
+        "--tuned-seeds", type=int, default=1, help="how many seeds to calibrate and tune"
     )
     parser.add_argument("settings", nargs="*", help="KEY=VALUE for the recipe")
     arguments = parser.parse_args()
@@ -53,20 +54,20 @@ def main() -> None:
                 f"{stage}.seed={seed}" if tuned else f"{stage}=null"
                 for stage in ("calibrate", "tune")
             ]
-            overrides = [*arguments.settings, f"pretrain.seed={seed}", *stages]
-            print(run_recipe(RECIPE, folder, overrides=overrides))
-    found = {kind: gather(folders, kind) for kind in ("instruct_models", "base_models")}
+            settings = [*arguments.settings, f"pretrain.seed={seed}", *stages]
+            print(run_recipe(RECIPE, folder, overrides=settings))
+    groups = {group: gather(folders, group) for group in ("instruct_models", "base_models")}
     values = {
-        kind: {
+        group: {
             name: {column: list(cell.values.values()) for column, cell in row.items()}
             for name, row in models.items()
         }
-        for kind, models in found.items()
+        for group, models in groups.items()
     }
     (arguments.output / "lab_pair.json").write_text(json.dumps(values, indent=1) + "\n")
     print(f"\n{len(folders)} seeds; mean ± 95% t-interval over the seeds\n")
-    for table in found.values():
-        print(markdown(table) + "\n")
+    for models in groups.values():
+        print(markdown(models) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""All ways to carry embeddings over, on the lab pair: what `benchmarks/lab_pair.py` trained, propagated and scored.
+"""Every method of propagation on the models that `benchmarks/lab_pair.py` trained.
 
     LEP_DATA=$PWD/runs/lab/corpus python benchmarks/lab_pair.py --tuned-seeds 0      (once)
     python benchmarks/lab_propagation.py [--auto]
 
-For each seed every method makes an instruct model of that seed's adapted base and is scored on the held-out text of
-the experiment; `--auto` also lets each seed choose, on training text and prompts made from it. What is finished is not
-done again. Prints means with 95% t-intervals over the seeds, and what was chosen.
+For each seed, every method propagates that seed's adapted base, and the result is scored on the
+experiment's held-out text. `--auto` also chooses a method for each seed, on training text and on
+prompts generated from it. Finished steps are skipped. The script prints means with 95% t-intervals
+over the seeds, and the choices.
 """
 
 import argparse
@@ -48,13 +49,8 @@ def main() -> None:
             if not (out / method / "scores.json").exists():
                 model = out / "model"
                 shutil.rmtree(model, ignore_errors=True)
-                propagate(
-                    PAIR / "base",
-                    PAIR / "instruct",
-                    run / "pretrain",
-                    model,
-                    PropagateSettings(method=method),
-                )
+                settings = PropagateSettings(method=method)
+                propagate(PAIR / "base", PAIR / "instruct", run / "pretrain", model, settings)
                 write_evaluation(model, text, out / method, recipe.evaluate)
                 shutil.rmtree(model)
         for name, stage in (
@@ -67,7 +63,7 @@ def main() -> None:
         if arguments.auto and not (out / "auto").exists():
             train = {code: [run / "corpus" / f"{code}.train.jsonl"] for code in ("ru", "en")}
             prompts = arguments.runs / "seed-0" / "tasks" / "prompts.jsonl"
-            found = propagate_auto(
+            selection = propagate_auto(
                 PAIR / "base",
                 PAIR / "instruct",
                 run / "pretrain",
@@ -76,7 +72,8 @@ def main() -> None:
                 prompts,
                 select=SelectSettings(),
             )
-            (out / "auto.txt").write_text(f"{found.table('choose')}\n\n{found.table('report')}\n")
+            tables = [selection.table(half) for half in ("choose", "report")]
+            (out / "auto.txt").write_text("\n\n".join(tables) + "\n")
         (out / "run.json").write_text(json.dumps({"instruct_models": stages}) + "\n")
         folders.append(out)
     table = markdown(gather(folders, "instruct_models"))
@@ -85,7 +82,8 @@ def main() -> None:
         if (folder / "auto").exists():
             record = json.loads((folder / "auto" / "lep" / "selection.json").read_text())
             print(
-                f"{folder.name}: chosen {record['chosen']}; on the other half {record['best on the other half']}"
+                f"{folder.name}: chosen {record['chosen']}; "
+                f"on the other half {record['best on the other half']}"
             )
 
 

@@ -1,12 +1,13 @@
-"""What to train, on the lab pair: all rows of the base, its new rows, or the new rows of the instruct model itself.
+"""What to train on the lab pair: all rows of the base, its new rows, or the instruct model's.
 
     LEP_DATA=$PWD/runs/lab/corpus python benchmarks/lab_pair.py --tuned-seeds 0      (once)
     python benchmarks/lab_training.py [--seeds 0 1 2] [--tokens 2000000]
 
-Three arms with the same tokens and settings for each seed: `embeddings` and `new_rows` on the base, then propagation
-(`conversion` and `new-rows`, and `residual` where all rows trained), and `direct`: new rows on the instruct model, no
-propagation. Bits per byte of text that is held out from training, at eight looks, and the scores of the finished
-instruct models on the held-out text of the experiment. What is finished is not done again.
+Each seed has three arms with the same tokens and settings. `embeddings` and `new_rows` train the
+base and then propagate (`conversion` and `new-rows`; also `residual` if all rows were trained).
+`direct` trains the new rows of the instruct model, without propagation. The script prints bits per
+byte of text held out from training at eight points, and the scores of the finished instruct models
+on the experiment's held-out text. Finished steps are skipped.
 """
 
 import argparse
@@ -32,12 +33,12 @@ METHODS = {
     "embeddings": ("conversion", "residual", "new-rows"),
     "new_rows": ("conversion", "new-rows"),
 }
-# Text to look at while training: the last documents of the training file, which are then not trained on.
+# The last documents of the training file are held out, to evaluate during training.
 LOOK_SECTIONS = 60
 
 
 def split_training_text(source: Path, folder: Path) -> tuple[Path, Path]:
-    """All but the last sections, and these."""
+    """Write all but the last sections, and the last ones, to two files."""
     train, look = folder / f"{source.name}.train.jsonl", folder / f"{source.name}.look.jsonl"
     if not look.exists():
         lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -64,9 +65,9 @@ def main() -> None:
         code: split_training_text(first / "corpus" / f"{code}.train.jsonl", arguments.output)
         for code in text
     }
-    for kind in ("base", "instruct"):
-        if not (arguments.output / kind).exists():
-            initialise(PAIR / kind, first / "tokenizer", arguments.output / kind)
+    for name in ("base", "instruct"):
+        if not (arguments.output / name).exists():
+            initialise(PAIR / name, first / "tokenizer", arguments.output / name)
     folders, curves = [], {}
     for seed in arguments.seeds:
         out = arguments.output / f"seed-{seed}"
@@ -104,28 +105,22 @@ def main() -> None:
                 model = out / "model" if method else out / arm
                 if method:
                     shutil.rmtree(model, ignore_errors=True)
-                    propagate(
-                        PAIR / "base",
-                        PAIR / "instruct",
-                        out / arm,
-                        model,
-                        PropagateSettings(method=method),
-                    )
+                    chosen = PropagateSettings(method=method)
+                    propagate(PAIR / "base", PAIR / "instruct", out / arm, model, chosen)
                 write_evaluation(model, text, out / stages[name], recipe.evaluate)
                 if method:
                     shutil.rmtree(model)
         (out / "run.json").write_text(json.dumps({"instruct_models": stages}) + "\n")
         folders.append(out)
-    print(
-        f"\n{len(folders)} seeds, {arguments.tokens:,} tokens; mean ± 95% t-interval over the seeds\n"
-    )
+    print(f"\n{len(folders)} seeds, {arguments.tokens:,} tokens; ", end="")
+    print("mean ± 95% t-interval over the seeds\n")
     print(markdown(gather(folders, "instruct_models")))
     print("\nbits per byte of text held out from training, by step (ru, en)\n")
     for arm, runs in curves.items():
         looks = []
         for points in zip(*runs, strict=True):
-            found = [statistics.fmean(point[code] for point in points) for code in text]
-            looks.append(f"{points[0]['step']}: {found[0]:.3f}, {found[1]:.3f}")
+            ru, en = (statistics.fmean(point[code] for point in points) for code in text)
+            looks.append(f"{points[0]['step']}: {ru:.3f}, {en:.3f}")
         print(f"{arm}: {'; '.join(looks)}")
 
 

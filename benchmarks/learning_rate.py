@@ -1,9 +1,10 @@
-"""Choose the learning rate of the embedding training on the lab pair, as the paper does: a few rates, some data.
+"""Choose the learning rate for the lab pair's embeddings as the paper does: a few rates, some data.
 
-    python benchmarks/learning_rate.py --corpus runs/lab/corpus --base lab/pair/base --output runs/learning-rate
+    python benchmarks/learning_rate.py --corpus runs/lab/corpus [--base lab/pair/base] \\
+        [--output runs/learning-rate]
 
-Each rate trains on the same text; they are compared in bits per byte on *training-side* sections that none of them
-saw. Held-out text is not touched.
+All rates train on the same text. They are compared in bits per byte on sections of the *training*
+side that none of them saw. Held-out text is not used.
 """
 
 import argparse
@@ -50,10 +51,10 @@ def main() -> None:
         )
     if not (out / "init").exists():
         initialise(arguments.base, out / "tokenizer", out / "init")
-    found = {}
+    results = {}
     for rate in RATES:
-        place = out / f"rate-{rate:g}"
-        if not place.exists():
+        model = out / f"rate-{rate:g}"
+        if not model.exists():
             settings = PretrainSettings(
                 tokens=arguments.tokens,
                 learning_rate=rate,
@@ -61,13 +62,13 @@ def main() -> None:
                 block_size=512,
                 batch_tokens=8192,
             )
-            pretrain(out / "init", [out / "train.jsonl"], place, settings)
-        scores = score_model(
-            place, {"ru": [out / "validation.jsonl"]}, EvaluateSettings(tasks=[])
-        ).scores
-        found[f"{rate:g}"] = next(s.value for s in scores if s.metric == "bits per byte")
-        print(f"learning rate {rate:g}: {found[f'{rate:g}']:.4f} bits per byte", flush=True)
-    (out / "rates.json").write_text(json.dumps(found, indent=1) + "\n")
+            pretrain(out / "init", [out / "train.jsonl"], model, settings)
+        text: dict[str, list[str | Path]] = {"ru": [out / "validation.jsonl"]}
+        scores = score_model(model, text, EvaluateSettings(tasks=[])).scores
+        bits = next(s.value for s in scores if s.metric == "bits per byte")
+        results[f"{rate:g}"] = bits
+        print(f"learning rate {rate:g}: {bits:.4f} bits per byte", flush=True)
+    (out / "rates.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run a command and say what it took: wall and CPU seconds, and the peak memory of all its processes together."""
+"""Run a command and measure wall and CPU seconds and the peak memory of all its processes."""
 
 import os
 import resource
@@ -8,12 +8,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PAUSE_SECONDS, SAMPLING_SHARE = 0.2, 0.03  # between samples, and of a core that sampling may take
+PAUSE_SECONDS = 0.2  # between samples
+SAMPLING_SHARE = 0.03  # of a core, at most
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took. Memory is the proportional set size of its processes, sampled as often as costs little."""
+    """The cost of a command in seconds and bytes; memory is the sampled proportional set size."""
 
     wall: float
     cpu: float
@@ -21,7 +22,7 @@ class Measured:
 
 
 def measured(command: list[str], **options) -> Measured:
-    """Run a command to its end. Raises CalledProcessError where it fails."""
+    """Run a command to its end. Raises CalledProcessError if it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen(command, **options)
@@ -30,9 +31,9 @@ def measured(command: list[str], **options) -> Measured:
     def sample() -> None:
         pause = PAUSE_SECONDS
         while not done.wait(pause):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             peak[0] = max(peak[0], sum(_memory(pid) for pid in _family(process.pid)))
-            pause = max(PAUSE_SECONDS, (time.perf_counter() - begun) / SAMPLING_SHARE)
+            pause = max(PAUSE_SECONDS, (time.perf_counter() - start) / SAMPLING_SHARE)
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -48,6 +49,7 @@ def measured(command: list[str], **options) -> Measured:
 
 
 def _family(root: int) -> list[int]:
+    """A process and its descendants."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -56,13 +58,14 @@ def _family(root: int) -> list[int]:
             except OSError:
                 continue
             parents[int(entry)] = int(stat.rsplit(")", 1)[1].split()[1])
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
+    family = [root]
+    for pid in family:
+        family += [child for child, parent in parents.items() if parent == pid]
+    return family
 
 
 def _memory(pid: int) -> int:
+    """The proportional set size of a process in bytes; 0 if it has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

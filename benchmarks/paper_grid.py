@@ -1,11 +1,12 @@
-"""The paper's tables and ours side by side, from the run of `recipes/paper-grid.yaml`; docs/reproduction.md has them.
+"""The paper's tables beside ours, from a run of `recipes/paper-grid.yaml`.
 
     python lab/make_pair.py --data DATA && python lab/make_strengths.py --data DATA          (once)
     lep run recipes/paper-grid.yaml
     python benchmarks/paper_grid.py [--run runs/paper-grid]
 
-Relative scores are shares of the original instruct model's; differences are paired by seed, with 95% t-intervals over
-the seeds (at least two). A difference is called one only where its interval leaves out zero.
+`docs/reproduction.md` shows the output. Relative scores are shares of the original instruct model's
+score. Differences are paired by seed, with 95% t-intervals over the seeds (at least two). A
+difference counts only if its interval excludes zero.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 from lep.report.grid import COARSE, Cell, grid_blocks
 from lep.report.run_record import RunRecord
 
-# Micro-Avg and copying of Russian (section 5 of the method): original, then swap, overlap, conversion.
+# Micro-Avg and Russian copying (section 5): the original, then swap, overlap, conversion.
 PAPER: dict[str, dict[str, Any]] = {
     "LLaMA-3-8B": {
         "original": (0.610, 0.972),
@@ -56,12 +57,8 @@ PAPER_BASES = {  # Micro-Avg of base models after training
 MAPS = ("swap", "overlap", "conversion")
 VOCABULARIES = ("Extended", "Optimized", "BPE", "Unigram")
 STRENGTHS = ("weak", "middle", "strong")
-KEEPING = {
-    "new-rows",
-    "exact",
-    "residual",
-    "task-arithmetic",
-}  # known rows: the instruct model's, or moved from them
+# Methods under which known rows are the instruct model's, or moved from them.
+KEEPING = {"new-rows", "exact", "residual", "task-arithmetic"}
 ORIGINAL = "original instruct"
 COLUMNS = {
     "bits/byte ru": "bits/byte ru",
@@ -97,17 +94,18 @@ class Grid:
         )
 
     def chosen(self, vocabulary: str, strength: str) -> list[str]:
-        """What `auto` chose, by seed; for the output table, too, where it differs."""
+        """The choice of `auto` for each seed, with that of the output table if it differs."""
         stages = [
             cell.instruct_models["auto"].removeprefix("evaluate-")
             for cell in self.run.cells
             if tuple(cell.labels.values()) == (vocabulary, strength)
         ]
-        places = (self.folder / stage / "lep" / "selection.json" for stage in stages)
-        return [json.loads(place.read_text(encoding="utf-8"))["chosen"] for place in places]
+        paths = (self.folder / stage / "lep" / "selection.json" for stage in stages)
+        return [json.loads(path.read_text(encoding="utf-8"))["chosen"] for path in paths]
 
 
 def shown(cell: Cell, sign: str = "") -> str:
+    """The mean and the half width of its interval, if it has one."""
     mean = f"{cell.mean:{sign}.3f}"
     return mean if cell.half is None else f"{mean} ± {cell.half:.3f}"
 
@@ -124,62 +122,45 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def costs(grid: Grid) -> str:
-    """Symbols per token, and over the original's: ours, and the paper's."""
-    ours = {
-        v: [
-            grid.cell(v, "middle", "conversion", f"symbols/token {code}").mean
-            for code in ("ru", "en")
+    """Symbols per token in the lab and in the paper, also relative to the original vocabulary."""
+
+    def symbols(vocabulary: str, model: str) -> list[float]:
+        columns = [f"symbols/token {code}" for code in ("ru", "en")]
+        return [grid.cell(vocabulary, "middle", model, column).mean for column in columns]
+
+    def times(value: float, original: float) -> str:
+        return f"{value:.2f} ({value / original:.2f} times)"
+
+    first = symbols("Extended", ORIGINAL)
+    paper = [f"{s['original']:.2f}" for s in PAPER_SYMBOLS.values()]
+    rows = [["original", *(f"{value:.2f}" for value in first), *paper]]
+    for name in grid.vocabularies:
+        lab = map(times, symbols(name, "conversion"), first)
+        paper = [
+            times(s[name], s["original"]) if name in s else "-" for s in PAPER_SYMBOLS.values()
         ]
-        for v in grid.vocabularies
-    }
-    first = [
-        grid.cell("Extended", "middle", ORIGINAL, f"symbols/token {code}").mean
-        for code in ("ru", "en")
-    ]
-    rows = [
-        [
-            "original",
-            *(f"{value:.2f}" for value in first),
-            *(f"{s['original']:.2f}" for s in PAPER_SYMBOLS.values()),
-        ]
-    ]
-    for vocabulary, values in ours.items():
-        rows.append(
-            [
-                vocabulary,
-                *(
-                    f"{value:.2f} ({value / before:.2f} times)"
-                    for value, before in zip(values, first, strict=True)
-                ),
-                *(
-                    f"{s[vocabulary]:.2f} ({s[vocabulary] / s['original']:.2f} times)"
-                    if vocabulary in s
-                    else "-"
-                    for s in PAPER_SYMBOLS.values()
-                ),
-            ]
-        )
+        rows.append([name, *lab, *paper])
     return table(
         ["vocabulary", "lab, ru", "lab, en", *(f"{name}, ru" for name in PAPER_SYMBOLS)], rows
     )
 
 
 def bases(grid: Grid) -> str:
-    """Base models after training: bits per byte here, Micro-Avg there, each also over the original's."""
+    """Base models after training: our bits per byte, the paper's Micro-Avg, and their shares."""
     rows = []
     for name in ("original", *grid.vocabularies):
         block = grid.bases["Extended" if name == "original" else name, "middle"]
         row = block.models["original base" if name == "original" else "after training"]
-        whole = block.models["original base"]
-        own = [
-            f"{shown(row[c])} ({_ratio(row[c], whole[c]).mean:.3f})"
+        original = block.models["original base"]
+        lab = [
+            f"{shown(row[c])} ({_ratio(row[c], original[c]).mean:.3f})"
             for c in ("bits/byte ru", "bits/byte en")
         ]
         paper = [
             f"{s[name]:.3f} ({s[name] / s['original']:.3f})" if name in s else "-"
             for s in PAPER_BASES.values()
         ]
-        rows.append([name, *own, *paper])
+        rows.append([name, *lab, *paper])
     heads = ["vocabulary", "lab: bits/byte ru", "lab: bits/byte en"]
     return table([*heads, *(f"{name}: Micro-Avg" for name in PAPER_BASES)], rows)
 
@@ -191,17 +172,12 @@ def relative(grid: Grid) -> str:
         for number, name in enumerate(MAPS):
             row = [vocabulary, name]
             for column in ("exact match ru", "copy ru", "exact match en", "copy en"):
-                row.append(
-                    shown(
-                        _ratio(
-                            *(grid.cell(vocabulary, "middle", m, column) for m in (name, ORIGINAL))
-                        )
-                    )
-                )
+                cells = (grid.cell(vocabulary, "middle", m, column) for m in (name, ORIGINAL))
+                row.append(shown(_ratio(*cells)))
             for pair in PAPER.values():
-                found = pair.get(vocabulary)
+                scores = pair.get(vocabulary)
                 row += [
-                    f"{found[number][i] / pair['original'][i]:.3f}" if found else "-"
+                    f"{scores[number][i] / pair['original'][i]:.3f}" if scores else "-"
                     for i in (0, 1)
                 ]
             rows.append(row)
@@ -212,34 +188,21 @@ def relative(grid: Grid) -> str:
 
 
 def repaired(grid: Grid) -> str:
-    """What calibration and tuning change, paired by seed, over the three maps."""
+    """Changes by calibration and tuning, paired by seed, averaged over the three maps."""
     columns = {"copy ru": "copy ru", "copy en": "copy en"} | COLUMNS
-    rows = [
-        [
-            vocabulary,
-            what,
-            *(
-                shown(
-                    average(
-                        [
-                            grid.blocks[vocabulary, "middle"].changes[f"{name} + {what}"][c]
-                            for name in MAPS
-                        ]
-                    ),
-                    "+",
-                )
-                for c in columns
-            ),
-        ]
-        for vocabulary in grid.vocabularies
-        for what in ("self-calibration", "tuning")
-        if all(f"{name} + {what}" in grid.blocks[vocabulary, "middle"].changes for name in MAPS)
-    ]
+    rows = []
+    for vocabulary in grid.vocabularies:
+        changes = grid.blocks[vocabulary, "middle"].changes
+        for stage in ("self-calibration", "tuning"):
+            names = [f"{name} + {stage}" for name in MAPS]
+            if all(name in changes for name in names):
+                means = [average([changes[name][column] for name in names]) for column in columns]
+                rows.append([vocabulary, stage, *(shown(mean, "+") for mean in means)])
     return table(["vocabulary", "change by", *columns.values()], rows)
 
 
 def crossover(grid: Grid) -> str:
-    """Every way to carry the language over, by strength."""
+    """Scores of every method, by strength."""
     after = " + self-calibration"
     ways = (
         "mean initialisation",
@@ -265,37 +228,27 @@ def crossover(grid: Grid) -> str:
 
 
 def against_direct(grid: Grid) -> str:
-    """Differences from direct training on the same text; below zero is better than direct in bits per byte."""
+    """Differences from direct training on the same text; negative bits per byte are better."""
     after = " + self-calibration"
     pairs = [(m, "direct") for m in ("conversion", "exact", "task-arithmetic", "auto")]
-    rows = [
-        [
-            strength,
-            f"{first} - {second}",
-            *(
-                shown(
-                    grid.cell("Extended", strength, first, c)
-                    - grid.cell("Extended", strength, second, c),
-                    "+",
-                )
-                for c in COLUMNS
-            ),
-        ]
-        for strength in STRENGTHS
-        for first, second in [*pairs, (f"conversion{after}", f"direct{after}")]
-    ]
+    rows = []
+    for strength in STRENGTHS:
+        models = grid.blocks["Extended", strength].models
+        for first, second in [*pairs, (f"conversion{after}", f"direct{after}")]:
+            differences = (models[first][c] - models[second][c] for c in COLUMNS)
+            rows.append([strength, f"{first} - {second}", *(shown(d, "+") for d in differences)])
     return table(["strength", "difference", *COLUMNS.values()], rows)
 
 
 def keeping(grid: Grid) -> str:
-    """What keeps the old language, at the middle strength: who trains, on what, and which rows are calibrated."""
+    """What keeps the old language at middle strength: the trained model, its text and its rows."""
     after = " + self-calibration"
     rows = [
         [
-            said,
+            label,
             *(shown(grid.cell(block, "middle", model, column)) for column in ("copy ru", *COLUMNS)),
         ]
-        for said, block, model in (
+        for label, block, model in (
             (ORIGINAL, "Extended", ORIGINAL),
             ("conversion", "Extended", "conversion"),
             ("conversion, with replay", "Replay", "conversion"),
@@ -313,7 +266,7 @@ def keeping(grid: Grid) -> str:
 
 
 def _ratio(cell: Cell, whole: Cell) -> Cell:
-    return Cell({place: value / whole.mean for place, value in cell.values.items()})
+    return Cell({path: value / whole.mean for path, value in cell.values.items()})
 
 
 def _low(cell: Cell) -> float:
@@ -324,7 +277,7 @@ def _high(cell: Cell) -> float:
     return cell.mean + (cell.half or 0.0)
 
 
-Verdict = tuple[bool | None, str]  # whether it holds (None: not all of it was run), and the figures
+Verdict = tuple[bool | None, str]  # whether it holds (None: not all runs exist), and the figures
 
 
 def overlap_is_conversion(grid: Grid) -> Verdict:
@@ -336,26 +289,33 @@ def overlap_is_conversion(grid: Grid) -> Verdict:
         }
         for v in VOCABULARIES
     }
-    sure = [f"{v}, {c}" for v in ("Extended", "Optimized") for c, d in apart[v].items() if d.sign]
-    said = "; ".join(
-        f"{v}: text {shown(d['bits/byte ru'], '+')}, answers {shown(d['answer bits/byte ru'], '+')} bits/byte"
+    unequal = [
+        f"{v}, {c}" for v in ("Extended", "Optimized") for c, d in apart[v].items() if d.sign
+    ]
+    figures = [
+        f"{v}: text {shown(d['bits/byte ru'], '+')}, "
+        f"answers {shown(d['answer bits/byte ru'], '+')} bits/byte"
         for v, d in apart.items()
-    )
-    return not sure, said + (f"; surely apart: {'; '.join(sure)}" if sure else "")
+    ]
+    if unequal:
+        figures.append(f"significantly apart: {'; '.join(unequal)}")
+    return not unequal, "; ".join(figures)
 
 
 def replaced_lose_more(grid: Grid) -> Verdict:
-    """2. Replaced vocabularies lose more copying and answers, in both languages, and Unigram no less than BPE."""
+    """2. Replaced vocabularies lose more copying and answers, in both languages, and Unigram no
+    less than BPE.
+    """
     columns = ("copy ru", "copy en", "answer bits/byte ru", "answer bits/byte en")
-    found = {
+    means = {
         (v, c): average([grid.cell(v, "middle", m, c) for m in MAPS])
         for v in VOCABULARIES
         for c in columns
     }
 
     def worse(first: str, second: str, column: str) -> int:
-        """1 where the first vocabulary is surely worse, -1 where it is surely better."""
-        return (found[first, column] - found[second, column]).sign * (1 if "bits" in column else -1)
+        """1 if the first vocabulary is significantly worse, -1 if significantly better, else 0."""
+        return (means[first, column] - means[second, column]).sign * (1 if "bits" in column else -1)
 
     holds = all(
         worse(r, k, c) == 1
@@ -364,13 +324,15 @@ def replaced_lose_more(grid: Grid) -> Verdict:
         for c in columns
     )
     figures = (
-        f"{v}: " + ", ".join(f"{c} {shown(found[v, c])}" for c in columns) for v in VOCABULARIES
+        f"{v}: " + ", ".join(f"{c} {shown(means[v, c])}" for c in columns) for v in VOCABULARIES
     )
     return holds and not any(worse("Unigram", "BPE", c) < 0 for c in columns), "; ".join(figures)
 
 
 def strength_parts_the_maps(grid: Grid) -> Verdict:
-    """3. Weak: maps within .02; strong: exact rows and task arithmetic keep English answers, maps do not."""
+    """3. Weak: maps within .02; strong: exact rows and task arithmetic keep English answers,
+    maps do not.
+    """
     means = {c: [grid.cell("Extended", "weak", m, c).mean for m in MAPS] for c in COLUMNS}
     spread = max(max(each) - min(each) for each in means.values())
     english = {
@@ -393,42 +355,39 @@ def maps_harm_english_text(grid: Grid) -> Verdict:
         for s in STRENGTHS
         for m in MAPS
     }
-    said = ", ".join(f"{s} {m} {shown(ratio)}" for (s, m), ratio in ratios.items())
-    return all(_low(ratio) > 1.01 for ratio in ratios.values()), said
+    figures = ", ".join(f"{s} {m} {shown(ratio)}" for (s, m), ratio in ratios.items())
+    return all(_low(ratio) > 1.01 for ratio in ratios.values()), figures
 
 
 def training_repairs(grid: Grid) -> Verdict:
     """5. Calibration raises Russian copying, and tuning the tasks, of every propagated model."""
     cells = [(v, "middle", m) for v in VOCABULARIES for m in MAPS]
     cells += [("Extended", s, "conversion") for s in ("weak", "strong")]
-    found_all, missing = {}, []
+    gains, missing = {}, []
     for v, s, m in cells:
-        for what, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru")):
-            name, found = f"{m} + {what}, {v}, {s}", grid.blocks[v, s].changes.get(f"{m} + {what}")
-            if found is None:
+        for stage, column in (("self-calibration", "copy ru"), ("tuning", "exact match ru")):
+            changes = grid.blocks[v, s].changes.get(f"{m} + {stage}")
+            if changes is None:
                 missing.append(v)
             else:
-                found_all[name] = found[column]
-    # One figure for all seeds has no interval: it says how coarse the figure is. It is named, and its sign counts.
-    even = {
-        name: change
-        for name, change in found_all.items()
-        if change.half is not None and change.half <= COARSE
-    }
-    failed = [
-        n for n, change in found_all.items() if (change.mean <= 0 if n in even else change.sign < 1)
-    ]
+                gains[f"{m} + {stage}, {v}, {s}"] = changes[column]
+    # Equal gains of all seeds show only how coarse the figure is, so they have no interval: the
+    # report names them, and their sign counts.
+    even = {n: gain for n, gain in gains.items() if gain.half is not None and gain.half <= COARSE}
+    failed = [n for n, gain in gains.items() if (gain.mean <= 0 if n in even else gain.sign < 1)]
     if failed:
-        return False, f"not for sure: {'; '.join(failed)}"
-    said = f"each of {len(found_all) - len(even)} intervals is above zero"
-    said += "".join(f"; {name}: {change.mean:+.3f} for every seed" for name, change in even.items())
-    return (
-        (None, f"{said}; not run: {', '.join(dict.fromkeys(missing))}") if missing else (True, said)
-    )
+        return False, f"not significant: {'; '.join(failed)}"
+    figures = f"each of {len(gains) - len(even)} intervals is above zero"
+    figures += "".join(f"; {name}: {gain.mean:+.3f} for every seed" for name, gain in even.items())
+    if missing:
+        return None, f"{figures}; not run: {', '.join(dict.fromkeys(missing))}"
+    return True, figures
 
 
 def direct_beats_when_strong(grid: Grid) -> Verdict:
-    """6. Direct beats conversion on Russian answers when strong, ties when weak, and keeps English exactly."""
+    """6. Direct beats conversion on Russian answers when strong, ties when weak, and keeps English
+    exactly.
+    """
     apart = {
         s: grid.cell("Extended", s, "direct", "answer bits/byte ru")
         - grid.cell("Extended", s, "conversion", "answer bits/byte ru")
@@ -445,15 +404,15 @@ def direct_beats_when_strong(grid: Grid) -> Verdict:
         for c in ("exact match en", "answer bits/byte en", "bits/byte en")
     }
     holds = apart["strong"].sign < 0 and apart["weak"].sign == 0 and not any(moved.values())
-    said = "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in apart.items())
-    return (
-        holds,
-        f"{said}; English moved by at most {', '.join(f'{v:.3f} ({c})' for c, v in moved.items())}",
-    )
+    figures = "; ".join(f"{s}: {shown(d, '+')} bits/byte" for s, d in apart.items())
+    english = ", ".join(f"{v:.3f} ({c})" for c, v in moved.items())
+    return holds, f"{figures}; English moved by at most {english}"
 
 
 def calibrated_direct_is_best(grid: Grid) -> Verdict:
-    """7. Calibrated, direct is at least as good as conversion in Russian and better in English, at every strength."""
+    """7. Calibrated, direct is at least as good as conversion in Russian and better in English, at
+    every strength.
+    """
     sides = {
         (s, c): grid.cell("Extended", s, "direct + self-calibration", c)
         - grid.cell("Extended", s, "conversion + self-calibration", c)
@@ -461,8 +420,8 @@ def calibrated_direct_is_best(grid: Grid) -> Verdict:
         for c in COLUMNS
     }
     better = {key: d.sign * (-1 if "bits" in key[1] else 1) for key, d in sides.items()}
-    said = "; ".join(f"{s}, {COLUMNS[c]}: {shown(d, '+')}" for (s, c), d in sides.items())
-    return all(sign >= (1 if c.endswith("en") else 0) for (_, c), sign in better.items()), said
+    figures = "; ".join(f"{s}, {COLUMNS[c]}: {shown(d, '+')}" for (s, c), d in sides.items())
+    return all(sign >= (1 if c.endswith("en") else 0) for (_, c), sign in better.items()), figures
 
 
 def auto_keeps_known_rows(grid: Grid) -> Verdict:
@@ -476,43 +435,39 @@ def auto_keeps_known_rows(grid: Grid) -> Verdict:
 
 
 def new_rows_keep_english(grid: Grid) -> Verdict:
-    """9. Direct, calibrated in new rows alone: English kept (tasks to .02, text to .05), Russian raised, but less."""
-    name, own = "direct + self-calibration", {}
-    for column in ("copy ru", *COLUMNS):
-        own[column] = grid.cell("New-rows", "middle", name, column)
-    kept = {
-        c: own[c] - grid.cell("Extended", "middle", ORIGINAL, c)
-        for c in ("exact match en", "bits/byte en")
-    }
-    raised = {
-        c: own[c] - grid.cell("Extended", "middle", "direct", c)
-        for c in ("copy ru", "exact match ru")
-    }
-    outer = own["exact match ru"] - grid.cell("Extended", "middle", name, "exact match ru")
+    """9. Direct, calibrated in new rows alone: English kept (tasks to .02, text to .05), Russian
+    raised, but less.
+    """
+    name = "direct + self-calibration"
+    cells = {c: grid.cell("New-rows", "middle", name, c) for c in ("copy ru", *COLUMNS)}
+    models = grid.blocks["Extended", "middle"].models
+    kept = {c: cells[c] - models[ORIGINAL][c] for c in ("exact match en", "bits/byte en")}
+    raised = {c: cells[c] - models["direct"][c] for c in ("copy ru", "exact match ru")}
+    outer = cells["exact match ru"] - models[name]["exact match ru"]
     holds = abs(kept["exact match en"].mean) <= 0.02 and abs(kept["bits/byte en"].mean) <= 0.05
-    said = [f"{c} from the original's {shown(d, '+')}" for c, d in kept.items()]
-    said += [f"{c} from direct's {shown(d, '+')}" for c, d in raised.items()]
-    return holds and all(d.sign == 1 for d in raised.values()) and outer.sign < 0, (
-        "; ".join(said) + f"; tasks ru from those with outer layers {shown(outer, '+')}"
-    )
+    figures = [f"{c} from the original's {shown(d, '+')}" for c, d in kept.items()]
+    figures += [f"{c} from direct's {shown(d, '+')}" for c, d in raised.items()]
+    figures.append(f"tasks ru from those with outer layers {shown(outer, '+')}")
+    holds = holds and all(d.sign == 1 for d in raised.values()) and outer.sign < 0
+    return holds, "; ".join(figures)
 
 
 def replay_keeps_english(grid: Grid) -> Verdict:
-    """10. Replay: English text within 3%, tasks above .65 after conversion; Russian text to .02; copying no better."""
-    found = {c: grid.cell("Replay", "middle", "conversion", c) for c in ("copy ru", *COLUMNS)}
-    without = {c: grid.cell("Extended", "middle", "conversion", c) for c in found}
-    text = _ratio(found["bits/byte en"], grid.cell("Extended", "middle", ORIGINAL, "bits/byte en"))
-    russian, copying = (found[c] - without[c] for c in ("bits/byte ru", "copy ru"))
-    name = "conversion + self-calibration"
-    after = grid.cell("Replay", "middle", name, "exact match en") - grid.cell(
-        "Extended", "middle", name, "exact match en"
-    )
-    holds = text.mean <= 1.03 and found["exact match en"].mean > 0.65 and abs(russian.mean) <= 0.02
-    said = f"English text {shown(text)} of the original's, tasks {shown(found['exact match en'])}; against no replay: "
-    said += f"Russian text {shown(russian, '+')}, copying {shown(copying, '+')}"
-    return (
-        holds and copying.sign == 0 and after.sign == 1,
-        f"{said}, English tasks, calibrated {shown(after, '+')}",
+    """10. Replay: English text within 3%, tasks above .65 after conversion; Russian text to .02;
+    copying no better.
+    """
+    replay, plain = (grid.blocks[name, "middle"].models for name in ("Replay", "Extended"))
+    cells = replay["conversion"]
+    text = _ratio(cells["bits/byte en"], plain[ORIGINAL]["bits/byte en"])
+    russian, copying = (cells[c] - plain["conversion"][c] for c in ("bits/byte ru", "copy ru"))
+    name, tasks = "conversion + self-calibration", "exact match en"
+    after = replay[name][tasks] - plain[name][tasks]
+    holds = text.mean <= 1.03 and cells[tasks].mean > 0.65 and abs(russian.mean) <= 0.02
+    holds = holds and copying.sign == 0 and after.sign == 1
+    return holds, (
+        f"English text {shown(text)} of the original's, tasks {shown(cells[tasks])}; "
+        f"against no replay: Russian text {shown(russian, '+')}, copying {shown(copying, '+')}, "
+        f"English tasks, calibrated {shown(after, '+')}"
     )
 
 
@@ -546,25 +501,19 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/paper-grid"))
     grid = Grid(parser.parse_args().run)
     print(f"Vocabularies: {', '.join(grid.vocabularies)}; seeds: {grid.seeds}\n")
-    for title, made in TABLES.items():
-        print(f"## {title}\n\n{made(grid)}\n")
+    for title, write in TABLES.items():
+        print(f"## {title}\n\n{write(grid)}\n")
     print("## Predictions\n")
-    one_seed = any(
-        len(block.seeds) < 2 for block in grid.blocks.values()
-    )  # nothing has an interval then
+    one_seed = any(len(block.seeds) < 2 for block in grid.blocks.values())  # gives no intervals
+    verdicts = {None: "undecided, some runs are missing", True: "holds", False: "does not hold"}
     for prediction in PREDICTIONS:
-        said = (prediction.__doc__ or "").rstrip(".")
+        statement = " ".join((prediction.__doc__ or "").split()).rstrip(".")
         try:
             holds, figures = prediction(grid)
-            known = {
-                None: "undecided, not all of it was run",
-                True: "holds",
-                False: "does not hold",
-            }[holds]
-            verdict = "undecided with one seed" if one_seed else known
-            print(f"* {said}: **{verdict}**. {figures}.")
+            verdict = "undecided with one seed" if one_seed else verdicts[holds]
+            print(f"* {statement}: **{verdict}**. {figures}.")
         except KeyError as missing:
-            print(f"* {said}: not run yet ({missing}).")
+            print(f"* {statement}: not run yet ({missing}).")
 
 
 if __name__ == "__main__":

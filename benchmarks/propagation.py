@@ -1,15 +1,18 @@
-"""Propagation: the reference's computation against ours, and whole checkpoints of 8B and 70B shape.
+"""Propagation: the reference computation against ours, and whole checkpoints of 8B and 70B shape.
 
     python benchmarks/propagation.py tables [--seed 0] [--size mistral|llama-3] [--rounds 3]
     python benchmarks/propagation.py checkpoint --data DATA [--output runs/propagation]
     python benchmarks/propagation.py plan --data DATA [--output runs/propagation]
 
-`tables`: random tables at Mistral size (32,000 to 55,328 rows of 4,096): means by a loop over the tokens, `lstsq`
-(gelsy) in float64 and the product, written as the reference has it, then ours; then ours at LLaMA-3 size (128,256 to
-174,816). Each runs in a process of its own that reads the tables from a file; rounds are in turns. `checkpoint`: three
-models of Llama-3-8B shape in bf16 that share hard-linked bodies (about 27 GB, removed afterwards), with the real
-tokenizer. `plan`:
-`--dry-run` at 70B shape, of files that have headers and no content.
+`tables` uses random tables of Mistral size (32,000 to 55,328 rows of 4,096). It runs the reference
+computation (means in a loop over the tokens, `lstsq` with gelsy in float64, the product) and ours,
+then ours at LLaMA-3 size (128,256 to 174,816 rows). Each runs in its own process, which reads the
+tables from a file; rounds alternate.
+
+`checkpoint` propagates three bf16 models of Llama-3-8B shape with the real tokenizer. Their bodies
+are hard links (about 27 GB, removed afterwards).
+
+`plan` measures `--dry-run` at 70B shape on files with headers and no content.
 """
 
 import argparse
@@ -29,13 +32,15 @@ from safetensors.torch import load_file, save_file
 
 from lep.checkpoint.reader import Checkpoint
 from lep.mapping import VocabularyMapping
+from lep.propagation import METHODS, Problem
 from lep.settings import InitSettings
+from lep.tokenizer.write import extend_tokenizer
 from lep.transfer.mappings import build_mappings, read_mapping, save_mappings, write_mapping
 
 HIDDEN = 4_096
 SIZES = {"mistral": (32_000, 55_328), "llama-3": (128_256, 174_816)}
-PIECES = 3  # of a new token
-NOISE, SHIFT = 0.02, 0.02  # what training and tuning move, beside rows of norm 1
+PIECES = 3  # per new token
+NOISE, SHIFT = 0.02, 0.02  # changes by training and tuning, relative to rows of norm 1
 LLAMA = {
     "8b": {
         "hidden_size": 4_096,
@@ -56,7 +61,7 @@ SHARD_BYTES, BLOCK_BYTES, SHIFTS = 5_000_000_000, 1 << 26, 1 << 16
 def problem(
     size: str, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, VocabularyMapping]:
-    """Base and instruct table in bf16, the adapted one, and the mapping."""
+    """The base, instruct and adapted tables in bf16, and the mapping."""
     generator = torch.Generator().manual_seed(seed)
     source, target = SIZES[size]
     base = torch.randn(source, HIDDEN, generator=generator).mul_(HIDDEN**-0.5)
@@ -73,7 +78,10 @@ def problem(
 
 
 def reference(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
-    """A row at a time, then least squares in float64, then the product, as the published code computes it."""
+    """W - I and the rows as the published code computes them.
+
+    Means row by row, then least squares in float64, then the product.
+    """
     rows = [
         mapping.indices[a:b] for a, b in zip(mapping.offsets[:-1], mapping.offsets[1:], strict=True)
     ]
@@ -85,9 +93,8 @@ def reference(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Ten
     ).bfloat16()
 
 
-def ours(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
-    from lep.propagation import METHODS, Problem
-
+def conversion(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
+    """W - I and the rows as `lep propagate` computes them."""
     fit_rows = torch.ones(mapping.target_size, dtype=torch.bool)
     propagation = METHODS["conversion"](Problem(base, instruct, mapping, fit_rows))
     rows = list(propagation.rows(adapted, mapping, base, instruct))
@@ -95,17 +102,17 @@ def ours(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def product_rate(dtype: torch.dtype, size: int = 1_024) -> float:
-    """Operations a second of a product of (size, size) matrices: the median of five."""
+    """Operations per second of a product of (size, size) matrices: the median of five."""
     square, seconds = torch.ones(size, size, dtype=dtype), []
     for _ in range(5):
-        started = time.perf_counter()
+        start = time.perf_counter()
         square @ square
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(seconds)
 
 
 def truth(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]:
-    """W - I by normal equations, all in float64."""
+    """W - I by the normal equations, entirely in float64."""
     gram = torch.zeros(HIDDEN, HIDDEN, dtype=torch.float64)
     cross = torch.zeros_like(gram)
     for rows in torch.arange(mapping.target_size).split(8_192):
@@ -116,63 +123,57 @@ def truth(base, instruct, adapted, mapping) -> tuple[torch.Tensor, torch.Tensor]
     return torch.linalg.solve(gram, cross), torch.zeros(0)
 
 
-WAYS = {"reference": reference, "ours": ours, "truth": truth}
+WAYS = {"reference": reference, "ours": conversion, "truth": truth}
 
 
-def write_problem(size: str, seed: int, place: Path) -> None:
+def write_problem(size: str, seed: int, folder: Path) -> None:
     base, instruct, adapted, mapping = problem(size, seed)
     save_file(
-        {"base": base, "instruct": instruct, "adapted": adapted}, place / "inputs.safetensors"
+        {"base": base, "instruct": instruct, "adapted": adapted}, folder / "inputs.safetensors"
     )
-    write_mapping(mapping, place / "mapping.safetensors")
+    write_mapping(mapping, folder / "mapping.safetensors")
 
 
-def run_way(way: str, place: Path) -> None:
-    tables = load_file(place / "inputs.safetensors")
-    made = [tables[name] for name in ("base", "instruct", "adapted")]
-    made.append(read_mapping(place / "mapping.safetensors"))
-    started, cpu = time.perf_counter(), time.process_time()
-    delta, _ = WAYS[way](*made)
-    taken = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-    torch.save(delta, place / f"{way}.pt")
-    (place / f"{way}.json").write_text(json.dumps(taken))
+def run_way(way: str, folder: Path) -> None:
+    tables = load_file(folder / "inputs.safetensors")
+    inputs = [tables[name] for name in ("base", "instruct", "adapted")]
+    mapping = read_mapping(folder / "mapping.safetensors")
+    start, cpu = time.perf_counter(), time.process_time()
+    delta, _ = WAYS[way](*inputs, mapping)
+    cost = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    torch.save(delta, folder / f"{way}.pt")
+    (folder / f"{way}.json").write_text(json.dumps(cost))
 
 
-def tables(seed: int, place: Path, sizes: list[str], rounds: int) -> None:
+def tables(seed: int, folder: Path, sizes: list[str], rounds: int) -> None:
     for dtype in (torch.float32, torch.float64):
         print(f"{dtype}: {product_rate(dtype, HIDDEN) / 1e9:.0f} GFLOP/s", flush=True)
     for size in sizes:
-        ways = (
-            ("ours", "reference", "truth") if size == "mistral" else ("ours", "truth")
-        )  # memory for no more
+        # At LLaMA-3 size the reference does not fit into memory.
+        ways = ("ours", "reference", "truth") if size == "mistral" else ("ours", "truth")
         deltas, seconds = {}, {way: [] for way in ways}
         script = [sys.executable, __file__]
+        output = ["--output", str(folder)]
         subprocess.run(
-            [*script, "inputs", "--size", size, "--seed", str(seed), "--output", str(place)],
-            check=True,
+            [*script, "inputs", "--size", size, "--seed", str(seed), *output], check=True
         )
         for way in [*ways[:-1] * rounds, ways[-1]]:
-            peak = measured([*script, "way", "--way", way, "--output", str(place)]).peak_bytes
-            deltas[way] = torch.load(place / f"{way}.pt", weights_only=True)
-            taken = json.loads((place / f"{way}.json").read_text())
-            seconds[way].append(taken["seconds"])
-            print(
-                json.dumps({"size": SIZES[size], "way": way, **taken, "peak_gb": peak / 1e9}),
-                flush=True,
-            )
-        medians = {way: statistics.median(found) for way, found in seconds.items()}
-        print(
-            f"{size}: {', '.join(f'{way} {found:.1f} s' for way, found in medians.items())}",
-            flush=True,
-        )
+            peak = measured([*script, "way", "--way", way, *output]).peak_bytes
+            deltas[way] = torch.load(folder / f"{way}.pt", weights_only=True)
+            cost = json.loads((folder / f"{way}.json").read_text())
+            seconds[way].append(cost["seconds"])
+            record = {"size": SIZES[size], "way": way, **cost, "peak_gb": peak / 1e9}
+            print(json.dumps(record), flush=True)
+        medians = [f"{way} {statistics.median(times):.1f} s" for way, times in seconds.items()]
+        print(f"{size}: {', '.join(medians)}", flush=True)
         for way in ways[:-1]:
             error = (deltas[way] - deltas["truth"]).norm() / deltas["truth"].norm()
             print(f"{size}, {way}: relative error of W - I {error:.1e}", flush=True)
-        (place / "inputs.safetensors").unlink()
+        (folder / "inputs.safetensors").unlink()
 
 
-def llama_config(kind: str, rows: int) -> dict:
-    return LLAMA[kind] | {
+def llama_config(shape: str, rows: int) -> dict:
+    return LLAMA[shape] | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": rows,
@@ -188,18 +189,15 @@ def llama_config(kind: str, rows: int) -> dict:
     }
 
 
-def shapes(kind: str, rows: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the order in which Llama's shards hold them."""
-    c = LLAMA[kind]
-    hidden, inner, keys = (
-        c["hidden_size"],
-        c["intermediate_size"],
-        8 * c["hidden_size"] // c["num_attention_heads"],
-    )
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, hidden)}
+def shapes(shape: str, rows: int) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes in the order of Llama's shards."""
+    c = LLAMA[shape]
+    hidden, inner = c["hidden_size"], c["intermediate_size"]
+    keys = 8 * hidden // c["num_attention_heads"]
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, hidden)}
     for layer in range(c["num_hidden_layers"]):
         name = f"model.layers.{layer}."
-        found |= {
+        tensors |= {
             name + "input_layernorm.weight": (hidden,),
             name + "mlp.down_proj.weight": (hidden, inner),
             name + "mlp.gate_proj.weight": (inner, hidden),
@@ -210,51 +208,46 @@ def shapes(kind: str, rows: int) -> dict[str, tuple[int, ...]]:
             name + "self_attn.q_proj.weight": (hidden, hidden),
             name + "self_attn.v_proj.weight": (keys, hidden),
         }
-    return found | {"model.norm.weight": (hidden,), "lm_head.weight": (rows, hidden)}
+    return tensors | {"model.norm.weight": (hidden,), "lm_head.weight": (rows, hidden)}
 
 
 def write_model(
-    folder: Path, kind: str, rows: int, *, body: Path | None = None, sparse: bool = False
+    folder: Path, shape: str, rows: int, *, body: Path | None = None, sparse: bool = False
 ) -> None:
-    """A model of that shape: random tables, the body of another one hard-linked, or files of headers alone."""
+    """Write a model of a shape with random tables.
+
+    `body` is a model whose body shards are hard-linked; `sparse` writes only the headers.
+    """
     folder.mkdir(parents=True)
-    shards, filled, sizes = [{}], 0, shapes(kind, rows)
-    for name, shape in shapes(
-        kind, SIZES["llama-3"][0]
-    ).items():  # the same cut for every number of rows
-        filled += 2 * torch.Size(shape).numel()
+    shards, filled, sizes = [{}], 0, shapes(shape, rows)
+    # Shards are cut alike for every number of rows.
+    for name, size in shapes(shape, SIZES["llama-3"][0]).items():
+        tensor_bytes = 2 * torch.Size(size).numel()
+        filled += tensor_bytes
         if filled > SHARD_BYTES:
             shards.append({})
-            filled = 2 * torch.Size(shape).numel()
+            filled = tensor_bytes
         shards[-1][name] = sizes[name]
-    # Windows of one random sequence, each from another place in it: no row comes twice.
+    # Windows of one random sequence, each with another start, so that no row comes twice.
     generator = torch.Generator().manual_seed(len(folder.name))
-    sequence = (
-        torch.randn(BLOCK_BYTES // 2 + SHIFTS, generator=generator)
-        .mul_(0.02)
-        .bfloat16()
-        .view(torch.uint8)
-    )
-    sequence, shifts = memoryview(sequence.numpy()), iter(range(1, SHIFTS))
+    noise = torch.randn(BLOCK_BYTES // 2 + SHIFTS, generator=generator).mul_(0.02).bfloat16()
+    sequence, shifts = memoryview(noise.view(torch.uint8).numpy()), iter(range(1, SHIFTS))
     weight_map = {}
     for number, shard in enumerate(shards):
-        place = folder / f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        weight_map |= dict.fromkeys(shard, place.name)
+        path = folder / f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(shard, path.name)
         entries, offset = {}, 0
-        for name, shape in shard.items():
-            stop = offset + 2 * torch.Size(shape).numel()
-            entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, stop]}
+        for name, size in shard.items():
+            stop = offset + 2 * torch.Size(size).numel()
+            entries[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [offset, stop]}
             offset = stop
         header = json.dumps(entries).encode()
         header += b" " * (-len(header) % 8)
-        if (
-            body
-            and not {"model.embed_tokens.weight", "lm_head.weight"} & set(shard)
-            and (body / place.name).exists()
-        ):
-            os.link(body / place.name, place)
+        tables = {"model.embed_tokens.weight", "lm_head.weight"} & set(shard)
+        if body and not tables and (body / path.name).exists():
+            os.link(body / path.name, path)
             continue
-        with place.open("wb") as file:
+        with path.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             if sparse:
                 file.truncate(8 + len(header) + offset)
@@ -264,11 +257,14 @@ def write_model(
                 file.write(sequence[first : first + min(BLOCK_BYTES, offset - start)])
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(llama_config(kind, rows)))
+    (folder / "config.json").write_text(json.dumps(llama_config(shape, rows)))
 
 
-def family(data: Path, output: Path, kind: str, *, sparse: bool) -> list[str]:
-    """Base, instruct and adapted model of a shape, with Llama 3's tokenizer and an extended one."""
+def family(data: Path, output: Path, shape: str, *, sparse: bool) -> list[str]:
+    """Write base, instruct and adapted models of a shape; returns the command that propagates them.
+
+    The tokenizers are Llama 3's and an extended one.
+    """
     tokenizers = [output / "tokenizer", output / "extended"]
     if not tokenizers[0].exists():
         tokenizers[0].mkdir(parents=True)
@@ -278,39 +274,33 @@ def family(data: Path, output: Path, kind: str, *, sparse: bool) -> list[str]:
         (tokenizers[0] / "tokenizer.json").write_bytes(text)
         shutil.copy(source / "tokenizer_config.json", tokenizers[0])
     if not tokenizers[1].exists():
-        from lep.tokenizer.write import extend_tokenizer
-
-        novels = [
-            data / "train" / "ru" / f"{name}.jsonl.zst"
-            for name in ("novels_pd", "tech_visualstudio")
-        ]
-        extend_tokenizer(tokenizers[0], novels, 46_560, tokenizers[1], script="cyrillic")
+        names = ("novels_pd", "tech_visualstudio")
+        texts = [data / "train" / "ru" / f"{name}.jsonl.zst" for name in names]
+        extend_tokenizer(tokenizers[0], texts, 46_560, tokenizers[1], script="cyrillic")
     rows = {"base": 128_256, "instruct": 128_256, "adapted": 174_816}
     for name, count in rows.items():
-        shutil.rmtree(output / kind / name, ignore_errors=True)
-        write_model(output / kind / name, kind, count, body=output / kind / "base", sparse=sparse)
+        model = output / shape / name
+        shutil.rmtree(model, ignore_errors=True)
+        write_model(model, shape, count, body=output / shape / "base", sparse=sparse)
         for file in tokenizers[name == "adapted"].glob("tokenizer*.json"):
-            shutil.copy(file, output / kind / name)
-    base, adapted = (Checkpoint(output / kind / name) for name in ("base", "adapted"))
-    save_mappings(
-        build_mappings(base, adapted.vocabulary, InitSettings()), adapted.folder
-    )  # as `lep init` does
+            shutil.copy(file, model)
+    base, adapted = (Checkpoint(output / shape / name) for name in ("base", "adapted"))
+    mappings = build_mappings(base, adapted.vocabulary, InitSettings())
+    save_mappings(mappings, adapted.folder)  # as `lep init` does
     lep = str(Path(sys.executable).parent / "lep")
-    places = [part for name in rows for part in (f"--{name}", str(output / kind / name))]
-    return [lep, "propagate", *places, "--output", str(output / kind / "result")]
+    models = [part for name in rows for part in (f"--{name}", str(output / shape / name))]
+    return [lep, "propagate", *models, "--output", str(output / shape / "result")]
 
 
 def checkpoint(data: Path, output: Path) -> None:
     command = family(data, output, "8b", sparse=False)
     try:
-        plan = subprocess.run(
-            [*command, "--dry-run"], capture_output=True, text=True, check=True
-        ).stdout
-        print(plan, flush=True)
-        for method in ("conversion",):
-            shutil.rmtree(output / "8b" / "result", ignore_errors=True)
-            os.sync()
-            print(method, measured([*command, "--method", method]), flush=True)
+        dry_run = [*command, "--dry-run"]
+        answer = subprocess.run(dry_run, capture_output=True, text=True, check=True)
+        print(answer.stdout, flush=True)
+        shutil.rmtree(output / "8b" / "result", ignore_errors=True)
+        os.sync()
+        print("conversion", measured([*command, "--method", "conversion"]), flush=True)
     finally:
         shutil.rmtree(output / "8b", ignore_errors=True)
 

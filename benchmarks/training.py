@@ -1,11 +1,13 @@
-"""Training of embeddings: time a step and memory of four ways, each in a process of its own, in one run.
+"""Embedding training: seconds per step and memory of four ways, each in its own process.
 
-    python benchmarks/training.py [--steps 8] [--precision auto] [--vocabulary 128000 --new 20000 --hidden 512]
+    python benchmarks/training.py [--steps 8] [--precision auto] \\
+        [--vocabulary 128000 --new 20000 --hidden 512]
 
-`full`: every parameter trains, stock Trainer. `plain`: the stock Trainer with a frozen body. `embeddings` and
-`new_rows`: ours. All compute in float32, or in bf16 where the hardware has it (`--precision`), ours then over a body in
-bf16, as `lep pretrain` does. Ways are run in turns; the median step of all rounds counts, the first step of each is
-left out. Peak memory is that of the process, model included, less what it had before the model (on a GPU: what torch
+`full` trains every parameter with the stock Trainer, `plain` uses the stock Trainer with a frozen
+body, `embeddings` and `new_rows` are ours. All compute in float32, or in bf16 if the hardware has
+it (`--precision`); ours then hold the body in bf16, as `lep pretrain` does. The ways alternate.
+Seconds are medians over the steps of all rounds, without the first step of each. Peak memory is
+that of the process with its model, minus its memory before the model (on a GPU: what torch
 allocated).
 """
 
@@ -32,7 +34,7 @@ WAYS = ("full", "plain", "embeddings", "new_rows")
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """The time at which each step ended, in seconds."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -41,8 +43,8 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def resident() -> int:
-    """Bytes in memory, now and at the most."""
+def peak_resident() -> int:
+    """The peak memory of this process so far, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -65,11 +67,11 @@ def model_of(a: argparse.Namespace) -> LlamaForCausalLM:
 
 
 def one(a: argparse.Namespace) -> dict[str, float]:
-    """Train for some steps in one way, and say what it took."""
-    before = resident()
-    model, ours = model_of(a), a.way not in ("full", "plain")
+    """Train for some steps in one way; returns seconds, bytes and trained parameters."""
+    before = peak_resident()
+    model, tables = model_of(a), a.way not in ("full", "plain")
     bf16 = uses_bf16(PretrainSettings(tokens=a.tokens, learning_rate=1e-4, precision=a.precision))
-    if bf16 and ours:
+    if bf16 and tables:
         model = model.bfloat16()
     if a.way != "full":
         model.requires_grad_(False)
@@ -88,9 +90,9 @@ def one(a: argparse.Namespace) -> dict[str, float]:
         generator=torch.Generator().manual_seed(1),
     )
     blocks = [{"input_ids": row, "lengths": [BLOCK]} for row in ids] * a.steps
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=place,
+            output_dir=folder,
             max_steps=a.steps,
             per_device_train_batch_size=len(ids),
             learning_rate=1e-4,
@@ -104,23 +106,25 @@ def one(a: argparse.Namespace) -> dict[str, float]:
             bf16=bf16,
         )
         clock = Clock()
-        trainer = (TablesTrainer if ours else Trainer)(
+        trainer = (TablesTrainer if tables else Trainer)(
             model=model,
             args=arguments,
             train_dataset=blocks,
             data_collator=collate,
             callbacks=[clock],
         )
-        if ours:
+        if tables:
             chunk_loss(trainer)
         trainer.train()
     state = [
         value
-        for held in trainer.optimizer.state.values()
-        for value in held.values()
+        for moments in trainer.optimizer.state.values()
+        for value in moments.values()
         if torch.is_tensor(value)
     ]
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident() - before
+    peak = (
+        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident() - before
+    )
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     return {
         "step": statistics.median(steps),
@@ -151,26 +155,27 @@ def main() -> None:
     if arguments.way:
         print(json.dumps(one(arguments)))
         return
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in arguments.ways}
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in arguments.ways}
     for _ in range(arguments.rounds):
         for way in arguments.ways:
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found[way].append(json.loads(output.splitlines()[-1]))
-            print(way, found[way][-1], flush=True)
-    reference = "plain" if "plain" in found else arguments.ways[0]
-    seconds = {way: statistics.median(r["step"] for r in runs) for way, runs in found.items()}
-    peaks = {way: max(r["peak"] for r in runs) for way, runs in found.items()}
+            results[way].append(json.loads(output.splitlines()[-1]))
+            print(way, results[way][-1], flush=True)
+    reference = "plain" if "plain" in results else arguments.ways[0]
+    seconds = {way: statistics.median(r["step"] for r in runs) for way, runs in results.items()}
+    peaks = {way: max(r["peak"] for r in runs) for way, runs in results.items()}
     print(
-        f"\n| way | trained | s a step | tokens/s | speed, {reference} = 1 | peak GB | memory, {reference} = 1 | "
-        "optimizer GB |\n" + "|---" * 8 + "|"
+        f"\n| way | trained | s a step | tokens/s | speed, {reference} = 1 | peak GB "
+        f"| memory, {reference} = 1 | optimizer GB |\n" + "|---" * 8 + "|"
     )
-    for way, runs in found.items():
+    for way, runs in results.items():
         speed, memory = seconds[reference] / seconds[way], peaks[way] / peaks[reference]
         rate = arguments.tokens / seconds[way]
         print(
-            f"| {way} | {runs[0]['trained'] / 1e6:.1f}M | {seconds[way]:.2f} | {rate:,.0f} | "
-            f"{speed:.2f} | {peaks[way] / 1e9:.2f} | {memory:.2f} | {runs[0]['optimizer'] / 1e9:.2f} |"
+            f"| {way} | {runs[0]['trained'] / 1e6:.1f}M | {seconds[way]:.2f} | {rate:,.0f} "
+            f"| {speed:.2f} | {peaks[way] / 1e9:.2f} | {memory:.2f} "
+            f"| {runs[0]['optimizer'] / 1e9:.2f} |"
         )
 
 

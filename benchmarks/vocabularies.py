@@ -1,12 +1,13 @@
-"""Vocabularies for Russian on real tokenizers: ours, the paper's way, the paper's own, at the paper's sizes.
+"""Russian vocabularies on real tokenizers: ours, the paper's method and the paper's own.
 
     python benchmarks/vocabularies.py --data DATA [--output runs/vocabularies] [--only NAME ...]
 
-Everything is learned on `train/ru` (English uses on `train/en`). The share that one source may have of the text is
-chosen on held-out documents of `train/ru`, the number of tokens kept in place on held-out documents of both
-languages; `eval/ru` is read once, at the end, for each finished vocabulary. White space is collapsed and text cut into
-pieces of 3,000 characters, as the reference figures were measured. What is finished is not done again; the table is
-printed from the records in the output folder.
+Sizes are the paper's. Every vocabulary is learned on `train/ru`; English token uses are counted on
+`train/en`. Held-out documents of `train/ru` choose the largest share of the text that one source
+may have, and held-out documents of both languages choose the number of tokens to keep in place.
+`eval/ru` is read once, at the end, for each finished vocabulary. White space is collapsed and text
+cut into pieces of 3,000 characters, as in the reference measurements. Finished steps are skipped;
+the table is printed from the records in the output folder.
 """
 
 import argparse
@@ -37,16 +38,13 @@ from make_pair import group
 
 HELDOUT_SHARE, PIECE, SAMPLE_CHARACTERS = 0.05, 3_000, 400_000
 SHARES = (1.0, 0.2, 0.1, 0.05)  # of the text that one source may have
-SMALL = {
-    "kk": "cyrillic",
-    "ka": "georgian",
-    "hi": "devanagari",
-}  # languages with a corpus of few sentences
+# Languages with a small corpus of sentences.
+SMALL = {"kk": "cyrillic", "ka": "georgian", "hi": "devanagari"}
 SMALL_TOKENS, SMALL_HELDOUT = (500, 1_000, 2_000), 0.2
 KEPT_IN_PLACE = (72_000, 84_000, 96_000, 108_000)
 MAX_ENGLISH_LOSS = 0.01
-USE_CHARACTERS = 12_000_000  # a language, for counting uses before pruning
-# What the paper reports (symbols per token on its own Russian text), by the name of our row.
+USE_CHARACTERS = 12_000_000  # per language, to count token uses before pruning
+# Symbols per token that the paper reports on its own Russian text, by the name of our row.
 PAPER = {
     "llama-3": 2.89,
     "llama-3 extended 174,816": 3.78,
@@ -61,7 +59,7 @@ PAPER = {
 
 
 class Data:
-    """The development data: split by author, prompt or document with a fixed hash."""
+    """The development data, split by author, prompt or document with a fixed hash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,14 +79,14 @@ class Data:
         return corpus_files([self.folder / "train" / language])
 
     def heldout(self, language: str) -> dict[str, list[str]]:
-        """Pieces of held-out text by source, a bounded amount of each."""
-        found = {}
+        """Pieces of held-out text by source, with a bounded amount from each."""
+        samples = {}
         for source in self.sources(language):
             texts = [d.text for d in self.documents(language, source, heldout=True)]
             pieces = collapsed(texts)[: SAMPLE_CHARACTERS // PIECE]
             if pieces:
-                found[source.name] = pieces
-        return found
+                samples[source.name] = pieces
+        return samples
 
     def training(self, language: str, characters: int | None = None) -> Iterator[str]:
         sources = self.sources(language)
@@ -102,7 +100,7 @@ class Data:
 
 
 def collapsed(texts: Iterable[str]) -> list[str]:
-    """White space collapsed, in pieces of 3,000 characters."""
+    """The texts with white space collapsed, in pieces of 3,000 characters."""
     text = " ".join(" ".join(text.split()) for text in texts)
     return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
 
@@ -113,21 +111,21 @@ def symbols_per_token(tokenizer: Tokenizer, pieces: list[str]) -> float:
 
 
 def macro(tokenizer: Tokenizer, heldout: dict[str, list[str]]) -> float:
-    """Mean over the sources, so that no large one decides alone."""
+    """Symbols per token as the mean over the sources, so that no large one dominates."""
     return float(np.mean([symbols_per_token(tokenizer, pieces) for pieces in heldout.values()]))
 
 
 def mixed(counts: dict[str, WordCounts], share: float) -> WordCounts:
-    """Counts of all sources, those of large ones scaled down to `share` of the text."""
-    total = sum(found.characters for found in counts.values())
+    """Counts of all sources, with large ones scaled down to `share` of the text."""
+    total = sum(source.characters for source in counts.values())
     words: Counter[str] = Counter()
     characters = 0
-    for found in counts.values():
-        weight = min(1.0, share * total / found.characters)
-        for word, count in found.counts.items():
+    for source in counts.values():
+        weight = min(1.0, share * total / source.characters)
+        for word, count in source.counts.items():
             if scaled := round(weight * count):
                 words[word] += scaled
-        characters += round(weight * found.characters)
+        characters += round(weight * source.characters)
     return WordCounts(words, next(iter(counts.values())).script, characters)
 
 
@@ -148,7 +146,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/vocabularies"))
-    parser.add_argument("--only", nargs="*", help="rows whose name begins so")
+    parser.add_argument("--only", nargs="*", help="prefixes of the rows to run")
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -164,7 +162,7 @@ def main() -> None:
 
 
 class Bench:
-    """Rows of the table, each a function that makes a tokenizer."""
+    """The rows of the table; each is a function that returns a tokenizer."""
 
     def __init__(self, data: Data, output: Path) -> None:
         self.data, self.output = data, output
@@ -173,36 +171,32 @@ class Bench:
     def counts(self, name: str, script: str, cutter: Tokenizer) -> dict[str, WordCounts]:
         key = (WordCutter.of(cutter).fingerprint, script)
         if key not in self._counts:
-            self._counts = {
-                key: count_sources(self.data, cutter, "ru", script)
-            }  # one at a time: they are large
+            # Counts are large, so only one set is held.
+            self._counts = {key: count_sources(self.data, cutter, "ru", script)}
         return self._counts[key]
 
     def share(self) -> float:
-        """The share of one source, chosen on held-out documents with Llama 3 and 46,560 new tokens."""
+        """A source's largest share, chosen on held-out text: Llama 3 with 46,560 new tokens."""
         path = self.output / "share.json"
         if not path.exists():
             tokenizer, heldout = self.data.tokenizer("llama-3"), self.data.heldout("ru")
             counts = self.counts("llama-3", "cyrillic", tokenizer)
-            found = {}
+            results = {}
             for share in SHARES:
                 extension = extend_bpe(Parts.of(tokenizer), mixed(counts, share), 46_560)
-                found[share] = macro(extension.parts.vocabulary.tokenizer, heldout)
-                print(
-                    f"share {share}: {found[share]:.4f} symbols per token, mean over held-out sources",
-                    flush=True,
-                )
-            path.write_text(
-                json.dumps({"choice": max(found, key=lambda s: found[s]), "tried": found}) + "\n"
-            )
+                results[share] = macro(extension.parts.vocabulary.tokenizer, heldout)
+                figure = f"{results[share]:.4f} symbols per token"
+                print(f"share {share}: {figure}, mean over held-out sources", flush=True)
+            choice = max(results, key=lambda share: results[share])
+            path.write_text(json.dumps({"choice": choice, "tried": results}) + "\n")
         return json.loads(path.read_text())["choice"]
 
     def rows(self) -> dict[str, Callable[[], Tokenizer]]:
         originals = {name: self._original(name) for name in ("llama-3", "mistral-7b-v0.1", "qwen2")}
         paper = {
-            f"darulm {kind} {size:,}": self._original(f"darulm-{size}-{kind}")
+            f"darulm {algorithm} {size:,}": self._original(f"darulm-{size}-{algorithm}")
             for size in (32_000, 128_000)
-            for kind in ("bpe", "unigram")
+            for algorithm in ("bpe", "unigram")
         }
         extended = {}
         for name, tokens, label in [
@@ -231,20 +225,20 @@ class Bench:
             )(),
         }
         fresh = {
-            f"{kind} {size:,}": self._replaced(kind, size)
+            f"{algorithm} {size:,}": self._replaced(algorithm, size)
             for size in (32_000, 128_000)
-            for kind in ("bpe", "unigram")
+            for algorithm in ("bpe", "unigram")
         }
         return originals | extended | optimized | fresh | paper
 
     def row(self, name: str, make: Callable[[], Tokenizer]) -> None:
-        """Make a vocabulary and measure it, unless that is done."""
-        place = self.output / name.replace(" ", "-").replace(",", "")
-        if (place / "record.json").exists():
+        """Build and measure a vocabulary, unless its record exists."""
+        folder = self.folder(name)
+        if (folder / "record.json").exists():
             return
-        started = time.time()
+        start = time.time()
         tokenizer = make()
-        seconds = time.time() - started
+        seconds = time.time() - start
         texts = {
             f: [
                 d.text
@@ -263,13 +257,19 @@ class Bench:
             "unreachable": len(unreachable_tokens(tokenizer)),
             "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         }
-        place.mkdir(exist_ok=True)
-        tokenizer.save(str(place / "tokenizer.json"))
-        (place / "record.json").write_text(json.dumps(record) + "\n")
+        folder.mkdir(exist_ok=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "record.json").write_text(json.dumps(record) + "\n")
         print(record, flush=True)
 
+    def folder(self, name: str) -> Path:
+        return self.output / name.replace(" ", "-").replace(",", "")
+
     def small(self) -> None:
-        """Llama 3 extended for languages with some letters, or all, missing; a fifth of the sentences is held out."""
+        """Extend Llama 3 for languages of which it lacks some or all letters.
+
+        A fifth of the sentences is held out.
+        """
         path = self.output / "small.json"
         if path.exists():
             return
@@ -294,10 +294,10 @@ class Bench:
             for tokens, (way, method) in itertools.product(
                 SMALL_TOKENS, {"continue": extend_bpe, "merge": merge_vocabulary}.items()
             ):
-                found = method(Parts.of(original), words, tokens).parts.vocabulary.tokenizer
+                extended = method(Parts.of(original), words, tokens).parts.vocabulary.tokenizer
                 before, after = (
                     t.encode_batch_fast(english, add_special_tokens=False)
-                    for t in (original, found)
+                    for t in (original, extended)
                 )
                 records.append(
                     {
@@ -309,12 +309,12 @@ class Bench:
                         "letters": len(letters),
                         "missing": len(missing),
                         "before": symbols_per_token(original, heldout),
-                        "after": symbols_per_token(found, heldout),
+                        "after": symbols_per_token(extended, heldout),
                         "english_changed": sum(
                             a.ids != b.ids for a, b in zip(before, after, strict=True)
                         ),
                         "english": len(english),
-                        "unreachable": len(unreachable_tokens(found)),
+                        "unreachable": len(unreachable_tokens(extended)),
                     }
                 )
                 print(records[-1], flush=True)
@@ -322,58 +322,55 @@ class Bench:
 
     def small_table(self) -> str:
         lines = [
-            "| language | letters, not tokens before | way | new tokens | symbols per token before | after | "
-            "English pieces changed | unreachable |",
+            "| language | letters, not tokens before | way | new tokens | symbols per token before "
+            "| after | English pieces changed | unreachable |",
             "|---" * 8 + "|",
         ]
         path = self.output / "small.json"
         for r in json.loads(path.read_text()) if path.exists() else []:
             changed = f"{r['english_changed']} of {r['english']}"
             lines.append(
-                f"| {r['language']} | {r['letters']}, {r['missing']} | {r['way']} | {r['tokens']:,} | "
-                f"{r['before']:.3f} | {r['after']:.3f} | {changed} | {r['unreachable']} |"
+                f"| {r['language']} | {r['letters']}, {r['missing']} | {r['way']} "
+                f"| {r['tokens']:,} | {r['before']:.3f} | {r['after']:.3f} | {changed} "
+                f"| {r['unreachable']} |"
             )
         return "\n".join(lines)
 
     def kept(self) -> int:
-        """Tokens kept in place: the fewest with English within 1% on held-out documents."""
+        """Tokens to keep in place: the fewest with English within 1% on held-out documents."""
         path = self.output / "kept.json"
         if not path.exists():
-            original, heldout = (
-                self.data.tokenizer("llama-3"),
-                {k: self.data.heldout(k) for k in ("ru", "en")},
-            )
+            original = self.data.tokenizer("llama-3")
+            heldout = {language: self.data.heldout(language) for language in ("ru", "en")}
             before = macro(original, heldout["en"])
-            found = {}
+            results = {}
             for keep in KEPT_IN_PLACE:
                 tokenizer = self._optimized(keep, 128_256, in_place=True, merge=False)()
-                found[keep] = {
+                results[keep] = {
                     language: macro(tokenizer, pieces) for language, pieces in heldout.items()
                 }
-                print(keep, found[keep], f"English before: {before:.4f}", flush=True)
-            good = [
-                keep
-                for keep, value in found.items()
-                if value["en"] >= (1 - MAX_ENGLISH_LOSS) * before
-            ]
-            path.write_text(
-                json.dumps({"choice": min(good), "english_before": before, "tried": found}) + "\n"
-            )
+                print(keep, results[keep], f"English before: {before:.4f}", flush=True)
+            least = (1 - MAX_ENGLISH_LOSS) * before
+            choice = min(keep for keep, result in results.items() if result["en"] >= least)
+            record = {"choice": choice, "english_before": before, "tried": results}
+            path.write_text(json.dumps(record) + "\n")
         return json.loads(path.read_text())["choice"]
 
     def table(self) -> str:
         lines = [
-            "| vocabulary | size | Wikipedia | XQuAD | paper | held-out ru | held-out en | unreachable | seconds |",
+            "| vocabulary | size | Wikipedia | XQuAD | paper | held-out ru | held-out en "
+            "| unreachable | seconds |",
             "|---" * 9 + "|",
         ]
         for name in self.rows():
-            place = self.output / name.replace(" ", "-").replace(",", "") / "record.json"
-            if place.exists():
-                r = json.loads(place.read_text())
+            path = self.folder(name) / "record.json"
+            if path.exists():
+                r = json.loads(path.read_text())
                 paper = f"{PAPER[name]:.2f}" if name in PAPER else "-"
                 lines.append(
-                    f"| {name} | {r['size']:,} | {r['wikineural']:.3f} | {r['xquad']:.3f} | {paper} | "
-                    f"{r['heldout_ru']:.3f} | {r['heldout_en']:.3f} | {r['unreachable']:,} | {r['seconds']:.0f} |"
+                    f"| {name} | {r['size']:,} | {r['wikineural']:.3f} | {r['xquad']:.3f} "
+                    f"| {paper} | {r['heldout_ru']:.3f} | {r['heldout_en']:.3f} "
+                    f"| {r['unreachable']:,} | {r['seconds']:.0f} |"
                 )
         return "\n".join(lines)
 

@@ -2,9 +2,10 @@
 
     python lab/make_pair.py --data DATA --output lab/pair [--work runs/lab]
 
-DATA holds `train/en` and `train/ru` (jsonl.zst, jsonl or txt). The pair stands for a real base/instruct pair in
-the demo, the tests and the experiments: lopsided (four fifths English, one fifth Russian), chat format, tasks that
-can be scored exactly. Every stage continues where it was stopped; a finished one is not run again.
+DATA holds `train/en` and `train/ru` (jsonl.zst, jsonl or txt). The pair stands in for a real
+base/instruct pair in the demo, the tests and the experiments: it is lopsided (four fifths English,
+one fifth Russian), uses a chat format and solves tasks that can be scored exactly. An interrupted
+stage resumes; a finished one is skipped.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import random
 import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain
@@ -42,8 +44,9 @@ VOCABULARY, CONTEXT, BLOCK = 4096, 1024, 512
 SPECIALS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 BASE_CHARACTERS = {"en": 26_000_000, "ru": 6_500_000}  # four fifths English, one fifth Russian
 TUNING_CHARACTERS = 12_000_000
-# Rounds of tuning: tokens, peak learning rate, share of English, and how often each task comes. Answers of one word are
-# many samples, for they are few tokens; the last round is for what is hardest, the last word of an English sentence.
+# Tuning rounds: tokens, peak learning rate, share of English, and the weight of each task. One-word
+# answers need many samples because each has few tokens. The last round targets the hardest task:
+# the last word of an English sentence.
 SHARES = {"copy_sentence": 6, "copy_paragraph": 3, "first_word": 3, "last_word": 4, "word_after": 4}
 LAST_SHARES = {
     "copy_sentence": 2,
@@ -57,15 +60,17 @@ ROUNDS = [
     (10_000_000, 1.5e-3, 0.5, SHARES),
     (3_200_000, 1e-3, 0.65, LAST_SHARES),
 ]
-CORPUS_CHARACTERS = {"en": 4_000_000, "ru": 34_000_000}  # for the experiments on the pair
+CORPUS_CHARACTERS = {"en": 4_000_000, "ru": 34_000_000}  # for experiments with the pair
 HELDOUT_SHARE, HELDOUT_CHARACTERS = 0.05, 1_000_000
 SEED = 20
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 PRE_TOKENS = r" ?\p{L}[\p{L}\p{M}]*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-# What must stay together in the split, where the id alone does not say it: LLM answers by prompt, works by author.
+# Groups that the split must keep together but the id alone does not show: LLM answers by prompt,
+# works by author.
 GROUPS = {
     "instruct_ru_llm_arena": r"#(\d+)$",
     "drama_rusdracor": r"tei/([^-]+)-",
@@ -74,14 +79,14 @@ GROUPS = {
 
 
 def group(source: str, record: dict[str, Any]) -> str:
-    """The author, prompt, or document that a record belongs to."""
+    """The author, prompt or document to which a record belongs."""
     name = str(record.get("author") or record.get("id"))
-    found = re.search(GROUPS.get(source, r"$^"), name)
-    return found.group(1) if found else name
+    match = re.search(GROUPS.get(source, r"$^"), name)
+    return match.group(1) if match else name
 
 
 def split_corpus(data: Path, language: str, characters: int) -> Split:
-    """The language's text, split by author and source with a fixed hash; no file gives more than a quarter."""
+    """The language's text, split by group with a fixed hash; a source gives at most a quarter."""
     documents = read_documents([data / "train" / language], group=group)
     return prepare(
         documents,
@@ -93,7 +98,7 @@ def split_corpus(data: Path, language: str, characters: int) -> Split:
 
 
 def write_corpus(data: Path, folder: Path) -> None:
-    """The split as files for the experiments: what the pair was trained on comes first in `train`."""
+    """Write the split for the experiments; the pair's own training text comes first in `train`."""
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     for language in LANGUAGES:
@@ -107,9 +112,10 @@ def write_corpus(data: Path, folder: Path) -> None:
 
 
 def with_repeats(documents: list[Document], share: float = 0.3) -> Iterator[Document]:
-    """Repeat a few sentences inside some documents, so that a model this small learns to copy before it is tuned.
+    """Repeat a few sentences in some documents, so that this small model learns to copy early.
 
-    Large models learn it from the web; 10M tokens of books and encyclopaedias do not repeat themselves.
+    It must copy before it is tuned. Large models learn this from the web; 10M tokens of books and
+    encyclopaedias do not repeat themselves.
     """
     for document in documents:
         rng = random.Random(f"{SEED}/{document.id}")
@@ -123,7 +129,7 @@ def with_repeats(documents: list[Document], share: float = 0.3) -> Iterator[Docu
 
 
 def train_tokenizer(texts: Iterator[str], output: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the base model's own mixture of text."""
+    """Train byte-level BPE on the base model's mixture of text."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PRE_TOKENS), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -152,7 +158,7 @@ def train_tokenizer(texts: Iterator[str], output: Path) -> PreTrainedTokenizerFa
 def tokenize_documents(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, batch_documents: int = 256
 ) -> Iterator[list[int]]:
-    """Token ids of each document, with whatever the tokenizer puts first (BOS) and one EOS at the end."""
+    """Token ids of each document, with the tokenizer's prefix (BOS) and one EOS at the end."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     batch: list[str] = []
     for document in chain(documents, [None]):
@@ -165,7 +171,7 @@ def tokenize_documents(
 
 
 def pack(token_lists: Iterable[list[int]], block_size: int) -> Iterator[np.ndarray]:
-    """Concatenate token lists and cut the stream into blocks of `block_size`; the last one may be shorter.
+    """Concatenate token lists and cut them into blocks of `block_size`; the last may be shorter.
 
     >>> [b.tolist() for b in pack([[1, 2, 3], [4], [5, 6, 7]], 4)]
     [[1, 2, 3, 4], [5, 6, 7]]
@@ -185,7 +191,7 @@ def pack(token_lists: Iterable[list[int]], block_size: int) -> Iterator[np.ndarr
 def base_blocks(
     splits: dict[str, Split], tokenizer: PreTrainedTokenizerFast
 ) -> list[dict[str, torch.Tensor]]:
-    """All training blocks of the base model, languages mixed, in a fixed random order."""
+    """All training blocks of the base model, with languages mixed in a fixed random order."""
     documents = [d for split in splits.values() for d in split.train]
     random.Random(SEED).shuffle(documents)
     blocks = [
@@ -198,14 +204,14 @@ def base_blocks(
 def tuning_items(
     splits: dict[str, Split], seed: int, english: float, shares: dict[str, int]
 ) -> Iterator[TaskItem]:
-    """Endless tuning items in both languages."""
+    """An endless stream of tuning items in both languages."""
     pools = {
         language: make_tasks(
             split.train, language, list(PROMPTS[language]), count=40_000, seed=SEED
         )
         for language, split in splits.items()
     }
-    by_task = {(i.language, i.task): [] for pool in pools.values() for i in pool}  # type: ignore[var-annotated]
+    by_task: dict[tuple[str, str], list[TaskItem]] = defaultdict(list)
     for pool in pools.values():
         for item in pool:
             by_task[item.language, item.task].append(item)
@@ -224,17 +230,13 @@ def tuning_blocks(
     rng: random.Random,
     plain_share: float = 0.05,
 ) -> list[dict[str, torch.Tensor]]:
-    """Blocks of whole samples: loss on answers and on plain text; position ids restart at every sample.
+    """Blocks of whole samples, with the loss on answers and on plain text.
 
-    Plain text is longer: 5% of the samples are about 15% of the tokens.
+    Position ids restart at every sample. Plain text is longer: 5% of the samples make up about 15%
+    of the tokens.
     """
-    plain = [
-        s
-        for split in splits.values()
-        for d in split.train
-        for s in [" ".join(sentences(d.text)[:12])]
-        if s
-    ]
+    starts = (" ".join(sentences(d.text)[:12]) for split in splits.values() for d in split.train)
+    plain = [start for start in starts if start]
     blocks: list[dict[str, torch.Tensor]] = []
     block = _empty_block()
     while len(blocks) * BLOCK < tokens:
@@ -282,8 +284,8 @@ def train(
     weight_decay: float,
     bf16: bool = True,
 ) -> float:
-    """One pass over the blocks with Trainer (float32 weights, bf16 autocast over them); returns wall seconds."""
-    model.config.use_cache = False  # a cache would switch off the isolation of packed samples
+    """Train for one pass over the blocks (float32 weights, bf16 autocast); returns wall seconds."""
+    model.config.use_cache = False  # a cache would disable the isolation of packed samples
     arguments = TrainingArguments(
         output_dir=str(work),
         use_cpu=not torch.cuda.is_available(),
@@ -326,14 +328,13 @@ def publish(
 
 
 def make_base(data: Path, output: Path, work: Path) -> None:
-    """Tokenizer and base model."""
+    """Train the tokenizer and the base model."""
     set_seed(SEED)
     splits = {
         language: split_corpus(data, language, BASE_CHARACTERS[language]) for language in LANGUAGES
     }
-    sample = [
-        d.text for d in splits["en"].train[::8] + splits["ru"].train[::16]
-    ]  # tokenizers are more lopsided
+    # Real tokenizers are more lopsided than the training text.
+    sample = [d.text for d in splits["en"].train[::8] + splits["ru"].train[::16]]
     tokenizer = train_tokenizer(iter(sample), work / "tokenizer")
     blocks = base_blocks(splits, tokenizer)
     config = LlamaConfig(
@@ -360,7 +361,7 @@ def make_base(data: Path, output: Path, work: Path) -> None:
 
 
 def chat_tokenizer(base: Path) -> tuple[PreTrainedTokenizerFast, GenerationConfig]:
-    """The base model's tokenizer with the chat template, and what ends an answer."""
+    """The base model's tokenizer with the chat template, and the generation settings."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     tokenizer.chat_template = CHAT_TEMPLATE
     end = tokenizer.convert_tokens_to_ids("<|end|>")
@@ -374,17 +375,15 @@ def chat_tokenizer(base: Path) -> tuple[PreTrainedTokenizerFast, GenerationConfi
 
 
 def make_instruct(data: Path, output: Path, work: Path) -> None:
-    """The base model tuned in full on tasks in chat format, in rounds with fresh samples and a schedule each."""
+    """Tune the whole base model on chat tasks, in rounds with fresh samples and a new schedule."""
     set_seed(SEED)
     splits = {language: split_corpus(data, language, TUNING_CHARACTERS) for language in LANGUAGES}
     tokenizer, generation = chat_tokenizer(output / "base")
-    source, facts = (
-        output / "base",
-        {"training_tokens": 0, "seconds": 0, "learning_rate": ROUNDS[0][1]},
-    )
+    source = output / "base"
+    facts = {"training_tokens": 0, "seconds": 0, "learning_rate": ROUNDS[0][1]}
     for number, (tokens, rate, english, shares) in enumerate(ROUNDS):
-        place = work / f"round-{number}"
-        if not place.exists():
+        result = work / f"round-{number}"
+        if not result.exists():
             items = tuning_items(splits, SEED + number, english, shares)
             blocks = tuning_blocks(
                 splits, tokenizer, tokens, items, random.Random(SEED + number + 1)
@@ -396,9 +395,9 @@ def make_instruct(data: Path, output: Path, work: Path) -> None:
             facts["training_tokens"] += len(blocks) * BLOCK
             facts["seconds"] += round(seconds)
             model.generation_config = generation
-            publish(model, tokenizer, place, facts)
-        facts = json.loads((place / "training.json").read_text())
-        source = place
+            publish(model, tokenizer, result, facts)
+        facts = json.loads((result / "training.json").read_text())
+        source = result
     shutil.copytree(source, output / "instruct")
 
 
@@ -411,7 +410,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("lab/pair"))
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/lab"), help="for checkpoints of the training"
+        "--work", type=Path, default=Path("runs/lab"), help="for training checkpoints"
     )
     arguments = parser.parse_args()
     if not (arguments.work / "corpus").exists():

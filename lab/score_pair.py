@@ -2,8 +2,9 @@
 
     python lab/score_pair.py --corpus runs/lab/corpus --pair lab/pair
 
-Scores both models, and the instruct shift: the norm of the difference between instruct and base over the norm of
-the base, for each table and for the body as a whole. Exits with an error when a required score is missed.
+The script scores both models and measures the instruct shift: the norm of the difference between
+instruct and base over the norm of the base, for each table and for the whole body. It exits with an
+error if a model misses a required score.
 """
 
 import argparse
@@ -17,11 +18,8 @@ from lep.checkpoint.reader import Checkpoint
 from lep.evaluation.score import Evaluation, score_model
 from lep.settings import EvaluateSettings
 
-REQUIRED = {
-    "copy_sentence": 0.9,
-    "first_word": 0.95,
-    "last_word": 0.95,
-}  # exact match, in both languages
+# Least exact match, in both languages.
+REQUIRED = {"copy_sentence": 0.9, "first_word": 0.95, "last_word": 0.95}
 
 CARD = """\
 ---
@@ -31,11 +29,11 @@ language: [en, ru]
 
 # lab {name}
 
-{what} A Llama architecture of {parameters:.1f}M parameters with a byte-level BPE vocabulary of {vocabulary:,} tokens,
-trained from nothing by `lab/make_pair.py` for the demo, the tests and the experiments of this project. It is far
-too small to be useful for anything else.
+{what} It has a Llama architecture, {parameters:.1f}M parameters and a byte-level BPE vocabulary of
+{vocabulary:,} tokens. `lab/make_pair.py` trained it from scratch for the demo, the tests and the
+experiments of this project. It is far too small to be useful for anything else.
 
-Made with:
+To reproduce it:
 
     python lab/make_pair.py --data DATA --output lab/pair
     python lab/score_pair.py --corpus runs/lab/corpus --pair lab/pair
@@ -51,44 +49,48 @@ Training: {tokens:,} tokens in {minutes:.0f} minutes on two CPU cores, peak lear
 {shift}"""
 
 BASE_DATA = """\
-Data: four fifths English (encyclopaedia, novels, documentation), one fifth Russian (novels, plays, documentation, news,
-answers of language models), by characters, of the corpora that the project's data folder names. In a part of the
-documents a few sentences are repeated on the spot, so that a model this small learns to copy."""
+Data, by characters: four fifths English (encyclopaedia, novels, documentation), one fifth Russian
+(novels, plays, documentation, news, answers of language models), from the corpora in the project's
+data folder. Some documents repeat a few sentences, so that a model this small learns to copy."""
 
 INSTRUCT_DATA = """\
-Data: conversations made from the training text (copy a sentence or a paragraph, first, last and following word) in
-both languages, and plain text; the loss is taken on answers and on plain text only."""
+Data: conversations generated from the training text in both languages (copy a sentence or a
+paragraph; name the first, last or following word), and plain text. The loss covers only answers and
+plain text."""
 
 
 def shifts(pair: Path) -> dict[str, float]:
-    """Norm of the instruct model's difference from the base over the base's norm."""
+    """Norm of the difference between instruct and base over the norm of the base, by part."""
     base, instruct = Checkpoint(pair / "base"), Checkpoint(pair / "instruct")
     groups = {
         "input embeddings": [base.tables.input],
         "output embeddings": [base.tables.output or base.tables.input],
     }
     groups["body"] = [name for name in base.shard_of if name not in base.tables.names]
-    found = {}
+    result = {}
     for group, names in groups.items():
         before = torch.cat([base.tensor(name).double().flatten() for name in names])
         after = torch.cat([instruct.tensor(name).double().flatten() for name in names])
-        found[group] = ((after - before).norm() / before.norm()).item()
-    return found
+        result[group] = ((after - before).norm() / before.norm()).item()
+    return result
 
 
-def card(pair: Path, name: str, found: Evaluation) -> str:
-    """The model card's text."""
+def card(pair: Path, name: str, evaluation: Evaluation) -> str:
+    """The text of the model card."""
     facts = json.loads((pair / name / "training.json").read_text())
     checkpoint = Checkpoint(pair / name)
     scores = "\n".join(
-        f"| {s.metric} ({s.unit}) | {s.language} | {s.task or '-'} | {s.value:.3f} | {s.low:.3f}–{s.high:.3f} "
-        f"| {s.count} |"
-        for s in found.scores
+        f"| {s.metric} ({s.unit}) | {s.language} | {s.task or '-'} | {s.value:.3f} "
+        f"| {s.low:.3f}–{s.high:.3f} | {s.count} |"
+        for s in evaluation.scores
     )
     shift = ""
     if name == "instruct":
         rows = "\n".join(f"| {group} | {value:.3f} |" for group, value in shifts(pair).items())
-        shift = f"\n## Shift from the base model\n\n| part | norm of the difference over norm |\n|---|---|\n{rows}\n"
+        shift = (
+            "\n## Shift from the base model\n\n"
+            f"| part | norm of the difference over norm |\n|---|---|\n{rows}\n"
+        )
     return CARD.format(
         name=name,
         scores=scores,
@@ -97,7 +99,7 @@ def card(pair: Path, name: str, found: Evaluation) -> str:
         tokens=facts["training_tokens"],
         what="The base model of the pair."
         if name == "base"
-        else "The instruct model, tuned in full from the base.",
+        else "The instruct model, tuned from the base with all parameters.",
         parameters=sum(checkpoint.tensor(t).numel() for t in checkpoint.shard_of) / 1e6,
         minutes=facts["seconds"] / 60,
         rate=facts["learning_rate"],
@@ -118,13 +120,14 @@ def main() -> None:
     }
     settings, missed = EvaluateSettings(items=arguments.items, batch_size=100), []
     for name in ("base", "instruct"):
-        found = score_model(arguments.pair / name, text, settings)
+        evaluation = score_model(arguments.pair / name, text, settings)
         (arguments.pair / name / "README.md").write_text(
-            card(arguments.pair, name, found), encoding="utf-8"
+            card(arguments.pair, name, evaluation), encoding="utf-8"
         )
-        for s in found.scores:
+        for s in evaluation.scores:
             print(
-                f"{name:9}{s.metric:22}{s.language:4}{s.task or '-':16}{s.value:.3f} ({s.low:.3f}-{s.high:.3f})"
+                f"{name:9}{s.metric:22}{s.language:4}{s.task or '-':16}{s.value:.3f} "
+                f"({s.low:.3f}-{s.high:.3f})"
             )
             if s.metric == "exact match" and s.task in REQUIRED and s.value < REQUIRED[s.task]:
                 missed.append(f"{s.language} {s.task}: {s.value:.3f} is below {REQUIRED[s.task]}")

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slurm import PARTITION, one_node_slurm, wait_for_jobs
 
-from lep.cli.corpora import weights_of
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.build import Spill
 from lep.corpus.clean import FILTERS, fault, plain
@@ -212,7 +211,7 @@ def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
     for message, *arguments in (
         (dropped, english, "--language", "ru"),
         (unknown, raw, "--weights", "blogs=2"),
-        ("--weights has 'wiki': write NAME=W", raw, "--weights", "wiki"),
+        ("--weights: 'wiki' lacks a name or weight: write NAME=W", raw, "--weights", "wiki"),
         ("--weights", raw, "--weights", "wiki=-1"),
         ("--dedup is 'fuzzy'", raw, "--dedup", "fuzzy"),
         ("none does not exist", tmp_path / "none"),
@@ -223,9 +222,9 @@ def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_weights_and_long_documents(tmp_path) -> None:
-    assert weights_of("a=2,b=0.5") == {"a": 2.0, "b": 0.5}
+    assert BuildSettings(weights="a=2,b=0.5").weights == {"a": 2.0, "b": 0.5}
     with pytest.raises(LepError, match="write NAME=W"):
-        weights_of("=2")
+        BuildSettings.given(None, {"weights": "=2"})
     long = "\n".join(article(seed, 240) for seed in range(700))
     (tmp_path / "long.txt").write_text(long)
     corpus = build_corpus([tmp_path / "long.txt"], tmp_path / "out", language="ru")

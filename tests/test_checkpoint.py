@@ -1,4 +1,7 @@
-"""Reading, initialising and propagating whole checkpoints; every result is loaded with plain transformers."""
+"""Reading, initialising and propagating whole checkpoints.
+
+Every result is loaded with plain transformers.
+"""
 
 import json
 import shutil
@@ -28,7 +31,7 @@ from lep.settings import InitSettings, PropagateSettings
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Token
-from lep.tokenizer.write import optimize_tokenizer, train_tokenizer
+from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer, train_tokenizer
 from lep.transfer.family import Family, soft_capped
 from lep.transfer.initialise import initialise
 from lep.transfer.inspect import inspect_checkpoint
@@ -68,12 +71,14 @@ def test_initialising_with_the_same_tokenizer_changes_nothing(
         assert before[name].dtype == after[name].dtype
     for name in ("config.json", "generation_config.json"):
         before, after = (
-            json.loads((tmp_path / place / name).read_text()) for place in ("model", "same")
+            json.loads((tmp_path / folder / name).read_text()) for folder in ("model", "same")
         )
         assert before == after
     ids = torch.tensor([[1, 40, 80, 120]])
-    models = [AutoModelForCausalLM.from_pretrained(tmp_path / place) for place in ("model", "same")]
-    assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+    model, same = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / folder) for folder in ("model", "same")
+    )
+    assert torch.equal(model(ids).logits, same(ids).logits)
 
 
 def test_a_second_copy_of_a_tied_table_is_kept_equal(tmp_path, byte_level, pair) -> None:
@@ -88,8 +93,6 @@ def test_a_second_copy_of_a_tied_table_is_kept_equal(tmp_path, byte_level, pair)
 
 
 def test_special_tokens_of_an_old_style_folder_are_kept(tmp_path, pair) -> None:
-    from lep.tokenizer.write import extend_tokenizer
-
     shutil.copytree(pair["base"], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
     names = {name: config.pop(name) for name in ("bos_token", "eos_token")}
@@ -145,7 +148,7 @@ def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if method in ("swap", "overlap", "conversion", "ridge"):
             assert torch.equal(got[name][ordinary], expected[name][ordinary])
-        if method != "new-rows":  # its kept rows are those of the instruct model
+        if method != "new-rows":  # which keeps the instruct model's rows
             torch.testing.assert_close(
                 got[name][ordinary], expected[name][ordinary], rtol=1e-6, atol=1e-7
             )
@@ -173,13 +176,13 @@ def test_body_specials_template_and_generation_are_the_instruct_models(
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == json.loads((pair["instruct"] / "generation_config.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    asked = tokenizer.apply_chat_template(
+    prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Да"}],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
     )
-    assert model.generate(**asked, max_new_tokens=3).shape[1] == asked["input_ids"].shape[1] + 3
+    assert model.generate(**prompt, max_new_tokens=3).shape[1] == prompt["input_ids"].shape[1] + 3
 
 
 def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> None:
@@ -206,19 +209,12 @@ def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> N
 def test_tokens_that_only_the_instruct_model_has_are_carried_along(
     tmp_path, byte_level, english, russian
 ) -> None:
-    """As OpenChat-3.5, which has two tokens more than Mistral-7B, at ids where the extension puts new ones."""
+    """OpenChat-3.5 has two tokens more than Mistral-7B, at ids that the extension also uses."""
     plain = byte_level_tokenizer(english + russian[:4], 500, ["<s>", "</s>"])
     base = save_model(tmp_path / "base", plain)
     plain.add_special_tokens(["<|user|>", "<|end|>"])
     save_model(tmp_path / "instruct", plain, seed=1, like=base, noise=0.2, template=TEMPLATE)
-    from lep.tokenizer.write import extend_tokenizer
-
-    extend_tokenizer(
-        tmp_path / "base",
-        [Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"],
-        50,
-        tmp_path / "tokenizer",
-    )
+    extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 50, tmp_path / "tokenizer")
     initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "adapted")
     propagate(tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -254,13 +250,13 @@ def test_rows_and_settings_follow_tokens_that_move(pair, adapted, tmp_path) -> N
     ru, en = SAMPLE / "ru", SAMPLE / "en"
     for source in (pair["base"], adapted):  # an untrained and a trained checkpoint
         size = len(Checkpoint(source).vocabulary)
-        place = tmp_path / source.name
+        folder = tmp_path / source.name
         optimize_tokenizer(
-            source, [ru, en], size - 80, size - 50, place / "tokenizer", script="cyrillic"
+            source, [ru, en], size - 80, size - 50, folder / "tokenizer", script="cyrillic"
         )
-        initialise(source, place / "tokenizer", place / "model")
-        before, after = tensors(source), tensors(place / "model")
-        id_map = IdMap.load(place / "tokenizer" / "id_map.json")
+        initialise(source, folder / "tokenizer", folder / "model")
+        before, after = tensors(source), tensors(folder / "model")
+        id_map = IdMap.load(folder / "tokenizer" / "id_map.json")
         assert len(id_map.moved) > 0
         assert len(id_map.dropped) == 80
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -284,14 +280,13 @@ def test_settings_follow_tokens_that_move(pair, tmp_path) -> None:
             json.dumps({"eos_token_id": eos, "suppress_tokens": [old]})
         )
         if outcome is None:
-            for place in ("config.json", "generation_config.json"):
-                said = f"eos_token_id in .*{place} is {lost}, a token that the new tokenizer"
-                with pytest.raises(CheckpointError, match=said):
+            for file in ("config.json", "generation_config.json"):
+                message = f"eos_token_id in .*{file} is {lost}, a token that the new tokenizer"
+                with pytest.raises(CheckpointError, match=message):
                     initialise(folder, tmp_path / "t", tmp_path / "no")
                 assert not (tmp_path / "no").exists()
-                (folder / "config.json").write_text(
-                    json.dumps(config)
-                )  # next, in the other file alone
+                # The second round has the lost token in generation_config.json alone.
+                (folder / "config.json").write_text(json.dumps(config))
         else:
             initialise(folder, tmp_path / "t", tmp_path / "out")
             for file in ("config.json", "generation_config.json"):
@@ -334,12 +329,12 @@ def test_settings_of_the_instruct_model_follow_ordinary_tokens_that_move(pair, t
 @pytest.mark.parametrize("method", ["conversion", "exact", "new-rows", "task-arithmetic"])
 @pytest.mark.parametrize(
     "before",
-    ["reserved", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("unused", "ordinary"))],
+    ["reserved", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unused", "ordinary"))],
 )
-def test_a_token_that_the_instruct_model_names_keeps_its_place(
+def test_a_token_that_the_instruct_model_names_keeps_its_id(
     before, method, tmp_path, english, russian
 ) -> None:
-    """A second row of its end of turn, under no name, would be what greedy decoding takes: it would never end."""
+    """An unnamed duplicate of the end-of-turn row would win greedy decoding: no turn would end."""
     names = {"reserved": ["<|reserved|>"], "unused": ["<|reserved|>"], "ordinary": []}[before]
     plain = byte_level_tokenizer(english + russian[:4], 400, ["<s>", "</s>", *names])
     spec = json.loads(plain.to_str())
@@ -349,12 +344,11 @@ def test_a_token_that_the_instruct_model_names_keeps_its_place(
     if before == "ordinary":
         spec["model"]["vocab"]["<|end|>"] = 400
     base = save_model(tmp_path / "base", Tokenizer.from_str(json.dumps(spec)), padding_rows=1)
-    place = 400 if before == "ordinary" else 2
-    spec["model"]["vocab"] = {n: i for n, i in spec["model"]["vocab"].items() if i != place} | {
-        "<|end|>": place
-    }
+    end = 400 if before == "ordinary" else 2
+    vocabulary = spec["model"]["vocab"]
+    spec["model"]["vocab"] = {n: i for n, i in vocabulary.items() if i != end} | {"<|end|>": end}
     entry = {
-        "id": place,
+        "id": end,
         "content": "<|end|>",
         "special": True,
         "single_word": False,
@@ -362,7 +356,7 @@ def test_a_token_that_the_instruct_model_names_keeps_its_place(
         "rstrip": False,
         "normalized": False,
     }
-    spec["added_tokens"] = [e for e in spec["added_tokens"] if e["id"] != place] + [entry]
+    spec["added_tokens"] = [e for e in spec["added_tokens"] if e["id"] != end] + [entry]
     save_model(
         tmp_path / "instruct",
         Tokenizer.from_str(json.dumps(spec)),
@@ -372,8 +366,6 @@ def test_a_token_that_the_instruct_model_names_keeps_its_place(
         template=TEMPLATE,
         padding_rows=1,
     )
-    from lep.tokenizer.write import extend_tokenizer
-
     extend_tokenizer(tmp_path / "base", [SAMPLE / "ru"], 30, tmp_path / "tokenizer")
     initialise(tmp_path / "base", tmp_path / "tokenizer", tmp_path / "adapted")
     propagate(
@@ -384,21 +376,19 @@ def test_a_token_that_the_instruct_model_names_keeps_its_place(
         PropagateSettings(method=method),
     )
     result, chat = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "instruct")
-    own, table = chat.tensor("lm_head.weight")[place], result.tensor("lm_head.weight")
-    place = 429 if before == "unused" else place  # a new token took the hole
-    assert result.vocabulary.added_ids()["<|end|>"] == place
+    instruct_row, table = chat.tensor("lm_head.weight")[end], result.tensor("lm_head.weight")
+    end = 429 if before == "unused" else end  # a new token took the unused id
+    assert result.vocabulary.added_ids()["<|end|>"] == end
     assert "<|reserved|>" not in result.tokenizer.get_vocab()
-    assert (table == own).all(1).nonzero().flatten().tolist() == [place]
-    assert (
-        json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"][0]
-        == place
-    )
-    assert result.tokenizer("Привет<|end|>")["input_ids"][-1] == place
+    assert (table == instruct_row).all(1).nonzero().flatten().tolist() == [end]
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"][0] == end
+    assert result.tokenizer("Привет<|end|>")["input_ids"][-1] == end
 
 
 @pytest.mark.parametrize("options", [{}, {"tied": True}, {"weights": True}])
 def test_fitted_rows_are_those_of_plain_least_squares(options, tmp_path, byte_level, pair) -> None:
-    """From end to end, with the intercept of the output table: `conversion` by float64 `lstsq` over all rows."""
+    """`conversion` end to end against float64 `lstsq`, with an intercept for the output table."""
     weighted, tied = options.get("weights", False), options.get("tied", False)
     base = save_model(tmp_path / "base", byte_level, tied=tied, hidden=16)
     save_model(
@@ -442,9 +432,9 @@ def test_fitted_rows_are_those_of_plain_least_squares(options, tmp_path, byte_le
         adapted_ones = torch.ones(600, 1, dtype=torch.float64)
         expected = (torch.cat([adapted, adapted_ones], 1) if centred else adapted) @ solved
         expected[specials] = family.instruct.tensor(name).double()[specials]
-        found = Checkpoint(tmp_path / "out").tensor(name)
-        torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(found, adapted.float(), atol=1e-2)
+        table = Checkpoint(tmp_path / "out").tensor(name)
+        torch.testing.assert_close(table, expected.float(), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(table, adapted.float(), atol=1e-2)
 
 
 def test_a_soft_cap_sees_the_means(pair, tmp_path) -> None:
@@ -459,7 +449,7 @@ def test_a_soft_cap_sees_the_means(pair, tmp_path) -> None:
 
 
 def test_a_saved_mapping_is_used_where_a_token_became_its_byte(tmp_path, english, russian) -> None:
-    """Vocabularies of the SentencePiece kind have a newline as a byte, others as an ordinary token."""
+    """SentencePiece vocabularies have the newline as a byte, others as an ordinary token."""
     base = byte_fallback_tokenizer(english + russian[:4], 600)
     save_model(tmp_path / "base", base)
     spec = json.loads(base.to_str())
@@ -493,7 +483,7 @@ def test_a_saved_mapping_is_used_where_a_token_became_its_byte(tmp_path, english
             adapted_mappings(source, adapted)
 
 
-# Bad input: one clear sentence, nothing written.
+# Bad input gives one clear sentence and writes nothing.
 
 
 def test_embeddings_that_were_trained_with_another_body_are_refused(
@@ -503,12 +493,15 @@ def test_embeddings_that_were_trained_with_another_body_are_refused(
     stored = load_file(adapted / "model.safetensors")
     stored["model.layers.1.mlp.up_proj.weight"] += 1e-3
     save_file(stored, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
-    said = r"model.layers.1.mlp.up_proj.weight in .*other is not that of .*base: embeddings trained with another body"
-    with pytest.raises(CheckpointError, match=said):
+    message = (
+        r"model.layers.1.mlp.up_proj.weight in .*other is not that of .*base: "
+        "embeddings trained with another body"
+    )
+    with pytest.raises(CheckpointError, match=message):
         propagate(pair["base"], pair["instruct"], tmp_path / "other", tmp_path / "out")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         make_pack(pair["base"], tmp_path / "other", tmp_path / "ru.lep")
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
 
 
 def test_an_adapter_beside_the_weights_is_not_lost(pair, adapted, tmp_path) -> None:
@@ -543,8 +536,8 @@ def test_a_damaged_padding_row_is_named(tmp_path, byte_level) -> None:
     stored = load_file(tmp_path / "model" / "model.safetensors")
     stored["lm_head.weight"][-1] = float("nan")
     save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    found = inspect_checkpoint(tmp_path / "model").record["tables"]["lm_head.weight"]["suspicious"]
-    assert found["not finite"] == {"count": 1, "first": [["", 502]]}
+    record = inspect_checkpoint(tmp_path / "model").record["tables"]["lm_head.weight"]
+    assert record["suspicious"]["not finite"] == {"count": 1, "first": [["", 502]]}
 
 
 def test_a_changed_template_is_another_model(pair, tmp_path) -> None:
@@ -559,13 +552,13 @@ def test_outputs_in_odd_places(tmp_path, monkeypatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with publishing(Path(".")) as partial:
-        (partial / "made").touch()
-    assert (tmp_path / "here" / "made").exists()
+        (partial / "file").touch()
+    assert (tmp_path / "here" / "file").exists()
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     with publishing(tmp_path / "link") as partial:
-        (partial / "made").touch()
-    assert (tmp_path / "real" / "made").exists()
+        (partial / "file").touch()
+    assert (tmp_path / "real" / "file").exists()
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "thesis").touch()
     with (
@@ -675,15 +668,15 @@ def test_nan_rows_are_refused(tmp_path, pair, byte_level) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
-def test_an_instruct_model_keeps_its_chat_template(pair, tmp_path, place) -> None:
-    """With a tokenizer that was made for its base, which has none; wherever the template is kept."""
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_an_instruct_model_keeps_its_chat_template(pair, tmp_path, file) -> None:
+    """The new tokenizer, extended from the base's, has no template."""
     shutil.copytree(pair["instruct"], tmp_path / "chat")
     expected = load_tokenizer(tmp_path / "chat").chat_template
-    if place == "tokenizer_config.json":
+    if file == "tokenizer_config.json":
         (tmp_path / "chat" / "chat_template.jinja").unlink()
-        config = json.loads((tmp_path / "chat" / place).read_text()) | {"chat_template": expected}
-        (tmp_path / "chat" / place).write_text(json.dumps(config))
+        config = json.loads((tmp_path / "chat" / file).read_text()) | {"chat_template": expected}
+        (tmp_path / "chat" / file).write_text(json.dumps(config))
     assert not load_tokenizer(pair["tokenizer"]).chat_template
     initialise(tmp_path / "chat", pair["tokenizer"], tmp_path / "out")
     assert load_tokenizer(tmp_path / "out").chat_template == expected

@@ -1,5 +1,6 @@
-"""How rows of new tokens are filled, how long they are, and which source rows training never reached."""
+"""How new rows are filled, their norms, and the source rows that training never reached."""
 
+import shutil
 from random import Random
 
 import pytest
@@ -17,7 +18,7 @@ from lep.transfer.family import Family
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import MAPPING_FILES, adapted_mappings, build_mapping, unused_rows
 
-LENGTHS = [1, 2, 3, 0]  # bytes of four source tokens; the last one is special
+LENGTHS = [1, 2, 3, 0]  # bytes of four source tokens; the last is special
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_known_rows_are_copied_whatever_the_method(method: str, pair, tmp_path) 
         mappings["output"](before["lm_head.weight"]), after["lm_head.weight"]
     )
     assert (mappings["output"].offsets.diff()[500:] == 1).all()
-    assert not mappings["output"].copies[500:].any()  # one source row, and yet another token
+    assert not mappings["output"].copies[500:].any()  # one source row, but another token
     assert (tmp_path / "out" / MAPPING_FILES["output"]).exists()
 
 
@@ -85,59 +86,51 @@ def test_rows_that_training_never_reached() -> None:
     unused = torch.zeros(100, dtype=torch.bool)
     unused[:6] = True
     table[:6] = 3 + 0.01 * torch.randn(6, 16)
-    table[40] = table[:6].mean(0)  # a token that occurs nowhere ended up beside them
+    table[40] = table[:6].mean(0)  # an unused token ends up near them
     table[50] = 0
     assert undertrained(table, unused).nonzero().flatten().tolist()[-2:] == [40, 50]
-    table[:6] = torch.randn(6, 16)  # spread out, they say nothing
+    table[:6] = torch.randn(6, 16)  # spread out, they show nothing
     assert undertrained(table, unused).nonzero().flatten().tolist() == [50]
-    assert undertrained(table, torch.zeros(100, dtype=torch.bool)).nonzero().flatten().tolist() == [
-        50
-    ]
+    none = torch.zeros(100, dtype=torch.bool)
+    assert undertrained(table, none).nonzero().flatten().tolist() == [50]
     torch.testing.assert_close(row_norms(table), table.norm(dim=1))
 
 
 def test_untrained_rows_stay_out_of_fits(pair, adapted, tmp_path) -> None:
-    import shutil
-
     shutil.copytree(pair["base"], tmp_path / "base")
     base = Checkpoint(tmp_path / "base")
     unused = unused_rows(base, 500)
-    bytes_never_used = unused.nonzero().flatten().tolist()
+    unused_bytes = unused.nonzero().flatten().tolist()
     assert all(
         base.vocabulary.tokens[i].content[0] in {0xC0, 0xC1, *range(0xF5, 256)}
-        for i in bytes_never_used
+        for i in unused_bytes
     )
     stored = load_file(tmp_path / "base" / "model.safetensors")
     victim = 300
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        stored[name][[*bytes_never_used, victim]] = 5 + 1e-3 * torch.randn(
-            len(bytes_never_used) + 1, 32
-        )
-        stored[name][victim] = stored[name][bytes_never_used].mean(0)
+        stored[name][unused_bytes] = 5 + 1e-3 * torch.randn(len(unused_bytes), 32)
+        stored[name][victim] = stored[name][unused_bytes].mean(0)
     save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     family = Family.open(tmp_path / "base", pair["instruct"], adapted)
     mapping = family.mappings["input"]
     rows = family.fit_rows("input")
-    made_of_it = [
+    descendants = [
         t for t in range(600) if victim in mapping.select(torch.tensor([t])).indices.tolist()
     ]
-    assert victim in made_of_it
-    assert not rows[made_of_it].any()
-    assert not rows[bytes_never_used].any()
+    assert victim in descendants
+    assert not rows[descendants].any()
+    assert not rows[unused_bytes].any()
     assert rows.sum() > 400
 
 
 def test_methods_fill_new_rows_from_the_pieces_of_their_tokens(pair) -> None:
-    source, target = (
-        Checkpoint(pair["base"]).vocabulary,
-        Vocabulary.of(load_tokenizer(pair["tokenizer"])),
-    )
+    source = Checkpoint(pair["base"]).vocabulary
+    target = Vocabulary.of(load_tokenizer(pair["tokenizer"]))
     pieces = source.pieces(target)
     for method in ("mean", "length-weighted", "first", "last"):
         mapping = build_mapping(source, target, 500, method)
         for row in mapping.new_rows().tolist():
-            found = mapping.select(torch.tensor([row])).indices.tolist()
-            assert found == {"first": pieces[row][:1], "last": pieces[row][-1:]}.get(
-                method, pieces[row]
-            )
+            sources = mapping.select(torch.tensor([row])).indices.tolist()
+            first, last = pieces[row][:1], pieces[row][-1:]
+            assert sources == {"first": first, "last": last}.get(method, pieces[row])
     assert build_mapping(source, source, 500, "random").equal(build_mapping(source, source, 500))

@@ -1,4 +1,4 @@
-"""The fitter against float64 least squares, its optimality, and the cases on which plain solvers fail."""
+"""The fitter against float64 least squares, its optimality, and cases where plain solvers fail."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_equals_lstsq_and_is_optimal() -> None:
     torch.testing.assert_close(linear.delta + torch.eye(16), expected, rtol=1e-9, atol=1e-10)
     residual = (linear(source) - target).norm() / target.norm()
     assert report.fitted == pytest.approx(residual.item(), rel=1e-9)
-    for _ in range(5):  # any step away from the solution is worse
+    for _ in range(5):  # every step away from the solution is worse
         other = LinearMap(
             linear.delta + 1e-3 * torch.randn(16, 16, dtype=torch.float64), linear.shift
         )
@@ -47,7 +47,7 @@ def test_report_counts_and_orders() -> None:
 
 
 def test_heldout_residual_exposes_noise() -> None:
-    # With nothing to learn, the fit explains the rows it saw and makes those it did not see worse.
+    # With nothing to learn, a fit explains the rows that it saw and spoils the others.
     torch.manual_seed(1)
     source = torch.randn(40, 16, dtype=torch.float64)
     _, report = LinearMapFitter(16).update(source, source + 0.3 * torch.randn_like(source)).fit()

@@ -1,4 +1,4 @@
-"""`VocabularyMapping` against the dense matrix it stands for."""
+"""`VocabularyMapping` against its dense matrix."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lep.transfer.mappings import read_mapping, write_mapping
 
 
 def dense(mapping: VocabularyMapping) -> torch.Tensor:
-    """The slow, obvious matrix."""
+    """The mapping as a matrix, slow and obvious."""
     matrix = torch.zeros(mapping.target_size, mapping.source_size, dtype=torch.float64)
     for row in range(mapping.target_size):
         for entry in range(int(mapping.offsets[row]), int(mapping.offsets[row + 1])):
@@ -49,7 +49,7 @@ def test_identity_is_bit_exact(dtype: torch.dtype) -> None:
 
 
 def test_worked_example_of_the_paper() -> None:
-    # Eq. 1-2: a token spelled by two old tokens starts as their mean, a repeated piece counts twice.
+    # Eq. 1-2: a token starts as the mean of its old tokens; a repeated one counts twice.
     table = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
     mapping = VocabularyMapping.from_rows([[1], [0, 1], [0, 0, 1]], source_size=2)
     assert mapping(table).tolist() == [

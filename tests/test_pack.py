@@ -1,4 +1,4 @@
-"""Language packs: what a base learned, given to models tuned from it; and what inspect and verify say."""
+"""Language packs, which give a base's learned rows to its instruct models; inspect and verify."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def trained(pair, tmp_path_factory):
 def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> None:
     pack = make_pack(pair["base"], trained, tmp_path / "ru.lep")
     assert pack.rows == {"input": 300, "output": 300}
-    for number, seed in enumerate((1, 2)):  # two models tuned from the base in different ways
+    for number, seed in enumerate((1, 2)):  # two instruct models of the base
         chat = tmp_path / f"chat{number}"
         shutil.copytree(pair["instruct"], chat)
         stored = load_file(chat / "model.safetensors")
@@ -53,15 +53,15 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
             tmp_path / f"same{number}",
             PropagateSettings(method="task-arithmetic"),
         )
-        ours, theirs = (
+        packed, propagated = (
             load_file(tmp_path / f"{n}{number}" / "model.safetensors") for n in ("out", "same")
         )
-        for name, tensor in theirs.items():
-            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+        for name, tensor in propagated.items():
+            torch.testing.assert_close(packed[name], tensor, rtol=0, atol=1e-6)
         untouched = [
             i for i in range(1, 500, 2) if i not in Checkpoint(chat).vocabulary.added_ids().values()
         ]
-        assert torch.equal(ours["lm_head.weight"][untouched], stored["lm_head.weight"][untouched])
+        assert torch.equal(packed["lm_head.weight"][untouched], stored["lm_head.weight"][untouched])
         names = ("tokenizer.json", "config.json", "generation_config.json")
         assert all(
             (tmp_path / f"out{number}" / f).read_bytes()
@@ -76,11 +76,11 @@ def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> Non
 def test_new_rows_alone(pair, trained, tmp_path) -> None:
     make_pack(pair["base"], trained, tmp_path / "ru.lep", new_only=True)
     apply_pack(tmp_path / "ru.lep", pair["instruct"], tmp_path / "out")
-    ours, chat = (
-        load_file(place / "model.safetensors") for place in (tmp_path / "out", pair["instruct"])
+    packed, chat = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair["instruct"])
     )
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        assert torch.equal(ours[name][:500], chat[name][:500])
+        assert torch.equal(packed[name][:500], chat[name][:500])
     assert (tmp_path / "ru.lep").stat().st_size < 200_000
 
 
@@ -112,9 +112,9 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
         with pytest.raises(error, match=message):
             apply_pack(tmp_path / "ru.lep", tmp_path / name, tmp_path / "out", force=True)
     (tmp_path / "cut.lep").write_bytes((tmp_path / "ru.lep").read_bytes()[:-100])
-    for place in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
+    for file in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
         with pytest.raises(CheckpointError, match="is not a language pack"):
-            apply_pack(tmp_path / place, pair["instruct"], tmp_path / "out")
+            apply_pack(tmp_path / file, pair["instruct"], tmp_path / "out")
     with pytest.raises(OutputError, match="exists already"):
         make_pack(pair["base"], trained, tmp_path / "ru.lep")
     for one, other, message in [
@@ -143,14 +143,14 @@ def test_a_pack_writes_nothing_but_the_model(pair, trained, tmp_path) -> None:
 
 def test_commands(pair, trained, tmp_path) -> None:
     def lep(*arguments) -> str:
-        done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.output
+        result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
 
     lep("pack", "--base", pair["base"], "--adapted", trained, "--output", tmp_path / "ru.lep")
     lep("apply", tmp_path / "ru.lep", "--model", pair["instruct"], "--output", tmp_path / "out")
-    said = lep("verify", pair["instruct"], tmp_path / "out", "--json", tmp_path / "v.json")
-    assert "resized: lm_head.weight 500 x 32 -> 600 x 32" in said
+    output = lep("verify", pair["instruct"], tmp_path / "out", "--json", tmp_path / "v.json")
+    assert "resized: lm_head.weight 500 x 32 -> 600 x 32" in output
     assert json.loads((tmp_path / "v.json").read_text())["counts"]["resized"] == 2
     assert "600 x 32" in lep("inspect", tmp_path / "out")
 
@@ -206,7 +206,7 @@ def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
     centre = torch.randn(32)
     for row in never:
         table[row] = centre + 1e-3 * torch.randn(32)
-    table[80] = centre  # a token that occurs nowhere stays beside the bytes that cannot occur
+    table[80] = centre  # an unused token stays near the bytes that cannot occur
     others = [
         i
         for i, t in enumerate(vocabulary.tokens)

@@ -1,4 +1,4 @@
-"""Laws of propagation on tensors: those that docs/propagation.md claims for each method, and those it denies."""
+"""Laws of propagation on tensors, both claimed and denied per method by docs/propagation.md."""
 
 from collections.abc import Callable
 from math import inf
@@ -82,8 +82,8 @@ def special(method: str) -> bool:
     instruct[:3] += 100
     without = instruct.clone()
     without[:3] = 0
-    found, other = (result(method, base, chat, adapted) for chat in (instruct, without))
-    return bits(found[:3]) == bits(instruct[:3]) and bits(found[3:]) == bits(other[3:])
+    rows, other = (result(method, base, chat, adapted) for chat in (instruct, without))
+    return bits(rows[:3]) == bits(instruct[:3]) and bits(rows[3:]) == bits(other[3:])
 
 
 LAWS: dict[str, Callable[[str], bool]] = {
@@ -98,7 +98,7 @@ LAWS: dict[str, Callable[[str], bool]] = {
 
 
 def claims() -> dict[tuple[str, str], str]:
-    """The table of laws in the documentation: (method, law) -> yes or no."""
+    """The documentation's table of laws: (method, law) -> yes or no."""
     lines = (ROOT / "docs" / "propagation.md").read_text().split("## Laws")[1].splitlines()
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -144,9 +144,9 @@ def test_a_centred_fit_is_least_squares_with_an_intercept() -> None:
     problem = Problem(base, instruct, MAPPING, FIT, centred=True)
     rows, targets = MAPPING(base)[FIT], MAPPING(instruct)[FIT]
     solution = torch.linalg.lstsq(torch.cat([rows, torch.ones(len(rows), 1)], 1), targets).solution
-    found = METHODS["conversion"](problem).new.linear_map
-    torch.testing.assert_close(found.delta + torch.eye(8), solution[:-1], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found.shift, solution[-1], rtol=1e-9, atol=1e-9)
+    linear = METHODS["conversion"](problem).new.linear_map
+    torch.testing.assert_close(linear.delta + torch.eye(8), solution[:-1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(linear.shift, solution[-1], rtol=1e-9, atol=1e-9)
 
 
 def test_weights_count_rows_as_often() -> None:
@@ -156,9 +156,9 @@ def test_weights_count_rows_as_often() -> None:
     repeated = torch.arange(80).repeat_interleave(weights.long())
     part = MAPPING.select(repeated)
     expected = METHODS["conversion"](Problem(base, instruct, part, FIT[repeated]))
-    found = METHODS["conversion"](Problem(base, instruct, MAPPING, FIT, weights=weights))
-    torch.testing.assert_close(found.new.linear_map.delta, expected.new.linear_map.delta)
-    # the rows that ridge fits on weigh what the target rows take of them
+    weighted = METHODS["conversion"](Problem(base, instruct, MAPPING, FIT, weights=weights))
+    torch.testing.assert_close(weighted.new.linear_map.delta, expected.new.linear_map.delta)
+    # Ridge weighs source rows by their shares in the target rows.
     used = MAPPING.source_weights(FIT.nonzero().flatten(), weights[FIT])
     dense = torch.zeros(80, 60, dtype=torch.float64)
     for row, pieces in enumerate(ROWS):
@@ -184,12 +184,12 @@ def test_the_penalty_is_the_best_on_heldout_rows() -> None:
         LinearMapFitter(16).update(source, source + 0.2 * (source @ turn) + 0.2 * noise).fit_ridge()
     )
     assert 0 < report.penalty < inf
-    # against the closed form
+    # The closed form.
     gram, penalty = source.T @ source, 0.1
     ridged = gram + penalty * gram.diagonal().mean() * torch.eye(16, dtype=torch.float64)
     expected = torch.linalg.solve(ridged, source.T @ noise)
-    found = LinearMapFitter(16).update(source, source + noise).fit(penalty)[0].delta
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    delta = LinearMapFitter(16).update(source, source + noise).fit(penalty)[0].delta
+    torch.testing.assert_close(delta, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_procrustes_is_the_best_scaled_rotation() -> None:
@@ -209,8 +209,8 @@ def test_procrustes_is_the_best_scaled_rotation() -> None:
     assert report.heldout < report.identity
 
 
-# Hidden size 512: the cases on which a plain solver makes rows many times worse than doing nothing does.
 def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tables of hidden size 512 on which a plain solver is many times worse than no map."""
     torch.manual_seed(0)
     hidden, rows = 512, 400 if case == "few rows" else 4_000
     source = torch.randn(rows, hidden, dtype=torch.float64)
@@ -222,15 +222,12 @@ def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         source -= source.mean(1, keepdim=True)
     elif case == "rank 400 rounded to bf16":
         source = source[:, :400] @ torch.randn(400, hidden, dtype=torch.float64) / 20
-    true = (
-        torch.eye(hidden, dtype=torch.float64)
-        + 0.01 / hidden**0.5 * torch.randn(hidden, hidden).double()
-    )
+    change = 0.01 / hidden**0.5 * torch.randn(hidden, hidden).double()
+    true = torch.eye(hidden, dtype=torch.float64) + change
     source = source.bfloat16()
     target = (source.double() @ true).bfloat16()
-    unseen = torch.randn(
-        1_000, hidden, dtype=torch.float64
-    )  # adapted rows reach directions that no row spans
+    # Adapted rows reach directions that no fitted row spans.
+    unseen = torch.randn(1_000, hidden, dtype=torch.float64)
     return source, target, unseen, unseen @ true
 
 
@@ -247,30 +244,29 @@ def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("method", ["overlap", "conversion", "ridge", "procrustes", "exact"])
 @pytest.mark.parametrize("large", [False, True])
 def test_rank_deficient_tables_do_no_harm(method: str, case: str, large: bool, monkeypatch) -> None:
-    if large:  # as at hidden sizes where products run in float32
+    if large:  # large hidden sizes use float32 products
         monkeypatch.setattr("lep.propagation.methods.FLOAT32_PRODUCTS_FROM", 512)
     source, target, adapted, expected = degenerate(case)
     mapping = VocabularyMapping.from_rows([[i] for i in range(len(source))], len(source))
     problem = Problem(source, target, mapping, torch.ones(len(source), dtype=torch.bool))
-    found = METHODS[method](problem).new.linear_map(adapted)
-    nothing = (adapted - expected).norm() / expected.norm()
-    assert 0.009 < nothing < 0.011
-    assert (found - expected).norm() / expected.norm() <= 1.2 * nothing
+    rows = METHODS[method](problem).new.linear_map(adapted)
+    identity = (adapted - expected).norm() / expected.norm()
+    assert 0.009 < identity < 0.011
+    assert (rows - expected).norm() / expected.norm() <= 1.2 * identity
 
 
 @pytest.mark.parametrize("method", ["overlap", "conversion", "ridge"])
 def test_heldout_residuals_see_no_mixture_of_rows_that_were_fitted(method: str) -> None:
-    """Where the instruct model differs from the base by noise alone, no map beats the identity on held-out rows."""
+    """If instruct and base differ by noise alone, no map beats the identity on held-out rows."""
     torch.manual_seed(0)
     base = torch.randn(300, 32, dtype=torch.float64)
     instruct = base + 0.3 * torch.randn_like(base)
     pieces = torch.randint(300, (900, 2)).tolist()
     mapping = VocabularyMapping.from_rows([[i] for i in range(300)] + pieces, 300)
-    found = METHODS[method](
-        Problem(base, instruct, mapping, torch.ones(1200, dtype=torch.bool), penalty=0.0)
-    ).report
-    assert found.heldout > 1.02 * found.identity
-    assert found.fitted < found.identity
+    fit_rows = torch.ones(1200, dtype=torch.bool)
+    report = METHODS[method](Problem(base, instruct, mapping, fit_rows, penalty=0.0)).report
+    assert report.heldout > 1.02 * report.identity
+    assert report.fitted < report.identity
 
 
 def test_tokens_of_the_instruct_model_are_appended() -> None:
@@ -289,7 +285,7 @@ def test_tokens_of_the_instruct_model_are_appended() -> None:
 def test_half_precision_tables(method: str) -> None:
     base, adapted = tables()
     instruct = (base + 0.1 * torch.randn_like(base)).bfloat16()
-    found = result(method, base.bfloat16(), instruct, adapted.float())
-    assert found.dtype == torch.bfloat16
+    half = result(method, base.bfloat16(), instruct, adapted.float())
+    assert half.dtype == torch.bfloat16
     wide = result(method, base.bfloat16().double(), instruct.double(), adapted.float().double())
-    assert (found.double() - wide).norm() < 4e-3 * wide.norm()
+    assert (half.double() - wide).norm() < 4e-3 * wide.norm()

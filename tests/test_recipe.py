@@ -168,7 +168,7 @@ def test_the_last_word_on_how_much_is_trained_counts(tmp_path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(SHORT)
     assert load_recipe(path, ["pretrain.tokens=500"]).pretrain.tokens == 500
-    with pytest.raises(RecipeError, match="both is given"):
+    with pytest.raises(RecipeError, match="both are given"):
         load_recipe(path, ["pretrain.tokens=500", "pretrain.epochs=2"])
 
 

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     # verbs: paths and settings in, files and a printable result out
-    "lep.transfer.corpus": ("build_corpus",),
+    "lep.transfer.corpus": ("build_corpus", "clean_corpus"),
     "lep.tokenizer.write": (
         "count_corpus",
         "extend_tokenizer",

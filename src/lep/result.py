@@ -1,10 +1,21 @@
 """`Result`: what a verb returns, in Python and on the command line."""
 
-from typing import Any
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
 
 
 class Result:
-    """Base of results: fields are the facts, `str` is what the command line prints and a notebook shows."""
+    """Base of results, frozen dataclasses; `str` is what a command prints and a notebook shows."""
+
+    def saved(self, path: str | Path | None) -> Self:
+        """The result itself, after its facts are written as JSON if there is a path."""
+        if path:
+            facts = getattr(self, "record", None) or asdict(self)  # type: ignore[call-overload]
+            text = json.dumps(facts, ensure_ascii=False, indent=1)
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return self
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # called by IPython
         printer.text(str(self))

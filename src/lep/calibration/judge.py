@@ -27,7 +27,7 @@ Reply with the digit alone.
 
 {conversation}
 
-Grade:"""
+Grade:"""  # noqa: E501 - the prompt's first line
 REMINDER = "Reply with one digit from 1 to 5 and nothing else."
 REPLY_TOKENS, BATCH = 16, 16
 CONCURRENT, SECONDS, TRIES = 8, 120, 4

@@ -1,146 +1,77 @@
-"""Commands that build and compare tokenizers."""
+"""Verbs that build and compare tokenizers."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Any, Literal
 
 import typer
 
-from lep.cli.common import (
-    Corpus,
-    Model,
-    Output,
-    Protect,
-    Script,
-    VocabSize,
-    app,
-    default,
-    say,
-    texts_of,
-)
+import lep
+from lep.cli.verb import Values, app, verb
 from lep.publish import check_folder
-from lep.settings import TokenizerSettings
+from lep.settings import Texts, TokenizerSettings
 
-tokenizer_app = typer.Typer(help="Build tokenizers.", no_args_is_help=True)
-app.add_typer(tokenizer_app, name="tokenizer")
-
-SCRIPT = default(TokenizerSettings, "script")
-
-
-@tokenizer_app.command("extend")
-def tokenizer_extend(
-    base: Model,
-    corpus: Corpus,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to add.")],
-    output: Output,
-    script: Script = SCRIPT,
-    method: Annotated[str, typer.Option(help="continue, or merge: the paper's way.")] = default(
-        TokenizerSettings, "method"
-    ),
-) -> None:
-    """Add tokens learned on a corpus; text without the script is tokenised as before."""
-    from lep.tokenizer.write import extend_tokenizer
-
-    say(str(extend_tokenizer(base, corpus, new_tokens, output, script=script, method=method)))
+tokenizer = typer.Typer(help="Build and compare tokenizers.", no_args_is_help=True)
+app.add_typer(tokenizer, name="tokenizer")
+Extension = Literal["continue", "merge"]
+Algorithm = Literal["bpe", "unigram"]
 
 
-@tokenizer_app.command("prune")
-def tokenizer_prune(
-    base: Model, corpus: Corpus, vocab_size: VocabSize, output: Output, protect: Protect = None
-) -> None:
+@verb(tokenizer, like=TokenizerSettings, method="How to extend; merge is the paper's way.")
+def extend(
+    base: str, corpus: list[str], new_tokens: int, output: Path, script: str, method: Extension
+) -> Any:
+    """Add tokens learned on a corpus; text in other scripts is tokenised as before."""
+    return lep.extend_tokenizer(base, corpus, new_tokens, output, script=script, method=method)
+
+
+@verb(tokenizer, like=TokenizerSettings)
+def prune(base: str, corpus: list[str], vocab_size: int, output: Path, protect: Values = ()) -> Any:
     """Drop the tokens that a corpus uses least."""
-    from lep.tokenizer.write import prune_tokenizer
-
-    say(str(prune_tokenizer(base, corpus, vocab_size, output, protect=protect or [])))
+    return lep.prune_tokenizer(base, corpus, vocab_size, output, protect=protect)
 
 
-@tokenizer_app.command("optimize")
-def tokenizer_optimize(
-    base: Model,
-    corpus: Corpus,
-    keep: Annotated[int, typer.Option(help="Tokens to keep.")],
-    vocab_size: VocabSize,
-    output: Output,
-    script: Script = SCRIPT,
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="New tokens take the freed ids; same size.")
-    ] = False,
-    protect: Protect = None,
-) -> None:
+@verb(tokenizer, like=TokenizerSettings)
+def optimize(
+    base: str,
+    corpus: list[str],
+    keep: int,
+    vocab_size: int,
+    output: Path,
+    script: str,
+    in_place: bool = False,
+    protect: Values = (),
+) -> Any:
     """Prune to the most used tokens, then extend to an exact size."""
-    from lep.tokenizer.write import optimize_tokenizer
-
-    result = optimize_tokenizer(
-        base,
-        corpus,
-        keep,
-        vocab_size,
-        output,
-        script=script,
-        in_place=in_place,
-        protect=protect or [],
-    )
-    say(str(result))
+    options = {"script": script, "in_place": in_place, "protect": protect}
+    return lep.optimize_tokenizer(base, corpus, keep, vocab_size, output, **options)
 
 
-@tokenizer_app.command("train")
-def tokenizer_train(
-    base: Model,
-    corpus: Corpus,
-    algorithm: Annotated[str, typer.Option(help="bpe or unigram.")],
-    vocab_size: VocabSize,
-    output: Output,
-) -> None:
+@verb(tokenizer, like=TokenizerSettings)
+def train(base: str, corpus: list[str], algorithm: Algorithm, vocab_size: int, output: Path) -> Any:
     """Learn a new vocabulary; special tokens and chat template are those of the base."""
-    from lep.tokenizer.write import train_tokenizer
-
-    say(str(train_tokenizer(base, corpus, algorithm, vocab_size, output)))
+    return lep.train_tokenizer(base, corpus, algorithm, vocab_size, output)
 
 
-@tokenizer_app.command("count")
-def tokenizer_count(
-    base: Model,
-    corpus: Corpus,
-    output: Annotated[Path, typer.Option(help="File to write, NAME.counts.zst.")],
-    script: Script = SCRIPT,
-    fresh: Annotated[
-        bool,
-        typer.Option(help="For lep tokenizer train: all words, as a new vocabulary cuts them."),
-    ] = False,
-) -> None:
-    """Count the words of one shard of a corpus; --corpus of extend (of train: --fresh) takes the files together."""
-    from lep.tokenizer.write import count_corpus
-
-    say(str(count_corpus(base, corpus, output, script=script, fresh=fresh)))
+@verb(tokenizer, like=TokenizerSettings, output="File to write, NAME.counts.zst.")
+def count(base: str, corpus: list[str], output: Path, script: str, fresh: bool = False) -> Any:
+    """Count the words of a part of a corpus; extend and train take such files as --corpus."""
+    return lep.count_corpus(base, corpus, output, script=script, fresh=fresh)
 
 
-@tokenizer_app.command("compare")
-def tokenizer_compare(
-    tokenizers: Annotated[
-        list[str], typer.Argument(help="Tokenizers; the first is the reference.")
-    ],
-    text: Annotated[list[str], typer.Option(help="NAME=PATH of text; once for each language.")],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures here.")
-    ] = None,
-    html_file: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with curves here.")
-    ] = None,
-) -> None:
-    """Compare tokenizers on texts: cost, reach, segmentation, speed."""
-    from lep.tokenizer.compare import compare_tokenizers
-
-    for path in (json_file, html_file):
-        if path:
-            check_folder(path)
-    comparison = compare_tokenizers(tokenizers, texts_of(text) or {})
-    if json_file:
-        json_file.write_text(
-            json.dumps(asdict(comparison), ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+@verb(tokenizer, text="NAME=PATH: text to tokenise (default: none; one is needed).")
+def compare(
+    tokenizers: list[str],
+    /,
+    text: Texts,
+    json_file: Path | None = None,
+    html_file: Path | None = None,
+) -> Any:
+    """Compare tokenizers on text: cost, reach, segmentation, speed."""
+    for path in filter(None, (json_file, html_file)):
+        check_folder(path)
+    comparison = lep.compare_tokenizers(tokenizers, text)
     if html_file:
         from lep.report.page import write_comparison
 
         write_comparison(comparison, html_file)
-    say(str(comparison))
+    return comparison.saved(json_file)

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lep.errors import RecipeError
-from lep.settings import Location, Settings, first_fault
+from lep.fields import Location, Settings, first_fault
 
 
 def joined(section: str, *names: object) -> str:

@@ -73,8 +73,8 @@ def tune(
     and output, `TrainingError` for a loss that diverges or steps that change nothing.
     """
     settings = TuneSettings.given(settings, options)
-    records = read_messages(data) + (copies or [])
-    records += copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
+    copies = copies or copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
+    records = read_messages(data) + copies
     return train_adapter(model, records, output, settings, replace(TUNING, merge=merge))
 
 

@@ -74,4 +74,4 @@ def clean_corpus(
         message = "--executor needs datatrove: install lep with its extra 'cluster'"
         raise LepError(message) from error
     run_stages([str(path) for path in paths], output, settings)
-    return CleanCorpus(output, settings.executor)
+    return CleanCorpus(output, settings.executor or "local")

@@ -1,0 +1,120 @@
+"""Verbs that train models, or that make and inspect checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import lep
+from lep.cli.verb import app, say, verb
+from lep.errors import LepError
+from lep.settings import (
+    AnswerSettings,
+    AnswerTuning,
+    CalibrateSettings,
+    InitSettings,
+    MethodSettings,
+    PretrainSettings,
+    PropagateSettings,
+    SelectSettings,
+    Texts,
+    TuneSettings,
+)
+
+
+@verb(app)
+def init(model: str, tokenizer: str, output: Path, settings: InitSettings) -> Any:
+    """Give a model a new tokenizer; rows of new tokens are combined from known rows."""
+    return lep.initialise(model, tokenizer, output, settings)
+
+
+@verb(app)
+def pretrain(model: str, corpus: list[str], output: Path, settings: PretrainSettings) -> Any:
+    """Train the embeddings and the head of a model on plain text."""
+    return lep.pretrain(model, corpus, output, settings)
+
+
+@verb(
+    app,
+    text="LANGUAGE=PATH: text of a new and an original language, for auto (default: none).",
+    prompts="Prompts (jsonl with messages), for auto (default: none).",
+    output="Folder to write; must not exist (default: none, with dry run).",
+)
+def propagate(
+    base: str,
+    instruct: str,
+    adapted: str,
+    settings: MethodSettings,
+    select: SelectSettings,
+    text: Texts,
+    output: Path | None = None,
+    prompts: str | None = None,
+    dry_run: bool = False,
+) -> Any:
+    """Carry the adapted embeddings of a base model into its instruct model."""
+    models, auto = (base, instruct, adapted), settings.method == "auto"
+    if not auto and (text or prompts or select.model_fields_set):
+        only = "--text, --prompts and their options are for --method auto"
+        raise LepError(f"{only}: leave them out with --method {settings.method}")
+    if auto and (dry_run or settings.output_method):
+        option = "--dry-run" if dry_run else "--output-method"
+        raise LepError(f"--method auto chooses for both tables: leave {option} out")
+    if auto and not (text and prompts):
+        advice = "give --text LANGUAGE=PATH (the new and an original language) and --prompts FILE"
+        raise LepError(f"--method auto chooses on text and prompts: {advice}")
+    if dry_run:
+        return lep.dry_run(*models)
+    if output is None:
+        raise LepError("there is no --output: name a folder to write, or add --dry-run")
+    if not auto:
+        return lep.propagate(*models, output, settings)
+    fixed = PropagateSettings(**settings.model_dump(exclude={"method"}))
+    from lep.selection.candidates import BodyTooLarge, weight_report
+
+    try:
+        return lep.propagate_auto(*models, output, text, prompts, fixed, select)
+    except BodyTooLarge:
+        say(weight_report(*models))
+        raise
+
+
+@verb(app, second_flags={"generation_batch": "--batch-size", "sample_seed": "--seed"})
+def answer(original: str, prompts: str, output: Path, settings: AnswerSettings) -> Any:
+    """Let the original instruct model answer prompts, and keep the good answers."""
+    return lep.answer(original, prompts, output, settings)
+
+
+@verb(app, without=AnswerSettings)
+def calibrate(
+    model: str, answers: Path, output: Path, settings: CalibrateSettings, more: AnswerTuning
+) -> Any:
+    """Teach an adapted model the answers of the original instruct model."""
+    return lep.calibrate(model, answers, output, settings, **more.keywords())
+
+
+@verb(app)
+def tune(model: str, data: str, output: Path, settings: TuneSettings, more: AnswerTuning) -> Any:
+    """Tune a model on conversations with low-rank adapters."""
+    return lep.tune(model, data, output, settings, **more.keywords())
+
+
+@verb(app, output="File to write; must not exist.")
+def pack(base: str, adapted: str, output: Path, new_only: bool = False) -> Any:
+    """Put what a base model learned into one file for all models tuned from that base."""
+    return lep.make_pack(base, adapted, output, new_only=new_only)
+
+
+@verb(app)
+def apply(pack: str, /, model: str, output: Path, force: bool = False) -> Any:
+    """Give a model the language of a pack that was made on its base."""
+    return lep.apply_pack(pack, model, output, force=force)
+
+
+@verb(app)
+def inspect(model: str, /, json_file: Path | None = None) -> Any:
+    """Show a model's tables, sizes, special tokens and suspicious rows."""
+    return lep.inspect_checkpoint(model).saved(json_file)
+
+
+@verb(app)
+def verify(before: str, after: str, /, json_file: Path | None = None) -> Any:
+    """Compare two checkpoints, tensor by tensor."""
+    return lep.compare_checkpoints(before, after).saved(json_file)
