@@ -25,8 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from lep.settings import PretrainSettings
 from lep.training.data import collate
+from lep.training.loss import chunk_loss
 from lep.training.trainable_rows import split_tables, whole_tables
-from lep.training.trainer import TablesTrainer, chunk_loss, uses_bf16
+from lep.training.trainer import TablesTrainer, uses_bf16
 
 BLOCK, HEAD = 1_024, 64
 WAYS = ("full", "plain", "embeddings", "new_rows")

@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -123,6 +124,16 @@ def save_model(
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     fast.save_pretrained(folder)
     return model
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model in one file."""
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """The names of the tensors that differ."""
+    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def kill_when(command: list[str], ready, tries: int = 1200, **options) -> None:

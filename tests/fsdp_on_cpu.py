@@ -12,9 +12,8 @@ def start_with_fsdp(self, *arguments, **options) -> None:
     start(self, *arguments, **options)
     if self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type = DistributedType.FSDP
-        if (
-            getattr(self, "fsdp_plugin", None) is None
-        ):  # a second state takes the plugin of the first one
+        # A second state takes the plugin of the first one.
+        if getattr(self, "fsdp_plugin", None) is None:
             self.fsdp_plugin = options.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
             if self.mixed_precision != "no":
                 self.fsdp_plugin.set_mixed_precision(self.mixed_precision)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SAMPLE, TEMPLATE, save_model
-from safetensors.torch import load_file
+from conftest import SAMPLE, TEMPLATE, changed, save_model, weights
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -19,75 +18,56 @@ from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
+from lep.training.loss import head_is_plain, head_loss
 from lep.training.pretrain import pretrain
 from lep.training.trainable_rows import new_token_rows, split_tables
-from lep.training.trainer import head_is_plain, head_loss
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
+from lep.transfer.propagate import initialise_instruct
 
-SETTINGS = PretrainSettings(
-    tokens=6_000,
-    learning_rate=5e-3,
-    block_size=64,
-    batch_tokens=256,
-    weight_decay=0.1,
-    checkpoints=5,
-    train="new_rows",
-)
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": 96,
-}
+SIZES = {"tokens": 6_000, "block_size": 64, "batch_tokens": 256, "checkpoints": 5}
+SETTINGS = PretrainSettings(learning_rate=5e-3, weight_decay=0.1, train="new_rows", **SIZES)
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 96}
+SHAPE |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+RU = [SAMPLE / "ru"]
 
 
 def initialised(folder: Path, tokenizer, *, in_place: bool = False, **model) -> Path:
-    save_model(folder / "model", tokenizer, **model)
+    source, extended = folder / "model", folder / "tokenizer"
+    save_model(source, tokenizer, **model)
     if in_place:
-        optimize_tokenizer(
-            folder / "model", [SAMPLE / "ru"], 450, 500, folder / "tokenizer", in_place=True
-        )
+        optimize_tokenizer(source, RU, 450, 500, extended, in_place=True)
     else:
-        extend_tokenizer(folder / "model", [SAMPLE / "ru"], 60, folder / "tokenizer")
-    initialise(folder / "model", folder / "tokenizer", folder / "initialised")
+        extend_tokenizer(source, RU, 60, extended)
+    initialise(source, extended, folder / "initialised")
     return folder / "initialised"
+
+
+SLOW = ({"tied": True}, {"dtype": torch.bfloat16}, {"padding_rows": 12})
 
 
 @pytest.mark.parametrize(
     "model",
-    [
-        {},
-        {"in_place": True},
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ({"tied": True}, {"dtype": torch.bfloat16}, {"padding_rows": 12})
-        ),
-    ],
-    ids=lambda kind: next(iter(kind), "plain"),
+    [{}, {"in_place": True}, *(pytest.param(model, marks=pytest.mark.slow) for model in SLOW)],
+    ids=lambda model: next(iter(model), "plain"),
 )
 def test_kept_rows_and_body_stay_bit_for_bit(model, byte_level, tmp_path) -> None:
     source = initialised(tmp_path, byte_level, **model)
-    result = pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
-    before, after = (
-        load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out")
-    )
+    result = pretrain(source, RU, tmp_path / "out", SETTINGS)
+    before, after = weights(source), weights(tmp_path / "out")
     tables = set(Checkpoint(source).tables.names)
-    assert {name for name in before if not torch.equal(before[name], after[name])} == tables
+    assert changed(before, after) == tables
     new = saved_mappings(Checkpoint(source))["input"].new_rows()
     for name in tables:
-        changed = (before[name] != after[name]).any(1).nonzero().flatten()
-        assert len(changed)
-        assert set(changed.tolist()) <= set(new.tolist())
+        moved = (before[name] != after[name]).any(1).nonzero().flatten()
+        assert len(moved)
+        assert set(moved.tolist()) <= set(new.tolist())
     assert result.trained_rows["input"] == len(new)
     assert result.losses[-1].loss < result.losses[0].loss
 
 
 def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, tmp_path) -> None:
     """Its own tokens come after the new ones; they are no new rows, and stay."""
-    from lep.transfer.propagate import initialise_instruct
-
     longer = Tokenizer.from_str(byte_level.to_str())
     longer.add_special_tokens(["<|own|>", "<|other|>"])
     save_model(tmp_path / "instruct", longer, seed=1, template=TEMPLATE)
@@ -97,19 +77,17 @@ def test_new_rows_of_an_instruct_model_with_tokens_of_its_own(pair, byte_level, 
     rows = new_token_rows(start)
     assert {kind: len(new) for kind, new in rows.items()} == {"input": 100, "output": 100}
     assert start.shape(start.tables.input)[0] == 502 + 100
-    pretrain(tmp_path / "start", [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "out"))
+    pretrain(tmp_path / "start", RU, tmp_path / "out", SETTINGS)
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "out")
     moved = (before[start.tables.input] != after[start.tables.input]).any(1).nonzero().flatten()
     assert set(moved.tolist()) <= set(rows["input"].tolist())
     assert len(moved)
 
 
-def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(
-    byte_level, tmp_path
-) -> None:
+def test_an_instruct_model_keeps_what_it_knew(byte_level, tmp_path) -> None:
     """Direct training of new rows: hidden states of text without new tokens stay bit-equal."""
     source = initialised(tmp_path, byte_level, template=TEMPLATE)
-    pretrain(source, [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+    pretrain(source, RU, tmp_path / "out", SETTINGS)
     ids = torch.randint(0, 500, (2, 40), generator=torch.Generator().manual_seed(0))
     states, kept = [], []
     for folder in (tmp_path / "model", tmp_path / "out"):
@@ -119,9 +97,8 @@ def test_an_instruct_model_learns_from_plain_text_and_keeps_what_it_knew(
         states.append(outputs.hidden_states[-1])
         kept.append(outputs.logits[..., :500])
     assert torch.equal(*states)
-    torch.testing.assert_close(
-        *kept, rtol=1e-5, atol=1e-6
-    )  # as exact as products of another shape are
+    # as exact as products of another shape are
+    torch.testing.assert_close(*kept, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [[90, 91, 92, 93, 94, 95], [3, 50, 7]], ids=["last", "scattered"])
@@ -156,9 +133,7 @@ def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None
     for name, part in split.items():
         torch.testing.assert_close(part.new.grad, slopes[name][order], rtol=1e-4, atol=1e-6)
     assert torch.equal(split["input"].whole(), table)
-    assert [
-        name for name, p in model.named_parameters() if p.requires_grad and "new" not in name
-    ] == []
+    assert all("new" in name for name, p in model.named_parameters() if p.requires_grad)
 
 
 def test_what_is_no_plain_lookup_is_refused() -> None:
@@ -172,5 +147,5 @@ def test_what_is_no_plain_lookup_is_refused() -> None:
 
 def test_a_model_that_does_not_say_what_is_new_is_refused(pair, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"does not say which of its rows are new .*lep init"):
-        pretrain(pair["base"], [SAMPLE / "ru"], tmp_path / "out", SETTINGS)
+        pretrain(pair["base"], RU, tmp_path / "out", SETTINGS)
     assert not list(tmp_path.iterdir())

@@ -8,51 +8,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import kill_when
-from safetensors.torch import load_file
+from conftest import SAMPLE, kill_when, weights
 
 from lep.settings import PretrainSettings
 from lep.training.pretrain import pretrain
 from lep.transfer.initialise import initialise
 
-SAMPLE = Path(__file__).parent.parent / "lab" / "text" / "train" / "ru"
-ENGINES = {
-    "ddp": {},
-    "fsdp2": {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    },
-}
+RU = SAMPLE / "ru"
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+FSDP |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+ENGINES = {"ddp": {}, "fsdp2": FSDP}
+SETTINGS = {"learning_rate": 5e-3, "block_size": 64}
 TRAINED = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def command(model: Path, output: Path, engine: str, **settings) -> list[str]:
     """`lep pretrain` in two processes on this machine, as `torchrun` starts it."""
     lep = ["-m", "lep"] if engine == "ddp" else [str(Path(__file__).parent / "fsdp_on_cpu.py")]
-    starter = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *lep,
-    ]
-    options = []
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [*starter, "--nproc-per-node", "2", *lep, "pretrain"]
+    settings = {"model": model, "corpus": RU, "output": output} | settings
     for name, value in settings.items():
-        options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return [
-        *starter,
-        "pretrain",
-        "--model",
-        str(model),
-        "--corpus",
-        str(SAMPLE),
-        *options,
-        "--output",
-        str(output),
-    ]
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
 
 
 def environment(engine: str) -> dict[str, str]:
@@ -60,12 +38,8 @@ def environment(engine: str) -> dict[str, str]:
 
 
 def launch(model: Path, output: Path, engine: str, **settings) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(model, output, engine, **settings),
-        env=environment(engine),
-        capture_output=True,
-        text=True,
-    )
+    words = command(model, output, engine, **settings)
+    return subprocess.run(words, env=environment(engine), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -82,38 +56,26 @@ def model(pair, tmp_path_factory) -> Path:
 def test_two_processes_reach_the_loss_of_one(
     model, tmp_path, engine: str, train: str, precision: str
 ) -> None:
-    settings = {
-        "tokens": 6_000,
-        "learning_rate": 5e-3,
-        "block_size": 64,
-        "batch_tokens": 512,
-        "train": train,
-    }
-    settings |= {"precision": precision}
-    expected = pretrain(model, [SAMPLE], tmp_path / "one", PretrainSettings(**settings))
-    ran = launch(model, tmp_path / "two", engine, **settings, eval_text=f"ru={SAMPLE}")
+    settings = SETTINGS | {"tokens": 6_000, "batch_tokens": 512}
+    settings |= {"train": train, "precision": precision}
+    expected = pretrain(model, [RU], tmp_path / "one", PretrainSettings(**settings))
+    ran = launch(model, tmp_path / "two", engine, **settings, eval_text=f"ru={RU}")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("nats a token") == 1  # one of them speaks
     record = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
     assert (record["processes"], expected.processes) == (2, 1)
     assert record["best_step"] == record["steps"]
-    assert record["share_of_weights_held"] == pytest.approx(
-        0.5 if engine == "fsdp2" else 1.0, abs=0.05
-    )
-    assert record["losses"][0]["loss"] == pytest.approx(
-        expected.losses[0].loss, rel=1e-4
-    )  # not rounded
-    for two_processes, one_process in zip(record["losses"], expected.losses, strict=True):
-        assert two_processes["loss"] == pytest.approx(
-            one_process.loss, rel=1e-4 if precision == "float32" else 5e-3
-        )
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    share = 0.5 if engine == "fsdp2" else 1.0
+    assert record["share_of_weights_held"] == pytest.approx(share, abs=0.05)
+    losses = [loss["loss"] for loss in record["losses"]]
+    assert losses[0] == pytest.approx(expected.losses[0].loss, rel=1e-4)  # not rounded
+    tolerance = 1e-4 if precision == "float32" else 5e-3
+    assert losses == pytest.approx([loss.loss for loss in expected.losses], rel=tolerance)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in one.items():
         if name not in TRAINED:
             assert torch.equal(two[name], tensor)
-        elif (
-            precision == "float32"
-        ):  # what bf16 rounds away, Adam's first steps make a whole step of
+        elif precision == "float32":  # Adam's first steps magnify what bf16 rounds away
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("*.partial"))
 
@@ -121,31 +83,27 @@ def test_two_processes_reach_the_loss_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: str) -> None:
-    settings = {"tokens": 20_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 256}
-    kill_when(
-        command(model, tmp_path / "killed", engine, **settings),
-        lambda: list(tmp_path.glob("killed.partial/work/trainer/checkpoint-*/trainer_state.json")),
-        env=environment(engine),
-    )
+    settings = SETTINGS | {"tokens": 20_000, "batch_tokens": 256}
+    words = command(model, tmp_path / "killed", engine, **settings)
+    states = "killed.partial/work/trainer/checkpoint-*/trainer_state.json"
+    kill_when(words, lambda: list(tmp_path.glob(states)), env=environment(engine))
     assert not (tmp_path / "killed").exists()
     for name in ("killed", "whole"):
         ran = launch(model, tmp_path / name, engine, **settings)
         assert ran.returncode == 0, ran.stderr
-    killed, whole = (
-        load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")
-    )
-    for name, tensor in whole.items():
+    killed = weights(tmp_path / "killed")
+    for name, tensor in weights(tmp_path / "whole").items():
         torch.testing.assert_close(killed[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_two_processes_sweep_as_one(model, tmp_path) -> None:
-    settings = {"tokens": 3_000, "learning_rate": 5e-3, "block_size": 64, "batch_tokens": 256}
-    ran = launch(model, tmp_path / "two", "ddp", **settings, eval_text=f"ru={SAMPLE}", sweep=True)
+    settings = SETTINGS | {"tokens": 3_000, "batch_tokens": 256}
+    ran = launch(model, tmp_path / "two", "ddp", **settings, eval_text=f"ru={RU}", sweep=True)
     assert ran.returncode == 0, ran.stderr
     record = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
-    chosen = PretrainSettings(**settings, eval_text={"ru": [str(SAMPLE)]}, sweep=True)
-    expected = pretrain(model, [SAMPLE], tmp_path / "one", chosen)
+    chosen = PretrainSettings(**settings, eval_text={"ru": [str(RU)]}, sweep=True)
+    expected = pretrain(model, [RU], tmp_path / "one", chosen)
     assert record["sweep"]["best"] == expected.sweep.best
     for rate, bits in expected.sweep.bits_per_byte.items():
         assert record["sweep"]["bits_per_byte"][rate] == pytest.approx(bits, rel=1e-4)

@@ -60,15 +60,14 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def test_a_stream_writes_what_safetensors_writes(new, chunk_bytes, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lep.checkpoint.stream.CHUNK_BYTES", chunk_bytes)
     save(MIXED, tmp_path / "old")
-    save(
-        {name: tensor.contiguous() for name, tensor in (MIXED | new).items()}, tmp_path / "expected"
-    )
+    whole = {name: tensor.contiguous() for name, tensor in (MIXED | new).items()}
+    save(whole, tmp_path / "expected")
     rewrite(tmp_path / "old", new, tmp_path / "got")
-    got, expected = load_file(tmp_path / "got"), load_file(tmp_path / "expected")
-    assert got.keys() == expected.keys()
-    for name in got:
-        assert torch.equal(got[name], expected[name])
-        assert got[name].dtype == expected[name].dtype
+    written = load_file(tmp_path / "got")
+    assert written.keys() == whole.keys()
+    for name, tensor in load_file(tmp_path / "expected").items():
+        assert torch.equal(written[name], tensor)
+        assert written[name].dtype == tensor.dtype
     rewrite(tmp_path / "old", new, tmp_path / "again")
     assert (tmp_path / "got").read_bytes() == (tmp_path / "again").read_bytes()
 
@@ -97,11 +96,9 @@ def test_rows_are_computed_when_they_are_written(tmp_path) -> None:
 
 
 BIG = """
-import json, sys, torch
+import sys, torch
 from pathlib import Path
-from transformers import AutoConfig, AutoModelForCausalLM
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.tables import Search
 from lep.checkpoint.writer import write_checkpoint
 
 folder = Path(sys.argv[1])
@@ -153,8 +150,8 @@ def test_a_large_shard_is_never_in_memory(tmp_path) -> None:
 def test_settings_and_code_are_carried_weights_and_tokenizers_are_not(tmp_path, pair) -> None:
     shutil.copytree(pair["base"], tmp_path / "model")
     kept = ["preprocessor_config.json", "modeling_own.py", "LICENSE", "chat_template.json"]
-    left = ["pytorch_model.bin", "pytorch_model.bin.index.json", "vocab.json", "x.pt"]
-    left += ["special_tokens_map.json"]
+    left = ["pytorch_model.bin", "pytorch_model.bin.index.json", "x.pt"]
+    left += ["vocab.json", "special_tokens_map.json"]
     for name in kept + left:
         (tmp_path / "model" / name).write_text("{}")
     (tmp_path / "model" / "modeling_own.py").write_text("raise RuntimeError('was run')")
@@ -194,17 +191,15 @@ def test_what_was_written_is_read_back(tmp_path, pair, monkeypatch) -> None:
 
 
 def test_nested_sizes_are_changed_and_nothing_else() -> None:
-    config = {
-        "text_config": {"hidden_size": 8, "vocab_size": 5, "vocab_size_per_layer_input": 5},
-        "eps": 1e-6,
-    }
     settings = [("text_config", "vocab_size"), ("text_config", "vocab_size_per_layer_input")]
-    assert resized_config(config, 9, settings) == {
-        "text_config": {"hidden_size": 8, "vocab_size": 9, "vocab_size_per_layer_input": 9}
-    }
-    assert resized_config({"text_config": {}}, 9, settings[:1]) == {
-        "text_config": {"vocab_size": 9}
-    }
+    before, after = (
+        {"hidden_size": 8, "vocab_size": rows, "vocab_size_per_layer_input": rows}
+        for rows in (5, 9)
+    )
+    config = {"text_config": before, "eps": 1e-6}
+    assert resized_config(config, 9, settings) == {"text_config": after}
+    expected = {"text_config": {"vocab_size": 9}}
+    assert resized_config({"text_config": {}}, 9, settings[:1]) == expected
     assert resized_config({"n_words": 5}, 9, [("n_words",)]) == {"n_words": 9}
 
 
@@ -408,25 +403,22 @@ def test_a_damaged_shard_is_seen_at_once(how, message, sharded, tmp_path, byte_l
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("shard", "message"),
     [
-        ({"lm_head.weight": "none.safetensors"}, r"lacks the shard none\.safetensors that its"),
-        (
-            {"lm_head.weight": "/etc/x.safetensors"},
-            r"names /etc/x\.safetensors, a path outside its",
-        ),
-        ({"lm_head.weight": "../x.safetensors"}, r"names \.\./x\.safetensors, a path outside its"),
-        ({"lm_head.weight": ".."}, "a path outside its folder"),
-        ({"lm_head.weight": 5}, "names 5, a path outside its folder"),
-        ({"other.weight": None}, r"says that other\.weight is in model-.*, which lacks it"),
+        ("none.safetensors", r"lacks the shard none\.safetensors that its"),
+        ("/etc/x.safetensors", r"names /etc/x\.safetensors, a path outside its"),
+        ("../x.safetensors", r"names \.\./x\.safetensors, a path outside its"),
+        ("..", "a path outside its folder"),
+        (5, "names 5, a path outside its folder"),
+        (None, r"says that other\.weight is in model-.*, which lacks it"),
     ],
 )
-def test_an_index_that_does_not_fit(change, message, tmp_path, byte_level) -> None:
+def test_an_index_that_does_not_fit(shard, message, tmp_path, byte_level) -> None:
     save_model(tmp_path / "model", byte_level, shard_size="60KB")
     path = tmp_path / "model" / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     some = next(iter(index["weight_map"].values()))
-    index["weight_map"] |= {name: shard or some for name, shard in change.items()}
+    index["weight_map"] |= {"lm_head.weight": shard} if shard else {"other.weight": some}
     path.write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=message):
         Checkpoint(tmp_path / "model")

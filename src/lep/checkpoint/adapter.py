@@ -1,4 +1,4 @@
-"""What training added to a model's body: low-rank factors that its siblings can take too."""
+"""What training added to a model's body, as low-rank factors that related models can take too."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -41,9 +41,14 @@ def saved_factors(folder: Path) -> Factors:
         raise CheckpointError(f"{path} is damaged ({error}): train the model again") from error
 
 
+def has_unmerged(folder: Path) -> bool:
+    """Whether an adapter in peft's format lies beside the weights in a model folder."""
+    return (folder / UNMERGED / "adapter_config.json").exists()
+
+
 def check_merged(model: Checkpoint) -> Checkpoint:
     """Return the model. Raises `CheckpointError` if an adapter lies beside its weights."""
-    if (model.folder / UNMERGED / "adapter_config.json").exists():
+    if has_unmerged(model.folder):
         raise CheckpointError(
             f"{model.folder} has an adapter beside its weights ({UNMERGED}), which would be lost: "
             "tune it without --no-merge, or merge the adapter with peft first"
@@ -91,22 +96,17 @@ def added(model: Checkpoint, factors: Factors) -> dict[str, Rows]:
 
     Raises `CheckpointError` where the model lacks a weight or has it in another shape.
     """
-    return {name: _sum(model, name, *pair) for name, pair in factors.items()}
+    sums = {}
+    for name, (left, right) in factors.items():
+        shape, entry = (len(left), right.shape[1]), model.entries.get(name)
+        if entry is None or entry.shape != shape:
+            trained = f"an adapter was trained for {name} of shape {list(shape)}"
+            fact = f"{model.folder} has {f'it as {list(entry.shape)}' if entry else 'none'}"
+            raise CheckpointError(f"{trained}, {fact}: give a model of the same family and size")
+        sums[name] = Rows(shape, DTYPES[entry.dtype], partial(_sum, model, name, left, right))
+    return sums
 
 
-def _sum(model: Checkpoint, name: str, left: Tensor, right: Tensor) -> Rows:
-    shape = (len(left), right.shape[1])
-    stored = model.shape(name) if name in model.entries else None
-    if stored != shape:
-        fact = f"has it as {list(stored)}" if stored else "has none"
-        raise CheckpointError(
-            f"an adapter was trained for {name} of shape {list(shape)}, and {model.folder} {fact}: "
-            "give a model of the same family and size"
-        )
-    dtype = DTYPES[model.entries[name].dtype]
-    return Rows(shape, dtype, partial(_summed, model, name, left, right))
-
-
-def _summed(model: Checkpoint, name: str, left: Tensor, right: Tensor) -> Iterator[Tensor]:
+def _sum(model: Checkpoint, name: str, left: Tensor, right: Tensor) -> Iterator[Tensor]:
     weight = model.tensor(name)
     yield (weight.float() + left @ right).to(weight.dtype)

@@ -8,7 +8,6 @@ list of names are needed, and equal sizes cannot be confused.
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +83,8 @@ class Architecture:
         names: dict[str, list[str]] = {}
         for key in sorted(stored, key=loading.dot_natural_key):
             name, _ = loading.rename_source_key(key, renamings, converters, prefix, self.tensors)
-            if name not in self.tensors and key in self.tensors:
-                name = key
-            names.setdefault(name, []).append(key)
+            renamed = name in self.tensors or key not in self.tensors
+            names.setdefault(name if renamed else key, []).append(key)
         return names
 
 
@@ -162,7 +160,9 @@ def _size_settings(config: dict[str, Any], loaded: Any, keys: list[str]) -> tupl
     """
     text, settings = loaded.get_text_config(), []
     path = next((path for path, part in _parts(loaded) if part is text), ())
-    levels = {path[:i]: reduce(_inside, path[:i], config) for i in range(len(path) + 1)}
+    levels: dict[KeyPath, dict[str, Any]] = {(): config}
+    for depth, name in enumerate(path):
+        levels[path[: depth + 1]] = levels[path[:depth]].get(name) or {}
     logits = ["unpadded_vocab_size"] if getattr(text, "unpadded_vocab_size", None) else []
     for key in keys + logits:
         synonyms = [name for name, meaning in type(text).attribute_map.items() if meaning == key]
@@ -177,7 +177,3 @@ def _size_settings(config: dict[str, Any], loaded: Any, keys: list[str]) -> tupl
         if not nested and (not written or levels[path]):
             settings.append((*path, key))
     return tuple(settings)
-
-
-def _inside(config: dict[str, Any], name: str) -> dict[str, Any]:
-    return config.get(name) or {}

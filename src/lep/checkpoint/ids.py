@@ -24,22 +24,26 @@ def remap_ids(settings: dict[str, Any], moved: dict[int, int]) -> dict[str, Any]
 
 def remap_generation_config(folder: Path, moved: dict[int, int]) -> None:
     """Replace moved token ids in the generation settings of a model folder, in place."""
-    path = folder / GENERATION
-    if moved and path.exists():
-        path.write_text(json.dumps(remap_ids(json.loads(path.read_text()), moved), indent=2) + "\n")
+    if moved and (settings := _generation(folder)):
+        text = json.dumps(remap_ids(settings, moved), indent=2) + "\n"
+        (folder / GENERATION).write_text(text)
 
 
 def check_named(model: Checkpoint, dropped: set[int]) -> None:
     """Raise `CheckpointError` when a setting of the model names one of the `dropped` tokens."""
-    path = model.folder / GENERATION
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for file, settings in (("config.json", model.config), (GENERATION, generation)):
+    files = {"config.json": model.config, GENERATION: _generation(model.folder)}
+    for file, settings in files.items():
         for name, holder, key in _ids(settings):
             if holder[key] in dropped:
                 raise CheckpointError(
                     f"{name} in {model.folder / file} is {holder[key]}, a token that the new "
                     "tokenizer lacks: protect a text that holds it, or delete the setting"
                 )
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    path = folder / GENERATION
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _ids(settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

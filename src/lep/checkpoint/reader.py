@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.stream import Entry, read_header
-from lep.checkpoint.tables import Tables, find_tables
+from lep.checkpoint.tables import Search, Tables
 from lep.errors import CheckpointError
 from lep.hub import local_folder
 from lep.tokenizer.load import load_tokenizer
@@ -33,8 +34,8 @@ class Checkpoint:
     def __init__(self, source: str | Path) -> None:
         self.folder = local_folder(source)
         self.config: dict[str, Any] = self._json("config.json")
-        self.shard_of = self._shards()
-        self.entries = self._headers()
+        indexed = (self.folder / INDEX).exists()
+        self.shard_of, self.entries = self._indexed() if indexed else self._single()
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.folder)!r})"
@@ -61,9 +62,14 @@ class Checkpoint:
         return Vocabulary.of(self.tokenizer)
 
     @cached_property
+    def architecture(self) -> Architecture:
+        """The model without weights. Raises `CheckpointError` where it cannot be built."""
+        return Architecture.probe(self.folder, self.config)
+
+    @cached_property
     def tables(self) -> Tables:
-        """The tensors with a row per token. Raises what `find_tables` raises."""
-        tables = find_tables(self.folder, self.config, self.entries)
+        """The tensors with a row per token; see `Search.tables` for what is refused."""
+        tables = Search(self.folder, self.architecture, self.entries).tables()
         for name in tables.aliases:
             if not torch.equal(self.tensor(name), self.tensor(tables.input)):
                 raise CheckpointError(
@@ -85,12 +91,9 @@ class Checkpoint:
 
     def stamp(self) -> list[Any]:
         """What changes when the checkpoint changes: names, sizes and times of its files."""
-        files = [path for pattern in STAMPED for path in sorted(self.folder.glob(pattern))]
-        stamps = [
-            [str(path.relative_to(self.folder)), path.stat().st_size, path.stat().st_mtime_ns]
-            for path in files
-            if path.is_file()
-        ]
+        paths = (path for pattern in STAMPED for path in sorted(self.folder.glob(pattern)))
+        stats = {str(p.relative_to(self.folder)): p.stat() for p in paths if p.is_file()}
+        stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
         return [str(self.folder.resolve()), stamps]
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -107,12 +110,8 @@ class Checkpoint:
         return content
 
     def _shards(self) -> dict[str, str]:
-        """The file of each tensor, by the index or the only file."""
-        index = self.folder / INDEX
-        if not index.exists():
-            self._check_single()
-            return dict.fromkeys(read_header(self.folder / SINGLE)[0], SINGLE)
-        shards = self._json(INDEX).get("weight_map")
+        """The file of each tensor, as the index says."""
+        index, shards = self.folder / INDEX, self._json(INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(f"{index} names no tensors (weight_map): download it again")
         for shard in shards.values():
@@ -124,20 +123,24 @@ class Checkpoint:
                 )
         return shards
 
-    def _headers(self) -> dict[str, Entry]:
-        shards = sorted(set(self.shard_of.values()))
+    def _indexed(self) -> tuple[dict[str, str], dict[str, Entry]]:
+        """Shard and header entry of each tensor."""
+        shard_of = self._shards()
+        shards = sorted(set(shard_of.values()))
         headers = {shard: read_header(self.folder / shard)[0] for shard in shards}
-        for name, shard in self.shard_of.items():
+        for name, shard in shard_of.items():
             if name not in headers[shard]:
                 raise CheckpointError(
                     f"{self.folder / INDEX} says that {name} is in {shard}, which lacks it: "
                     "download both again"
                 )
-        return {name: headers[shard][name] for name, shard in self.shard_of.items()}
+        return shard_of, {name: headers[shard][name] for name, shard in shard_of.items()}
 
-    def _check_single(self) -> None:
-        if (self.folder / SINGLE).exists():
-            return
+    def _single(self) -> tuple[dict[str, str], dict[str, Entry]]:
+        """The same of a folder without an index."""
+        if (path := self.folder / SINGLE).exists():
+            entries = read_header(path)[0]
+            return dict.fromkeys(entries, SINGLE), entries
         if pickles := sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES):
             raise CheckpointError(
                 f"{self.folder} has pickled weights only ({pickles[0]}), which can run code when "

@@ -98,10 +98,12 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
         return _entries(header, 8 + length, size), metadata
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        clear = isinstance(error, OSError | ValueError)
-        reason = error if clear else f"its header is damaged: {error!r}"
-        raise CheckpointError(f"{path} cannot be read ({reason}): download it again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): download it again") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read (its header is damaged: {error!r}): download it again"
+        ) from error
 
 
 def _entries(header: dict[str, Any], begin: int, size: int) -> dict[str, Entry]:
@@ -130,7 +132,8 @@ def rewrite(source: Path, replaced: Mapping[str, Tensor | Rows], target: Path) -
         name: Entry(NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)
         for name, tensor in replaced.items()
     }
-    order = sorted(layout, key=lambda name: (-_item_bytes(layout[name].dtype), name))
+    widths = {name: dtype.itemsize for name, dtype in DTYPES.items()}
+    order = sorted(layout, key=lambda name: (-widths.get(layout[name].dtype, 0), name))
     with source.open("rb") as old, target.open("wb") as new:
         new.write(_header({name: layout[name] for name in order}, {"format": "pt"} | metadata))
         for name in order:
@@ -138,10 +141,6 @@ def rewrite(source: Path, replaced: Mapping[str, Tensor | Rows], target: Path) -
                 _write_tensor(name, replaced[name], new)
             else:
                 _copy_range(old, entries[name], new)
-
-
-def _item_bytes(dtype: str) -> int:
-    return DTYPES[dtype].itemsize if dtype in DTYPES else 0
 
 
 def _header(layout: dict[str, Entry], metadata: dict[str, str]) -> bytes:
@@ -163,8 +162,9 @@ def _write_tensor(name: str, tensor: Tensor | Rows, file: IO[bytes]) -> None:
             raise ValueError(f"a chunk of {name} is {chunk.dtype}, {tensor.dtype} was promised")
         written += file.write(_bytes(chunk.detach().cpu()))
     if written != tensor.nbytes:
-        promised = f"{tensor.nbytes:,} were promised"
-        raise ValueError(f"the chunks of {name} have {written:,} bytes, {promised}")
+        raise ValueError(
+            f"the chunks of {name} have {written:,} bytes, {tensor.nbytes:,} were promised"
+        )
 
 
 def _copy_range(source: IO[bytes], entry: Entry, target: IO[bytes]) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,16 +49,6 @@ class Tables:
         return "output" if head and name.startswith(head) else "input"
 
 
-def find_tables(folder: Path, config: dict[str, Any], entries: Mapping[str, Entry]) -> Tables:
-    """The tables of a checkpoint with this config.json and these tensors.
-
-    Raises `CheckpointError` for an architecture that cannot be built or has no usable head, for a
-    vocabulary tensor that cannot be converted row by row, and for shapes that disagree with the
-    configuration.
-    """
-    return Search(folder, Architecture.probe(folder, config), entries).tables()
-
-
 @dataclass(frozen=True)
 class Search:
     """The search for the tables of one checkpoint."""
@@ -74,35 +63,32 @@ class Search:
         return self.architecture.stored_names(self.entries)
 
     def tables(self) -> Tables:
-        """Raises what `find_tables` raises."""
+        """The tables of the checkpoint.
+
+        Raises `CheckpointError` for an architecture without a usable head, for a vocabulary tensor
+        that cannot be converted row by row, and for shapes that disagree with the configuration.
+        """
         model, tensors = self.architecture.model, self.architecture.tensors
-        if model.get_output_embeddings() is None:
-            raise CheckpointError(
-                f"{self.folder} ({model.config.model_type}) has no output embeddings, which is not "
-                "supported yet"
-            )
+        head = model.get_output_embeddings()
+        if head is None:
+            architecture = f"{self.folder} ({model.config.model_type})"
+            raise CheckpointError(f"{architecture} has no output embeddings: not supported yet")
         first = self._table(model.get_input_embeddings(), "input embeddings")
-        last = self._table(model.get_output_embeddings(), "output embeddings")
-        tied = tensors[first] is tensors[last]
-        inputs, outputs = self._stored_as(first), [] if tied else self._stored_as(last)
+        last = self._table(head, "output embeddings")
+        inputs = self._stored_as(first)
+        outputs = [] if tensors[first] is tensors[last] else self._stored_as(last)
         if outputs[1:]:
-            raise CheckpointError(
-                f"{self.folder} has its output embeddings twice, as {outputs[0]} and {outputs[1]}"
-            )
+            copies = f"{outputs[0]} and {outputs[1]}"
+            raise CheckpointError(f"{self.folder} has its output embeddings twice, as {copies}")
         loaded = [name for part in self.architecture.axes for name in self.stored.get(part, [])]
         known = dict.fromkeys(loaded + self._not_loaded())
-        for part in self.architecture.axes:
-            self._check_shape(part)
+        self._check_shapes()
         self._refuse_unsupported()
         for name in known:
             self._check_dtype(name)
-        return Tables(
-            inputs[0],
-            None if tied else outputs[0],
-            tuple(inputs[1:]),
-            tuple(name for name in known if name not in (*inputs, *outputs)),
-            self.architecture.size_settings,
-        )
+        others = tuple(name for name in known if name not in (*inputs, *outputs))
+        output, sizes = next(iter(outputs), None), self.architecture.size_settings
+        return Tables(inputs[0], output, tuple(inputs[1:]), others, sizes)
 
     def _table(self, module: nn.Module, label: str) -> str:
         """The name in the model of the one vocabulary table (two axes) inside a module."""
@@ -127,54 +113,44 @@ class Search:
         same = self.architecture.names_of(self.architecture.tensors[name])
         names = [stored for part in same for stored in self.stored.get(part, [])]
         if not names:
-            raise CheckpointError(
-                f"{self.folder} has no tensor {name}: the checkpoint is incomplete, or its "
-                "tie_word_embeddings setting is wrong"
-            )
+            causes = "the checkpoint is incomplete, or its tie_word_embeddings setting is wrong"
+            raise CheckpointError(f"{self.folder} has no tensor {name}: {causes}")
         return names
 
-    def _check_shape(self, part: str) -> None:
-        axis, shape = self.architecture.axes[part], tuple(self.architecture.tensors[part].shape)
-        for name in self.stored.get(part, []):
-            if axis != 0:
-                raise CheckpointError(
-                    f"{name} of {self.folder} has the vocabulary on axis {axis} of {list(shape)}: "
-                    "only rows can be converted"
-                )
-            if self.entries[name].shape != shape:
-                raise CheckpointError(
-                    f"{name} of {self.folder} has the shape {list(self.entries[name].shape)}, its "
-                    f"config.json makes it {list(shape)}: correct the configuration, or save the "
-                    "model again"
-                )
+    def _check_shapes(self) -> None:
+        for part, axis in self.architecture.axes.items():
+            expected = list(self.architecture.tensors[part].shape)
+            for name in self.stored.get(part, []):
+                shape = list(self.entries[name].shape)
+                if axis != 0:
+                    fact = f"has the vocabulary on axis {axis} of {expected}"
+                    raise self._error(name, f"{fact}: only rows can be converted")
+                if shape != expected:
+                    fact = f"has the shape {shape}, its config.json makes it {expected}"
+                    advice = "correct the configuration, or save the model again"
+                    raise self._error(name, f"{fact}: {advice}")
 
     def _not_loaded(self) -> list[str]:
         """Tensors that the architecture does not load and that have a row per token, by size."""
         rows, loaded = self.architecture.rows, self.architecture.tensors
         names = [n for part, names in self.stored.items() if part not in loaded for n in names]
         for name in names:
-            shape = self.entries[name].shape
+            shape = list(self.entries[name].shape)
             if rows in shape[1:]:
-                raise CheckpointError(
-                    f"{name} of {self.folder}, which transformers does not load, has the shape "
-                    f"{list(shape)}, where {rows:,} seems to be the vocabulary: only rows can be "
-                    "converted"
-                )
+                fact = f"has the shape {shape}, where {rows:,} seems to be the vocabulary"
+                reason = "transformers does not load it, and only rows can be converted"
+                raise self._error(name, f"{fact}: {reason}")
         return [name for name in names if self.entries[name].shape[:1] == (rows,)]
 
     def _refuse_unsupported(self) -> None:
         for name in self.entries:
             if HASHED in name:
-                raise CheckpointError(
-                    f"{name} of {self.folder} is read by a hash of token ids, which a new "
-                    "vocabulary would scatter: such models are not supported"
-                )
+                fact = "is read by a hash of token ids, which a new vocabulary would scatter"
+                raise self._error(name, f"{fact}: such models are not supported")
         for name, setting in self.architecture.other_sizes.items():
-            raise CheckpointError(
-                f"{name} of {self.folder} has {len(self.architecture.tensors[name]):,} rows for a "
-                f"vocabulary of {self.architecture.rows:,} ({setting} in config.json): a table of "
-                "tokens with a size of its own is not supported yet"
-            )
+            size, rows = len(self.architecture.tensors[name]), self.architecture.rows
+            fact = f"has {size:,} rows for a vocabulary of {rows:,} ({setting} in config.json)"
+            raise self._error(name, f"{fact}: tables of another size are not supported yet")
 
     def _check_dtype(self, name: str) -> None:
         dtype = self.entries[name].dtype
@@ -183,6 +159,7 @@ class Search:
         reason = "give the model as it was before quantisation"
         if dtype.startswith(("I", "U", "BOOL")) and not name.endswith(".weight"):
             reason = "integers that belong to tokens cannot be mixed for a new token"
-        raise CheckpointError(
-            f"{name} of {self.folder} has a row per token and is stored as {dtype}: {reason}"
-        )
+        raise self._error(name, f"has a row per token and is stored as {dtype}: {reason}")
+
+    def _error(self, name: str, fault: str) -> CheckpointError:
+        return CheckpointError(f"{name} of {self.folder} {fault}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -54,37 +55,37 @@ def answers(
     """
     encoded = [chat_ids(tokenizer, messages, ask=True) for messages in prompts]
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
+    ends = end_tokens(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
-    if sampling is not None:
-        options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    options = {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0, "pad_token_id": pad}
+    if sampling is None:
+        options |= {"do_sample": False, "temperature": None, "top_p": None}
+    else:
+        options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
     for start in tqdm(range(0, len(order), batch_size), desc=label, disable=None, leave=False):
         batch = order[start : start + batch_size]
         if all(index in done for index in batch):
             continue
-        prompt = [torch.tensor(encoded[i]) for i in batch]
-        ids = pad_sequence(prompt, True, pad, "left")
-        mask = pad_sequence([torch.ones_like(row) for row in prompt], True, 0, "left")
+        rows = [torch.tensor(encoded[i]) for i in batch]
+        ids = pad_sequence(rows, True, pad, "left").to(model.device)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
         if sampling is not None:
             torch.manual_seed((sampling.seed << 32) + start)
-        rows = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            num_beams=1,
-            top_k=None,
-            repetition_penalty=1.0,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            **options,
-        )[:, ids.shape[1] :].tolist()
-        yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, rows, strict=True)]
+        inputs = {"input_ids": ids, "attention_mask": mask.to(model.device)}
+        written = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        answered = written[:, ids.shape[1] :].tolist()
+        yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, answered, strict=True)]
+
+
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens at which the text that a model writes ends."""
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
 
 
 def _answer(
     index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast
 ) -> Answer:
-    length = next((i for i, token in enumerate(row) if token in ends), len(row))
-    text = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-    return Answer(index, text, row[:length], finished=length < len(row))
+    ids = [*takewhile(lambda token: token not in ends, row)]
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return Answer(index, text, ids, finished=len(ids) < len(row))

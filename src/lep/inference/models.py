@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lep.checkpoint.adapter import UNMERGED
+from lep.checkpoint.adapter import UNMERGED, has_unmerged
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import file_stamps
 from lep.hub import local_folder
@@ -32,7 +32,7 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
     dtype = "auto" if device().type == "cuda" else torch.float32
     folder = checkpoint.folder
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-    if (folder / UNMERGED / "adapter_config.json").exists():
+    if has_unmerged(folder):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(folder / UNMERGED)).merge_and_unload()
@@ -55,7 +55,7 @@ class Description:
         return [str(self.folder.resolve()), fingerprint(self.config), len(self.vocabulary), files]
 
 
-def context_of(checkpoint: Checkpoint | Description) -> int:
-    """Number of tokens that the model can attend to."""
+def context_of(checkpoint: Checkpoint | Description, default: int = CONTEXT) -> int:
+    """Number of tokens that the model can attend to; `default` where it does not say so."""
     text = checkpoint.config.get("text_config") or checkpoint.config
-    return text.get("max_position_embeddings") or CONTEXT
+    return text.get("max_position_embeddings") or default

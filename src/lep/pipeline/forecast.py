@@ -17,9 +17,8 @@ from lep.result import Result
 from lep.settings import LoraSettings, TrainingSettings
 from lep.tokenizer.train import ALGORITHMS
 from lep.training.data import LARGEST_BLOCK, batch_of
-from lep.training.loss import GPU_LOSS_CHUNK
+from lep.training.loss import GPU_LOSS_CHUNK, LOGIT_SETTINGS
 from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_states
-from lep.training.trainer import LOGIT_SETTINGS
 
 UTILISATION = 0.4  # of a device's peak that training of large models reaches
 CONTEXT_TOKENS = 2_000  # that a served answer looks back on, with the old vocabulary

@@ -9,14 +9,15 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lep.checkpoint.adapter import Factors
-from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import CheckpointError
+from lep.errors import CheckpointError, LepError
 from lep.settings import LoraSettings
 from lep.training.processes import whole
+
+MERGE_TOLERANCE = 1e-3  # share of the largest logit that float32 rounding may move
 
 
 def projections(model: Any, checkpoint: Checkpoint, *, outer: bool = False) -> list[str]:
@@ -46,9 +47,7 @@ def stored_weights(model: Any, checkpoint: Checkpoint, modules: Iterable[str]) -
 
     Raises `CheckpointError` where a weight is not stored in the shape in which it is used.
     """
-    probe = Architecture.probe(checkpoint.folder, checkpoint.config)
-    stored = probe.stored_names(checkpoint.entries)
-    weights = {}
+    stored, weights = checkpoint.architecture.stored_names(checkpoint.entries), {}
     for module in modules:
         names = stored.get(f"{module}.weight", [])
         shape = tuple(model.get_submodule(module).weight.shape)
@@ -64,7 +63,7 @@ def stored_weights(model: Any, checkpoint: Checkpoint, modules: Iterable[str]) -
 def add_adapter(
     model: Any, checkpoint: Checkpoint, rank: int, alpha: float, *, outer: bool = False
 ) -> dict[str, str]:
-    """Put a float32 adapter on each of `projections`; nothing else trains then.
+    """Put a float32 adapter on each of `projections`, which then trains alone.
 
     Returns the name of each adapted weight in the checkpoint, by the name of its module. Raises
     `CheckpointError` where there is nothing to adapt, or a weight is not stored as it is used.
@@ -78,23 +77,34 @@ def add_adapter(
     return names
 
 
-def merge(model: nn.Module) -> None:
-    """Add every adapter to the weight that it is on."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            layer.merge()
+def merge(model: Any, ids: Tensor) -> float:
+    """Add every adapter to its weight; returns how far this moves the logits of `ids` (1, tokens).
+
+    Raises `LepError` when that is more than rounding, as a share of the largest logit.
+    """
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+        difference = (model(input_ids=ids).logits - expected).abs().max()
+        error = (difference / expected.abs().max()).item()
+    if error > MERGE_TOLERANCE:
+        raise LepError(
+            f"the merged model's logits differ from the adapter's by {error:.1e} of the largest one"
+        )
+    return error
 
 
 @torch.no_grad()
 def adapter_factors(model: nn.Module, names: dict[str, str]) -> Factors:
     """The two factors of what the adapter adds to each weight, by its name in the checkpoint."""
     factors = {}
-    for name, layer in model.named_modules():
-        if name in names:
-            assert isinstance(layer, LoraLayer)
-            (key,) = layer.active_adapters
-            left = whole(layer.lora_B[key].weight).float().cpu() * layer.scaling[key]
-            factors[names[name]] = (left, whole(layer.lora_A[key].weight).float().cpu())
+    for module, name in names.items():
+        layer: Any = model.get_submodule(module)
+        (key,) = layer.active_adapters
+        left = whole(layer.lora_B[key].weight).float().cpu() * layer.scaling[key]
+        factors[name] = (left, whole(layer.lora_A[key].weight).float().cpu())
     return factors
 
 

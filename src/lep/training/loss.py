@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 
 from lep.mapping import rows_at_once
+from lep.training.trainable_rows import SplitHead, current_table
 
 GPU_GRADIENT_ROWS = 1 << 14  # computed in 16 bits at once, before they are added in float32
 # Tokens per chunk. On a CPU with a vocabulary of 6,144, 256 is the fastest of 128 to 1,024, and 1.6
@@ -13,6 +15,72 @@ GPU_GRADIENT_ROWS = 1 << 14  # computed in 16 bits at once, before they are adde
 # takes longer than the products of a few hundred tokens.
 LOSS_CHUNK, GPU_LOSS_CHUNK = 256, 1_024
 LEAST_LOG = -64.0  # lower log-probabilities are near the smallest number of float32
+# What some architectures do to logits; capping cannot be seen while logits are small.
+LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def chunk_loss(trainer: Trainer) -> bool:
+    """Let the model return only the loss where labels are given, by `linear_cross_entropy`.
+
+    Body and head stay modules that are called, as the wrappers for several processes need. Changes
+    nothing, and returns False, where the logits are not plain.
+    """
+    model: Any = trainer.model
+    with trainer.accelerator.autocast():
+        if not head_is_plain(model):
+            return False
+    head = model.get_output_embeddings()
+    project, forward = head.forward, model.forward
+
+    def head_forward(hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        return project(hidden) if labels is None else head_loss(head, hidden, labels)
+
+    def loss_forward(
+        *args: Any, labels: Any = None, num_items_in_batch: Any = None, **others: Any
+    ) -> Any:
+        if labels is None:
+            return forward(*args, **others)
+        states = model.get_decoder()(*args, **others | {"use_cache": False}).last_hidden_state
+        hidden, targets = states[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        learned = targets != -100
+        total = head(hidden[learned], targets[learned])
+        count = learned.sum() if num_items_in_batch is None else num_items_in_batch
+        return {"loss": total / count}
+
+    head.forward, model.forward = head_forward, loss_forward
+    trainer.model_accepts_loss_kwargs = True
+    return True
+
+
+def head_loss(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Sum in nats of the cross-entropies of (n, h) hidden states, in the dtype of autocast."""
+    bias, device = getattr(head, "bias", None), hidden.device.type
+    if isinstance(head, SplitHead):
+        tables, position = [head.table.kept, head.table.new], head.table.position
+        labels = position[labels]
+        bias = None if bias is None else torch.empty_like(bias).index_copy_(0, position, bias)
+    else:
+        tables = [head.weight]
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return linear_cross_entropy(hidden, labels, tables, bias)
+
+
+@torch.no_grad()
+def head_is_plain(model: Any) -> bool:
+    """Whether the logits are just the head on the decoder's output, without scaling or capping."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    if decoder is None or any(getattr(config, name, None) for name in LOGIT_SETTINGS):
+        return False
+    ids = torch.arange(2, 10, device=model.device)[None] % config.vocab_size
+    hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state.float()
+    plain = hidden @ current_table(head).float().T
+    if (bias := getattr(head, "bias", None)) is not None:
+        plain = plain + bias
+    logits = model(input_ids=ids, use_cache=False).logits
+    return bool((plain - logits).abs().max() <= 0.02 * logits.abs().max())
 
 
 def linear_cross_entropy(

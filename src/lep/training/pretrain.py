@@ -14,24 +14,26 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import EarlyStoppingCallback, set_seed
 
-from lep.checkpoint.adapter import Factors, added, joined, save_factors, saved_factors
+from lep.checkpoint.adapter import Factors, added, check_merged, joined, save_factors, saved_factors
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.read import corpus_files, file_stamps
 from lep.errors import TrainingError
+from lep.inference.models import context_of
 from lep.publish import check_output, check_space, fingerprint
 from lep.settings import PretrainSettings
 from lep.training import data, lora, processes, trainable_rows
+from lep.training.heldout import HeldoutText
 from lep.training.results import PretrainResult, Sweep, write_record
 from lep.training.trainer import (
     TablesTrainer,
     load_to_train,
     look_steps,
     run,
+    state_step,
     training_arguments,
     write_trained,
 )
-from lep.training.watch import HeldoutText, state_step
 from lep.transfer.coverage import check_vocabulary
 
 STATE_COPIES = 3  # of the float32 tables in a saved state: weights and two moments
@@ -64,11 +66,11 @@ def pretrain(
             raise TrainingError(
                 f"{name} needs held-out text to look at: give eval_text (--eval-text NAME=PATH)"
             )
-    checkpoint, files = Checkpoint(model).check(), corpus_files(corpus)
+    check_output(output)
+    checkpoint, files = check_merged(Checkpoint(model).check()), corpus_files(corpus)
     check_vocabulary(corpus, checkpoint)
     files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
     key = fingerprint([checkpoint.stamp(), file_stamps(files), settings.model_dump()])
-    check_output(output)
     rows = _trained_rows(checkpoint, settings)
     names = checkpoint.tables.by_kind()
     floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
@@ -79,19 +81,20 @@ def pretrain(
     with processes.publishing_once(output, key) as folder:
         started, work = time.time(), folder / "work"
         heldout = HeldoutText(settings.eval_text, settings.eval_characters, checkpoint)
-        context = checkpoint.config.get("max_position_embeddings", data.LARGEST_BLOCK)
-        block = min(settings.block_size or data.LARGEST_BLOCK, context)
+        block = settings.block_size or data.LARGEST_BLOCK
+        block = min(block, context_of(checkpoint, block))
         with processes.main_first():
             blocks = data.packed_blocks(checkpoint, corpus, block, work / "packed", key)
         tokens = settings.budget(len(blocks) * block)
         settings = _updated(settings, tokens=tokens, epochs=None)
         settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
-        task = _Task(checkpoint, rows, blocks, block, heldout, output)
+        task = _Task(checkpoint, rows, blocks, block, heldout, output, started)
         sweep = _sweep(task, work, settings) if settings.sweep else None
         if sweep:
             settings = _updated(settings, learning_rate=sweep.best)
         result, tables, factors = task.train(work / "trainer", settings)
-        result = replace(result, seconds=round(time.time() - started, 1), sweep=sweep)
+        clear_device_cache(garbage_collection=True)
+        result = replace(result, sweep=sweep)
         if processes.is_main():
             write_trained(checkpoint, {**tables, **added(checkpoint, factors)}, folder)
             if factors := joined(saved_factors(checkpoint.folder), factors):
@@ -128,12 +131,12 @@ class _Task:
     block: int
     heldout: HeldoutText
     output: Path
+    started: float  # in seconds, as `time.time` counts
 
     def train(
         self, folder: Path, settings: PretrainSettings
     ) -> tuple[PretrainResult, dict[str, Tensor], Factors]:
         """Train once, with states in `folder`. Raises `TrainingError` when the loss diverges."""
-        started = time.time()
         set_seed(settings.seed)
         model = load_to_train(self.checkpoint, settings).requires_grad_(False)
         isolated, names = data.isolates(model), {}
@@ -151,11 +154,10 @@ class _Task:
         trainable_rows.check_frozen(before, model)
         tables = trainable_rows.stored_tables(self.checkpoint, self.rows, model)
         state, corpus_tokens = trainer.state, data.tokens_of(self.blocks)
-        if settings.eval_text and state.best_model_checkpoint is None:
-            raise TrainingError(
-                f"no state of the training at {settings.learning_rate:g} is usable: {losses[-1]}"
-            )
-        best, factors = state.best_model_checkpoint, lora.adapter_factors(model, names)
+        best = state.best_model_checkpoint
+        if settings.eval_text and best is None:
+            training = f"the training at {settings.learning_rate:g}"
+            raise TrainingError(f"no state of {training} is usable: {losses[-1]}")
         result = PretrainResult(
             tokens=round(state.epoch * corpus_tokens),
             steps=trainer.args.max_steps,
@@ -170,23 +172,19 @@ class _Task:
             losses=losses,
             best_step=state_step(best) if best else None,
             looks=self.heldout.looks(state.log_history) if best else None,
-            seconds=round(time.time() - started, 1),
+            seconds=round(time.time() - self.started, 1),
             settings=settings,
             output=self.output,
         )
-        del trainer, model, state
-        clear_device_cache(garbage_collection=True)
-        return result, tables, factors
+        return result, tables, lora.adapter_factors(model, names)
 
     def _trainer(
         self, model: Any, folder: Path, settings: PretrainSettings, *, isolated: bool
     ) -> TablesTrainer:
         blocks, count = len(self.blocks), processes.world_size()
         sequences, accumulation, steps = data.schedule(settings, self.block, blocks, count)
-        options: dict[str, Any] = {
-            "per_device_train_batch_size": sequences // accumulation // count,
-            "gradient_accumulation_steps": accumulation,
-        }
+        options: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
+        options["per_device_train_batch_size"] = sequences // accumulation // count
         if settings.schedule == "wsd":
             decay = max(1, round(settings.decay_share * steps))
             options["lr_scheduler_type"] = "warmup_stable_decay"
@@ -216,7 +214,7 @@ class _Task:
 
 
 def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> Sweep:
-    """Try a short training at each rate. Raises `TrainingError` when all diverge."""
+    """A short training at each rate. Raises `TrainingError` when all diverge."""
     rates = [share * settings.learning_rate for share in SWEPT_RATES]
     scores = {rate: _trial(task, work / f"sweep-{rate:g}", settings, rate) for rate in rates}
     by_rate = {f"{rate:g}": bits for rate, bits in scores.items()}

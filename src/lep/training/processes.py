@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,10 @@ def main_first() -> Iterator[None]:
 @contextmanager
 def publishing_once(output: Path, resume_key: str) -> Iterator[Path]:
     """`publishing` by the main process; the others get the same folder and publish nothing."""
-    if is_main():
-        with publishing(output, resume_key=resume_key) as partial:
-            wait()
-            yield partial
-            wait()
-    else:
+    write = publishing(output, resume_key=resume_key)
+    with write if is_main() else nullcontext(partial_folder(output)) as partial:
         wait()
-        yield partial_folder(output)
+        yield partial
         wait()
 
 

@@ -1,17 +1,20 @@
-"""Conversations as training samples: their ids, what is learned of them, order and batches."""
+"""Conversations as training samples: ids, the part that is learned, order and batches."""
 
 import json
 import math
 import random
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
 from lep.errors import CorpusError, LepError
+from lep.inference.models import context_of
 from lep.settings import LoraSettings
 from lep.tokenizer.chat import chat_ids
 
@@ -39,7 +42,7 @@ def encode_records(
         raise CorpusError(
             f"{checkpoint.folder} has no chat template for conversations: give an instruct model"
         )
-    limit = min(max_length, checkpoint.config.get("max_position_embeddings", max_length))
+    limit = min(max_length, context_of(checkpoint, max_length))
     ordered = sorted(records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True)))
     encoded = [_encode(checkpoint, record["messages"]) for record in ordered]
     samples = [sample for sample in encoded if len(sample.ids) <= limit]
@@ -68,14 +71,11 @@ def _encode(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> Sample:
 
 
 def batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:
-    """Optimizer steps, and the Trainer's arguments for samples in the order of `in_order`."""
+    """Optimizer steps, and the Trainer's arguments for samples as `in_order` orders them."""
     accumulation, micro = _micro_batches(settings)
     steps = max(1, round(settings.epochs * samples / (micro * accumulation)))
-    return steps, {
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
-        "train_sampling_strategy": "sequential",
-    }
+    sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    return steps, sizes | {"train_sampling_strategy": "sequential"}
 
 
 def _micro_batches(settings: LoraSettings) -> tuple[int, int]:
@@ -88,12 +88,11 @@ def in_order(samples: list[Sample], settings: LoraSettings) -> list[Sample]:
     """The samples of all epochs in random order, with samples of similar length in a micro-batch.
 
     This needs little padding, and each step still has samples of every length. The order depends
-    only on the seed, so that an interrupted training finds it again.
+    only on the seed, so that a resumed training continues in it.
     """
     rng, micro = random.Random(settings.seed), _micro_batches(settings)[1]
     epochs = [rng.sample(samples, len(samples)) for _ in range(math.ceil(settings.epochs))]
-    drawn = [sample for epoch in epochs for sample in epoch]
-    drawn = drawn[: max(1, round(settings.epochs * len(samples)))]
+    drawn = [*chain(*epochs)][: max(1, round(settings.epochs * len(samples)))]
     ordered: list[Sample] = []
     for start in range(0, len(drawn), SORTED_BATCHES * micro):
         part = drawn[start : start + SORTED_BATCHES * micro]
@@ -102,17 +101,15 @@ def in_order(samples: list[Sample], settings: LoraSettings) -> list[Sample]:
         # A short batch stays last, so that all others stay whole.
         last = [groups.pop()] if len(groups[-1]) < micro else []
         rng.shuffle(groups)
-        ordered += [sample for group in groups + last for sample in group]
+        ordered += chain(*groups, *last)
     return ordered
 
 
 def collate_answers(samples: list[Sample]) -> dict[str, Tensor]:
     """Samples as a batch: (n, longest) ids, attention mask, and labels on the answers alone."""
-    width = max(len(sample.ids) for sample in samples)
-    ids, mask = torch.zeros(2, len(samples), width, dtype=torch.int64)
-    labels = torch.full_like(ids, -100)
-    for row, sample in enumerate(samples):
-        size, learned = len(sample.ids), slice(sample.prompt_tokens, len(sample.ids))
-        ids[row, :size], mask[row, :size] = torch.tensor(sample.ids), 1
-        labels[row, learned] = ids[row, learned]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    ids = [torch.tensor(sample.ids) for sample in samples]
+    mask = pad_sequence([torch.ones_like(row) for row in ids], True)
+    labels = pad_sequence(ids, True, -100)
+    for row, sample in zip(labels, samples, strict=True):
+        row[: sample.prompt_tokens] = -100
+    return {"input_ids": pad_sequence(ids, True), "attention_mask": mask, "labels": labels}

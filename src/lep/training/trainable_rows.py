@@ -1,6 +1,5 @@
 """The rows of tables that train; and the proof that everything else stays as it was."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import sha256
 from lep.errors import CheckpointError
 from lep.training.processes import whole
 from lep.transfer.mappings import saved_mappings
@@ -76,6 +76,12 @@ class SplitHead(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
+def current_table(layer: Any) -> Tensor:
+    """The whole (V, h) table of a layer as it is now."""
+    split = isinstance(layer, SplitEmbedding | SplitHead)
+    return layer.table.whole() if split else whole(layer.weight)
+
+
 def table_layers(model: Any) -> dict[str, Any]:
     """The layers that hold the tables "input" and "output"."""
     return {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
@@ -117,16 +123,6 @@ def whole_tables(model: Any, kinds: Iterable[str]) -> None:
         weight.requires_grad_(True)
 
 
-def head_tables(head: Any) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-    """The tables of a head, its bias in their row order, and the row of each id (None: the id)."""
-    bias = getattr(head, "bias", None)
-    if not isinstance(head, SplitHead):
-        return [head.weight], bias, None
-    position = head.table.position
-    ordered = None if bias is None else torch.empty_like(bias).index_copy_(0, position, bias)
-    return [head.table.kept, head.table.new], ordered, position
-
-
 def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The rows of new tokens in each table, (n,) int64, as `lep init` saved them beside the model.
 
@@ -147,35 +143,25 @@ def stored_tables(checkpoint: Checkpoint, rows: TableRows, model: Any) -> dict[s
 
     Raises `AssertionError` when a row outside `rows` is not the checkpoint's own, bit for bit.
     """
-    stored = {}
+    stored, layers = {}, table_layers(model)
     for kind, name in checkpoint.tables.by_kind().items():
-        layer, before = table_layers(model)[kind], checkpoint.tensor(name)
-        split = isinstance(layer, SplitEmbedding | SplitHead)
-        table = layer.table.whole() if split else whole(layer.weight)
-        stored[name] = table.cpu().to(before.dtype)
+        before = checkpoint.tensor(name)
+        stored[name] = current_table(layers[kind]).cpu().to(before.dtype)
         stay = torch.ones(len(before), dtype=torch.bool).index_fill_(0, rows[kind], False)
         if not torch.equal(stored[name][stay], before[stay]):
             raise AssertionError(f"a frozen row of {name} changed during training")
     return stored
 
 
-def digest(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """SHA-256 of the bytes of each tensor, by name."""
-    tensors = ((name, tensor.detach().cpu().contiguous()) for name, tensor in named)
-    return {
-        name: hashlib.sha256(tensor.view(torch.uint8).numpy().tobytes()).hexdigest()
-        for name, tensor in tensors
-    }
-
-
 def frozen_digest(model: nn.Module) -> dict[str, str]:
-    """The digests of all parameters that do not train."""
-    return digest((name, whole(p)) for name, p in model.named_parameters() if not p.requires_grad)
+    """SHA-256 of the bytes of each parameter that does not train, by name."""
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: sha256(whole(parameter).cpu()) for name, parameter in frozen.items()}
 
 
 def check_frozen(before: Mapping[str, str], model: nn.Module) -> None:
-    """Raise `AssertionError` that names the first frozen parameter whose bytes changed."""
+    """Raise `AssertionError` with the name of the first frozen parameter whose bytes changed."""
     after = frozen_digest(model)
-    for name, value in before.items():
-        if after.get(name) != value:
+    for name, digest in before.items():
+        if after.get(name) != digest:
             raise AssertionError(f"the frozen tensor {name} changed during training")

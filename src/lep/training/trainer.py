@@ -1,9 +1,9 @@
 """Where our trainings differ from the stock Trainer."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
+    TrainerCallback,
     TrainerState,
     TrainingArguments,
 )
@@ -25,20 +26,17 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import write_checkpoint
-from lep.errors import OutputError
+from lep.errors import OutputError, TrainingError
 from lep.settings import TrainingSettings
 from lep.tokenizer.load import copy_tokenizer
-from lep.training.loss import linear_cross_entropy
+from lep.training.heldout import HeldoutText
+from lep.training.loss import chunk_loss
 from lep.training.processes import local, reshard, shard_like, whole, world_size
 from lep.training.results import Loss
-from lep.training.trainable_rows import head_tables
-from lep.training.watch import HeldoutText, StopWhenDiverging, states_in
 from lep.transfer.mappings import copy_mappings
 
 WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
-
-# What some architectures do to logits; capping cannot be seen while logits are small.
-LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+RISE, PATIENCE = 1.0, 3  # nats a token above the first loss, in so many reports: no longer noise
 
 
 class TrainedOnlyTrainer(Trainer):
@@ -46,7 +44,6 @@ class TrainedOnlyTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
-        assert self.model is not None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         tensors = {name: whole(p).cpu().contiguous() for name, p in trained.items()}
         if self.args.should_save:
@@ -90,7 +87,7 @@ class TrainedOnlyTrainer(Trainer):
 
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        parameters = dict(self.model.named_parameters())  # type: ignore[union-attr]
+        parameters = dict(self.model.named_parameters())
         for name, tensor in load_file(Path(resume_from_checkpoint) / WEIGHTS).items():
             parameters[name].copy_(shard_like(tensor, parameters[name]))
 
@@ -98,13 +95,12 @@ class TrainedOnlyTrainer(Trainer):
 class TablesTrainer(TrainedOnlyTrainer):
     """Trains tables; with held-out text, the state that is best on it is kept."""
 
-    heldout: HeldoutText | None = None
+    heldout: HeldoutText
     control: Any
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """All but the input table, which decays by rows (`create_optimizer`)."""
-        inputs = self.model.get_input_embeddings()  # type: ignore[union-attr]
-        table = {id(parameter) for parameter in inputs.parameters()}
+        table = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
         return [name for name, parameter in model.named_parameters() if id(parameter) not in table]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -114,14 +110,13 @@ class TablesTrainer(TrainedOnlyTrainer):
         return optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        assert self.heldout is not None
         with self.accelerator.autocast():
             look = self.heldout.look(self.model)
-        reshard(self.model)  # type: ignore[arg-type]
+        reshard(self.model)
         metrics = {f"eval_{name}": value for name, value in look.items()}
         self.log(metrics)
-        on_evaluate = self.callback_handler.on_evaluate
-        self.control = on_evaluate(self.args, self.state, self.control, metrics)
+        handler = self.callback_handler
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _load_best_model(self) -> None:
@@ -139,73 +134,47 @@ def decay_touched_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 rows.mul_(torch.where((slopes != 0).any(1, keepdim=True), shrunk, 1.0))
 
 
-def chunk_loss(trainer: Trainer) -> bool:
-    """Let the model return only the loss where labels are given, by `linear_cross_entropy`.
-
-    Body and head stay modules that are called, as the wrappers for several processes need. Changes
-    nothing, and returns False, where the logits are not plain.
-    """
-    model: Any = trainer.model
-    with trainer.accelerator.autocast():
-        if not head_is_plain(model):
-            return False
-    head = model.get_output_embeddings()
-    project, forward = head.forward, model.forward
-
-    def head_forward(hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        return project(hidden) if labels is None else head_loss(head, hidden, labels)
-
-    def loss_forward(
-        *args: Any, labels: Any = None, num_items_in_batch: Any = None, **others: Any
-    ) -> Any:
-        if labels is None:
-            return forward(*args, **others)
-        states = model.get_decoder()(*args, **others | {"use_cache": False}).last_hidden_state
-        hidden, targets = states[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        learned = targets != -100
-        total = head(hidden[learned], targets[learned])
-        count = learned.sum() if num_items_in_batch is None else num_items_in_batch
-        return {"loss": total / count}
-
-    head.forward, model.forward = head_forward, loss_forward
-    trainer.model_accepts_loss_kwargs = True
-    return True
-
-
-def head_loss(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Sum in nats of the cross-entropies of (n, h) hidden states, in the dtype of autocast."""
-    tables, bias, position = head_tables(head)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    rows = labels if position is None else position[labels]
-    with torch.autocast(device, enabled=False):
-        return linear_cross_entropy(hidden, rows, tables, bias)
-
-
-@torch.no_grad()
-def head_is_plain(model: Any) -> bool:
-    """Whether the logits are just the head on the decoder's output, without scaling or capping."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    config = model.config.get_text_config()
-    if decoder is None or any(getattr(config, name, None) for name in LOGIT_SETTINGS):
-        return False
-    ids = torch.arange(2, 10, device=model.device)[None] % config.vocab_size
-    tables, bias, position = head_tables(model.get_output_embeddings())
-    hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state.float()
-    plain = torch.cat([hidden @ table.float().T for table in tables], dim=-1)
-    plain = plain if bias is None else plain + bias
-    plain = plain if position is None else plain[..., position]
-    logits = model(input_ids=ids, use_cache=False).logits
-    return bool((plain - logits).abs().max() <= 0.02 * logits.abs().max())
-
-
 class QuietProgress(ProgressCallback):
     """A bar with the loss beside it, instead of a line for every log entry."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+class StopWhenDiverging(TrainerCallback):
+    """Ends a training whose loss is not a number, or stays far above the first one.
+
+    No state is saved meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.bad = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if self.first is None:
+            losses = (entry["loss"] for entry in state.log_history if "loss" in entry)
+            self.first = next(losses, loss)
+        lost = not math.isfinite(loss)
+        self.bad = self.bad + 1 if lost or loss > self.first + RISE else 0
+        if self.bad:
+            control.should_save = False  # the step of this loss has asked for a save
+        if lost or self.bad >= PATIENCE:
+            states = states_in(Path(args.output_dir))
+            kept = f"the last state before is {states[-1]}" if states else "no state had been saved"
+            raise TrainingError(
+                f"the loss went from {self.first:.2f} to {loss:.2f} nats a token by step "
+                f"{state.global_step} of {args.max_steps}: the learning rate "
+                f"{args.learning_rate:g} is too high, give a lower one; {kept}"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bad:
+            control.should_save = False
 
 
 def uses_bf16(settings: TrainingSettings) -> bool:
@@ -233,7 +202,7 @@ def training_arguments(
     """Arguments of a run of `steps` optimizer steps; `options` add to the common ones."""
     renamed = hasattr(TrainingArguments, "activation_checkpointing")  # in newer transformers
     checkpointing = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    warmup_steps = settings.warmup_steps or ceil(settings.warmup_share * steps)
+    warmup_steps = settings.warmup_steps or math.ceil(settings.warmup_share * steps)
     common = {
         "output_dir": str(folder),
         "use_cpu": not torch.cuda.is_available(),
@@ -282,11 +251,11 @@ def run(trainer: Trainer) -> list[Loss]:
         trainer.add_callback(QuietProgress)
     trainer.add_callback(StopWhenDiverging())
     last = last_state(Path(str(trainer.args.output_dir)))
-    saved = json.loads((last / STATE).read_text()) if last else {}
-    if last and saved["global_step"] >= trainer.args.max_steps:
+    state = TrainerState.load_from_json(str(last / STATE)) if last else TrainerState()
+    if last and state.global_step >= trainer.args.max_steps:
         # It was killed after its last step; train() would add one more.
-        trainer.state = TrainerState.load_from_json(str(last / STATE))
-        trainer._load_from_checkpoint(saved["best_model_checkpoint"] or str(last))
+        trainer.state = state
+        trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return [
@@ -306,6 +275,16 @@ def last_state(folder: Path) -> Path | None:
         except (OSError, ValueError):
             shutil.rmtree(state, ignore_errors=True)  # another process may have done so
     return None
+
+
+def states_in(folder: Path) -> list[Path]:
+    """The states that a Trainer saved in a folder, `checkpoint-STEP`, by step."""
+    return sorted(folder.glob("checkpoint-*"), key=state_step)
+
+
+def state_step(state: Path | str) -> int:
+    """The step of a saved state."""
+    return int(str(state).rpartition("-")[2])
 
 
 def write_trained(source: Checkpoint, changed: Mapping[str, Tensor | Rows], folder: Path) -> None:

@@ -1,16 +1,15 @@
-"""What is watched while a model trains: held-out text, and a loss that runs away."""
+"""Looks at held-out text while a model trains: likelihood, copying, use of the new tokens."""
 
 import math
-from pathlib import Path
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import windows
 from lep.corpus.read import read_documents
-from lep.errors import TrainingError
+from lep.inference.generate import end_tokens
 from lep.inference.likelihood import sequence_nats, start_token, text_nats
 from lep.training.results import Look
 from lep.transfer.mappings import saved_mappings
@@ -18,7 +17,6 @@ from lep.transfer.mappings import saved_mappings
 WINDOW_CHARACTERS, BATCH = 800, 8
 COPIES, COPY_CHARACTERS = 16, 300  # texts that are repeated, and their length
 PROMPTS, PROMPT_TOKENS, CONTINUED_TOKENS = 16, 16, 32  # for the text that the model writes itself
-RISE, PATIENCE = 1.0, 3  # nats a token above the first loss, in so many reports: no longer noise
 
 
 class HeldoutText:
@@ -43,11 +41,14 @@ class HeldoutText:
         """
         training = model.training
         model.eval()
-        metrics = {
-            name: self.bits_per_byte(model, texts, name) for name, texts in self.texts.items()
-        }
+        metrics = {}
         for name, texts in self.texts.items():
-            metrics[f"{name} copied"] = self._copied(model, texts)
+            nats = [loss for _, loss in text_nats(model, self.tokenizer, texts, BATCH, name)]
+            metrics[name] = _per_byte(nats, texts)
+            short = [text[:COPY_CHARACTERS] for text in texts[:COPIES]]
+            twice = [([self.start, *ids, *ids], 1 + len(ids)) for ids in self._encoded(short)]
+            nats = sequence_nats(model, twice, BATCH, "copied")
+            metrics[f"{name} copied"] = _per_byte(nats, short)
         if self.new_tokens:
             metrics["new tokens"] = self._new_token_share(model, next(iter(self.texts.values())))
         model.train(training)
@@ -66,16 +67,6 @@ class HeldoutText:
             if f"eval_{next(iter(self.texts))}" in entry
         ]
 
-    def bits_per_byte(self, model: Any, texts: list[str], label: str = "") -> float:
-        """Bits per UTF-8 byte of some texts."""
-        nats = [loss for _, loss in text_nats(model, self.tokenizer, texts, BATCH, label)]
-        return _per_byte(nats, texts)
-
-    def _copied(self, model: Any, texts: list[str]) -> float:
-        texts = [text[:COPY_CHARACTERS] for text in texts[:COPIES]]
-        twice = [([self.start, *ids, *ids], 1 + len(ids)) for ids in self._encoded(texts)]
-        return _per_byte(sequence_nats(model, twice, BATCH, "copied"), texts)
-
     @torch.inference_mode()
     def _new_token_share(self, model: Any, texts: list[str]) -> float:
         encoded = [ids[:PROMPT_TOKENS] for ids in self._encoded(texts[:PROMPTS])]
@@ -83,14 +74,12 @@ class HeldoutText:
         if not prompts:
             return math.nan
         ids = torch.tensor(prompts, device=model.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         options = {"do_sample": False, "max_new_tokens": CONTINUED_TOKENS, "use_cache": True}
-        mask = torch.ones_like(ids)
-        written = model.generate(
-            input_ids=ids, attention_mask=mask, pad_token_id=self.start, **options
-        )
-        end, tokens = self.tokenizer.eos_token_id, []
-        for row in written[:, ids.shape[1] :].tolist():
-            tokens += row[: row.index(end)] if end in row else row  # padding follows the end
+        written = model.generate(**inputs, pad_token_id=self.start, **options)
+        ends = end_tokens(model) | {self.tokenizer.eos_token_id}
+        rows = written[:, ids.shape[1] :].tolist()  # padding follows the end of each
+        tokens = [*chain(*(takewhile(lambda token: token not in ends, row) for row in rows))]
         return sum(token in self.new_tokens for token in tokens) / max(1, len(tokens))
 
     def _encoded(self, texts: list[str]) -> list[list[int]]:
@@ -99,48 +88,3 @@ class HeldoutText:
 
 def _per_byte(nats: list[float], texts: list[str]) -> float:
     return sum(nats) / math.log(2) / sum(len(text.encode()) for text in texts)
-
-
-class StopWhenDiverging(TrainerCallback):
-    """Ends a training whose loss is not a number, or stays far above the first one.
-
-    No state is saved meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self.first: float | None = None
-        self.bad = 0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if self.first is None:
-            losses = (entry["loss"] for entry in state.log_history if "loss" in entry)
-            self.first = next(losses, loss)
-        lost = not math.isfinite(loss)
-        self.bad = self.bad + 1 if lost or loss > self.first + RISE else 0
-        if self.bad:
-            control.should_save = False  # the step of this loss has asked for a save
-        if lost or self.bad >= PATIENCE:
-            states = states_in(Path(args.output_dir))
-            kept = f"the last state before is {states[-1]}" if states else "no state had been saved"
-            raise TrainingError(
-                f"the loss went from {self.first:.2f} to {loss:.2f} nats a token by step "
-                f"{state.global_step} of {args.max_steps}: the learning rate "
-                f"{args.learning_rate:g} is too high, give a lower one; {kept}"
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bad:
-            control.should_save = False
-
-
-def states_in(folder: Path) -> list[Path]:
-    """The states that a Trainer saved in a folder, `checkpoint-STEP`, by step."""
-    return sorted(folder.glob("checkpoint-*"), key=state_step)
-
-
-def state_step(state: Path | str) -> int:
-    """The step of a saved state."""
-    return int(str(state).rpartition("-")[2])
