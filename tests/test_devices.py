@@ -210,6 +210,7 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
 
     from lep.checkpoint.reader import Checkpoint
     from lep.training.data import collate
+    from lep.training.heldout import HeldoutText
     from lep.training.loss import chunk_loss
     from lep.training.trainable_rows import (
         new_token_rows,
@@ -218,7 +219,6 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
         whole_tables,
     )
     from lep.training.trainer import TrainedOnlyTrainer, decay_touched_rows
-    from lep.training.heldout import HeldoutText
 
     checkpoint = Checkpoint(source)
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto").requires_grad_(False)
