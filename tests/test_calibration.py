@@ -344,6 +344,6 @@ def test_faults(pair, answered, tmp_path) -> None:
         calibrate(pair["instruct"], answered, tmp_path / "out", train="new_rows")
     with pytest.raises(LepError, match="has no chat template, so it cannot be calibrated"):
         calibrate(pair["base"], answered, tmp_path / "out")
-    with pytest.raises(LepError, match="no setting 'trained': did you mean train"):
+    with pytest.raises(LepError, match="unknown key 'trained'; did you mean 'train'"):
         calibrate(pair["instruct"], answered, tmp_path / "out", trained="new_rows")
     assert not (tmp_path / "out").exists()

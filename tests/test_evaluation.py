@@ -82,7 +82,7 @@ def test_bits_per_byte_is_one_line(pair) -> None:
         f"{result.value:.4f} bits per byte (95% interval {result.low:.4f} to {result.high:.4f}, "
         f"{result.windows} windows)"
     )
-    with pytest.raises(LepError, match="did you mean characters"):
+    with pytest.raises(LepError, match="did you mean 'characters'"):
         bits_per_byte(pair["base"], [TEXT / "ru"], character=1500)
 
 
