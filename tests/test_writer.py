@@ -433,6 +433,6 @@ def test_rows_that_are_not_finite(pair, adapted, tmp_path) -> None:
     head[2, 5] = torch.inf  # an added token, whose row is carried over
     instruct = extended_copy(pair["instruct"], tmp_path / "instruct", {"lm_head.weight": head})
     settings = PropagateSettings(method="swap")
-    with pytest.raises(LepError, match=r"row 2 of lm_head.weight in .* is not finite"):
+    with pytest.raises(LepError, match=r"row 2 of lm_head.weight of .* is not finite"):
         propagate(pair["base"], instruct, adapted, tmp_path / "out", settings)
     assert not list(tmp_path.glob("out*"))
