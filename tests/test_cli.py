@@ -560,6 +560,16 @@ def test_the_verbs_of_tokenizers(pair, here, tmp_path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "").split("<body>")[1]
 
 
+TOGETHER = [([], "neither"), (["--tokens=9", "--epochs=2"], "both")]
+
+
+@pytest.mark.parametrize(("options", "given"), TOGETHER)
+def test_a_fault_of_several_options_together(options, given) -> None:
+    arguments = ["pretrain", "--model=m", "--corpus=c", "--output=o", *options]
+    with pytest.raises(LepError, match=f"^give tokens or epochs to say how long to train; {given}"):
+        app(arguments, standalone_mode=False)
+
+
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["init"], ["propagate", "--base", "x"]])
 def test_wrong_usage_has_exit_code_2(arguments) -> None:
     lep(*arguments, code=2)

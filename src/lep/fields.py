@@ -139,8 +139,8 @@ class FlatSettings:
                 section[setting.name] = value
 
         def spelling(location: Location) -> str:
-            """Of a value, or of the list or dictionary that holds it."""
-            return spellings.get(location) or spelling(location[:-1])
+            """Of a value, or of what holds it; a fault of several options together has none."""
+            return spellings.get(location) or (spelling(location[:-1]) if location else "")
 
         try:
             return self.settings.model_validate(content)
@@ -243,8 +243,8 @@ def first_fault(
     if fault["type"] == "missing":
         return Fault(location, f"the key '{name(location)}' is missing")
     if fault["type"] == "value_error":
-        prefix = f"{name(location)}: " if location else ""
-        return Fault(location, f"{prefix}{fault['ctx']['error']}")
+        label = name(location) if location else ""
+        return Fault(location, f"{label}: {fault['ctx']['error']}".removeprefix(": "))
     reason = fault["msg"][0].lower() + fault["msg"][1:].partition(", unable to")[0]
     if fault["type"] == "literal_error":
         choices = re.findall("'(.*?)'", fault["ctx"]["expected"])
