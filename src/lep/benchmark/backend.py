@@ -184,10 +184,10 @@ class Server:
         """Number of tokens of each text, and -log p in nats; answers are kept in `file`."""
         model, encode = self.completions, self.completions.tok_encode
         instances = [Instance("loglikelihood", {}, ("", text), i) for i, text in enumerate(texts)]
-        with closing(Recorded(model, lambda text: len(encode(text)), self.context, file)) as asked:
-            answers = asked.loglikelihood(instances)
-        if asked.too_long:
-            count = f"{len(asked.too_long)} of {len(texts)}"
+        with closing(Recorded(model, lambda text: len(encode(text)), self.context, file)) as saved:
+            answers = saved.loglikelihood(instances)
+        if saved.too_long:
+            count = f"{len(saved.too_long)} of {len(texts)}"
             raise LepError(f"{count} windows of text are longer than the model's context")
         counts = (len(encode(text, add_special_tokens=False)) for text in texts)
         return [(count, -nats) for count, (nats, _) in zip(counts, answers, strict=True)]
