@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-PARTITION, START_SECONDS = "cpu", 20
+PARTITION, START_SECONDS = "cpu", 60
 CONFIG = """
 ClusterName=test
 SlurmctldHost=localhost

@@ -397,7 +397,7 @@ def test_slurm_keeps_what_tasks_on_one_machine_keep(tmp_path, monkeypatch) -> No
         assert str(corpus).startswith(
             "When its jobs are done, mix and shuffle the result: lep corpus"
         )
-        wait_for_jobs(environment, 300)
+        wait_for_jobs(environment, 900)
         results = [list(read_documents([tmp_path / name])) for name in ("out", "local")]
         assert len(results[0]) == 90
         assert results[0] == results[1]
@@ -405,11 +405,11 @@ def test_slurm_keeps_what_tasks_on_one_machine_keep(tmp_path, monkeypatch) -> No
         for lost in (last, *(tmp_path / "out").glob("wiki2*")):
             lost.unlink()
         clean_corpus([tmp_path / "raw"], tmp_path / "out", **on_slurm)  # the last task only
-        wait_for_jobs(environment, 60)
+        wait_for_jobs(environment, 900)
         assert list(read_documents([tmp_path / "out"])) == results[1]
         (tmp_path / "broken.jsonl").write_text("{\n")
         clean_corpus([tmp_path / "broken.jsonl"], tmp_path / "broken", **on_slurm)
-        wait_for_jobs(environment, 60)
+        wait_for_jobs(environment, 900)
     logs = (tmp_path / "broken.work" / "logs").rglob("*.out")
     assert any("broken.jsonl, line 1: not JSON" in log.read_text() for log in logs)
     assert not (tmp_path / "broken").exists()
