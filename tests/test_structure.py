@@ -11,6 +11,8 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "lep"
 FLOORS = [
     {"errors"},
+    {"limits"},
+    {"files"},
     {"fields"},
     {"settings", "result", "publish", "hub", "mapping", "statistics"},
     {"sums"},

@@ -1,5 +1,13 @@
 """The exceptions: everything that a user can cause is a `LepError` with a complete message."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LONGEST_REASON = 300  # characters of a foreign message that are repeated
+# What a terminal may take for a command: control characters, and marks that reorder text.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 class LepError(Exception):
     """A fault that the user can fix; the command line prints it and exits with code 2."""
@@ -27,3 +35,34 @@ class RecipeError(LepError):
 
 class OutputError(LepError):
     """An output that cannot be written: it exists already, or the disk is too small."""
+
+
+def printable(text: str) -> str:
+    """Text with control characters spelled out, so that a terminal shows and does not obey them.
+
+    >>> printable("\\x1b[2J one\\ntwo")
+    '\\\\x1b[2J one\\ntwo'
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+@contextmanager
+def foreign(fault: str, advice: str, kind: type[LepError] = LepError) -> Iterator[None]:
+    """Make one sentence, `FAULT (REASON): ADVICE`, of any exception while foreign content is read.
+
+    Everything that strangers made is read inside such a block: what a broken or hostile file makes
+    a library raise cannot be listed. Raises `kind`; a `LepError` passes as it is.
+    """
+    try:
+        yield
+    except LepError:
+        raise
+    except BaseException as error:
+        # A panic of a Rust library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0][:LONGEST_REASON].rstrip(":. ")
+        if isinstance(error, MemoryError | RecursionError):
+            reason = f"it needs more {'memory' if isinstance(error, MemoryError) else 'levels'}"
+        raise kind(f"{fault} ({printable(reason)}): {advice}") from error

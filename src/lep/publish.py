@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lep.errors import LepError, OutputError
+from lep.files import write_text
 
 KEY_FILE = "lep_unfinished.json"
 
@@ -117,5 +118,5 @@ def _empty(folder: Path) -> None:
 def publish_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; replaces an older one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
+    write_text(partial, text)
     partial.replace(path)

@@ -1,9 +1,10 @@
 """`Result`: what a verb returns, in Python and on the command line."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
+
+from lep.files import write_json
 
 
 class Result:
@@ -13,8 +14,7 @@ class Result:
         """The result itself, after its facts are written as JSON if there is a path."""
         if path:
             facts = getattr(self, "record", None) or asdict(self)  # type: ignore[call-overload]
-            text = json.dumps(facts, ensure_ascii=False, indent=1)
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            write_json(Path(path), facts, indent=1)
         return self
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # called by IPython

@@ -13,6 +13,7 @@ from lep.calibration.judge import Conversation, grades, load_judge
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError
+from lep.files import write_json
 from lep.inference.generate import Answer, Sampling, answers
 from lep.inference.models import load_model
 from lep.publish import check_output, fingerprint, publishing
@@ -98,7 +99,7 @@ def answer(
         write_records(partial / ANSWERS, map(vars, records))
         kept = [{"messages": record.messages} for record in records if not record.dropped]
         write_records(partial / KEPT, kept)
-        (partial / COUNTS).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+        write_json(partial / COUNTS, counts, indent=1)
     run.path.unlink()
     return Answers(counts, output)
 

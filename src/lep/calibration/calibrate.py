@@ -1,6 +1,5 @@
 """Train the adapted model on the original instruct model's own answers, and on copying."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import copy_records
 from lep.corpus.read import read_messages, read_records
 from lep.errors import CheckpointError, CorpusError
+from lep.files import read_json
 from lep.settings import CalibrateSettings
 from lep.training.results import TuneResult
 from lep.training.samples import Records
@@ -47,7 +47,7 @@ def calibrate(
             f"{model} has no chat template, so it cannot be calibrated: give an instruct model"
         )
     copies = copies or copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
-    facts = {"answers": json.loads((answers / COUNTS).read_text()), "copy_tasks": len(copies)}
+    facts = {"answers": read_json(answers / COUNTS), "copy_tasks": len(copies)}
     every = [record for _, record in read_records(answers / ANSWERS)]
     scope = replace(NEW_ROWS if settings.train == "new_rows" else CALIBRATION, merge=merge)
     records = read_messages(answers / KEPT) + copies

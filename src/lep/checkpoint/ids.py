@@ -1,6 +1,5 @@
 """Token ids that configurations name, when ids move."""
 
-import json
 import re
 from collections.abc import Iterator
 from copy import deepcopy
@@ -9,6 +8,7 @@ from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
+from lep.files import read_json, write_json
 
 ID_SETTING = re.compile(r"token_ids?$|token_index$|suppress_tokens$|bad_words_ids$")
 GENERATION = "generation_config.json"
@@ -25,8 +25,7 @@ def remap_ids(settings: dict[str, Any], moved: dict[int, int]) -> dict[str, Any]
 def remap_generation_config(folder: Path, moved: dict[int, int]) -> None:
     """Replace moved token ids in the generation settings of a model folder, in place."""
     if moved and (settings := _generation(folder)):
-        text = json.dumps(remap_ids(settings, moved), indent=2) + "\n"
-        (folder / GENERATION).write_text(text)
+        write_json(folder / GENERATION, remap_ids(settings, moved), indent=2)
 
 
 def check_named(model: Checkpoint, dropped: set[int]) -> None:
@@ -43,7 +42,7 @@ def check_named(model: Checkpoint, dropped: set[int]) -> None:
 
 def _generation(folder: Path) -> dict[str, Any]:
     path = folder / GENERATION
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, CheckpointError) if path.exists() else {}
 
 
 def _ids(settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

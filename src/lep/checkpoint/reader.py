@@ -1,6 +1,5 @@
 """`Checkpoint`: a folder of safetensors, a configuration and a tokenizer, read lazily."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.stream import Entry, read_header
 from lep.checkpoint.tables import Search, Tables
 from lep.errors import CheckpointError
+from lep.files import read_json
 from lep.hub import local_folder
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -100,14 +100,7 @@ class Checkpoint:
         path = self.folder / name
         if not path.exists():
             raise CheckpointError(f"{self.folder} has no {name}: it is not a model folder")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not JSON ({error}): copy the file again") from error
-        if not isinstance(content, dict):
-            form = type(content).__name__
-            raise CheckpointError(f"{path} holds a {form}, not an object: copy the file again")
-        return content
+        return read_json(path, CheckpointError)
 
     def _shards(self) -> dict[str, str]:
         """The file of each tensor, as the index says."""

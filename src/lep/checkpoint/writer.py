@@ -1,6 +1,5 @@
 """Write a checkpoint that differs from another one in some tensors only."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 from lep.checkpoint.reader import INDEX, Checkpoint
 from lep.checkpoint.stream import NAMES, Rows, read_header, rewrite
 from lep.errors import CheckpointError
+from lep.files import read_json, write_json
 from lep.publish import KEY_FILE, check_space, existing_parent
 
 # Copied: settings, licences, code (never run here). The caller writes the tokenizer.
@@ -46,8 +46,7 @@ def write_checkpoint(
         for file in source.folder.glob(pattern):
             if file.is_file() and not any(map(file.match, NOT_CARRIED)):
                 shutil.copyfile(file, output / file.name)
-    text = json.dumps(source.config | (config or {}), indent=2, ensure_ascii=False)
-    (output / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_json(output / "config.json", source.config | (config or {}), indent=2)
 
 
 def resized_config(
@@ -107,7 +106,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_index(source: Checkpoint, replaced: Replaced, output: Path) -> None:
     if (path := source.folder / INDEX).exists():
-        index = json.loads(path.read_text())
+        index = read_json(path, CheckpointError)
         if "total_size" in index.get("metadata", {}):
             index["metadata"]["total_size"] += _growth(source, replaced)
-        (output / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(output / INDEX, index, indent=2)

@@ -27,6 +27,7 @@ from lep.corpus.duplicates import shingles, words_of
 from lep.corpus.prepare import sections
 from lep.corpus.read import corpus_files, read_file
 from lep.errors import LepError, OutputError
+from lep.files import read_text, write_text
 from lep.publish import check_output, fingerprint
 from lep.settings import ClusterSettings
 
@@ -94,8 +95,8 @@ def _begun(paths: list[str], output: Path, settings: ClusterSettings) -> Path:
     if not begun.exists():
         check_output(output)
         folder.mkdir(parents=True)
-        begun.write_text(key)
-    elif begun.read_text() != key:
+        write_text(begun, key)
+    elif read_text(begun) != key:
         raise OutputError(
             f"{folder} was begun with other files, another language or number of tasks: "
             f"give the same ones to continue, or delete it and {output}"

@@ -1,6 +1,5 @@
 """The sheet of a corpus: what happened to its documents, counted while it is built."""
 
-import json
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from lep.corpus.boilerplate import BoilerplateReport
 from lep.corpus.clean import FILTERS
 from lep.corpus.duplicates import EXACT, NEAR
 from lep.corpus.read import SHEET, Document
+from lep.files import write_json, write_text
 from lep.result import Result
 from lep.settings import BuildSettings
 
@@ -62,9 +62,8 @@ class Corpus(Result):
         del record["output"]
         if self.coverage is None:
             del record["coverage"]
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        (folder / SHEET).write_text(text + "\n", encoding="utf-8")
-        (folder / "sheet.md").write_text(self.table() + "\n", encoding="utf-8")
+        write_json(folder / SHEET, record, indent=1)
+        write_text(folder / "sheet.md", self.table() + "\n")
 
     def table(self) -> str:
         """Documents of each source by outcome, in Markdown."""

@@ -1,6 +1,5 @@
 """Evaluate several models side by side into one folder."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from lep.evaluation.score import Material, Paths, model_records, summarise, wind
 from lep.evaluation.spans import Messages
 from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
+from lep.files import write_json, write_text
 from lep.hub import short_names
 from lep.inference.models import Description, load_model
 from lep.publish import fingerprint, publishing
@@ -165,8 +165,8 @@ def _records(
 def _write(result: Comparison, records: dict[str, list[Record]], folder: Path) -> None:
     scores = {name: list(map(asdict, each)) for name, each in result.scores.items()}
     rows = [row.record() for row in result.rows]
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-    (folder / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "table.txt").write_text(result.table + "\n")
+    write_json(folder / "scores.json", scores, indent=1)
+    write_json(folder / "comparison.json", rows, indent=1)
+    write_text(folder / "table.txt", result.table + "\n")
     lines = ({"model": name} | encode(record) for name, each in records.items() for record in each)
     write_records(folder / "records.jsonl", lines)

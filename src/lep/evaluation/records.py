@@ -1,13 +1,13 @@
 """The records behind every score; only this module encodes and decodes their form on disk."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from lep.benchmark.harness import BenchmarkRecord
-from lep.corpus.read import write_records
+from lep.corpus.read import read_records, write_records
+from lep.files import parse_json, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +136,9 @@ def save_records(path: Path, records: Iterable[Record]) -> None:
 
 def load_records(path: Path) -> list[Record]:
     """All records of a `records.jsonl`."""
-    with path.open(encoding="utf-8") as lines:
-        return [decode(json.loads(line)) for line in lines]
+    return [decode(record) for _, record in read_records(path)]
 
 
 def load_scores(path: Path) -> list[Score]:
     """The scores of a `scores.json` of one model."""
-    return [Score(**score) for score in json.loads(path.read_text(encoding="utf-8"))]
+    return [Score(**score) for score in parse_json(read_text(path), str(path))]

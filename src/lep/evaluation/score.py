@@ -1,6 +1,5 @@
 """Score one model: every score with count, unit and interval, and a record behind each."""
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from lep.corpus.tasks import TaskItem, make_tasks
 from lep.evaluation.measures import figure, measures
 from lep.evaluation.records import Record, Score, TaskRecord, TextRecord, save_records
 from lep.evaluation.spans import Messages, answer_nats, greedy_answers
+from lep.files import write_json
 from lep.inference.generate import Answer
 from lep.inference.likelihood import text_nats
 from lep.inference.models import load_model
@@ -39,8 +39,7 @@ class Evaluation:
 
     def write(self, folder: Path) -> None:
         """Write `scores.json` and `records.jsonl`."""
-        scores = json.dumps([asdict(score) for score in self.scores], indent=1)
-        (folder / "scores.json").write_text(scores + "\n")
+        write_json(folder / "scores.json", [asdict(score) for score in self.scores], indent=1)
         save_records(folder / "records.jsonl", self.records)
 
 

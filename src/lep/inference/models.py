@@ -1,6 +1,5 @@
 """Load a checkpoint for inference."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lep.checkpoint.adapter import UNMERGED, has_unmerged
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import file_stamps
+from lep.errors import CheckpointError
+from lep.files import read_json
 from lep.hub import local_folder
 from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
@@ -44,8 +45,7 @@ class Description:
 
     def __init__(self, source: str | Path) -> None:
         self.folder = local_folder(source, weights=False)
-        text = (self.folder / "config.json").read_text(encoding="utf-8")
-        self.config: dict[str, Any] = json.loads(text)
+        self.config = read_json(self.folder / "config.json", CheckpointError)
         self.tokenizer = load_tokenizer(self.folder)
         self.vocabulary = Vocabulary.of(self.tokenizer)
 

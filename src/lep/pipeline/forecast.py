@@ -1,6 +1,5 @@
 """What a recipe takes and saves, before anything is loaded: tokens, hours, memory, disk."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from lep.checkpoint.architecture import Architecture
 from lep.errors import LepError
+from lep.files import read_json
 from lep.hub import local_folder
 from lep.pipeline.recipe import Grid, Recipe
 from lep.pipeline.recipe_file import load_grid
@@ -59,7 +59,7 @@ class Shape:
     @classmethod
     def of(cls, folder: Path) -> "Shape":
         """Raises `CheckpointError` if the folder holds no causal language model."""
-        probed = Architecture.probe(folder, json.loads((folder / "config.json").read_text()))
+        probed = Architecture.probe(folder, read_json(folder / "config.json"))
         model, text = probed.model, probed.model.config.get_text_config()
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         tables = {id(module.weight) for module in ends}

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from lep.errors import RecipeError
 from lep.fields import Location, first_fault
+from lep.files import read_text
 from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
 
 Checked = TypeVar("Checked", Recipe, GridSettings)
@@ -84,7 +85,7 @@ class Draft:
         if not path.is_file():
             raise RecipeError(f"there is no recipe {path}: check the path")
         try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+            node = yaml.compose(read_text(path, RecipeError), Loader=_Loader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"{path} is not valid YAML: {reason}") from error

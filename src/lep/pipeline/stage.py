@@ -14,6 +14,7 @@ from typing import IO, Any, TypeAlias
 
 import lep
 from lep.errors import OutputError
+from lep.files import read_json, write_text
 from lep.publish import fingerprint
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
@@ -131,7 +132,7 @@ class Runner:
         if not work.exists():  # it exists if a run was killed just before it took its name
             stage.action(work, self.folder.of)
         self.seconds[name] = round(time.time() - started, 1)
-        (work / MANIFEST).write_text(self._manifest(stage))
+        write_text(work / MANIFEST, self._manifest(stage))
         if folder.exists():
             (folder / MANIFEST).unlink(missing_ok=True)  # half deleted is not up to date
             shutil.rmtree(folder)
@@ -166,7 +167,7 @@ def built_stages(folder: Path) -> dict[str, str]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a stage recorded about itself; empty if it is not there, or just being replaced."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        return read_json(folder / MANIFEST)
     except FileNotFoundError:
         return {}
 

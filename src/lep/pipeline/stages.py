@@ -1,6 +1,5 @@
 """The stages of a run, one function each: from its inputs to what it builds."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lep.corpus.copies import Text
 from lep.corpus.prepare import Split, drawn, prepare, sample, sections
 from lep.corpus.read import Document, corpus_files, read_documents, read_records, write_records
 from lep.evaluation.score import score_model
+from lep.files import write_json
 from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import FolderOf, Source, Stage
 from lep.publish import fingerprint, publishing
@@ -270,7 +270,7 @@ def write_corpus(text: Files, heldout: Files, output: Path, settings: CorpusSett
                 write_documents(partial / f"{code}.{side}.jsonl", documents)
                 characters = count_characters(documents)
                 counts[f"{code}.{side}"] = {"sections": len(documents), "characters": characters}
-        (partial / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+        write_json(partial / "counts.json", counts, indent=1)
 
 
 def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSettings) -> Split:

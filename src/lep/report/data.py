@@ -1,6 +1,5 @@
 """What the page of a run shows, gathered from the run's folder."""
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
@@ -10,6 +9,7 @@ from typing import Any
 from lep.corpus.read import read_documents
 from lep.evaluation.records import Score, TaskRecord, load_records
 from lep.evaluation.table import benchmark_table, cells, lower_is_better, text_table
+from lep.files import read_json
 from lep.report.grid import grid_blocks, grid_text
 from lep.report.run_record import CellRecord, RunRecord, read_scores
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
@@ -87,7 +87,7 @@ def losses(folder: Path, stages: Iterable[str]) -> dict[str, list[dict[str, floa
     """The logged training losses of each stage that trains."""
     names = {stage: LOSS_FILES.get(stage.partition("-")[0], "") for stage in stages}
     files = {stage: folder / stage / "lep" / name for stage, name in names.items()}
-    return {s: json.loads(f.read_text())["losses"] for s, f in files.items() if f.is_file()}
+    return {s: read_json(f)["losses"] for s, f in files.items() if f.is_file()}
 
 
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
     return [
         {"method": method, "table": table, "file": file} | fit
         for method, file in files.items()
-        for table, fit in json.loads((folder / file).read_text())["fit"].items()
+        for table, fit in read_json(folder / file)["fit"].items()
     ]
 
 
@@ -115,5 +115,5 @@ def examples(folder: Path, cell: CellRecord) -> list[dict[str, Any]]:
 
 def changes(folder: Path) -> dict[str, Any]:
     """Counts of kept, new and dropped tokens, and the first that were learned."""
-    record = json.loads((folder / "tokenizer" / CHANGES_FILE).read_text())
+    record = read_json(folder / "tokenizer" / CHANGES_FILE)
     return record | {"tokens": record.get("tokens", [])[:SHOWN_TOKENS]}

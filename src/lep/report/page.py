@@ -1,6 +1,5 @@
 """Write the pages of a run and of a comparison of tokenizers; each is one self-contained file."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from lep import __version__
 from lep.evaluation.table import benchmark_table
+from lep.files import read_json, write_text
 from lep.publish import publish_text
 from lep.report import data
 from lep.report.grid import columns_of, grid_blocks
@@ -47,7 +47,7 @@ def run_page(folder: Path, run: RunRecord) -> str:
         fits=data.fits(folder, cell.recipe["propagate"]),
         losses=loss_figure(data.losses(folder, run.seconds)),
         benchmark=benchmark_table(folder, cell.instruct_models),
-        counts=json.loads((folder / "corpus" / "counts.json").read_text()),
+        counts=read_json(folder / "corpus" / "counts.json"),
         plotly=get_plotlyjs(),
     )
 
@@ -68,7 +68,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     ]
     curves = line_figure(lines, "new tokens", "symbols per token") if lines else ""
     page = render("tokenizers.html", record=comparison, curves=curves, plotly=get_plotlyjs())
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def render(template: str, **values: Any) -> str:

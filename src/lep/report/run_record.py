@@ -7,6 +7,7 @@ from typing import Any
 
 from lep.errors import CheckpointError
 from lep.evaluation.records import Score, load_scores
+from lep.files import read_json
 from lep.publish import publish_text
 
 
@@ -38,7 +39,7 @@ class RunRecord:
         path, advice = folder / "run.json", "finish the run first (lep run RECIPE.yaml)"
         if not path.is_file():
             raise CheckpointError(f"{folder} has no run.json: {advice}")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         seconds, cells = values.pop("seconds"), values.get("cells", [values])
         return cls(seconds, [CellRecord(**cell) for cell in cells])
 

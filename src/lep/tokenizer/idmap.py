@@ -1,9 +1,9 @@
 """Where each token id went when a vocabulary changed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lep.files import read_json, write_json
 from lep.tokenizer.vocabulary import Vocabulary
 
 ID_MAP_FILE = "id_map.json"
@@ -55,12 +55,12 @@ class IdMap:
             "dropped": self.dropped,
             "new": self.new,
         }
-        path.write_text(json.dumps(record) + "\n")
+        write_json(path, record)
 
     @classmethod
     def load(cls, path: Path) -> "IdMap":
         """Read what `save` wrote."""
-        record = json.loads(path.read_text())
+        record = read_json(path)
         moved, dropped = dict(record["moved"]), set(record["dropped"])
         target = [None if i in dropped else moved.get(i, i) for i in range(record["source_size"])]
         return cls(tuple(target), record["target_size"])

@@ -1,6 +1,5 @@
 """Load tokenizers verbatim, and write them so that every loader gives the same ids."""
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.errors import CheckpointError, TokenizerError
+from lep.files import read_json, write_json
 from lep.hub import local_folder
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -55,7 +55,7 @@ def write_tokenizer(
     """
     output.mkdir(parents=True, exist_ok=True)
     _copy(CARRIED_FILES, like, output)
-    (output / TOKENIZER).write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    write_json(output / TOKENIZER, spec)
     settings = _special_names(tokenizer or load_tokenizer(like)) | _read_config(output)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("added_tokens_decoder", None)  # tokenizer.json has it, with the right ids
@@ -111,12 +111,11 @@ def _copy(names: Iterable[str], source: Path, output: Path) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, TokenizerError) if path.exists() else {}
 
 
 def _write_config(folder: Path, settings: dict[str, Any]) -> None:
-    text = json.dumps(settings, ensure_ascii=False, indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, settings, indent=2)
 
 
 def _special_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:

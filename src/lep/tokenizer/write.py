@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from lep.corpus.read import Paths, stream_texts
 from lep.errors import CorpusError, LepError, TokenizerError
+from lep.files import write_json
 from lep.hub import local_folder
 from lep.publish import check_folder, check_output, publishing
 from lep.result import Result
@@ -281,8 +282,7 @@ class _Source:
         )
         with publishing(self.output) as partial:
             write_tokenizer(json.loads(tokenizer.to_str()), self.folder, partial)
-            record = json.dumps(change.record(), ensure_ascii=False, indent=1)
-            (partial / CHANGES_FILE).write_text(record + "\n", encoding="utf-8")
+            write_json(partial / CHANGES_FILE, change.record(), indent=1)
             id_map.save(partial / ID_MAP_FILE)
             check_loaders(partial, [text[:2000] for text in texts[:20]])
         return change

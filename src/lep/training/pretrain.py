@@ -1,6 +1,5 @@
 """Continued pre-training on plain text: the tables train, the body is frozen (section 3.4)."""
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.read import corpus_files, file_stamps
 from lep.errors import TrainingError
+from lep.files import parse_json, read_text, write_json
 from lep.inference.models import context_of
 from lep.publish import check_output, check_space, fingerprint
 from lep.settings import PretrainSettings
@@ -233,7 +233,7 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
     """
     file = folder.with_name(f"{folder.name}.json")
     if file.exists():
-        return json.loads(file.read_text())
+        return parse_json(read_text(file), str(file))
     tokens = max(1, round(SWEPT_SHARE * settings.budget(0)))
     short = _updated(settings, tokens=tokens, learning_rate=rate, checkpoints=1)
     try:
@@ -243,7 +243,7 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
         bits = None
     clear_device_cache(garbage_collection=True)
     if processes.is_main():
-        file.write_text(json.dumps(bits))
+        write_json(file, bits)
         shutil.rmtree(folder, ignore_errors=True)
     processes.wait()
     return bits

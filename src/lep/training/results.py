@@ -1,9 +1,9 @@
 """What a training returns; the same facts are written beside the model."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lep.files import write_json
 from lep.result import Result
 from lep.settings import LoraSettings, PretrainSettings
 
@@ -101,7 +101,7 @@ def write_record(result: PretrainResult | TuneResult, file: Path) -> None:
     record = asdict(result, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
     del record["output"]
     record["settings"] = result.settings.model_dump()
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(file, record, indent=1)
 
 
 def _summary(result: PretrainResult | TuneResult) -> str:

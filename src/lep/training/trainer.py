@@ -1,6 +1,5 @@
 """Where our trainings differ from the stock Trainer."""
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -26,7 +25,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import write_checkpoint
-from lep.errors import OutputError, TrainingError
+from lep.errors import LepError, OutputError, TrainingError
+from lep.files import read_json
 from lep.settings import TrainingSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.heldout import HeldoutText
@@ -270,9 +270,9 @@ def last_state(folder: Path) -> Path | None:
     for state in reversed(states_in(folder)):
         try:
             (state / WEIGHTS).stat()  # a state of an older version has other files
-            json.loads((state / STATE).read_text())  # what the Trainer writes last
+            read_json(state / STATE)  # what the Trainer writes last
             return state
-        except (OSError, ValueError):
+        except (OSError, LepError):
             shutil.rmtree(state, ignore_errors=True)  # another process may have done so
     return None
 

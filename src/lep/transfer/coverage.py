@@ -1,6 +1,5 @@
 """Choose a corpus in which every new token has its contexts, instead of all of a stream."""
 
-import json
 from collections.abc import Iterable
 from itertools import compress
 from pathlib import Path
@@ -11,6 +10,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import SHEET, Document, corpus_files
 from lep.corpus.sheet import CoverageReport
 from lep.errors import CheckpointError, CorpusError
+from lep.files import read_json
 from lep.transfer.mappings import saved_mappings
 
 AT_ONCE = 500  # texts that are encoded together
@@ -69,7 +69,7 @@ def check_vocabulary(paths: Iterable[str | Path], checkpoint: Checkpoint) -> Non
     vocabulary = checkpoint.vocabulary.fingerprint()
     for folder in sorted({file.parent for file in corpus_files(paths)}):
         sheet = folder / SHEET
-        record = json.loads(sheet.read_text(encoding="utf-8")) if sheet.exists() else {}
+        record = read_json(sheet, CorpusError) if sheet.exists() else {}
         covered = record.get("coverage", {}).get("vocabulary", vocabulary)
         if covered != vocabulary:
             raise CorpusError(

@@ -1,6 +1,5 @@
 """Give a model a new tokenizer: every row of the new tables is a mixture of known rows."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from lep.checkpoint.adapter import ADAPTER, check_merged
 from lep.checkpoint.reader import Checkpoint
+from lep.files import write_json
 from lep.hub import local_folder
 from lep.publish import check_output
 from lep.result import Result
@@ -63,8 +63,7 @@ def initialise(
         keep_chat_template(source.folder, partial)  # also with a tokenizer made for the base
         if (source.folder / ADAPTER).exists():  # what the body learned, for later propagations
             shutil.copyfile(source.folder / ADAPTER, partial / ADAPTER)
-        record = json.dumps(settings.model_dump() | counts, indent=2)
-        (partial / INIT_FILE).write_text(record + "\n")
+        write_json(partial / INIT_FILE, settings.model_dump() | counts, indent=2)
 
     write_model(source, tensors, output, moved, mappings, add_files=add_files)
     return Initialised(output, **counts)

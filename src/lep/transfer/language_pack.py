@@ -20,6 +20,7 @@ from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256
 from lep.errors import CheckpointError, OutputError, TokenizerError
+from lep.files import read_json
 from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks, rows_at_once
 from lep.publish import check_output
 from lep.result import Result
@@ -271,7 +272,7 @@ def _history(folder: Path) -> dict[str, Any]:
     records = {}
     for name in ("init", "pretrain"):
         if (path := folder / "lep" / f"{name}.json").exists():
-            records[name] = json.loads(path.read_text())
+            records[name] = read_json(path, CheckpointError)
             records[name].pop("losses", None)
     return records
 

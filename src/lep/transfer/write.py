@@ -7,6 +7,7 @@ from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
+from lep.files import write_text
 from lep.mapping import VocabularyMapping
 from lep.publish import publishing
 from lep.tokenizer.idmap import IdMap
@@ -73,7 +74,7 @@ def write_recipient(
     def add_files(folder: Path) -> None:
         write_tokenizer(recipient.tokenizer_spec(), model.folder, folder, model.tokenizer)
         for name, content in notes.items():
-            (folder / "lep" / name).write_text(content, encoding="utf-8")
+            write_text(folder / "lep" / name, content)
 
     texts = ["".join([*model.vocabulary.added_ids()][:8])]
     write_model(model, replaced, output, moved, mappings, add_files=add_files, texts=texts)

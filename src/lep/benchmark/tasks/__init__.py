@@ -25,7 +25,10 @@ def task_names() -> tuple[str, ...]:
 @cache
 def groups() -> dict[str, tuple[str, list[str]]]:
     """Title and tasks of each group, in the order of the paper's tables."""
-    files = [yaml.safe_load(path.read_text()) for path in (FOLDER / "groups").glob("*.yaml")]
+    files = [
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in (FOLDER / "groups").glob("*.yaml")
+    ]
     known = {group["group"]: (group["group_alias"], group["task"]) for group in files}
     return {name: known[name] for name in known[EVERYTHING][1]}
 

@@ -1,0 +1,71 @@
+"""Read files that anybody may have made, and write text the same way under every locale."""
+
+import json
+import re
+import stat
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from lep.errors import LepError, foreign
+from lep.limits import JSON_BYTES
+
+DEEPEST = 200  # levels of nested JSON
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def open_binary(path: Path, kind: type[LepError] = LepError) -> IO[bytes]:
+    """Open a regular file to read. Raises `kind` for anything else, which could block forever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise kind(f"{path} is no regular file: give a file or a folder")
+    return path.open("rb")
+
+
+def read_text(path: Path, kind: type[LepError] = LepError) -> str:
+    """A UTF-8 file, without its byte order mark. Raises `kind` for other files."""
+    with (
+        open_binary(path, kind) as file,  # what is not there stays a FileNotFoundError
+        foreign(f"{path} cannot be read", "copy the file again", kind),
+    ):
+        JSON_BYTES.check(path.stat().st_size, str(path), kind)
+        return file.read().decode("utf-8-sig")
+
+
+def read_json(path: Path, kind: type[LepError] = LepError) -> dict[str, Any]:
+    """The object in a JSON file. Raises `kind` for a file that holds anything else."""
+    content = parse_json(read_text(path, kind), str(path), kind)
+    if not isinstance(content, dict):
+        form = type(content).__name__
+        raise kind(f"{path} holds a {form}, not an object: copy the file again")
+    return content
+
+
+def parse_json(text: str | bytes, where: str, kind: type[LepError] = LepError) -> Any:
+    """The value of a JSON text of limited depth, all of which can be written as UTF-8 again."""
+    with foreign(f"{where} is not JSON", "copy the file again", kind):
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        value = json.loads(text)
+        check_depth(value)
+        if _SURROGATE.search(text):  # perhaps half a character, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+
+
+def check_depth(value: Any) -> None:
+    """Raise `ValueError` for containers that are nested deeper than `DEEPEST` levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        inner = chain.from_iterable(c.values() if isinstance(c, dict) else c for c in level)
+        level = [container for container in inner if isinstance(container, dict | list)]
+    if level:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with newlines as they are, whatever the locale and the system."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a value as one line of JSON, or indented, as UTF-8 with a final newline."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
