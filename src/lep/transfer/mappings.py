@@ -17,6 +17,7 @@ from lep.embedding import METHODS, calibrated, undertrained
 from lep.errors import CheckpointError
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
+from lep.tokenizer.carry import RESERVED
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Token, Vocabulary
 
@@ -26,7 +27,6 @@ LEP = Path("lep")
 MAPPING_FILES = {"input": LEP / "mapping.safetensors", "output": LEP / "output_mapping.safetensors"}
 INIT_FILE = LEP / "init.json"  # what filled the mappings
 NEVER_IN_UTF8 = [bytes([byte]) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))]
-RESERVED = regex.compile(rb"(?i)reserved|unused")
 
 
 def build_mapping(

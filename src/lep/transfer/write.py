@@ -10,6 +10,7 @@ from lep.checkpoint.writer import resized_config, write_checkpoint
 from lep.files import write_text
 from lep.mapping import VocabularyMapping
 from lep.publish import publishing
+from lep.tokenizer.carry import check_carried
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, write_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -50,8 +51,8 @@ def write_model(
     """Publish `source` with replaced tensors, token ids `moved` in its settings, and its mappings.
 
     `add_files` writes the tokenizer and what else belongs beside the model. All loaders must give
-    the same ids for `texts` and `LOADER_TEXTS`, and every id must have a row, before the result
-    takes its name.
+    the same ids for `texts` and `LOADER_TEXTS`, every added token of `source` must be one token,
+    and every id must have a row, before the result takes its name.
     """
     config, rows = remap_ids(source.config, moved), replaced[source.tables.input].shape[0]
     resized = resized_config(config, rows, source.tables.size_settings)
@@ -61,6 +62,7 @@ def write_model(
         save_mappings(mappings, partial)
         add_files(partial)
         tokenizer = Checkpoint(partial).check().tokenizer
+        check_carried(source.tokenizer, tokenizer, moved)
         check_loaders(partial, [*LOADER_TEXTS, *texts], tokenizer)
 
 
