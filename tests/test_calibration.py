@@ -346,4 +346,8 @@ def test_faults(pair, answered, tmp_path) -> None:
         calibrate(pair["base"], answered, tmp_path / "out")
     with pytest.raises(LepError, match="unknown key 'trained'; did you mean 'train'"):
         calibrate(pair["instruct"], answered, tmp_path / "out", trained="new_rows")
+    kept = answered / "kept.jsonl"
+    kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(CorpusError, match=r"holds 2 answers, and answers.json says that 3 were"):
+        calibrate(pair["instruct"], answered, tmp_path / "out")
     assert not (tmp_path / "out").exists()

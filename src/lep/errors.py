@@ -1,6 +1,7 @@
 """The exceptions: everything that a user can cause is a `LepError` with a complete message."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,6 +36,15 @@ class RecipeError(LepError):
 
 class OutputError(LepError):
     """An output that cannot be written: it exists already, or the disk is too small."""
+
+
+class LepWarning(UserWarning):
+    """What a user should know; the command line prints it as a line that begins `note:`."""
+
+
+def note(text: str) -> None:
+    """Tell the user something, once, on standard error."""
+    warnings.warn(printable(text), LepWarning, stacklevel=2)
 
 
 def printable(text: str) -> str:

@@ -47,8 +47,14 @@ def calibrate(
             f"{model} has no chat template, so it cannot be calibrated: give an instruct model"
         )
     copies = copies or copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
-    facts = {"answers": read_json(answers / COUNTS), "copy_tasks": len(copies)}
+    counts = read_json(answers / COUNTS, CorpusError)
+    facts = {"answers": counts, "copy_tasks": len(copies)}
     every = [record for _, record in read_records(answers / ANSWERS)]
     scope = replace(NEW_ROWS if settings.train == "new_rows" else CALIBRATION, merge=merge)
-    records = read_messages(answers / KEPT) + copies
-    return train_adapter(model, records, output, settings, scope, facts=facts, answers=every)
+    kept = read_messages(answers / KEPT)
+    if counts.get("kept") != len(kept):
+        raise CorpusError(
+            f"{answers / KEPT} holds {len(kept):,} answers, and {COUNTS} says that "
+            f"{counts.get('kept')} were kept: copy the folder again"
+        )
+    return train_adapter(model, kept + copies, output, settings, scope, facts=facts, answers=every)

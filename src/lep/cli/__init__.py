@@ -2,14 +2,15 @@
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from lep import __version__
 from lep.cli import models, runs, tokenizers
 from lep.cli.verb import app
-from lep.errors import LepError
+from lep.errors import LepError, LepWarning
 
 __all__ = ["app", "main", "models", "runs", "tokenizers"]
 
@@ -28,9 +29,18 @@ def start(
         raise LepError(f"a launcher started {processes} processes of lep {name}, but {advice}")
 
 
+_warning = warnings.formatwarning
+
+
+def _note_or_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+    note = issubclass(category, LepWarning)
+    return f"note: {message}\n" if note else _warning(message, category, *place, **line)
+
+
 def main() -> None:
     """Entry point: user faults are one sentence on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.formatwarning = _note_or_warning
     try:
         app()
     except (LepError, OSError) as error:  # OSError: a full or read-only disk, for example

@@ -17,9 +17,10 @@ import zstandard
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import Duplicates
+from lep.corpus.files import corpus_files
 from lep.corpus.parallel import in_order
 from lep.corpus.prepare import sections, unit_hash
-from lep.corpus.read import HUB, Document, batches, corpus_files, read_documents, read_hub
+from lep.corpus.read import HUB, Document, batches, read_documents, read_hub
 from lep.corpus.sheet import KEPT, Corpus, CoverageReport, Tally, Written
 from lep.errors import CorpusError
 from lep.publish import check_space, publishing

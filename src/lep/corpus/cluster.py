@@ -24,8 +24,9 @@ from datatrove.utils.hashing import create_hash_func
 from lep.corpus.build import LONGEST
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import shingles, words_of
+from lep.corpus.files import corpus_files
 from lep.corpus.prepare import sections
-from lep.corpus.read import corpus_files, read_file
+from lep.corpus.read import read_file
 from lep.errors import LepError, OutputError
 from lep.files import read_text, write_text
 from lep.publish import check_output, fingerprint

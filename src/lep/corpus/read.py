@@ -1,7 +1,5 @@
 """Read documents from txt, jsonl (also gz and zst) and parquet files, or folders of them."""
 
-import gzip
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -10,17 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import zstandard
+from lep.corpus.files import Paths, corpus_files, is_txt, stem
+from lep.corpus.formats import Record, read_lines, read_rows, read_txt
+from lep.errors import CorpusError, foreign, note
 
-from lep.errors import CorpusError
-
-TXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
-SUFFIXES = (*TXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 PIECE_CHARACTERS = 1_000_000
-SHEET = "sheet.json"  # beside a corpus: what happened to its documents
 HUB = "hub:"  # prefix of a hub data set among paths
-Paths = Iterable[str | Path]
-Record = dict[str, Any]  # a jsonl line or parquet row
 Group = Callable[[str, Record], str]  # of a source and a record
 T = TypeVar("T")
 _LINE = re.compile(r"\n(?=\S)")
@@ -39,54 +32,10 @@ class Document:
 Documents = Iterable[Document]
 
 
-def corpus_files(paths: Paths) -> list[Path]:
-    """All corpus files under `paths`, sorted within a folder; `CorpusError` when there are none."""
-    return [file for path in paths for file in _files(Path(path))]
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise CorpusError(f"corpus path {path} does not exist: check the spelling")
-    suffixes = ", ".join(SUFFIXES)
-    if not path.is_dir():
-        if not path.name.endswith(SUFFIXES):
-            raise CorpusError(f"corpus file {path} is none of {suffixes}: convert it first")
-        return [path]
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
-    if not files:
-        raise CorpusError(f"corpus folder {path} holds no {suffixes} file: check the path")
-    return files
-
-
-def file_stamps(paths: Paths) -> list[list[Any]]:
-    """Path, size and time of files (or all files of folders), to notice changes without reading."""
-    trees = (sorted(p.rglob("*")) if p.is_dir() else [p] for p in map(Path, paths))
-    files = [file for tree in trees for file in tree if file.is_file()]
-    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Stream the lines of a UTF-8 file: plain, gzip or zstd."""
-    try:
-        with path.open("rb") as raw:
-            stream: Any = raw
-            if path.suffix == ".zst":
-                stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            elif path.suffix == ".gz":
-                stream = gzip.GzipFile(fileobj=raw)
-            yield from io.TextIOWrapper(stream, encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 ({error.reason}): convert it with iconv") from error
-    except (zstandard.ZstdError, gzip.BadGzipFile, EOFError) as error:
-        suffix = path.suffix[1:]
-        message = f"{path} is not a readable {suffix} file ({error}): compress it again"
-        raise CorpusError(message) from error
-
-
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     """Number and record of each jsonl line or parquet row; blank lines are skipped."""
-    if path.suffix == ".parquet":
-        yield from enumerate(_read_parquet(path), start=1)
+    if path.suffix.lower() == ".parquet":
+        yield from enumerate(read_rows(path), start=1)
         return
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
@@ -94,28 +43,17 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _decoded(line: str, where: str) -> Record:
+    advice = "mend the line" if line.endswith("\n") else "the file ends early, copy it again"
     try:
-        record = json.loads(line)
+        record = json.loads(line.lstrip("\ufeff"))  # files with such a mark, one after the other
     except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: not JSON ({error.msg})") from error
+        raise CorpusError(f"{where}: not JSON ({error.msg}): {advice}") from error
     if "\\ud" in line or "\\uD" in line:  # perhaps half a character, which no file can hold
         halves = json.dumps(record, ensure_ascii=False).encode("utf-16", "surrogatepass")
         record = json.loads(halves.decode("utf-16", "replace"))
     if not isinstance(record, dict):
         raise CorpusError(f"{where}: a {type(record).__name__} where an object was expected")
     return record
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1_000):
-            yield from batch.to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CorpusError(f"{path} is not a readable parquet file ({reason})") from error
 
 
 def read_documents(paths: Paths, *, group: Group | None = None) -> Iterator[Document]:
@@ -127,29 +65,42 @@ def read_documents(paths: Paths, *, group: Group | None = None) -> Iterator[Docu
     Raises `CorpusError` for missing paths, broken lines (named), and a corpus without any text.
     """
     files = corpus_files(paths)
-    documents = (d for file in files for d in read_file(file, group) if d.text.strip())
-    yield from _not_empty(documents, files)
+    yield from _not_empty(((file, read_file(file, group)) for file in files), _document_text)
 
 
 def stream_texts(paths: Paths) -> Iterator[str]:
     """The texts of `read_documents`, long txt files in pieces that end with a line."""
     files = corpus_files(paths)
-    texts = (text for file in files for text in _file_texts(file) if text.strip())
-    yield from _not_empty(texts, files)
+    yield from _not_empty(((file, _file_texts(file)) for file in files), str)
 
 
-def _not_empty(items: Iterable[T], files: list[Path]) -> Iterator[T]:
-    empty = True
-    for item in items:
-        empty = False
-        yield item
-    if empty:
-        names = ", ".join(map(str, files)) or "no paths given"
+def _document_text(document: Document) -> str:
+    return document.text
+
+
+def _not_empty(
+    contents: Iterable[tuple[Path, Iterable[T]]], text: Callable[[T], str]
+) -> Iterator[T]:
+    """The items with text of all files; a note names the files without one."""
+    empty, any_text = list[str](), False
+    for file, items in contents:
+        without = True
+        for item in items:
+            if text(item).strip():
+                without = False
+                yield item
+        if without:
+            empty.append(str(file))
+        any_text |= not without
+    names = ", ".join(empty) or "no paths given"
+    if not any_text:
         raise CorpusError(f"the corpus holds no text at all: {names}")
+    if empty:
+        note(f"there is no text in {names}")
 
 
 def _file_texts(file: Path) -> Iterator[str]:
-    if file.name.endswith(TXT_SUFFIXES):
+    if is_txt(file):
         return map("".join, batches(read_lines(file), PIECE_CHARACTERS))
     return (document.text for document in read_file(file))
 
@@ -186,11 +137,11 @@ def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 def read_file(file: Path, group: Group | None = None) -> Iterator[Document]:
     """The documents of one file, including empty ones."""
-    if file.name.endswith(TXT_SUFFIXES):
-        name = file.name.split(".txt")[0]
-        yield Document(id=name, text="".join(read_lines(file)), source=file.parent.name, group=name)
+    if is_txt(file):
+        name = stem(file)
+        yield Document(id=name, text=read_txt(file), source=file.parent.name, group=name)
         return
-    source = file.name.split(".jsonl")[0].removesuffix(".parquet")
+    source = stem(file)
     for number, record in read_records(file):
         yield _document(source, record, number, f"{file}, line {number}", group)
 
@@ -219,14 +170,11 @@ def read_hub(name: str, limit: int | None = None) -> Iterator[Document]:
     path, _, split = name.removeprefix(HUB).partition("@")
     path, _, config = path.partition(":")
     source = path.strip("/").rpartition("/")[2]
-    try:
+    advice = "check name, configuration and split, or download it and give the folder"
+    with foreign(f"{name} cannot be read", advice, CorpusError):
         records = load_dataset(path, config or None, split=split or "train", streaming=True)
         for number, record in enumerate(islice(records, limit), start=1):
             yield _document(source, record, number, f"{name}, record {number}")
-    except (OSError, ValueError, RuntimeError) as error:  # what datasets and the hub's client raise
-        reason = str(error).strip().partition("\n")[0]
-        advice = "check name, configuration and split, or download it and give the folder"
-        raise CorpusError(f"{name} cannot be read ({reason}): {advice}") from error
 
 
 def read_messages(path: str | Path) -> list[Record]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from lep.corpus.boilerplate import BoilerplateReport
 from lep.corpus.clean import FILTERS
 from lep.corpus.duplicates import EXACT, NEAR
-from lep.corpus.read import SHEET, Document
+from lep.corpus.files import SHEET
+from lep.corpus.read import Document
 from lep.files import write_json, write_text
 from lep.result import Result
 from lep.settings import BuildSettings

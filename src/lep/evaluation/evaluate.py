@@ -9,7 +9,8 @@ from typing import Any
 from lep.benchmark.harness import NEEDS_HARNESS, Benchmark
 from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import file_stamps, question, read_messages, write_records
+from lep.corpus.files import file_stamps
+from lep.corpus.read import question, read_messages, write_records
 from lep.errors import LepError
 from lep.evaluation.prompts import prompt_records
 from lep.evaluation.records import PromptRecord, Record, Score, encode, load_records, save_records

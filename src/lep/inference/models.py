@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lep.checkpoint.adapter import UNMERGED, has_unmerged
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import file_stamps
+from lep.corpus.files import file_stamps
 from lep.errors import CheckpointError
 from lep.files import read_json
 from lep.hub import local_folder

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from lep.corpus.read import batches, corpus_files, read_file, stream_texts
+from lep.corpus.files import corpus_files
+from lep.corpus.read import batches, read_file, stream_texts
 from lep.errors import CorpusError
 from lep.pipeline.recipe import Recipe
 from lep.settings import TokenizerSettings

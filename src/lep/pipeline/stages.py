@@ -11,8 +11,9 @@ from lep.calibration.answers import JUDGING, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import Text
+from lep.corpus.files import corpus_files
 from lep.corpus.prepare import Split, drawn, prepare, sample, sections
-from lep.corpus.read import Document, corpus_files, read_documents, read_records, write_records
+from lep.corpus.read import Document, read_documents, read_records, write_records
 from lep.evaluation.score import score_model
 from lep.files import write_json
 from lep.pipeline.recipe import PretrainStage, Recipe

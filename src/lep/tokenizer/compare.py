@@ -16,7 +16,8 @@ import numpy as np
 import regex
 from tokenizers import Tokenizer
 
-from lep.corpus.read import TXT_SUFFIXES, Paths, corpus_files, cut_at_lines, stream_texts
+from lep.corpus.files import Paths, corpus_files, is_txt
+from lep.corpus.read import cut_at_lines, stream_texts
 from lep.errors import LepError, TokenizerError
 from lep.hub import local_folder, short_names
 from lep.result import Result
@@ -228,7 +229,7 @@ def _sources(files: list[Path]) -> dict[str, list[Path]]:
     siblings = Counter(file.parent for file in files)
     sources: dict[str, list[Path]] = {}
     for file in files:
-        documents = file.name.endswith(TXT_SUFFIXES) and siblings[file.parent] > 1
+        documents = is_txt(file) and siblings[file.parent] > 1
         sources.setdefault(str(file.parent if documents else file), []).append(file)
     return dict(zip(short_names(list(sources)), sources.values(), strict=True))
 

@@ -188,7 +188,7 @@ def _total(parts: Iterable[WordCounts], script: str | None, halvings: int = 0) -
 
 def write_counts(path: Path, words: WordCounts, cutter: WordCutter) -> None:
     """Write a line of facts, then `[word, count]` lines, compressed."""
-    facts = {"cutter": cutter.fingerprint, **vars(words)}
+    facts = {"cutter": cutter.fingerprint, "words": len(words.counts), **vars(words)}
     lines = [facts, *map(list, sorted(facts.pop("counts").items()))]
     unfinished = path.with_name(path.name + ".partial")
     with unfinished.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
@@ -205,9 +205,17 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     try:
         facts = json.loads(next(lines))
         same_cutter = facts.pop("cutter") == cutter.fingerprint
+        written = facts.pop(
+            "words", None
+        )  # files before this fact show by zstd that they are whole
         words = WordCounts(Counter(dict(map(json.loads, lines))), **facts)
     except (StopIteration, ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{path} is no file of counts: use `lep tokenizer count`") from error
+    if written not in (None, len(words.counts)):
+        raise CorpusError(
+            f"{path} holds {len(words.counts):,} words, and was written with {written:,}: "
+            "it ends early, copy it again"
+        )
     if not same_cutter:
         advice = "count again (for `lep tokenizer train`: with --fresh)"
         raise CorpusError(

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from lep.checkpoint.adapter import Factors, added, check_merged, joined, save_factors, saved_factors
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
-from lep.corpus.read import corpus_files, file_stamps
+from lep.corpus.files import corpus_files, file_stamps
 from lep.errors import TrainingError
 from lep.files import parse_json, read_text, write_json
 from lep.inference.models import context_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import SHEET, Document, corpus_files
+from lep.corpus.files import SHEET, corpus_files
+from lep.corpus.read import Document
 from lep.corpus.sheet import CoverageReport
 from lep.errors import CheckpointError, CorpusError
 from lep.files import read_json

@@ -1,0 +1,88 @@
+"""Which files are a corpus: text files of known formats, in folders too, each once."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lep.errors import CorpusError, note
+
+TXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
+SUFFIXES = (*TXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SHEET = "sheet.json"  # beside a corpus: what happened to its documents
+# Files beside text that nobody takes for text, so they are passed over without a word.
+BESIDE = (SHEET, "sheet.md", "lep_stage.json", "readme.md", "readme", "license", "_success")
+NAMED = 5  # of the files that are passed over
+Paths = Iterable[str | Path]
+
+
+def corpus_files(paths: Paths) -> list[Path]:
+    """All corpus files under `paths`, sorted within a folder; a file that is met again is left out.
+
+    Hidden files and folders are not text. Files of a folder in other formats are passed over with a
+    note. Raises `CorpusError` when there are none.
+    """
+    files: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        for file in _files(path):
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def is_txt(file: Path) -> bool:
+    """Whether a file is one document of plain text."""
+    return file.name.lower().endswith(TXT_SUFFIXES)
+
+
+def stem(file: Path) -> str:
+    """The name of a corpus file up to the suffix of its format.
+
+    >>> [stem(Path(name)) for name in ("a.b.jsonl.zst", "a.txt", "A.TXT.GZ", "wiki.parquet")]
+    ['a.b', 'a', 'A', 'wiki']
+    """
+    suffix = r"\.txt" if is_txt(file) else r"\.jsonl|\.parquet$"
+    return re.split(suffix, file.name, maxsplit=1, flags=re.IGNORECASE)[0]
+
+
+def file_stamps(paths: Paths) -> list[list[Any]]:
+    """Path, size and time of files (or all files of folders), to notice changes without reading."""
+    trees = (sorted(_walk(p)) if p.is_dir() else [p] for p in map(Path, paths))
+    files = [file for tree in trees for file in tree if file.is_file()]
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise CorpusError(f"corpus path {path} does not exist: check the spelling")
+    suffixes = ", ".join(SUFFIXES)
+    if not path.is_dir():
+        if not path.name.lower().endswith(SUFFIXES):
+            raise CorpusError(f"corpus file {path} is none of {suffixes}: convert it first")
+        return [path]
+    files, others = list[Path](), list[Path]()
+    for file in sorted(_walk(path)):
+        known = file.is_file() and file.name.lower().endswith(SUFFIXES)
+        (files if known else others).append(file)
+    if not files:
+        raise CorpusError(f"corpus folder {path} holds no {suffixes} file: check the path")
+    if names := [str(f.relative_to(path)) for f in others if f.name.lower() not in BESIDE]:
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        note(
+            f"passed over in {path}, because they are none of {suffixes}: "
+            f"{', '.join(names[:NAMED])}{more}"
+        )
+    return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files under a folder that are not hidden; a linked folder is entered once."""
+    entered = set[str]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(n for n in folders if not n.startswith((".", "__MACOSX")))
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
