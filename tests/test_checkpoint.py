@@ -22,12 +22,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.checkpoint.adapter import save_factors
-from lep.checkpoint.ids import remap_ids
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, OutputError
 from lep.propagation import METHODS
 from lep.publish import publishing
 from lep.settings import InitSettings, PropagateSettings
+from lep.tokenizer.id_settings import remap_ids
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Token

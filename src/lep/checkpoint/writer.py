@@ -12,7 +12,7 @@ from torch import Tensor
 from lep.checkpoint.reader import INDEX, Checkpoint
 from lep.checkpoint.stream import NAMES, Rows, read_header, rewrite
 from lep.errors import CheckpointError
-from lep.files import read_json, write_json
+from lep.files import parse_json, read_json, read_text, write_json
 from lep.publish import KEY_FILE, check_space, existing_parent
 
 # Copied: settings, licences, code (never run here). The caller writes the tokenizer.
@@ -42,11 +42,26 @@ def write_checkpoint(
         inside = {name: t for name, t in replaced.items() if source.shard_of[name] == shard}
         _write_shard(source.folder / shard, inside, output / shard)
     _write_index(source, replaced, output)
-    for pattern in CARRIED:
-        for file in source.folder.glob(pattern):
-            if file.is_file() and not any(map(file.match, NOT_CARRIED)):
-                shutil.copyfile(file, output / file.name)
+    for file in _carried(source.folder):
+        shutil.copyfile(file, output / file.name)
     write_json(output / "config.json", source.config | (config or {}), indent=2)
+
+
+def carried_settings(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The settings that are copied with the weights, by file: those of generation, for example.
+
+    Raises `CheckpointError` for a file that is not JSON.
+    """
+    files = (file for file in _carried(folder) if file.suffix == ".json")
+    contents = {
+        p: parse_json(read_text(p, CheckpointError), str(p), CheckpointError) for p in files
+    }
+    return {path: content for path, content in contents.items() if isinstance(content, dict)}
+
+
+def _carried(folder: Path) -> list[Path]:
+    files = (file for pattern in CARRIED for file in sorted(folder.glob(pattern)))
+    return [file for file in files if file.is_file() and not any(map(file.match, NOT_CARRIED))]
 
 
 def resized_config(

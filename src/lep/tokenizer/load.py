@@ -1,7 +1,7 @@
 """Load tokenizers verbatim, and write them so that every loader gives the same ids."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lep.errors import CheckpointError, TokenizerError
 from lep.files import read_json, write_json
 from lep.hub import local_folder
+from lep.tokenizer.id_settings import remap_ids
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -46,12 +47,16 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
 
 
 def write_tokenizer(
-    spec: dict[str, Any], like: Path, output: Path, tokenizer: PreTrainedTokenizerFast | None = None
+    spec: dict[str, Any],
+    like: Path,
+    output: Path,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    moved: Mapping[int, int] | None = None,
 ) -> None:
     """Write `spec` (the content of tokenizer.json) with the settings and template of folder `like`.
 
     The class is set to the one that loads tokenizer.json verbatim. `tokenizer` is the tokenizer of
-    `like` if already loaded.
+    `like` if already loaded; `moved` the token ids that changed, `{id: new id}`.
     """
     output.mkdir(parents=True, exist_ok=True)
     _copy(CARRIED_FILES, like, output)
@@ -59,6 +64,7 @@ def write_tokenizer(
     settings = _special_names(tokenizer or load_tokenizer(like)) | _read_config(output)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.pop("added_tokens_decoder", None)  # tokenizer.json has it, with the right ids
+    settings = remap_ids(settings, moved or {})
     _write_config(output, settings)
 
 

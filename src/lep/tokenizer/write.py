@@ -281,7 +281,8 @@ class _Source:
             corpus_sample=sample | {"tokens_after": tokens_after},
         )
         with publishing(self.output) as partial:
-            write_tokenizer(json.loads(tokenizer.to_str()), self.folder, partial)
+            spec = json.loads(tokenizer.to_str())
+            write_tokenizer(spec, self.folder, partial, moved=id_map.moved)
             write_json(partial / CHANGES_FILE, change.record(), indent=1)
             id_map.save(partial / ID_MAP_FILE)
             check_loaders(partial, [text[:2000] for text in texts[:20]])

@@ -72,7 +72,7 @@ def initialise(
     counts = {"rows": len(copies), "copied": int(copies.sum()), "mixed": int((~copies).sum())}
 
     def add_files(partial: Path) -> None:
-        write_tokenizer(spec, source.folder, partial, source.tokenizer)
+        write_tokenizer(spec, source.folder, partial, source.tokenizer, moved)
         keep_chat_template(folder, partial)
         if (source.folder / ADAPTER).exists():  # what the body learned, for later propagations
             shutil.copyfile(source.folder / ADAPTER, partial / ADAPTER)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from lep.checkpoint.ids import check_named, remap_generation_config, remap_ids
+from lep.checkpoint.ids import check_named, remap_files
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
@@ -11,6 +11,7 @@ from lep.files import write_text
 from lep.mapping import VocabularyMapping
 from lep.publish import publishing
 from lep.tokenizer.carry import check_carried
+from lep.tokenizer.id_settings import remap_ids
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import check_loaders, write_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -29,13 +30,14 @@ def moved_ids(
 ) -> dict[int, int]:
     """`{id: new id}` of the tokens whose id changes; `carried` are ids that the caller chose.
 
-    Raises `CheckpointError` when the model's settings name a token that the target lacks.
+    Raises `CheckpointError` when the model's settings name a token that the target lacks, or an id
+    that cannot follow its token (`check_named`).
     """
     chosen = carried or {}
-    id_map = IdMap.between(source.vocabulary, target)
-    dropped = {i for i in id_map.dropped if source.vocabulary.tokens[i] is not None}
-    check_named(source, dropped - set(chosen))
-    return id_map.moved | {old: new for old, new in chosen.items() if old != new}
+    following = enumerate(IdMap.between(source.vocabulary, target).target)
+    new_ids = {old: new for old, new in following if new is not None} | dict(chosen)
+    check_named(source, target, new_ids)
+    return {old: new for old, new in new_ids.items() if old != new}
 
 
 def write_model(
@@ -54,11 +56,12 @@ def write_model(
     the same ids for `texts` and `LOADER_TEXTS`, every added token of `source` must be one token,
     and every id must have a row, before the result takes its name.
     """
-    config, rows = remap_ids(source.config, moved), replaced[source.tables.input].shape[0]
+    rows = replaced[source.tables.input].shape[0]
+    config = remap_ids(source.config, moved, source.shape(source.tables.input)[0])
     resized = resized_config(config, rows, source.tables.size_settings)
     with publishing(output) as partial:
         write_checkpoint(source, replaced, partial, config | resized)
-        remap_generation_config(partial, moved)
+        remap_files(partial, moved)
         save_mappings(mappings, partial)
         add_files(partial)
         tokenizer = Checkpoint(partial).check().tokenizer
@@ -74,7 +77,7 @@ def write_recipient(
     moved = moved_ids(model, Vocabulary.of(recipient.tokenizer), recipient.ids)
 
     def add_files(folder: Path) -> None:
-        write_tokenizer(recipient.tokenizer_spec(), model.folder, folder, model.tokenizer)
+        write_tokenizer(recipient.tokenizer_spec(), model.folder, folder, model.tokenizer, moved)
         for name, content in notes.items():
             write_text(folder / "lep" / name, content)
 
