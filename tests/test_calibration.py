@@ -16,7 +16,7 @@ from lep.calibration.filters import reason_to_drop, repeats
 from lep.calibration.judge import MOST_UNGRADED, grades, load_judge
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import write_records
-from lep.errors import CorpusError, LepError
+from lep.errors import CorpusError, LepError, OutputError
 from lep.inference.generate import Answer
 from lep.settings import AnswerSettings, CalibrateSettings
 from lep.training.trainable_rows import new_token_rows
@@ -73,8 +73,15 @@ def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None
     verdicts = iter(["repeating", None, None])
     monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: next(verdicts))
     result = answer(pair["instruct"], prompts, str(tmp_path / "out"), max_new_tokens=8)
-    assert result == Answers({"repeating": 1, "kept": 2}, tmp_path / "out")
-    assert str(result) == f"repeating: 1, kept: 2\nwrote {tmp_path / 'out'}"
+    scripts = {"Cyrillic": {"repeating": 1, "kept": 1}, "Latin": {"kept": 1}}
+    assert result == Answers({"repeating": 1, "kept": 2}, scripts, tmp_path / "out")
+    assert str(result).splitlines() == [
+        "repeating: 1, kept: 2",
+        "Cyrillic: repeating: 1, kept: 1",
+        "Latin: kept: 1",
+        f"wrote {tmp_path / 'out'}",
+    ]
+    assert json.loads((tmp_path / "out" / "scripts.json").read_text()) == scripts
     assert json.loads((tmp_path / "out" / "answers.json").read_text()) == result.counts
     records = read(tmp_path / "out" / "answers.jsonl")
     assert [list(r) for r in records] == [["messages", "sample", "grade", "dropped"]] * 3
@@ -279,7 +286,7 @@ def test_unjudged_answers_are_judged_and_not_generated_again(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
     assert not list(tmp_path.glob("*.answers.jsonl"))
     other = settings.model_copy(update={"max_new_tokens": 4})
-    with pytest.raises(TypeError):  # answers of other settings do not count: a model must answer
+    with pytest.raises(OutputError, match=r"unjudged.jsonl holds 6 answers, .*to other prompts"):
         answer(pair["instruct"], prompts, tmp_path / "other", other, tmp_path / "unjudged")
 
 

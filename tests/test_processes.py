@@ -85,7 +85,7 @@ def test_two_processes_reach_the_loss_of_one(
 def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: str) -> None:
     settings = SETTINGS | {"tokens": 20_000, "batch_tokens": 256}
     words = command(model, tmp_path / "killed", engine, **settings)
-    states = "killed.partial/work/trainer/checkpoint-*/trainer_state.json"
+    states = "killed.*.partial/work/trainer/checkpoint-*/trainer_state.json"
     kill_when(words, lambda: list(tmp_path.glob(states)), env=environment(engine))
     assert not (tmp_path / "killed").exists()
     for name in ("killed", "whole"):

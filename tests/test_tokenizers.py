@@ -321,7 +321,8 @@ def test_shards_add_up(byte_level, russian, tmp_path, monkeypatch) -> None:
     halves = [count_texts(byte_level, russian[::2]), count_texts(byte_level, russian[1::2])]
     assert merge_counts(halves) == whole
     for i, half in enumerate(halves):
-        write_counts(tmp_path / f"{i}.counts.zst", half, cutter)
+        with (tmp_path / f"{i}.counts.zst").open("wb") as file:
+            write_counts(file, half, cutter)
     assert count_words(byte_level, [tmp_path / "0.counts.zst", tmp_path / "1.counts.zst"]) == whole
     with pytest.raises(CorpusError, match="counts of Cyrillic and of None words"):
         merge_counts([whole, count_texts(byte_level, russian, "any")])
@@ -329,7 +330,8 @@ def test_shards_add_up(byte_level, russian, tmp_path, monkeypatch) -> None:
 
 def test_counts_of_another_tokenizer(byte_level, byte_fallback, russian, tmp_path) -> None:
     words, cutter = count_texts(byte_level, russian), WordCutter.of(byte_level)
-    write_counts(tmp_path / "a.counts.zst", words, cutter)
+    with (tmp_path / "a.counts.zst").open("wb") as file:
+        write_counts(file, words, cutter)
     with pytest.raises(CorpusError, match="counted for a tokenizer that cuts words differently"):
         read_counts(tmp_path / "a.counts.zst", WordCutter.of(byte_fallback))
     (tmp_path / "b.counts.zst").write_bytes(zstandard.compress(b"what?\n"))

@@ -336,7 +336,7 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(train, adapted, tmp_pa
     command = [sys.executable, "-m", "lep", "pretrain", "--output", str(tmp_path / "killed")]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
-    states = "killed.partial/work/trainer/checkpoint-*/trainer_state.json"
+    states = "killed.*.partial/work/trainer/checkpoint-*/trainer_state.json"
     kill_when(command, lambda: list(tmp_path.glob(states)))
     assert not (tmp_path / "killed").exists()
     subprocess.run(command, check=True, capture_output=True)

@@ -1,19 +1,19 @@
-"""Write a folder whole or not at all: under another name first, then renamed."""
+"""Write a folder or a file whole or not at all: under another name first, then renamed."""
 
-import fcntl
 import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lep.durable import holding, locked, sync, sync_folder, sync_tree
 from lep.errors import LepError, OutputError
-from lep.files import write_text
 
-KEY_FILE = "lep_unfinished.json"
+LOCK_FILE = "lep_unfinished.lock"  # in a folder that is being written
+SAVED = "checkpoint-*"  # folders in there that are worth hours
 
 
 def fingerprint(value: Any) -> str:
@@ -28,8 +28,10 @@ def check_output(output: Path) -> None:
         raise OutputError(f"the output {output} exists already: delete it or choose another path")
 
 
-def check_folder(path: Path) -> None:
-    """Raise `OutputError` when the folder of a file to be written does not exist."""
+def check_file(path: Path) -> None:
+    """Raise `OutputError` unless the file `path` can be created: it is new, its folder exists."""
+    if path.exists():
+        raise OutputError(f"the output {path} exists already: delete it or choose another path")
     if not (folder := path.parent).is_dir():
         raise OutputError(f"there is no folder {folder} to write {path.name} in: create it first")
 
@@ -50,10 +52,14 @@ def existing_parent(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def partial_folder(output: Path) -> Path:
-    """The folder that `output` is written in until it is whole."""
+def partial_path(output: Path, resume_key: str | None = None) -> Path:
+    """Where `output` is written until it is whole; runs with another `resume_key` write elsewhere.
+
+    The name alone says that an unfinished run wrote it. So the last step of a run is one rename,
+    and a kill before it leaves nothing that the same command could mistake for somebody's files.
+    """
     path = output.resolve()  # "." and links too
-    return path.with_name(path.name + ".partial")
+    return path.with_name(f"{path.name}.{fingerprint(resume_key)}.partial")
 
 
 @contextmanager
@@ -61,62 +67,103 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
     """A folder to write into, renamed to `output` when the block ends without an exception.
 
     With `resume_key` the folder still holds what an interrupted run with the same key wrote;
-    otherwise it starts empty. An exception publishes nothing, and deletes the folder unless the run
-    can be resumed.
+    otherwise it starts empty. An exception publishes nothing, and deletes the folder, and those
+    above it that were created for it, unless the run can be resumed.
 
-    Raises `OutputError` while another process writes there, and for a folder of unknown origin.
+    Raises `OutputError` while another process writes there, and where an interrupted run with
+    another key has saved its state.
     """
-    check_output(output)
-    partial = partial_folder(output)
-    key = partial / KEY_FILE
-    if partial.exists() and any(partial.iterdir()) and not key.exists():
-        raise OutputError(
-            f"{partial} is in the way, and no unfinished run wrote it: move it or choose another "
-            "output"
-        )
-    partial.mkdir(parents=True, exist_ok=True)
-    with key.open("a+", encoding="utf-8") as lock:
-        _lock(lock, output)
-        lock.seek(0)
-        if not (resume_key and lock.read() == resume_key):
-            _empty(partial)
-            lock.truncate(0)
-            lock.write(resume_key or "")
-            lock.flush()
-        try:
-            yield partial
-        except BaseException as error:
-            saved = resume_key is not None and any(partial.rglob("checkpoint-*"))
-            if not resume_key or (isinstance(error, LepError) and not saved):
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
-        key.unlink(missing_ok=True)
-        if (path := output.resolve()).exists():
-            path.rmdir()  # empty, as checked above
-        partial.rename(path)
+    path, partial = output.resolve(), partial_path(output, resume_key)
+    with created(path.parent):
+        with holding(path.parent):
+            check_output(output)
+            _check_others(output, partial)
+            partial.mkdir(exist_ok=True)
+            lock = locked(partial / LOCK_FILE, output)
+            if resume_key is None:
+                _empty(partial)
+        with lock:
+            try:
+                yield partial
+                sync_tree(partial)
+                with holding(path.parent):
+                    (partial / LOCK_FILE).unlink()
+                    partial.rename(path)  # an empty folder is replaced
+            except BaseException as error:
+                saved = resume_key is not None and _has_saved(partial)
+                if resume_key is None or (isinstance(error, LepError) and not saved):
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+        sync_folder(path.parent)
 
 
-def _lock(file: IO[str], output: Path) -> None:
-    with suppress(OSError):  # a file system without locks
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another process is writing {output}: wait for it or choose another output"
-            ) from error
+@contextmanager
+def created(folder: Path) -> Iterator[None]:
+    """Create a folder; an exception in the block removes again what was created and is empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty, for example
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+def _check_others(output: Path, partial: Path) -> None:
+    """Delete what interrupted runs with other keys left. Raises `OutputError` if it is of use."""
+    name = re.compile(re.escape(output.resolve().name) + r"\.[0-9a-f]{16}\.partial")
+    others = (path for path in partial.parent.iterdir() if name.fullmatch(path.name))
+    for other in (path for path in others if path != partial and path.is_dir()):
+        with locked(other / LOCK_FILE, output):
+            if _has_saved(other):
+                raise OutputError(
+                    f"{other} holds the saved state of an unfinished run with other settings or "
+                    f"inputs: give those again to go on with it, choose another output than "
+                    f"{output}, or delete that folder"
+                )
+            shutil.rmtree(other)
+
+
+def _has_saved(partial: Path) -> bool:
+    return any(partial.rglob(SAVED))
 
 
 def _empty(folder: Path) -> None:
-    """Delete everything in a folder but its key."""
+    """Delete everything in a folder but its lock."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != KEY_FILE:
+        elif path.name != LOCK_FILE:
             path.unlink()
 
 
-def publish_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; replaces an older one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    write_text(partial, text)
-    partial.replace(path)
+@contextmanager
+def publishing_file(path: Path, *, replace: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the name `path` when the block ends without an exception.
+
+    Raises `OutputError` while another process writes it, and where `path` exists; with `replace`
+    processes wait for each other, and the last one's file stays.
+    """
+    partial = partial_path(path)
+    if not replace:
+        check_file(path)
+    with locked(partial, path, wait=replace) as file:
+        try:
+            if not replace:
+                check_file(path)  # another process may have had the lock
+            file.truncate(0)
+            yield file
+            sync(file)
+            partial.rename(path.resolve())
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    sync_folder(partial.parent)
+
+
+def publish_text(path: Path, text: str, *, replace: bool = True) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    with publishing_file(path, replace=replace) as file:
+        file.write(text.encode())

@@ -4,6 +4,7 @@ Both extend lm-evaluation-harness's own: they count the tokens of their answers,
 cut nothing to fit.
 """
 
+import math
 from bisect import bisect_left
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +21,7 @@ from lep.benchmark.harness import chat_text, quiet
 from lep.benchmark.recorded import Recorded
 from lep.benchmark.scoring import continuation_nats
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import LepError
+from lep.errors import LepError, printable
 from lep.inference.models import Description, context_of
 from lep.tokenizer.chat import TEMPLATE_OPTIONS
 
@@ -111,10 +112,20 @@ class _Counting:
     context: int
 
     def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
-        usage, choice = outputs.get("usage") or {}, outputs["choices"][0]
-        count = usage.get("completion_tokens")
-        self.latest = None if count is None else count - (choice.get("finish_reason") == "stop")
-        return super().parse_generations(outputs, **kwargs)  # type: ignore[misc]
+        """The text of a well-formed reply. Raises `LepError` for any other: it is no answer."""
+        match outputs:
+            case {"choices": [{"message": {"content": str() | None as text}} as choice]}:
+                pass
+            case {"choices": [{"text": str() as text} as choice]}:
+                pass
+            case _:
+                shown = printable(repr(outputs)[:200])
+                raise LepError(f"the server's reply holds no answer: {shown}; look at its log")
+        self.latest = None
+        match outputs:
+            case {"usage": {"completion_tokens": int(count)}} if count >= 0:
+                self.latest = max(0, count - (choice.get("finish_reason") == "stop"))
+        return [text or ""]
 
     def written(self, text: str) -> int | None:
         return self.latest
@@ -136,6 +147,28 @@ class Completions(_Counting, LocalCompletionsAPI):
         if special is None:
             special = adds_special(self.tokenizer, string, templated=self.templated)
         return self.tokenizer.encode(string, add_special_tokens=special)
+
+    @staticmethod
+    def parse_logprobs(
+        outputs: Any, tokens: Any = None, ctxlens: Any = None, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Log p of each continuation. Raises `LepError` unless each token read has its own.
+
+        (The sum over what is not there would be zero: a certain answer.)
+        """
+        replies = outputs if isinstance(outputs, list) else [outputs]
+        choices = [choice for reply in replies for choice in reply["choices"]]
+        counts = [len(choice["logprobs"]["token_logprobs"]) for choice in choices]
+        if counts != [len(ids) + 1 for ids in tokens]:  # it adds one token
+            raise LepError(
+                f"the server gives {sum(counts):,} log-probabilities for "
+                f"{sum(map(len, tokens)):,} tokens: it must give those of the prompt "
+                "(echo with logprobs), and serve this model"
+            )
+        answers = LocalCompletionsAPI.parse_logprobs(outputs, tokens, ctxlens, **kwargs)
+        if not all(math.isfinite(nats) for nats, _ in answers):
+            raise LepError("the server gives log-probabilities that are not finite: see its log")
+        return answers
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
         return chat_text(self.tokenizer, chat_history, ask=add_generation_prompt)
@@ -203,6 +236,7 @@ def _served(url: str) -> dict[str, int | None]:
             "mend the URL, which usually ends in /v1"
         ) from error
     try:
-        return {model["id"]: model.get("max_model_len") for model in answer.json()["data"]}
+        contexts = {model["id"]: model.get("max_model_len") for model in answer.json()["data"]}
+        return {name: n if isinstance(n, int) and n > 0 else None for name, n in contexts.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}

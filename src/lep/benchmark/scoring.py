@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from lep.errors import LepError
 from lep.inference.likelihood import MOST_LOGITS
 
 SHARED = (DynamicLayer, DynamicSlidingWindowLayer)  # keys and values; other states are not shared
@@ -145,6 +146,11 @@ def _score(model: Any, batch: list[Reading], prefix: Prefix) -> Iterator[tuple[i
     lengths = [len(tokens) for *_, tokens in scored]
     nats = chosen.gather(1, targets[:, None]).flatten().cpu().split(lengths)
     greedy = (chosen.argmax(1) == targets).cpu().split(lengths)
+    if not all(losses.isfinite().all() for losses in nats):
+        raise LepError(
+            "the model gives answers likelihoods that are not finite, so none can be chosen: it is "
+            "damaged or its dtype is too narrow; look at it with lep inspect"
+        )
     for (number, *_), losses, hits in zip(scored, nats, greedy, strict=True):
         yield number, float(losses.sum()), bool(hits.all())
 

@@ -1,30 +1,32 @@
 """The original instruct model answers prompts: what calibration learns from, and what it drops."""
 
-import json
+import itertools
 import shutil
-from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lep.calibration.filters import reason_to_drop
 from lep.calibration.judge import Conversation, grades, load_judge
+from lep.calibration.saved import UNJUDGED, Key, SavedAnswers
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.language import dominant_script
 from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError
-from lep.files import write_json
-from lep.inference.generate import Answer, Sampling, answers
+from lep.files import read_json, write_json
+from lep.inference.generate import Sampling, answers
 from lep.inference.models import load_model
 from lep.publish import check_output, fingerprint, publishing
 from lep.result import Result
 from lep.settings import AnswerSettings
 
-ANSWERS, KEPT, COUNTS = "answers.jsonl", "kept.jsonl", "answers.json"
-UNJUDGED = "unjudged.jsonl"
+ANSWERS, KEPT, COUNTS, SCRIPTS = "answers.jsonl", "kept.jsonl", "answers.json", "scripts.json"
 BEATEN = "a better answer was kept"
 JUDGING = {"judge", "least_grade"}  # settings that do not change the answers
-Key = tuple[int, int]  # sample (0 is the greedy one) and prompt
+NO_SCRIPT = "without letters"
+FEW = 0.5  # of the prompts in a script: fewer kept answers deserve a warning
+Counts = dict[str, int]  # prompts by outcome
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,38 @@ class AnswerRecord:
 
 @dataclass(frozen=True)
 class Answers(Result):
-    """Prompts by outcome: those whose answer is `kept`, and those without by reason."""
+    """Prompts by outcome: those whose answer is `kept`, and those without by reason.
 
-    counts: dict[str, int]
+    `scripts` has the same by script of the question, which tells languages apart.
+    """
+
+    counts: Counts
+    scripts: dict[str, Counts]
     output: Path
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{name}: {count:,}" for name, count in self.counts.items())
-        return f"{counts}\nwrote {self.output}"
+        lines = [_listed(self.counts)]
+        if len(self.scripts) > 1:
+            lines += [f"{name}: {_listed(counts)}" for name, counts in self.scripts.items()]
+        lines += filter(None, itertools.starmap(_warning, self.scripts.items()))
+        return "\n".join([*lines, f"wrote {self.output}"])
+
+
+def _listed(counts: Counts) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+
+
+def _warning(script: str, counts: Counts) -> str | None:
+    """What to know where most questions in a script have no answer to learn from."""
+    kept, asked = counts.get("kept", 0), sum(counts.values())
+    if kept >= FEW * asked:
+        return None
+    reasons = {reason: count for reason, count in counts.items() if reason != "kept"}
+    return (
+        f"warning: only {kept:,} of {asked:,} {script} questions have an answer to learn from "
+        f"(most are dropped as {max(reasons, key=lambda r: reasons[r])}): look at the answers, the "
+        "original model may not know the language well enough"
+    )
 
 
 def write_unjudged(
@@ -54,14 +80,15 @@ def write_unjudged(
 ) -> None:
     """Let `original` answer prompts, and write what `answer` judges to the folder `output`.
 
-    Raises `CorpusError` for prompts in another format.
+    Raises `CorpusError` for prompts in another format, `OutputError` where answers to other prompts
+    are saved beside the output.
     """
     check_output(output)
     run = _Run(output, original, prompts, settings)
-    run.answer()
-    with publishing(output) as partial:
-        shutil.copy(run.path, partial / UNJUDGED)
-    run.path.unlink()
+    with run.saved.open():
+        run.answer()
+        with publishing(output) as partial:
+            shutil.copyfile(run.saved.path, partial / UNJUDGED)
 
 
 def answer(
@@ -80,67 +107,56 @@ def answer(
     `write_unjudged` has the answers already.
 
     `answers.jsonl` holds every answer with its grade and the reason why it was dropped,
-    `kept.jsonl` the conversations to learn from, `answers.json` the counts that are returned.
+    `kept.jsonl` the conversations to learn from, `answers.json` the counts that are returned, and
+    `scripts.json` the same by script of the question.
 
     Raises `CorpusError` when no answer is kept (they stay beside the output, for another judge or a
-    lower bar), `LepError` when the judge gives no grades or does not answer.
+    lower bar), `OutputError` where answers of another run are saved there, `LepError` when the
+    judge gives no grades or does not answer.
     """
     output, settings = Path(output), AnswerSettings.given(settings, options)
+    run = _Run(output, original, prompts, settings)
+    if run.saved.finished(run.facts):
+        run.saved.path.unlink()
+        return Answers(read_json(output / COUNTS), read_json(output / SCRIPTS), output)
     check_output(output)
-    run = _Run(output, original, prompts, settings, unjudged)
-    run.answer()
-    records, counts = run.judged()
-    if "kept" not in counts:
-        raise CorpusError(
-            f"none of {len(run.prompts)} prompts got a usable answer ({counts}): check prompts and "
-            f"judge; the answers are in {run.path}"
-        )
-    with publishing(output) as partial:
-        write_records(partial / ANSWERS, map(vars, records))
-        kept = [{"messages": record.messages} for record in records if not record.dropped]
-        write_records(partial / KEPT, kept)
-        write_json(partial / COUNTS, counts, indent=1)
-    run.path.unlink()
-    return Answers(counts, output)
+    with run.saved.open(Path(unjudged) if unjudged else None):
+        run.answer()
+        records, counts, scripts = run.judged()
+        if "kept" not in counts:
+            raise CorpusError(
+                f"none of {len(run.prompts)} prompts got a usable answer ({counts}): check prompts "
+                f"and judge; the answers are in {run.saved.path}"
+            )
+        run.saved.finish(run.facts)
+        with publishing(output) as partial:
+            write_records(partial / ANSWERS, map(vars, records))
+            kept = [{"messages": record.messages} for record in records if not record.dropped]
+            write_records(partial / KEPT, kept)
+            write_json(partial / COUNTS, counts, indent=1)
+            write_json(partial / SCRIPTS, scripts, indent=1)
+    return Answers(counts, scripts, output)
 
 
 class _Run:
-    """The answers and grades of an unfinished run, saved beside its output as they come."""
+    """The prompts of a run, and what it has been given so far."""
 
     def __init__(
-        self,
-        output: Path,
-        original: str | Path,
-        prompts: str | Path,
-        settings: AnswerSettings,
-        unjudged: str | Path | None = None,
+        self, output: Path, original: str | Path, prompts: str | Path, settings: AnswerSettings
     ) -> None:
         self.prompts = [question(record["messages"]) for record in read_messages(prompts)]
         self.original, self.settings = original, settings
-        self.keys = list(product(range(settings.samples), range(len(self.prompts))))
-        self.path = output.with_name(output.name + ".answers.jsonl")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if unjudged and not self.path.exists():
-            shutil.copy(Path(unjudged) / UNJUDGED, self.path)
+        self.keys = list(itertools.product(range(settings.samples), range(len(self.prompts))))
         # Answers stay valid when more samples are wanted.
         relevant = settings.model_dump(exclude=JUDGING | {"samples"})
         key = fingerprint([Checkpoint(original).stamp(), self.prompts, relevant])
-        entries = _whole_lines(self.path)
-        if entries[:1] != [{"key": key}]:
-            entries = [{"key": key}]
-        self.answers: dict[Key, Answer] = {}
-        self.grades: dict[Key, int | None] = {}
-        for entry in entries[1:]:
-            if "answer" in entry:
-                answer = Answer(**entry["answer"])
-                self.answers[entry["sample"], answer.index] = answer
-            elif entry["judge"] == settings.judge:
-                self.grades[entry["sample"], entry["index"]] = entry["grade"]
-        write_records(self.path, entries)
+        self.facts = fingerprint([key, settings.model_dump()])
+        self.saved = SavedAnswers(output, key, settings.judge)
 
     def answer(self) -> None:
         """Let the model give the answers that are missing."""
-        if all(key in self.answers for key in self.keys):
+        done = self.saved.answers
+        if all(key in done for key in self.keys):
             return
         settings, (model, checkpoint) = self.settings, load_model(self.original)
         for sample in range(settings.samples):
@@ -153,57 +169,49 @@ class _Run:
                 max_new_tokens=settings.max_new_tokens,
                 batch_size=settings.generation_batch,
                 sampling=sampling if sample else None,
-                done={index for other, index in self.answers if other == sample},
+                done={index for other, index in done if other == sample},
             ):
-                self.answers |= {(sample, answer.index): answer for answer in batch}
-                self._save([{"sample": sample, "answer": asdict(answer)} for answer in batch])
+                self.saved.save_answers(sample, batch)
 
-    def judged(self) -> tuple[list[AnswerRecord], dict[str, int]]:
-        """A record of every answer, prompt by prompt, and the number of prompts by outcome."""
+    def judged(self) -> tuple[list[AnswerRecord], Counts, dict[str, Counts]]:
+        """A record of every answer, prompt by prompt; the number of prompts by outcome, in all and
+        by script of the question.
+        """
         texts = [prompt[-1]["content"] for prompt in self.prompts]
-        reasons = {key: reason_to_drop(texts[key[1]], self.answers[key]) for key in self.keys}
+        answered = self.saved.answers
+        reasons = {key: reason_to_drop(texts[key[1]], answered[key]) for key in self.keys}
         if self.settings.judge is not None:
             usable_keys = [key for key in self.keys if reasons[key] is None]
             self._grade(self.settings.judge, usable_keys)
         records, counts = [], Counter[str]()
-        for index in range(len(self.prompts)):
+        scripts: dict[str, Counter[str]] = defaultdict(Counter)
+        for index, text in enumerate(texts):
             keys = [(sample, index) for sample in range(self.settings.samples)]
             samples = [self._record(key, reasons[key]) for key in keys]
             usable = [record for record in samples if not record.dropped]
             best = max(usable, key=lambda record: record.grade or 0, default=None)
-            counts["kept" if best else str(samples[0].dropped)] += 1
+            outcome = "kept" if best else str(samples[0].dropped)
+            counts[outcome] += 1
+            scripts[dominant_script(text) or NO_SCRIPT][outcome] += 1
             for record in samples:
                 beaten = record is not best and not record.dropped
                 records.append(replace(record, dropped=BEATEN) if beaten else record)
-        return records, dict(counts)
+        return records, dict(counts), {name: dict(scripts[name]) for name in sorted(scripts)}
 
     def _grade(self, judge: str, keys: list[Key]) -> None:
         """Let the judge give the grades that are missing."""
-        if missing := [key for key in keys if key not in self.grades]:
-            pairs = [(self.prompts[key[1]], self.answers[key].text) for key in missing]
-            given = grades(load_judge(judge), pairs, str(self.path))
-            for (sample, index), grade in zip(missing, given, strict=True):
-                self.grades[sample, index] = grade
-                self._save([{"sample": sample, "index": index, "grade": grade, "judge": judge}])
+        if missing := [key for key in keys if key not in self.saved.grades]:
+            pairs = [(self.prompts[key[1]], self.saved.answers[key].text) for key in missing]
+            given = grades(load_judge(judge), pairs, str(self.saved.path))
+            for key, grade in zip(missing, given, strict=True):
+                self.saved.save_grade(key, grade)
 
     def _record(self, key: Key, reason: str | None) -> AnswerRecord:
         sample, index = key
-        grade = self.grades.get(key) if reason is None else None
+        grade = self.saved.grades.get(key) if reason is None else None
         if grade is not None and grade < self.settings.least_grade:
             reason = f"grade below {self.settings.least_grade}"
         elif reason is None and grade is None and self.settings.judge is not None:
             reason = "not graded"
-        answer = {"role": "assistant", "content": self.answers[key].text}
+        answer = {"role": "assistant", "content": self.saved.answers[key].text}
         return AnswerRecord([*self.prompts[index], answer], sample, grade, reason)
-
-    def _save(self, entries: list[dict[str, Any]]) -> None:
-        with self.path.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, without the half line that a killed run may have left."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
-    return [json.loads(line) for line in lines if line]

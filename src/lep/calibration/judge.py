@@ -1,5 +1,6 @@
 """A model that grades answers from 1 to 5: in memory, or behind an OpenAI-compatible server."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,10 @@ _GRADE = regex.compile(r"(?<![\d.,])[1-5](?![\d]|[.,]\d)")
 Conversation = list[dict[str, Any]]
 
 
+class NoReply(str):
+    """What a server sent instead of a reply: never a grade, whatever digits it holds."""
+
+
 def read_grade(reply: str) -> int | None:
     """The grade in a reply, or None where there is none, or several.
 
@@ -51,6 +56,8 @@ def read_grade(reply: str) -> int | None:
     >>> [read_grade(reply) for reply in ("good", "10", "4.5", "3 or 4", "1-5")]
     [None, None, None, None, None]
     """
+    if isinstance(reply, NoReply):
+        return None
     grades = set(_GRADE.findall(_SCALE.sub(" ", _THOUGHT.sub(" ", reply))))
     return int(grades.pop()) if len(grades) == 1 else None
 
@@ -96,8 +103,7 @@ def _replies(judge: Judge, prompts: list[Conversation], saved: str) -> list[str]
     try:
         replies = judge.replies(prompts)
         again = [i for i, reply in enumerate(replies) if read_grade(reply) is None]
-        reminder = {"role": "user", "content": REMINDER}
-        second = [[*prompts[i], _assistant(replies[i]), reminder] for i in again]
+        second = [_again(prompts[i], replies[i]) for i in again]
         for i, reply in zip(again, judge.replies(second), strict=True):
             replies[i] = reply
         return replies
@@ -108,6 +114,12 @@ def _replies(judge: Judge, prompts: list[Conversation], saved: str) -> list[str]
             reason = f"refuses ({error}: {error.response.text[:200]!r})"
             advice = "correct its name, URL or key, and give the same command"
         raise LepError(f"the judge {judge.name} {reason}; {saved}: {advice}") from error
+
+
+def _again(prompt: Conversation, reply: str) -> Conversation:
+    """The second request: with a reminder after a reply, else the same."""
+    reminder = {"role": "user", "content": REMINDER}
+    return prompt if isinstance(reply, NoReply) else [*prompt, _assistant(reply), reminder]
 
 
 def _prompt(conversation: Conversation, answer: str) -> Conversation:
@@ -163,9 +175,19 @@ class ServedModel:
         }
         response = self.session.post(self.url, json=request, timeout=SECONDS)
         if response.status_code == BAD_REQUEST:  # usually too long: no grade for this answer
-            return response.text
+            return NoReply(response.text)
         response.raise_for_status()
-        try:
-            return response.json()["choices"][0]["message"]["content"] or ""
-        except (ValueError, LookupError, TypeError):
-            return response.text  # without a grade, unless it is one
+        return _content(response.text)
+
+
+def _content(body: str) -> str:
+    """The text of a well-formed completion; anything else is no reply."""
+    try:
+        match json.loads(body):
+            case {"choices": [{"message": {"content": str() as text}}, *_]}:
+                return text
+            case {"choices": [{"message": {"content": None}}, *_]}:
+                return ""
+    except (ValueError, RecursionError):
+        pass
+    return NoReply(body)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import DTYPES, Rows
+from lep.checkpoint.stream import DTYPES, Rows, save_tensors
 from lep.errors import CheckpointError
 
 ADAPTER = Path("lep") / "adapter.safetensors"
@@ -25,7 +25,7 @@ def save_factors(factors: Factors, folder: Path) -> None:
     """Write factors into the `lep/` of a model folder."""
     left = {f"{name}.B": pair[0].contiguous() for name, pair in factors.items()}
     right = {f"{name}.A": pair[1].contiguous() for name, pair in factors.items()}
-    save_file(left | right, folder / ADAPTER)
+    save_tensors(folder / ADAPTER, left | right)
 
 
 def saved_factors(folder: Path) -> Factors:
@@ -64,7 +64,13 @@ def check_body(base: Checkpoint, adapted: Checkpoint) -> None:
     """
     tables = base.tables
     changed = {*tables.names, *tables.aliases, *tables.others, *saved_factors(adapted.folder)}
-    for name in sorted((set(base.entries) & set(adapted.entries)) - changed):
+    shared = sorted((set(base.entries) & set(adapted.entries)) - changed)
+    if not shared:
+        raise CheckpointError(
+            f"{adapted.folder} has none of the tensors of {base.folder} beside its tables, so it "
+            "was not trained from that base: give the base of the training"
+        )
+    for name in shared:
         files = [model.folder / model.shard_of[name] for model in (base, adapted)]
         if files[0].samefile(files[1]):
             continue

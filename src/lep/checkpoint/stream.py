@@ -16,16 +16,16 @@ from lep.errors import CheckpointError
 
 CHUNK_BYTES = 1 << 23
 LARGEST_HEADER_BYTES = 100_000_000  # the limit of the format
-DTYPES = {
+DTYPES = {  # in the order in which safetensors writes them
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
+    "I32": torch.int32,
     "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I16": torch.int16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
@@ -124,16 +124,14 @@ def _entries(header: dict[str, Any], begin: int, size: int) -> dict[str, Entry]:
 def rewrite(source: Path, replaced: Mapping[str, Tensor | Rows], target: Path) -> None:
     """Write the file `source` to `target` with some tensors replaced, one chunk in memory.
 
-    Tensors are in the order of safetensors (widest type first, then by name), so that the same
-    content always gives the same bytes.
+    Tensors are in the order of safetensors, so that the same content always gives the same bytes.
     """
     entries, metadata = read_header(source)
     layout = entries | {
         name: Entry(NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)
         for name, tensor in replaced.items()
     }
-    widths = {name: dtype.itemsize for name, dtype in DTYPES.items()}
-    order = sorted(layout, key=lambda name: (-widths.get(layout[name].dtype, 0), name))
+    order = _ordered(layout)
     with source.open("rb") as old, target.open("wb") as new:
         new.write(_header({name: layout[name] for name in order}, {"format": "pt"} | metadata))
         for name in order:
@@ -143,9 +141,37 @@ def rewrite(source: Path, replaced: Mapping[str, Tensor | Rows], target: Path) -
                 _copy_range(old, entries[name], new)
 
 
-def _header(layout: dict[str, Entry], metadata: dict[str, str]) -> bytes:
+def write_tensors(
+    file: IO[bytes], tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors to an open file, in the bytes that safetensors' `save_file` gives it.
+
+    (That function replaces the file, and makes one that nobody else can read.)
+    """
+    layout = {n: Entry(NAMES[t.dtype], tuple(t.shape), 0, t.nbytes) for n, t in tensors.items()}
+    order = _ordered(layout)
+    file.write(_header({name: layout[name] for name in order}, metadata))
+    for name in order:
+        _write_tensor(name, tensors[name], file)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors to a file with the permissions that all files get; see `write_tensors`."""
+    with path.open("wb") as file:
+        write_tensors(file, tensors, metadata)
+
+
+def _ordered(layout: Mapping[str, Entry]) -> list[str]:
+    """Names in the order of safetensors: widest type first, then by name."""
+    rank = {name: number for number, name in enumerate(DTYPES)}
+    return sorted(layout, key=lambda name: (rank.get(layout[name].dtype, len(rank)), name))
+
+
+def _header(layout: dict[str, Entry], metadata: dict[str, str] | None) -> bytes:
     """The length and the header of a file with these tensors, one after the other."""
-    spec: dict[str, Any] = {"__metadata__": metadata}
+    spec: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
     for name, entry in layout.items():
         offsets = [end, end := end + entry.nbytes]

@@ -13,11 +13,11 @@ from lep.checkpoint.reader import INDEX, Checkpoint
 from lep.checkpoint.stream import NAMES, Rows, read_header, rewrite
 from lep.errors import CheckpointError
 from lep.files import parse_json, read_json, read_text, write_json
-from lep.publish import KEY_FILE, check_space, existing_parent
+from lep.publish import check_space, existing_parent
 
 # Copied: settings, licences, code (never run here). The caller writes the tokenizer.
 CARRIED = ("*.json", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
-NOT_CARRIED = ("config.json", "*.index.json", "*token*.json", "vocab.json", "tekken.json", KEY_FILE)
+NOT_CARRIED = ("config.json", "*.index.json", "*token*.json", "vocab.json", "tekken.json")
 Replaced = Mapping[str, Tensor | Rows]
 
 

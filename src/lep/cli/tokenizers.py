@@ -7,7 +7,6 @@ import typer
 
 import lep
 from lep.cli.verb import Values, app, verb
-from lep.publish import check_folder
 from lep.settings import Texts, TokenizerSettings
 
 tokenizer = typer.Typer(help="Build and compare tokenizers.", no_args_is_help=True)
@@ -67,8 +66,6 @@ def compare(
     html_file: Path | None = None,
 ) -> Any:
     """Compare tokenizers on text: cost, reach, segmentation, speed."""
-    for path in filter(None, (json_file, html_file)):
-        check_folder(path)
     comparison = lep.compare_tokenizers(tokenizers, text)
     if html_file:
         from lep.report.page import write_comparison

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from lep.fields import FlatSettings, Setting, Settings, settings_of
+from lep.publish import check_file
 
 app = typer.Typer(
     help="Give an open large language model a new language: fewer tokens, the same answers.",
@@ -19,6 +20,7 @@ app = typer.Typer(
 Function = Callable[..., Any]
 Values = Sequence[str]  # empty by default, where a list is required
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
+FILE = "_file"  # ends the names of parameters for files to write beside the printed result
 TEXTS = {  # what parameters of verbs are
     "adapted": "Base model with new tokens, after training.",
     "after": "Model that was made from it.",
@@ -90,7 +92,8 @@ def verb(
 
     Positional-only parameters are arguments, the others options; a parameter of a settings class
     becomes one option per field, except fields that `without` declares. Parameters are described by
-    `texts`, the field of their name in `like`, which also has the default, or `TEXTS`.
+    `texts`, the field of their name in `like`, which also has the default, or `TEXTS`. Files
+    to write must not exist.
     """
 
     def add(function: Function) -> Function:
@@ -102,7 +105,11 @@ def verb(
             sources = {name: context.get_parameter_source(name) for name in values}
             given = {n: values[n] for n, s in sources.items() if s and s.name != "DEFAULT"}
             checked = options.read(given, _flag)
-            say(function(*(getattr(checked, p.name) for p in parameters)))
+            chosen = {p.name: getattr(checked, p.name) for p in parameters}
+            for name, path in chosen.items():
+                if name.endswith(FILE) and path is not None:
+                    check_file(path)
+            say(function(*chosen.values()))
 
         arguments = {p.name for p in parameters if p.kind is p.POSITIONAL_ONLY}
         signature = [inspect.Parameter("context", KEYWORD, annotation=typer.Context)]
@@ -131,7 +138,7 @@ def _parameter(setting: Setting, name: str, flags: list[str]) -> inspect.Paramet
 
 
 def _flag(name: str) -> str:
-    return "--" + name.removesuffix("_file").replace("_", "-")
+    return "--" + name.removesuffix(FILE).replace("_", "-")
 
 
 def say(result: object) -> None:

@@ -28,8 +28,8 @@ from lep.corpus.files import corpus_files
 from lep.corpus.prepare import sections
 from lep.corpus.read import read_file
 from lep.errors import LepError, OutputError
-from lep.files import read_text, write_text
-from lep.publish import check_output, fingerprint
+from lep.files import read_text
+from lep.publish import check_output, fingerprint, publish_text
 from lep.settings import ClusterSettings
 
 # Two documents that share 0.8, 0.7, 0.3 of their shingles share a bucket with 99.8%, 92%, 1.4%.
@@ -95,8 +95,8 @@ def _begun(paths: list[str], output: Path, settings: ClusterSettings) -> Path:
     begun = folder / "begun"
     if not begun.exists():
         check_output(output)
-        folder.mkdir(parents=True)
-        write_text(begun, key)
+        folder.mkdir(parents=True, exist_ok=True)
+        publish_text(begun, key)
     elif read_text(begun) != key:
         raise OutputError(
             f"{folder} was begun with other files, another language or number of tasks: "

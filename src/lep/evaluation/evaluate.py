@@ -11,6 +11,7 @@ from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.files import file_stamps
 from lep.corpus.read import question, read_messages, write_records
+from lep.durable import sync_tree
 from lep.errors import LepError
 from lep.evaluation.prompts import prompt_records
 from lep.evaluation.records import PromptRecord, Record, Score, encode, load_records, save_records
@@ -105,6 +106,7 @@ def evaluate(
             if not saved.exists():
                 folder.mkdir(exist_ok=True)
                 save_records(part, _records(subjects[i], material, original, answers, folder))
+                sync_tree(folder)
                 part.rename(saved)
             records[name] = load_records(saved)
             prompts = (r for r in records[name] if isinstance(r, PromptRecord))

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import lep
+from lep.durable import sync_folder
 from lep.errors import OutputError
-from lep.files import read_json, write_text
-from lep.publish import fingerprint
+from lep.files import read_json
+from lep.publish import fingerprint, publish_text
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
 MANIFEST, LOCKS = "lep_stage.json", ".lock"
@@ -132,11 +133,12 @@ class Runner:
         if not work.exists():  # it exists if a run was killed just before it took its name
             stage.action(work, self.folder.of)
         self.seconds[name] = round(time.time() - started, 1)
-        write_text(work / MANIFEST, self._manifest(stage))
+        publish_text(work / MANIFEST, self._manifest(stage))
         if folder.exists():
             (folder / MANIFEST).unlink(missing_ok=True)  # half deleted is not up to date
             shutil.rmtree(folder)
         work.rename(folder)
+        sync_folder(folder.parent)
         leftover = re.compile(rf"{re.escape(name)}-[0-9a-f]{{{len(stage.fingerprint)}}}(\..*)?")
         for path in filter(lambda path: leftover.fullmatch(path.name), work.parent.iterdir()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -42,7 +42,7 @@ def model_table(folder: Path, models: dict[str, str]) -> Table:
 def mark(score: Score, column: str, table: Table) -> str:
     """`better` or `worse` than the first model if the two intervals do not overlap."""
     first = next(iter(table.values())).get(column, score)
-    if score.low <= first.high and first.low <= score.high:
+    if not (score.low > first.high or score.high < first.low):  # nor if one is not a number
         return ""
     return "worse" if (score.value > first.value) == lower_is_better(column) else "better"
 

@@ -49,7 +49,7 @@ class Cell:
         Also 0 for a single value, and if all seeds tie: that shows how coarse a figure is (one item
         of forty), not how certain.
         """
-        if self.half is None or self.half <= COARSE or abs(self.mean) <= self.half:
+        if self.half is None or self.half <= COARSE or not abs(self.mean) > self.half:  # or NaN
             return 0
         return 1 if self.mean > 0 else -1
 

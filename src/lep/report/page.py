@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from lep import __version__
 from lep.evaluation.table import benchmark_table
-from lep.files import read_json, write_text
+from lep.files import read_json
 from lep.publish import publish_text
 from lep.report import data
 from lep.report.grid import columns_of, grid_blocks
@@ -68,7 +68,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     ]
     curves = line_figure(lines, "new tokens", "symbols per token") if lines else ""
     page = render("tokenizers.html", record=comparison, curves=curves, plotly=get_plotlyjs())
-    write_text(path, page)
+    publish_text(path, page, replace=False)
 
 
 def render(template: str, **values: Any) -> str:

@@ -5,6 +5,7 @@ answers. One half of the text and the prompts decides; the other gives the repor
 """
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import question, read_messages
-from lep.errors import CorpusError
+from lep.errors import CheckpointError, CorpusError
 from lep.evaluation.records import AnswerRecord, encode
 from lep.evaluation.score import Material
 from lep.inference.models import load_model
@@ -184,7 +185,13 @@ def _best(records: dict[Name, list[Record]], half: str, select: SelectSettings) 
     tried = [name for name in records if name != ORIGINAL]
     original = records[ORIGINAL]
     allowed = [name for name in tried if not veto(records[name], original, half, select)]
-    return min(allowed or tried, key=lambda name: score(records[name], half))
+    best = min(allowed or tried, key=lambda name: score(records[name], half))
+    if not math.isfinite(score(records[best], half)):
+        raise CheckpointError(
+            "no candidate gives the original model's answers a finite likelihood: one of the three "
+            "models is damaged, or its dtype is too narrow; look at them with lep inspect"
+        )
+    return best
 
 
 def _selection(

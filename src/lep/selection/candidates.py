@@ -13,6 +13,7 @@ from lep.checkpoint.stream import Rows
 from lep.errors import CheckpointError
 from lep.inference.models import device, load_model
 from lep.propagation import Propagation
+from lep.publish import partial_path
 from lep.settings import PropagateSettings
 from lep.transfer.family import Family
 from lep.transfer.propagate import fit, result_tensors, token_weights
@@ -25,7 +26,8 @@ class Candidates:
     """The candidates' tables in one loaded body. `close` removes the trial's files."""
 
     def __init__(self, family: Family, settings: PropagateSettings, output: Path) -> None:
-        self.family, self.folder = family, output.with_name(output.name + ".candidate")
+        self.family = family
+        self.folder = partial_path(output.with_name(f"{output.name}.candidate"))
         weights, ridge = token_weights(family, settings.frequency_text), settings.ridge
         self.problems = {kind: family.problem(kind, weights, ridge) for kind in family.mappings}
         self._fit = cache(lambda kind, method: fit(self.problems[kind], method))

@@ -1,5 +1,6 @@
 """How near candidates stay to the original model: score, veto, and all measures with intervals."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -16,8 +17,13 @@ TITLES = {"bits per byte": "{} bits/byte", "exact match": "{} copied"}  # in a l
 
 
 def score(records: Sequence[Record], half: str) -> float:
-    """Bits per byte of the original model's answers, plus the divergence from it; low is near."""
+    """Bits per byte of the original model's answers, plus the divergence from it; low is near.
+
+    Infinite where one of them is not a number.
+    """
     answers = [r for r in records if isinstance(r, AnswerRecord) and record_half(r) == half]
+    if not all(math.isfinite(r.score_nats) for r in answers):
+        return math.inf
     return sum(r.score_nats for r in answers) / sum(r.bytes for r in answers) * BITS
 
 
@@ -36,6 +42,8 @@ def veto(
 ) -> str:
     """What gets significantly worse under a candidate by more than allowed; empty if nothing."""
     interval = partial(estimate, resamples=settings.bootstrap, seed=settings.seed)
+    if not all(math.isfinite(getattr(record, "nats", None) or 0.0) for record in records):
+        return "likelihoods that are not finite"
     sides = language_sides(records, original)
     groups: dict[str, list[tuple[TextRecord | AnswerRecord, float]]] = defaultdict(list)
     for now, then in zip(records, original, strict=True):

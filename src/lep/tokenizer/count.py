@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 import regex
@@ -186,15 +186,14 @@ def _total(parts: Iterable[WordCounts], script: str | None, halvings: int = 0) -
     return WordCounts(counts, script, characters, halvings)
 
 
-def write_counts(path: Path, words: WordCounts, cutter: WordCutter) -> None:
+def write_counts(file: IO[bytes], words: WordCounts, cutter: WordCutter) -> None:
     """Write a line of facts, then `[word, count]` lines, compressed."""
     facts = {"cutter": cutter.fingerprint, "words": len(words.counts), **vars(words)}
     lines = [facts, *map(list, sorted(facts.pop("counts").items()))]
-    unfinished = path.with_name(path.name + ".partial")
-    with unfinished.open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
+    compressor = zstandard.ZstdCompressor()
+    with compressor.stream_writer(file, closefd=False) as out:
         for line in lines:
             out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    unfinished.rename(path)
 
 
 def read_counts(path: Path, cutter: WordCutter) -> WordCounts:

@@ -12,7 +12,7 @@ from lep.corpus.read import Paths, stream_texts
 from lep.errors import CorpusError, LepError, TokenizerError
 from lep.files import write_json
 from lep.hub import local_folder
-from lep.publish import check_folder, check_output, publishing
+from lep.publish import check_output, publishing, publishing_file
 from lep.result import Result
 from lep.settings import TokenizerSettings
 from lep.tokenizer import count
@@ -211,15 +211,15 @@ def count_corpus(
     The counts of all shards, given to `extend_tokenizer` together, stand for their text. Counts
     for `train_tokenizer` are `fresh`: of all words, cut as a new vocabulary cuts them.
     """
-    check_output(output := Path(output))
+    output = Path(output)
     if not output.name.endswith(suffix := count.COUNTS_SUFFIX):
         raise TokenizerError(f"the file of counts is {output}: its name must end in {suffix}")
-    check_folder(output)
-    tokenizer = load_tokenizer(base).backend_tokenizer
-    if fresh:
-        tokenizer, script = replacement_cutter(tokenizer), "any"
-    words = count.count_words(tokenizer, corpus, script)
-    count.write_counts(output, words, count.WordCutter.of(tokenizer))
+    with publishing_file(output) as file:
+        tokenizer = load_tokenizer(base).backend_tokenizer
+        if fresh:
+            tokenizer, script = replacement_cutter(tokenizer), "any"
+        words = count.count_words(tokenizer, corpus, script)
+        count.write_counts(file, words, count.WordCutter.of(tokenizer))
     return CorpusCounts(words, output)
 
 

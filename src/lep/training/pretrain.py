@@ -1,5 +1,6 @@
 """Continued pre-training on plain text: the tables train, the body is frozen (section 3.4)."""
 
+import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.files import corpus_files, file_stamps
 from lep.errors import TrainingError
-from lep.files import parse_json, read_text, write_json
+from lep.files import parse_json, read_text
 from lep.inference.models import context_of
-from lep.publish import check_output, check_space, fingerprint
+from lep.publish import check_output, check_space, fingerprint, publish_text
 from lep.settings import PretrainSettings
 from lep.training import data, lora, processes, trainable_rows
 from lep.training.heldout import HeldoutText
@@ -243,7 +244,7 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
         bits = None
     clear_device_cache(garbage_collection=True)
     if processes.is_main():
-        write_json(file, bits)
+        publish_text(file, json.dumps(bits))
         shutil.rmtree(folder, ignore_errors=True)
     processes.wait()
     return bits

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lep.publish import partial_folder, publishing
+from lep.publish import partial_path, publishing
 
 
 def world_size() -> int:
@@ -55,7 +55,7 @@ def main_first() -> Iterator[None]:
 def publishing_once(output: Path, resume_key: str) -> Iterator[Path]:
     """`publishing` by the main process; the others get the same folder and publish nothing."""
     write = publishing(output, resume_key=resume_key)
-    with write if is_main() else nullcontext(partial_folder(output)) as partial:
+    with write if is_main() else nullcontext(partial_path(output, resume_key)) as partial:
         wait()
         yield partial
         wait()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import Rows
+from lep.checkpoint.stream import Rows, save_tensors
 from lep.checkpoint.writer import write_checkpoint
 from lep.errors import LepError, OutputError, TrainingError
 from lep.files import read_json
@@ -48,7 +48,7 @@ class TrainedOnlyTrainer(Trainer):
         tensors = {name: whole(p).cpu().contiguous() for name, p in trained.items()}
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / WEIGHTS)
+            save_tensors(folder / WEIGHTS, tensors)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
@@ -113,6 +113,12 @@ class TablesTrainer(TrainedOnlyTrainer):
         with self.accelerator.autocast():
             look = self.heldout.look(self.model)
         reshard(self.model)
+        if lost := [name for name in self.heldout.texts if not math.isfinite(look[name])]:
+            raise TrainingError(
+                f"the model gives held-out text {lost[0]} no finite likelihood at step "
+                f"{self.state.global_step}: the learning rate {self.args.learning_rate:g} is too "
+                "high, or the model is damaged"
+            )
         metrics = {f"eval_{name}": value for name, value in look.items()}
         self.log(metrics)
         handler = self.callback_handler

@@ -70,6 +70,7 @@ def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
     table = model.tensor(name)
     norms = row_norms(table)
     used = ~unused_rows(model, len(table))
+    known = norms[used & norms.isfinite()]
     rows: dict[str, Tensor] = {
         "not finite": ~norms.isfinite(),
         "zero": (norms == 0) & used,
@@ -82,7 +83,7 @@ def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
         "dtype": str(table.dtype).removeprefix("torch."),
         "bytes": table.nbytes,
         "rows without a token": len(table) - tokens,
-        "median_norm": norms[used & norms.isfinite()].median().item() if used.any() else 0.0,
+        "median_norm": known.median().item() if len(known) else 0.0,
         "suspicious": {title: _named(model, mask) for title, mask in rows.items() if mask.any()},
     }
 

@@ -6,23 +6,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import torch
 import zstandard
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lep import __version__
 from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import sha256
-from lep.errors import CheckpointError, OutputError, TokenizerError
+from lep.checkpoint.stream import sha256, write_tensors
+from lep.errors import CheckpointError, TokenizerError
 from lep.files import read_json
 from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks, rows_at_once
-from lep.publish import check_output
+from lep.publish import check_output, created, publishing_file
 from lep.result import Result
 from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -52,8 +52,8 @@ class LanguagePack:
     learned: dict[str, SelectedRows]  # {input or output: target rows and differences}
     sample: dict[str, SelectedRows]  # {input or output: source rows and the base's values}
 
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, which takes its name when it is complete."""
+    def write(self, file: IO[bytes]) -> None:
+        """Write the pack as safetensors."""
         tensors = {"about": _compressed(json.dumps(self.about).encode())}
         for name, content in self.tokenizer.items():
             tensors[f"tokenizer/{name}"] = _compressed(content)
@@ -64,16 +64,7 @@ class LanguagePack:
         for title, groups in (("learned", self.learned), ("sample", self.sample)):
             for kind, (rows, values) in groups.items():
                 tensors |= {f"{title}/{kind}/rows": rows, f"{title}/{kind}/values": values}
-        partial_path = path.with_name(path.name + ".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: each.contiguous() for name, each in tensors.items()}, partial_path)
-            partial_path.chmod(0o644)
-            partial_path.rename(path)
-        except SafetensorError as error:  # a full disk
-            raise OutputError(f"{path} cannot be written: {error}") from error
-        finally:
-            partial_path.unlink(missing_ok=True)
+        write_tensors(file, tensors)
 
     @classmethod
     def load(cls, path: Path) -> "LanguagePack":
@@ -129,8 +120,13 @@ def make_pack(
     `CheckpointError` for models that do not belong together.
     """
     output = Path(output)
-    if output.exists():
-        raise OutputError(f"the output {output} exists already: delete it or choose another path")
+    with created(output.parent), publishing_file(output) as file:
+        pack = _pack(base, adapted, new_only=new_only)
+        pack.write(file)
+    return Packed(output, {kind: len(rows) for kind, (rows, _) in pack.learned.items()})
+
+
+def _pack(base: str | Path, adapted: str | Path, *, new_only: bool) -> LanguagePack:
     source, target = (Checkpoint(model).check() for model in (base, adapted))
     check_shapes(source, target)
     if (target.folder / ADAPTER).exists():
@@ -148,8 +144,7 @@ def make_pack(
     tokenizer = {file.name: file.read_bytes() for file in files if file.is_file()}
     sample = {kind: _sample(source, table) for kind, table in tables.items()}
     about = _about(source, tables, new_only=new_only) | {"history": _history(target.folder)}
-    LanguagePack(about, tokenizer, mappings, learned, sample).save(output)
-    return Packed(output, {kind: len(rows) for kind, (rows, _) in learned.items()})
+    return LanguagePack(about, tokenizer, mappings, learned, sample)
 
 
 def apply_pack(
@@ -211,7 +206,7 @@ def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) 
         table = _padded(model.tensor(name), pack.mappings[kind])
         check_finite(table, f"{name} of {model.folder}")
         cosines[kind] = cosine_similarity(table[rows].float(), values.float()).mean().item()
-        if cosines[kind] < LEAST_COSINE and not force:
+        if not cosines[kind] >= LEAST_COSINE and not force:  # NaN too
             raise CheckpointError(
                 f"{model.folder} is not tuned from {base}, on which {path} was made: their {kind} "
                 f"rows have a mean cosine of {cosines[kind]:.2f}, related models have "
@@ -318,6 +313,10 @@ def _selected(
             raise ValueError(f"it has {shapes[0]} values for {shapes[1]} rows of {hidden}")
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
             raise ValueError(f"a row lies beyond {size}")
+        if not values.isfinite().all():
+            raise ValueError(f"its {title} {kind} rows are not finite")
+        if title == "sample" and not len(rows):
+            raise ValueError(f"it has no {kind} rows of its base, by which to know a model")
         groups[kind] = (rows, values)
     return groups
 

@@ -8,10 +8,11 @@ from typing import Any
 import regex
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
+from lep.checkpoint.stream import save_tensors
 from lep.corpus.language import dominant_script
 from lep.embedding import METHODS, calibrated, undertrained
 from lep.errors import CheckpointError
@@ -156,7 +157,7 @@ def copy_mappings(checkpoint: Checkpoint, folder: Path) -> None:
 
 def write_mapping(mapping: VocabularyMapping, path: Path) -> None:
     """Write a safetensors file of a few MB. The same mapping always gives the same bytes."""
-    save_file(mapping.tensors(), path)
+    save_tensors(path, mapping.tensors())
 
 
 def read_mapping(path: Path) -> VocabularyMapping:
