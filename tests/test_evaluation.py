@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from lep.benchmark.metrics import common_subsequence, copied
 from lep.corpus.read import read_documents
-from lep.errors import LepError, TokenizerError
+from lep.errors import LepError, OutputError, TokenizerError
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.records import TextRecord, load_records, load_scores
 from lep.evaluation.score import Material, bits_per_byte, score_model, summarise, task_record
@@ -184,6 +185,9 @@ def test_a_comparison_begins_again_when_its_text_changed(pair, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             evaluate(models, text, tmp_path / "out", settings)
     (tmp_path / "a.txt").write_text("Река стала.\n" * 20, encoding="utf-8")
+    with pytest.raises(OutputError, match="holds the saved state of an unfinished run") as refused:
+        evaluate(models, text, tmp_path / "out", settings)
+    shutil.rmtree(str(refused.value).partition(" holds")[0])
     evaluate(models, text, tmp_path / "out", settings)
     records = load_records(tmp_path / "out" / "records.jsonl")
     assert {r.bytes for r in records} == {len(("Река стала.\n" * 20).encode())}
