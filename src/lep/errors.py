@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST_REASON = 300  # characters of a foreign message that are repeated
-# What a terminal may take for a command: control characters, and marks that reorder text.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What a terminal may take for a command: control characters, marks that reorder text, and halves of
+# characters, which cannot be printed.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # user:password of a URL
 
 
 class LepError(Exception):
@@ -56,6 +60,17 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def redacted(text: str, *secrets: str | None) -> str:
+    """Text without the given secrets, and without user and password in its URLs.
+
+    >>> redacted("https://me:word@host/v1 says: bad key sk-1", "sk-1")
+    'https://***@host/v1 says: bad key ***'
+    """
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    return _CREDENTIALS.sub("***", text)
+
+
 @contextmanager
 def foreign(fault: str, advice: str, kind: type[LepError] = LepError) -> Iterator[None]:
     """Make one sentence, `FAULT (REASON): ADVICE`, of any exception while foreign content is read.
@@ -68,11 +83,15 @@ def foreign(fault: str, advice: str, kind: type[LepError] = LepError) -> Iterato
     except LepError:
         raise
     except BaseException as error:
-        # A panic of a Rust library is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        # A panic of a Rust library is no Exception; a full device is no fault of the content.
+        name = type(error).__name__
+        is_fault = isinstance(error, Exception) or name == "PanicException"
+        if not is_fault or name == "OutOfMemoryError":
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[0][:LONGEST_REASON].rstrip(":. ")
-        if isinstance(error, MemoryError | RecursionError):
-            reason = f"it needs more {'memory' if isinstance(error, MemoryError) else 'levels'}"
+        if isinstance(error, MemoryError):
+            reason = "it needs more memory"
+        elif isinstance(error, RecursionError):
+            reason = "it is nested too deep"
         raise kind(f"{fault} ({printable(reason)}): {advice}") from error

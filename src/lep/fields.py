@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import Parameter
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lep.errors import LepError
 
 Location = tuple[str | int, ...]  # of a value in nested settings: names, and positions in lists
+LONGEST_VALUE = 200  # characters of a refused value that a message repeats
+LONGEST_NAME = 100  # bytes of a name that becomes part of a file's name
+_NAME = re.compile(r"\w(?:[\w .+@-]*[\w+-])?")
+V = TypeVar("V")
 
 
 class Settings(BaseModel):
@@ -212,6 +216,23 @@ def split_weights(value: Any) -> Any:
     return {name: weight for name, _, weight in pairs.values()}
 
 
+def file_part(name: str) -> str:
+    """Return a name that may become part of a file's name. Raises `ValueError` for any other."""
+    if not _NAME.fullmatch(name) or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"{name[:LONGEST_NAME]!r} becomes part of file names: give up to {LONGEST_NAME} bytes of "
+            "letters and digits, with ' ', '.', '_', '-', '+' and '@' between them"
+        )
+    return name
+
+
+def file_parts(values: dict[str, V]) -> dict[str, V]:
+    """Return a dictionary with keys that may be parts of file names; see `file_part`."""
+    for name in values:
+        file_part(name)
+    return values
+
+
 def dotted(location: Location) -> str:
     """`evaluate.tasks.1`, as a recipe names a value."""
     return ".".join(map(str, location))
@@ -250,7 +271,9 @@ def first_fault(
         choices = re.findall("'(.*?)'", fault["ctx"]["expected"])
         if near := get_close_matches(str(fault["input"]), choices, n=1):
             reason += f"; did you mean '{near[0]}'?"
-    return Fault(location, f"{name(location)} is {fault['input']!r}: {reason}")
+    value = repr(fault["input"])
+    value = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+    return Fault(location, f"{name(location)} is {value}: {reason}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -39,3 +39,5 @@ JSON_BYTES = Limit("JSON_BYTES", 256_000_000, "bytes")
 LINE_BYTES = Limit("LINE_BYTES", 64_000_000, "bytes")
 DOCUMENT_BYTES = Limit("DOCUMENT_BYTES", 256_000_000, "bytes")  # a txt file is one document
 EXPANSION = Limit("EXPANSION", 1_000, "bytes of content for each byte on disk")
+RECIPE_BYTES = Limit("RECIPE_BYTES", 200_000, "bytes")
+RECIPE_VALUES = Limit("RECIPE_VALUES", 20_000, "keys and values")

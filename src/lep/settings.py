@@ -5,9 +5,23 @@
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from lep.fields import Settings, split_names, split_paths, split_weights
+from lep.fields import (
+    Settings,
+    file_part,
+    file_parts,
+    split_names,
+    split_paths,
+    split_weights,
+)
 
 TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
 InitName = Literal["mean", "length-weighted", "first", "last", "random"]
@@ -27,7 +41,10 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 ProperShare = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Texts = Annotated[dict[str, list[str]], BeforeValidator(split_paths)]  # paths by language
+Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
+FileName = Annotated[str, AfterValidator(file_part)]
+ByName = AfterValidator(file_parts)  # of dictionaries whose keys become parts of file names
+Texts = Annotated[dict[str, list[str]], BeforeValidator(split_paths), ByName]  # paths by language
 Weights = Annotated[dict[str, NonNegative], BeforeValidator(split_weights)]
 Names = BeforeValidator(split_names)  # of lists: A,B is A and B
 
@@ -70,7 +87,7 @@ class BuildSettings(LanguageSettings):
     """Model written by lep init; keep only what its new tokens need (default: keep all)."""
     contexts: PositiveInt = 200
     """Occurrences of each new token to collect, with cover."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order and of fractional weights."""
 
 
@@ -137,7 +154,7 @@ class InitSettings(Settings):
     """The same for the output table (default: the method of the input table)."""
     calibrate_norms: bool = False
     """Scale each new row to the median norm of the rows of its script."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the method random."""
 
 
@@ -185,7 +202,7 @@ class SelectSettings(Settings):
     """Texts or prompts in a batch."""
     bootstrap: PositiveInt = 1_000
     """Bootstrap resamples for each 95% interval."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the resamples."""
 
 
@@ -200,7 +217,7 @@ class TrainingSettings(Settings):
     """Share of the steps in which the learning rate rises."""
     warmup_steps: PositiveInt | None = None
     """Steps in which the learning rate rises (default: by warm-up share; the paper: 100)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of samples and of the adapters."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Arithmetic of the body; trained weights are float32. auto: bf16 if the device supports it."""
@@ -311,7 +328,7 @@ class AnswerSettings(Settings):
     """Temperature of sampled answers."""
     top_p: Share = 0.95
     """Probability mass that answers are sampled from."""
-    sample_seed: int = 0
+    sample_seed: Seed = 0
     """Seed of sampled answers."""
     judge: str | None = None
     """Model that grades answers from 1 to 5, or MODEL@URL for one behind a server (default: rules
@@ -340,7 +357,7 @@ class ScoringSettings(Settings):
 
     batch_size: PositiveInt = 32
     """Texts or prompts in a batch (benchmark tasks: 16 by default)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of tasks, resamples and chosen items."""
 
 

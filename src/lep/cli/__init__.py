@@ -10,7 +10,7 @@ import typer
 from lep import __version__
 from lep.cli import models, runs, tokenizers
 from lep.cli.verb import app
-from lep.errors import LepError, LepWarning
+from lep.errors import LepError, LepWarning, printable
 
 __all__ = ["app", "main", "models", "runs", "tokenizers"]
 
@@ -34,17 +34,21 @@ _warning = warnings.formatwarning
 
 def _note_or_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
     note = issubclass(category, LepWarning)
-    return f"note: {message}\n" if note else _warning(message, category, *place, **line)
+    return f"note: {printable(str(message))}\n" if note else _warning(message, category, *place, **line)
 
 
 def main() -> None:
     """Entry point: user faults are one sentence on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.formatwarning = _note_or_warning
+    for stream in (sys.stdout, sys.stderr):  # a character that the locale lacks is spelled out
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except (LepError, OSError) as error:  # OSError: a full or read-only disk, for example
         fault = str(error)
+    except (MemoryError, RecursionError) as error:
+        fault = _exhausted(error)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported for this
             raise
@@ -52,5 +56,13 @@ def main() -> None:
         fault = (
             f"device memory is full ({reason}): use smaller batches or --activation-checkpointing"
         )
-    print(f"error: {fault}", file=sys.stderr)
+    print(f"error: {printable(' '.join(fault.splitlines()))}", file=sys.stderr)
     sys.exit(2)
+
+
+def _exhausted(error: MemoryError | RecursionError) -> str:
+    """In words: content that no limit refused was too large, or nested too deep, for a library."""
+    if isinstance(error, MemoryError):
+        reason = f" ({error})" if str(error) else ""
+        return f"memory is full{reason}: use smaller batches or files, or a larger machine"
+    return "a file is nested too deep to be read: look for long chains of brackets in what was given"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from lep.errors import printable
 from lep.fields import FlatSettings, Setting, Settings, settings_of
 from lep.publish import check_file
 
@@ -144,4 +145,4 @@ def _flag(name: str) -> str:
 def say(result: object) -> None:
     """Print a result; of several processes only the first one does."""
     if result is not None and os.environ.get("RANK", "0") == "0":
-        print(result, flush=True)
+        print(printable(str(result)), flush=True)

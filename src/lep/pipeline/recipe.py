@@ -9,12 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat
 
 from lep.settings import (
+    ByName,
     CalibrateSettings,
     CorpusSettings,
     EvaluateSettings,
+    FileName,
     InitSettings,
     PretrainSettings,
     PropagationName,
+    Seed,
     SelectSettings,
     Settings,
     TokenizerSettings,
@@ -24,6 +27,7 @@ from lep.settings import (
 MethodName = Literal[PropagationName, "auto"]
 Listed = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 Strings = Annotated[list[str], Listed]
+ByLanguage = Annotated[dict[str, Strings], ByName]
 Models = Annotated[list[Literal[MethodName, "direct"]], Listed]
 SomeModels = Annotated[Models, Field(min_length=1)]
 Fault = tuple[str, str]  # a key, and what is wrong with it
@@ -32,7 +36,7 @@ Fault = tuple[str, str]  # a key, and what is wrong with it
 class PretrainStage(PretrainSettings):
     """Continued pre-training on the new language, with replayed text of the old ones."""
 
-    replay: dict[str, PositiveFloat] = Field(
+    replay: Annotated[dict[str, PositiveFloat], ByName] = Field(
         {}, description="characters of an old language to mix in, per character of the new one"
     )
 
@@ -57,14 +61,14 @@ class TuneStage(TuneSettings):
 class Recipe(Settings):
     """A whole run. Paths start at the recipe's folder; `${NAME:-default}` reads the environment."""
 
-    name: str = Field(description="names the run folder, runs/NAME")
+    name: FileName = Field(description="names the run folder, runs/NAME")
     title: str = Field("", description="heading of the report")
     note: str = Field("", description="a sentence at the top of the report")
     base: str = Field(description="base model: folder or hub id")
     instruct: str = Field(description="instruct model tuned from it")
     language: str = Field(description="the new language, one of those under text")
-    text: dict[str, Strings] = Field(description="corpus paths by language code", min_length=1)
-    heldout: dict[str, Strings] = Field({}, description="held-out text by language, if any")
+    text: ByLanguage = Field(description="corpus paths by language code", min_length=1)
+    heldout: ByLanguage = Field({}, description="held-out text by language, if any")
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings
     init: InitSettings = InitSettings()
@@ -111,15 +115,15 @@ class GridSettings(Settings):
     cells: list[dict[str, Strings]] = Field(
         [], description="combinations to run: those that match one of these (default: all)"
     )
-    seeds: list[int] = Field([0], min_length=1, description="of pretrain, calibrate and tune")
+    seeds: list[Seed] = Field([0], min_length=1, description="of pretrain, calibrate and tune")
 
     def faults(self) -> Iterator[Fault]:
         """Names that make no folder, or that no axis has."""
         keys = {axis: axis for axis in self.axes}
         keys |= {f"{axis}.{value}": value for axis in self.axes for value in self.axes[axis]}
         for key, name in keys.items():
-            if not re.fullmatch(r"[\w-]+", name):
-                message = "becomes part of folder names: use letters, digits, - and _"
+            if not re.fullmatch(r"[\w-]{1,64}", name):
+                message = "becomes part of folder names: use up to 64 letters, digits, - and _"
                 yield f"axes.{key}", f"'{name}' {message}"
         for number, cell in enumerate(self.cells):
             for axis, values in cell.items():

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from lep.errors import RecipeError
+from lep.errors import RecipeError, foreign
 from lep.fields import Location, first_fault
-from lep.files import read_text
+from lep.files import check_depth, read_text
+from lep.limits import RECIPE_BYTES, RECIPE_VALUES
 from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
 
 Checked = TypeVar("Checked", Recipe, GridSettings)
@@ -84,15 +85,10 @@ class Draft:
     def read(cls, path: Path, overrides: Sequence[str]) -> "Draft":
         if not path.is_file():
             raise RecipeError(f"there is no recipe {path}: check the path")
-        try:
-            node = yaml.compose(read_text(path, RecipeError), Loader=_Loader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"{path} is not valid YAML: {reason}") from error
-        if not isinstance(node, yaml.MappingNode):
-            raise RecipeError(f"{path} must hold 'key: value' lines")
-        origins = Origins(path)
-        draft = cls(_plain(node, "", origins), origins, overrides)
+        RECIPE_BYTES.check(path.stat().st_size, str(path), RecipeError)
+        text, origins = read_text(path, RecipeError), Origins(path)
+        with foreign(f"{path} cannot be read", "write plain keys, values and lists", RecipeError):
+            draft = cls(_values(text, origins), origins, overrides)
         for override in overrides:
             draft.override(override)
         return draft
@@ -162,12 +158,10 @@ class Draft:
             if not isinstance(target.setdefault(section, {}), dict):
                 raise RecipeError(f"'{override}': {section} is not a section of the recipe")
             target = target[section]
-        try:
+        with foreign(f"'{override}' cannot be read", "close its brackets and quotes", RecipeError):
             is_yaml = value.startswith(("[", "{")) or value == "null"
             target[name] = yaml.safe_load(value) if is_yaml else value
-        except yaml.YAMLError as error:
-            advice = "close its brackets and quotes"
-            raise RecipeError(f"'{override}' cannot be read: {advice}") from error
+            check_depth(target[name])  # an alias may make a list hold itself
         self.origins.by_key[key] = f"command line, {override}"
         other = {"tokens": "epochs", "epochs": "tokens"}.get(name, "")  # the last one given counts
         origin = self.origins.by_key.get(joined("", *sections, other), "")
@@ -185,10 +179,24 @@ _Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:null|~|)$"), ["n",
 _Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|false)$"), list("tf"))
 
 
+def _values(text: str, origins: Origins) -> dict[str, Any]:
+    """The content of a recipe as `_plain` gives it. Raises `RecipeError` for other content."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{origins.path} is not valid YAML: {reason}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError(f"{origins.path} must hold 'key: value' lines")
+    return _plain(node, "", origins)
+
+
 def _plain(node: yaml.Node, key: str, origins: Origins) -> Any:
     """A node as dicts, lists, strings, bools, None; numbers stay strings for the typed fields."""
     line = f"{origins.path}, line {node.start_mark.line + 1}"
     origins.by_key.setdefault(key, line)
+    # Aliases repeat what they stand for, and one that stands for itself never ends.
+    RECIPE_VALUES.check(len(origins.by_key), str(origins.path), RecipeError)
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for name, value in node.value:
