@@ -175,7 +175,7 @@ def test_the_last_word_on_how_much_is_trained_counts(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("propagate=[swap", "cannot be read: close its brackets"),
+        ("propagate=[swap", r"cannot be read \(while parsing .*\): close its brackets"),
         (
             "evaluate.speed=8",
             r"evaluate.speed compares models: give --speed to lep evaluate after the run",

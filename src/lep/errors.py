@@ -8,9 +8,7 @@ from contextlib import contextmanager
 LONGEST_REASON = 300  # characters of a foreign message that are repeated
 # What a terminal may take for a command: control characters, marks that reorder text, and halves of
 # characters, which cannot be printed.
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # user:password of a URL
 
 

@@ -8,7 +8,7 @@ from inspect import Parameter
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lep.errors import LepError
 
@@ -220,8 +220,8 @@ def file_part(name: str) -> str:
     """Return a name that may become part of a file's name. Raises `ValueError` for any other."""
     if not _NAME.fullmatch(name) or len(name.encode()) > LONGEST_NAME:
         raise ValueError(
-            f"{name[:LONGEST_NAME]!r} becomes part of file names: give up to {LONGEST_NAME} bytes of "
-            "letters and digits, with ' ', '.', '_', '-', '+' and '@' between them"
+            f"{name[:LONGEST_NAME]!r} becomes part of file names: give up to {LONGEST_NAME} bytes "
+            "of letters and digits, with ' ', '.', '_', '-', '+' and '@' between them"
         )
     return name
 
@@ -231,6 +231,10 @@ def file_parts(values: dict[str, V]) -> dict[str, V]:
     for name in values:
         file_part(name)
     return values
+
+
+FileName = Annotated[str, AfterValidator(file_part)]
+ByName = AfterValidator(file_parts)
 
 
 def dotted(location: Location) -> str:

@@ -2,12 +2,17 @@
 
 import re
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 from lep.errors import CheckpointError
 
 # What is downloaded: never pickled weights, never code.
 ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
+# Files and folders of a model that are read or copied as they are.
+SUBFOLDERS = ("lep", "adapter", "additional_chat_templates")
+READ = "lep lep/* adapter adapter/* additional_chat_templates *.json *.jsonl *.jinja *.model *.txt"
+READ += " *.py LICENSE* NOTICE* USE_POLICY*"
 
 
 def local_folder(source: str | Path, *, weights: bool = True) -> Path:
@@ -18,7 +23,7 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
     """
     folder, name = Path(source), str(source)
     if folder.is_dir():
-        return folder
+        return _checked(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise CheckpointError(
             f"there is no folder {source}: check the path, or give a hub id such as owner/name"
@@ -27,12 +32,36 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
 
     patterns = ALLOWED_FILES if weights else ALLOWED_FILES[1:]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean that there is no model
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"there is no folder {source}, and the hub does not provide it: {reason}"
         ) from error
+    return _checked(folder)
+
+
+def _checked(folder: Path) -> Path:
+    """Return a folder. Raises `CheckpointError` for a file in it that is a link to the outside.
+
+    What such a file holds would be read, and copied into results. Weights may be links: they are
+    read as tensors only. The links of the hub's cache, to its own `blobs`, stay inside.
+    """
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parents[1] / "blobs")
+    folders = (folder, *(folder / name for name in SUBFOLDERS))
+    for file in chain.from_iterable(each.iterdir() for each in folders if each.is_dir()):
+        if not any(map(file.match, READ.split())) or not file.exists():
+            continue
+        if not any(map(file.resolve().is_relative_to, inside)):
+            raise CheckpointError(
+                f"{file} is a link to {file.resolve()}, outside its folder: put a copy in its "
+                "place, or give the folder that it leads to"
+            )
+        if not (file.is_file() or file.is_dir()):
+            raise CheckpointError(f"{file} is no regular file: copy the folder again")
+    return folder
 
 
 def short_names(models: list[str]) -> list[str]:

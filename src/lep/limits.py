@@ -30,9 +30,13 @@ class Limit:
         """Raise `kind` when `what`, a sentence's subject, has a `size` above the limit."""
         if size > self.value:
             raise kind(
-                f"{what} has {size:,} {self.unit}, the limit is {self.value:,}: "
+                f"{what} has {_digits(size)} {self.unit}, the limit is {self.value:,}: "
                 f"set {self.variable} higher if you trust it"
             )
+
+
+def _digits(size: int) -> str:
+    return f"{size:,}" if size < 10**30 else "over 10^30"
 
 
 JSON_BYTES = Limit("JSON_BYTES", 256_000_000, "bytes")
@@ -41,3 +45,4 @@ DOCUMENT_BYTES = Limit("DOCUMENT_BYTES", 256_000_000, "bytes")  # a txt file is 
 EXPANSION = Limit("EXPANSION", 1_000, "bytes of content for each byte on disk")
 RECIPE_BYTES = Limit("RECIPE_BYTES", 200_000, "bytes")
 RECIPE_VALUES = Limit("RECIPE_VALUES", 20_000, "keys and values")
+LAYERS = Limit("LAYERS", 10_000, "layers")

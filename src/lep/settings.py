@@ -5,23 +5,9 @@
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from lep.fields import (
-    Settings,
-    file_part,
-    file_parts,
-    split_names,
-    split_paths,
-    split_weights,
-)
+from lep.fields import ByName, Settings, split_names, split_paths, split_weights
 
 TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
 InitName = Literal["mean", "length-weighted", "first", "last", "random"]
@@ -42,8 +28,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 ProperShare = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
-FileName = Annotated[str, AfterValidator(file_part)]
-ByName = AfterValidator(file_parts)  # of dictionaries whose keys become parts of file names
 Texts = Annotated[dict[str, list[str]], BeforeValidator(split_paths), ByName]  # paths by language
 Weights = Annotated[dict[str, NonNegative], BeforeValidator(split_weights)]
 Names = BeforeValidator(split_names)  # of lists: A,B is A and B

@@ -5,13 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import DTYPES, Rows, save_tensors
-from lep.errors import CheckpointError
+from lep.checkpoint.stream import DTYPES, Rows, read_tensors, save_tensors
+from lep.errors import CheckpointError, foreign
 
 ADAPTER = Path("lep") / "adapter.safetensors"
 UNMERGED = "adapter"  # folder of an adapter in peft's format that is not merged into the model
@@ -33,12 +31,14 @@ def saved_factors(folder: Path) -> Factors:
     path = folder / ADAPTER
     if not path.exists():
         return {}
-    try:
-        tensors = load_file(path)
+    tensors = read_tensors(path, "train the model again")
+    with foreign(f"{path} is damaged", "train the model again", CheckpointError):
         names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
-        return {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
-    except (SafetensorError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): train the model again") from error
+        factors = {name: (tensors[f"{name}.B"], tensors[f"{name}.A"]) for name in names}
+        for name, (left, right) in factors.items():
+            if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+                raise ValueError(f"{name} has {list(left.shape)} times {list(right.shape)}")
+        return factors
 
 
 def has_unmerged(folder: Path) -> bool:

@@ -6,7 +6,7 @@ list of names are needed, and equal sizes cannot be confused.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lep.errors import CheckpointError
+from lep.checkpoint.config import CONFIG, KeyPath, load_config, parts
+from lep.errors import CheckpointError, foreign
 
 PROBE = 128  # rows added in the second build: a multiple of the paddings in use
-KeyPath = tuple[str, ...]  # keys that lead to a setting in a nested configuration
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,23 @@ class Architecture:
         from transformers import CONFIG_MAPPING
 
         model_type = config.get("model_type")
+        if not isinstance(model_type, str):
+            raise CheckpointError(f"{folder / CONFIG} names no model_type: it is not a model's")
         if config.get("auto_map") and model_type not in CONFIG_MAPPING:
             raise CheckpointError(
                 f"{folder} brings its own code for '{model_type}' (auto_map in config.json), which "
                 "is never run: only architectures that transformers itself has are supported"
             )
-        try:
+        with foreign(
+            f"{folder} is not a causal language model that transformers can build",
+            "correct its config.json, or give another model",
+            CheckpointError,
+        ):
             return cls._probe(folder, config)
-        except Exception as error:  # unknown model types and broken settings raise many kinds
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
-            raise CheckpointError(
-                f"{folder} is not a causal language model that transformers can build: {reason}"
-            ) from error
 
     @classmethod
     def _probe(cls, folder: Path, config: dict[str, Any]) -> "Architecture":
-        from transformers import AutoConfig
-
-        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        loaded = load_config(folder)
         model_class = _model_class(loaded, config)
         size, keys, other_keys = _size_keys(loaded.get_text_config())
         model = _build(model_class, loaded)
@@ -128,14 +127,6 @@ def _changed_axes(before: Mapping[str, Tensor], model: Any) -> dict[str, int]:
     return axes
 
 
-def _parts(config: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """A configuration and all nested in it, with the attributes that lead to them."""
-    yield path, config
-    for name in config.sub_configs:
-        if hasattr(part := getattr(config, name, None), "sub_configs"):
-            yield from _parts(part, (*path, name))
-
-
 def _size_keys(text: Any) -> tuple[int, list[str], list[str]]:
     """The vocabulary's size, the settings that hold it, and those of other sizes."""
     main = type(text).attribute_map.get("vocab_size", "vocab_size")
@@ -159,7 +150,7 @@ def _size_settings(config: dict[str, Any], loaded: Any, keys: list[str]) -> tupl
     top (as in early Qwen2-VL), or in both places.
     """
     text, settings = loaded.get_text_config(), []
-    path = next((path for path, part in _parts(loaded) if part is text), ())
+    path = next((path for path, part in parts(loaded) if part is text), ())
     levels: dict[KeyPath, dict[str, Any]] = {(): config}
     for depth, name in enumerate(path):
         levels[path[: depth + 1]] = levels[path[:depth]].get(name) or {}

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from lep.checkpoint.architecture import Architecture
+from lep.checkpoint.config import read_config
 from lep.checkpoint.stream import Entry, read_header
 from lep.checkpoint.tables import Search, Tables
-from lep.errors import CheckpointError
+from lep.errors import CheckpointError, foreign
 from lep.files import read_json
 from lep.hub import local_folder
 from lep.tokenizer.load import load_tokenizer
@@ -20,6 +21,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 
 STAMPED = ("*.safetensors", "*.json", "*.jinja", "lep/*.safetensors", "adapter/*")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
 PICKLES = (".bin", ".pt", ".pth")
 
 
@@ -33,7 +35,13 @@ class Checkpoint:
 
     def __init__(self, source: str | Path) -> None:
         self.folder = local_folder(source)
-        self.config: dict[str, Any] = self._json("config.json")
+        if (self.folder / ADAPTER_CONFIG).exists():
+            raise CheckpointError(
+                f"{self.folder} has an adapter beside its weights ({ADAPTER_CONFIG}), which some "
+                "programs apply and others ignore: merge it with peft (merge_and_unload), save the "
+                "result in another folder and give that"
+            )
+        self.config = read_config(self.folder)
         indexed = (self.folder / INDEX).exists()
         self.shard_of, self.entries = self._indexed() if indexed else self._single()
 
@@ -43,11 +51,11 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         """One tensor, read from its shard."""
         path = self.folder / self.shard_of[name]
-        try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): download it again") from error
+        with (
+            foreign(f"{path} cannot be read", "download it again", CheckpointError),
+            safe_open(path, framework="pt") as file,
+        ):
+            return file.get_tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the shard's header."""
@@ -96,15 +104,10 @@ class Checkpoint:
         stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
         return [str(self.folder.resolve()), stamps]
 
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        if not path.exists():
-            raise CheckpointError(f"{self.folder} has no {name}: it is not a model folder")
-        return read_json(path, CheckpointError)
-
     def _shards(self) -> dict[str, str]:
         """The file of each tensor, as the index says."""
-        index, shards = self.folder / INDEX, self._json(INDEX).get("weight_map")
+        index = self.folder / INDEX
+        shards = read_json(index, CheckpointError).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(f"{index} names no tensors (weight_map): download it again")
         for shard in shards.values():

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lep.errors import CheckpointError
+from lep.errors import CheckpointError, foreign
+from lep.files import check_depth, open_binary
 
 CHUNK_BYTES = 1 << 23
 LARGEST_HEADER_BYTES = 100_000_000  # the limit of the format
@@ -89,21 +91,26 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
     Raises `CheckpointError` unless the tensors fill the file exactly, each as its shape says.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+    with foreign(f"{path} cannot be read", "download it again", CheckpointError):
+        with open_binary(path, CheckpointError) as file:
+            size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
             if size < 8 + length or length > LARGEST_HEADER_BYTES:
                 raise ValueError(f"its header should have {length:,} bytes, the file has {size:,}")
             header = json.loads(file.read(length))
+        check_depth(header)
+        if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
+            raise ValueError("its header is damaged")
         metadata = header.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are no strings")
         return _entries(header, 8 + length, size), metadata
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): download it again") from error
-    except (LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read (its header is damaged: {error!r}): download it again"
-        ) from error
+
+
+def read_tensors(path: Path, advice: str) -> dict[str, Tensor]:
+    """All tensors of a file. Raises `CheckpointError` with `advice` for a damaged one."""
+    read_header(path)
+    with foreign(f"{path} is damaged", advice, CheckpointError):
+        return load_file(path)
 
 
 def _entries(header: dict[str, Any], begin: int, size: int) -> dict[str, Entry]:
@@ -111,6 +118,9 @@ def _entries(header: dict[str, Any], begin: int, size: int) -> dict[str, Entry]:
     entries, end = {}, begin
     for name, spec in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = (begin + offset for offset in spec["data_offsets"])
+        numbers = [start, stop, *spec["shape"]]
+        if not isinstance(spec["dtype"], str) or any(type(n) is not int or n < 0 for n in numbers):
+            raise ValueError(f"{name} has the shape {spec['shape']} and offsets {start}, {stop}")
         entry = Entry(spec["dtype"], tuple(spec["shape"]), start, stop)
         dtype = DTYPES.get(entry.dtype)
         if start != end or (dtype and entry.nbytes != prod(entry.shape) * dtype.itemsize):

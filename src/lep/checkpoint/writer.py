@@ -17,7 +17,8 @@ from lep.publish import check_space, existing_parent
 
 # Copied: settings, licences, code (never run here). The caller writes the tokenizer.
 CARRIED = ("*.json", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
-NOT_CARRIED = ("config.json", "*.index.json", "*token*.json", "vocab.json", "tekken.json")
+_NOT_CARRIED = "config.json adapter_*.json *.index.json *token*.json vocab.json tekken.json"
+NOT_CARRIED = tuple(_NOT_CARRIED.split())
 Replaced = Mapping[str, Tensor | Rows]
 
 

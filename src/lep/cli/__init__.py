@@ -65,4 +65,6 @@ def _exhausted(error: MemoryError | RecursionError) -> str:
     if isinstance(error, MemoryError):
         reason = f" ({error})" if str(error) else ""
         return f"memory is full{reason}: use smaller batches or files, or a larger machine"
-    return "a file is nested too deep to be read: look for long chains of brackets in what was given"
+    return (
+        "a file is nested too deep to be read: look for long chains of brackets in what was given"
+    )

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from lep.checkpoint.adapter import UNMERGED, has_unmerged
+from lep.checkpoint.config import read_config
+from lep.checkpoint.pretrained import load_pretrained, merged
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.files import file_stamps
-from lep.errors import CheckpointError
-from lep.files import read_json
 from lep.hub import local_folder
 from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
@@ -31,12 +30,7 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
     """
     checkpoint = Checkpoint(source).check()
     dtype = "auto" if device().type == "cuda" else torch.float32
-    folder = checkpoint.folder
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-    if has_unmerged(folder):
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(folder / UNMERGED)).merge_and_unload()
+    model = merged(load_pretrained(checkpoint, dtype), checkpoint.folder)
     return model.to(device()).eval(), checkpoint
 
 
@@ -45,7 +39,7 @@ class Description:
 
     def __init__(self, source: str | Path) -> None:
         self.folder = local_folder(source, weights=False)
-        self.config = read_json(self.folder / "config.json", CheckpointError)
+        self.config = read_config(self.folder)
         self.tokenizer = load_tokenizer(self.folder)
         self.vocabulary = Vocabulary.of(self.tokenizer)
 

@@ -7,8 +7,8 @@ from math import ceil
 from pathlib import Path
 
 from lep.checkpoint.architecture import Architecture
+from lep.checkpoint.config import read_config
 from lep.errors import LepError
-from lep.files import read_json
 from lep.hub import local_folder
 from lep.pipeline.recipe import Grid, Recipe
 from lep.pipeline.recipe_file import load_grid
@@ -59,7 +59,7 @@ class Shape:
     @classmethod
     def of(cls, folder: Path) -> "Shape":
         """Raises `CheckpointError` if the folder holds no causal language model."""
-        probed = Architecture.probe(folder, read_json(folder / "config.json"))
+        probed = Architecture.probe(folder, read_config(folder))
         model, text = probed.model, probed.model.config.get_text_config()
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         tables = {id(module.weight) for module in ends}

@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat
 
+from lep.fields import ByName, FileName
 from lep.settings import (
-    ByName,
     CalibrateSettings,
     CorpusSettings,
     EvaluateSettings,
-    FileName,
     InitSettings,
     PretrainSettings,
     PropagationName,

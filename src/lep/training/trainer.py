@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
@@ -22,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from lep.checkpoint.pretrained import load_pretrained
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows, save_tensors
 from lep.checkpoint.writer import write_checkpoint
@@ -196,8 +196,7 @@ def uses_bf16(settings: TrainingSettings) -> bool:
 def load_to_train(checkpoint: Checkpoint, settings: TrainingSettings) -> PreTrainedModel:
     """The model, in float32 unless products are computed in bf16."""
     dtype = "auto" if uses_bf16(settings) else torch.float32
-    options = {"dtype": dtype, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, **options)
+    model = load_pretrained(checkpoint, dtype)
     model.config.use_cache = False
     return model
 

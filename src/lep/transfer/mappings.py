@@ -7,15 +7,13 @@ from typing import Any
 
 import regex
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import save_tensors
+from lep.checkpoint.stream import read_tensors, save_tensors
 from lep.corpus.language import dominant_script
 from lep.embedding import METHODS, calibrated, undertrained
-from lep.errors import CheckpointError
+from lep.errors import CheckpointError, foreign
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
 from lep.tokenizer.carry import RESERVED
@@ -162,12 +160,10 @@ def write_mapping(mapping: VocabularyMapping, path: Path) -> None:
 
 def read_mapping(path: Path) -> VocabularyMapping:
     """Read what `write_mapping` wrote. Raises `CheckpointError` for a damaged file."""
-    try:
-        return VocabularyMapping.from_tensors(load_file(path))
-    except (SafetensorError, KeyError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}): delete it, or initialise the model again"
-        ) from error
+    advice = "delete it, or initialise the model again"
+    tensors = read_tensors(path, advice)
+    with foreign(f"{path} is damaged", advice, CheckpointError):
+        return VocabularyMapping.from_tensors(tensors)
 
 
 def unused_rows(checkpoint: Checkpoint, rows: int) -> Tensor:
