@@ -11,15 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jinja2 import TemplateError
-
 from lep.benchmark.tasks import FOLDER
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
-from lep.errors import LepError
+from lep.errors import CorpusError, LepError
 from lep.inference.models import Description, context_of
 from lep.settings import BenchmarkSettings
-from lep.tokenizer.chat import TEMPLATE_OPTIONS, chat_ids
+from lep.tokenizer.chat import chat_ids, rendered
 
 BASE_SHOTS = 5  # of a model without a chat template; an instruct model gets none
 NEEDS_HARNESS = "benchmark tasks and servers need lm-evaluation-harness: pip install 'lep[eval]'"
@@ -172,8 +170,8 @@ def _answer(sample: dict[str, Any]) -> dict[str, Any]:
 
 def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, ask: bool) -> str:
     """A conversation up to where the next answer begins with `ask`, else without its end."""
-    options = {"add_generation_prompt": ask, "continue_final_message": not ask} | TEMPLATE_OPTIONS
-    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    options = {"add_generation_prompt": ask, "continue_final_message": not ask}
+    return rendered(tokenizer, messages, tokenize=False, **options)
 
 
 def _check_prefix(checkpoint: Checkpoint | Description, prefix: str) -> None:
@@ -183,7 +181,7 @@ def _check_prefix(checkpoint: Checkpoint | Description, prefix: str) -> None:
     advice = "ask it as a base model, with --no-chat"
     try:
         text = chat_text(checkpoint.tokenizer, begun, ask=False)
-    except (TemplateError, ValueError) as error:
+    except CorpusError as error:
         raise LepError(f"{template} cannot begin an answer ({error}): {advice}") from error
     if not text.endswith(prefix):
         change = f"changes how an answer begins, '{prefix}' to '{text[-len(prefix) :]}'"

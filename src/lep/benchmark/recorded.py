@@ -11,7 +11,7 @@ from aiohttp import ClientError, ClientResponseError
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.api_models import TemplateAPI
 
-from lep.errors import LepError
+from lep.errors import CorpusError, LepError, foreign
 from lep.publish import fingerprint
 
 SPECIAL = 2  # tokens that a tokenizer may put around a text
@@ -47,7 +47,8 @@ class Recorded(LM):
         self.known: dict[str, Any] = {}
         if file.exists():
             whole, end, _ = file.read_bytes().rpartition(b"\n")  # a kill may have cut the last line
-            self.known = dict(map(json.loads, whole.splitlines()))
+            with foreign(f"{file} holds no answers", "delete it", CorpusError):
+                self.known = dict(map(json.loads, whole.splitlines()))
             os.truncate(file, len(whole + end))
         self.file = file.open("a", encoding="utf-8")
         model.set_cache_hook(self)

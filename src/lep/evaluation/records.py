@@ -5,8 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+from pydantic import TypeAdapter
+
 from lep.benchmark.harness import BenchmarkRecord
 from lep.corpus.read import read_records, write_records
+from lep.errors import CorpusError, foreign
 from lep.files import parse_json, read_text
 
 
@@ -127,7 +130,9 @@ def encode(record: Record | AnswerRecord) -> dict[str, Any]:
 def decode(line: dict[str, Any]) -> Record:
     """A record from a JSON object; keys that are not fields, such as `model`, are ignored."""
     cls = KINDS[line["kind"]]
-    return cls(**{field.name: line[field.name] for field in fields(cls) if field.name in line})
+    values = {field.name: line[field.name] for field in fields(cls) if field.name in line}
+    TypeAdapter(cls).validate_python(values)
+    return cls(**values)
 
 
 def save_records(path: Path, records: Iterable[Record]) -> None:
@@ -135,10 +140,13 @@ def save_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def load_records(path: Path) -> list[Record]:
-    """All records of a `records.jsonl`."""
-    return [decode(record) for _, record in read_records(path)]
+    """All records of a `records.jsonl`. Raises `CorpusError` for anything else."""
+    with foreign(f"{path} holds no records", "evaluate the model again", CorpusError):
+        return [decode(record) for _, record in read_records(path)]
 
 
 def load_scores(path: Path) -> list[Score]:
-    """The scores of a `scores.json` of one model."""
-    return [Score(**score) for score in parse_json(read_text(path), str(path))]
+    """The scores of a `scores.json` of one model. Raises `CorpusError` for anything else."""
+    values = parse_json(read_text(path), str(path))
+    with foreign(f"{path} holds no scores", "evaluate the model again", CorpusError):
+        return TypeAdapter(list[Score]).validate_python(values)

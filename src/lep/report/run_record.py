@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lep.errors import CheckpointError
+from pydantic import TypeAdapter
+
+from lep.errors import CheckpointError, foreign
 from lep.evaluation.records import Score, load_scores
+from lep.fields import file_part
 from lep.files import read_json
 from lep.publish import publish_text
 
@@ -40,8 +43,13 @@ class RunRecord:
         if not path.is_file():
             raise CheckpointError(f"{folder} has no run.json: {advice}")
         values = read_json(path)
-        seconds, cells = values.pop("seconds"), values.get("cells", [values])
-        return cls(seconds, [CellRecord(**cell) for cell in cells])
+        with foreign(f"{path} is no record of a run", advice, CheckpointError):
+            seconds, cells = values.pop("seconds"), values.get("cells", [values])
+            record = TypeAdapter(cls).validate_python({"seconds": seconds, "cells": cells})
+            for cell in record.cells:
+                for stage in (*cell.instruct_models.values(), *cell.base_models.values()):
+                    file_part(stage)
+            return record
 
     def save(self, folder: Path) -> None:
         cells = [asdict(cell) for cell in self.cells]

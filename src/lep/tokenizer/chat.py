@@ -1,10 +1,11 @@
 """Conversations as token ids, by the model's own template."""
 
-from jinja2 import TemplateError
+from typing import Any
+
 from transformers import PreTrainedTokenizerFast
 
 from lep.corpus.read import Record
-from lep.errors import CorpusError, TokenizerError
+from lep.errors import CorpusError, TokenizerError, foreign
 
 # Ask for the answer without a chain of thought; templates that know no such option ignore it.
 TEMPLATE_OPTIONS = {"enable_thinking": False}
@@ -20,9 +21,18 @@ def chat_ids(
     """
     if not tokenizer.chat_template:
         raise TokenizerError("the model has no chat template: give an instruct model")
-    options = {"add_generation_prompt": ask, "return_dict": False, **TEMPLATE_OPTIONS}
-    try:
-        return tokenizer.apply_chat_template(messages, **options)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise CorpusError(f"the chat template refuses the roles {roles}: {error}") from error
+    return rendered(tokenizer, messages, add_generation_prompt=ask, return_dict=False)
+
+
+def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **options: Any) -> Any:
+    """What `apply_chat_template` gives with `options`: token ids, or a text.
+
+    Raises `CorpusError` for whatever the template raises: it is a program in the model's folder.
+    """
+    roles = ", ".join(str(message["role"]) for message in messages)
+    with foreign(
+        f"the chat template refuses the roles {roles}",
+        "give conversations that the model's template allows, or another model",
+        CorpusError,
+    ):
+        return tokenizer.apply_chat_template(messages, **options, **TEMPLATE_OPTIONS)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from lep.corpus.parallel import in_order
 from lep.corpus.read import Paths, batches, read_lines, stream_texts
-from lep.errors import CorpusError
+from lep.errors import CorpusError, foreign
 from lep.publish import fingerprint
 from lep.tokenizer.script import resolve_script
 from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, SPACE, Vocabulary, described
@@ -25,6 +25,7 @@ COUNTS_SUFFIX = ".counts.zst"
 SCRIPT_SAMPLE_CHARACTERS = 1_000_000
 CHUNK_CHARACTERS = 2_000_000  # what a worker gets at once
 PARALLEL_CHARACTERS = 8_000_000  # a smaller corpus is counted before a worker would have started
+MOST_HALVINGS = 64
 MAX_WORDS = 3_000_000  # bounds the memory; above it the rarest words are dropped, or half of all
 # Words of a tokenizer that cuts at spaces only: letters with their marks, with one space before.
 LETTERS = r"(?:(?<! ) )?[\p{L}\p{M}]+"
@@ -201,19 +202,23 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
     if not path.exists():
         raise CorpusError(f"corpus path {path} does not exist: check the spelling")
     lines = read_lines(path)
-    try:
+    with foreign(f"{path} is no file of counts", "use `lep tokenizer count`", CorpusError):
         facts = json.loads(next(lines))
         same_cutter = facts.pop("cutter") == cutter.fingerprint
-        written = facts.pop(
-            "words", None
-        )  # files before this fact show by zstd that they are whole
-        words = WordCounts(Counter(dict(map(json.loads, lines))), **facts)
-    except (StopIteration, ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{path} is no file of counts: use `lep tokenizer count`") from error
-    if written not in (None, len(words.counts)):
+        # Files before this fact show by zstd that they are whole.
+        written = facts.pop("words", None)
+        counts = Counter(dict(map(json.loads, lines)))
+        words = WordCounts(counts, **facts)
+        if not all(type(w) is str and type(n) is int and n > 0 for w, n in counts.items()):
+            raise ValueError("it counts other things than words")
+        if not isinstance(words.script, str | None) or type(words.characters) is not int:
+            raise ValueError(f"{words.characters} characters of the script {words.script}")
+        if words.halvings not in range(MOST_HALVINGS):
+            raise ValueError(f"{words.halvings} halvings")
+    if written not in (None, len(counts)):
         raise CorpusError(
-            f"{path} holds {len(words.counts):,} words, and was written with {written:,}: "
-            "it ends early, copy it again"
+            f"{path} holds {len(counts):,} words, and was written with {written}: it ends early, "
+            "copy it again"
         )
     if not same_cutter:
         advice = "count again (for `lep tokenizer train`: with --fresh)"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lep.errors import TokenizerError, foreign
 from lep.files import read_json, write_json
 from lep.tokenizer.vocabulary import Vocabulary
 
@@ -59,8 +60,10 @@ class IdMap:
 
     @classmethod
     def load(cls, path: Path) -> "IdMap":
-        """Read what `save` wrote."""
-        record = read_json(path)
-        moved, dropped = dict(record["moved"]), set(record["dropped"])
-        target = [None if i in dropped else moved.get(i, i) for i in range(record["source_size"])]
-        return cls(tuple(target), record["target_size"])
+        """Read what `save` wrote. Raises `TokenizerError` for anything else."""
+        record = read_json(path, TokenizerError)
+        with foreign(f"{path} is no map of ids", "make the tokenizer again", TokenizerError):
+            moved, dropped = dict(record["moved"]), set(record["dropped"])
+            ids = range(record["source_size"])
+            target = [None if i in dropped else moved.get(i, i) for i in ids]
+            return cls(tuple(target), record["target_size"])

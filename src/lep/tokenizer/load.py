@@ -8,9 +8,10 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lep.errors import CheckpointError, TokenizerError
+from lep.errors import CheckpointError, TokenizerError, foreign
 from lep.files import read_json, write_json
 from lep.hub import local_folder
+from lep.limits import JSON_BYTES
 from lep.tokenizer.id_settings import remap_ids
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -34,10 +35,17 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     folder = local_folder(source, weights=False)
     if not (folder / TOKENIZER).exists():
         raise CheckpointError(f"{folder} has no {TOKENIZER}: save it in the fast format first")
-    try:
+    for name in (TOKENIZER, CONFIG):
+        if (path := folder / name).exists():
+            JSON_BYTES.check(path.stat().st_size, str(path), TokenizerError)
+    advice = "download it again, or save it in the fast format"
+    with foreign(f"{folder / TOKENIZER} cannot be read", advice, TokenizerError):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
-        raise TokenizerError(f"{folder / TOKENIZER} cannot be read: {error}") from error
+        tokenizer("a")  # settings of odd types show when they are used
+    template = tokenizer.chat_template
+    texts = [*template, *template.values()] if isinstance(template, dict) else [template or ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise TokenizerError(f"the chat template of {folder} is no text: correct {CONFIG}")
     raw = tokenizer.backend_tokenizer
     raw.no_truncation()
     raw.no_padding()
@@ -91,10 +99,11 @@ def check_loaders(
 
     `fast` is the folder's tokenizer if already loaded.
     """
-    raw = Tokenizer.from_file(str(folder / TOKENIZER))
+    with foreign(f"{folder} cannot be loaded by all loaders", "save it again", TokenizerError):
+        raw = Tokenizer.from_file(str(folder / TOKENIZER))
+        auto = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     raw.no_truncation()
     raw.no_padding()
-    auto = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     loaded = {"AutoTokenizer": auto, "PreTrainedTokenizerFast": fast or load_tokenizer(folder)}
     for text in texts:
         expected = raw.encode(text).ids
