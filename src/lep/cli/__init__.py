@@ -34,7 +34,8 @@ _warning = warnings.formatwarning
 
 def _note_or_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
     note = issubclass(category, LepWarning)
-    return f"note: {printable(str(message))}\n" if note else _warning(message, category, *place, **line)
+    text = f"note: {message}\n" if note else _warning(message, category, *place, **line)
+    return printable(text)
 
 
 def main() -> None:
