@@ -17,8 +17,7 @@ from lep.publish import check_space, existing_parent
 
 # Copied: settings, licences, code (never run here). The caller writes the tokenizer.
 CARRIED = ("*.json", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
-_NOT_CARRIED = "config.json adapter_*.json *.index.json *token*.json vocab.json tekken.json"
-NOT_CARRIED = tuple(_NOT_CARRIED.split())
+NOT_CARRIED = ("config.json", "*.index.json", "*token*.json", "vocab.json", "tekken.json")
 Replaced = Mapping[str, Tensor | Rows]
 
 
