@@ -14,7 +14,7 @@ FLOORS = [
     {"limits"},
     {"files"},
     {"durable", "fields"},
-    {"settings", "publish", "hub", "mapping", "statistics"},
+    {"settings", "publish", "hub", "web", "mapping", "statistics"},
     {"result"},
     {"sums"},
     {"linear_map"},

@@ -3,14 +3,21 @@
 import json
 import re
 import stat
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
+
+import zstandard
 
 from lep.errors import LepError, foreign
 from lep.limits import JSON_BYTES
 
 DEEPEST = 200  # levels of nested JSON
+# Of a zstd frame: four bytes can become 128 KB, so a piece becomes 32 MB at most.
+ZSTD_PIECE_BYTES = 1 << 10
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -19,6 +26,33 @@ def open_binary(path: Path, kind: type[LepError] = LepError) -> IO[bytes]:
     if not stat.S_ISREG(path.stat().st_mode):
         raise kind(f"{path} is no regular file: give a file or a folder")
     return path.open("rb")
+
+
+def zstd_content(raw: IO[bytes]) -> Iterator[bytes]:
+    """The content of all frames, in pieces of bounded size.
+
+    Raises `EOFError` unless the last frame is whole, `ZstdError` for anything else in the file.
+    """
+    rest, first = raw.read(ZSTD_PIECE_BYTES), True
+    if not rest:
+        raise EOFError
+    while rest:
+        if len(rest) < len(ZSTD_MAGIC):
+            rest += raw.read(ZSTD_PIECE_BYTES)
+        if not first and not _starts_frame(rest):
+            raise zstandard.ZstdError("something else follows its last frame")
+        frame, first = zstandard.ZstdDecompressor().decompressobj(), False
+        yield frame.decompress(rest)
+        while not frame.eof:
+            if not (piece := raw.read(ZSTD_PIECE_BYTES)):
+                raise EOFError
+            yield frame.decompress(piece)
+        rest = frame.unused_data or raw.read(ZSTD_PIECE_BYTES)
+
+
+def _starts_frame(content: bytes) -> bool:
+    skippable = int.from_bytes(content[:4], "little") in ZSTD_SKIPPABLE
+    return skippable or content[:4] == ZSTD_MAGIC[: len(content)]
 
 
 def read_text(path: Path, kind: type[LepError] = LepError) -> str:

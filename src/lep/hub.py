@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from lep.errors import CheckpointError
+from lep.limits import JSON_BYTES
 
 # What is downloaded: never pickled weights, never code.
 ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
@@ -14,12 +15,15 @@ SUBFOLDERS = ("lep", "adapter", "additional_chat_templates")
 READ = "lep lep/* adapter adapter/* additional_chat_templates *.json *.jsonl *.jinja *.model *.txt"
 READ += " *.py LICENSE* NOTICE* USE_POLICY*"
 
+TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+
 
 def local_folder(source: str | Path, *, weights: bool = True) -> Path:
     """The folder of a model or tokenizer, or of its download when `source` is a hub id.
 
     Without `weights` only the other files are downloaded. Raises `CheckpointError` when there is no
-    such folder and the hub does not provide it.
+    such folder and the hub does not provide it, and for a folder with pipes or settings that are
+    too large, which other libraries would read without asking.
     """
     folder, name = Path(source), str(source)
     if folder.is_dir():
@@ -42,7 +46,8 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
 
 
 def _checked(folder: Path) -> Path:
-    """Return a folder. Raises `CheckpointError` for a file in it that is a link to the outside.
+    """Return a folder. Raises `CheckpointError` for a file in it that is a link to the outside, a
+    pipe, or too large.
 
     What such a file holds would be read, and copied into results. Weights may be links: they are
     read as tensors only. The links of the hub's cache, to its own `blobs`, stay inside.
@@ -61,6 +66,8 @@ def _checked(folder: Path) -> Path:
             )
         if not (file.is_file() or file.is_dir()):
             raise CheckpointError(f"{file} is no regular file: copy the folder again")
+        if file.suffix in TEXT_SUFFIXES and file.is_file():  # other libraries read it whole
+            JSON_BYTES.check(file.stat().st_size, str(file), CheckpointError)
     return folder
 
 

@@ -1,7 +1,13 @@
 """Limits on what foreign files and servers may cost, each with a variable to raise it."""
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from lep.errors import LepError
 
@@ -39,10 +45,70 @@ def _digits(size: int) -> str:
     return f"{size:,}" if size < 10**30 else "over 10^30"
 
 
-JSON_BYTES = Limit("JSON_BYTES", 256_000_000, "bytes")
-LINE_BYTES = Limit("LINE_BYTES", 64_000_000, "bytes")
-DOCUMENT_BYTES = Limit("DOCUMENT_BYTES", 256_000_000, "bytes")  # a txt file is one document
+JSON_BYTES = Limit("JSON_BYTES", 256_000_000, "bytes")  # of JSON, templates, a pack's settings
+LINE_BYTES = Limit("LINE_BYTES", 64_000_000, "bytes")  # of a jsonl line or parquet row
+DOCUMENT_BYTES = Limit("DOCUMENT_BYTES", 256_000_000, "bytes")  # of a txt file
 EXPANSION = Limit("EXPANSION", 1_000, "bytes of content for each byte on disk")
 RECIPE_BYTES = Limit("RECIPE_BYTES", 200_000, "bytes")
 RECIPE_VALUES = Limit("RECIPE_VALUES", 20_000, "keys and values")
-LAYERS = Limit("LAYERS", 10_000, "layers")
+VOCABULARY = Limit("VOCABULARY", 2_000_000, "ids")  # the largest id plus one
+LAYERS = Limit("LAYERS", 2_000, "layers or experts")
+PATTERN_SECONDS = Limit("PATTERN_SECONDS", 60, "seconds")  # to cut a chunk of text into words
+TEMPLATE_SECONDS = Limit("TEMPLATE_SECONDS", 10, "seconds")  # to render a conversation
+TEMPLATE_BYTES = Limit("TEMPLATE_BYTES", 1_000_000_000, "bytes")  # of memory, for the same
+REPLY_SECONDS = Limit("REPLY_SECONDS", 600, "seconds")  # for a server's reply, with all tries
+REPLY_BYTES = Limit("REPLY_BYTES", 10_000_000, "bytes")
+RETRY_SECONDS = Limit("RETRY_SECONDS", 60, "seconds")  # before the next try, if a server asks
+
+
+@contextmanager
+def time_limit(limit: Limit, what: str, kind: type[LepError] = LepError) -> Iterator[None]:
+    """Raise `kind` when the block, described by `what`, takes more than the limit's seconds.
+
+    Only the main thread of a Unix process can be interrupted: elsewhere there is no limit.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(*_: Any) -> None:
+        raise kind(
+            f"{what} takes more than {limit.value:,} seconds: set {limit.variable} higher if you "
+            "trust it"
+        )
+
+    handler = signal.signal(signal.SIGALRM, late)
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, limit.value)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, remaining)
+        signal.signal(signal.SIGALRM, handler)
+
+
+@contextmanager
+def memory_limit(limit: Limit, what: str, kind: type[LepError] = LepError) -> Iterator[None]:
+    """Raise `kind` when the block, described by `what`, takes more memory than the limit (Linux).
+
+    Only for blocks of pure Python: other libraries may end the process when memory is short.
+    """
+    sizes = Path("/proc/self/statm")
+    if not sizes.exists():
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(sizes.read_text().split()[0]) * resource.getpagesize() + limit.value
+    lower = [each for each in before if each != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([most, *lower]), before[1]))
+    try:
+        yield
+    except MemoryError as error:
+        raise kind(
+            f"{what} takes more than {limit.value:,} bytes of memory: set {limit.variable} higher "
+            "if you trust it"
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from aiohttp import ClientResponse
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
@@ -23,7 +24,9 @@ from lep.benchmark.scoring import continuation_nats
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import LepError, printable
 from lep.inference.models import Description, context_of
+from lep.limits import REPLY_BYTES, REPLY_SECONDS
 from lep.tokenizer.chat import TEMPLATE_OPTIONS
+from lep.web import whole_reply
 
 SECONDS, CONCURRENT, TRIES = 600, 8, 3
 
@@ -91,6 +94,9 @@ class InMemory(HFLM):
             self.cache_hook.add_partial("loglikelihood", requests[number][0], answers[number])
         return answers
 
+    def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+        return chat_text(self.tokenizer, chat_history, ask=add_generation_prompt)
+
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         self.latest = tokens if isinstance(tokens, list) else [tokens]
         return super().tok_decode(tokens, skip_special_tokens=skip_special_tokens)
@@ -105,11 +111,30 @@ class InMemory(HFLM):
         return bisect_left(range(len(ids)), len(text), key=length)
 
 
+class _Bounded(ClientResponse):
+    """A reply of bounded size."""
+
+    async def read(self) -> bytes:
+        """Raises `LepError` for a reply above `REPLY_BYTES`."""
+        content = bytearray()
+        async for piece in self.content.iter_any():
+            content += piece
+            if len(content) > REPLY_BYTES.value:
+                self.close()
+            REPLY_BYTES.check(len(content), f"the reply of {self.url}")
+        self._body = bytes(content) if self._body is None else self._body
+        return await super().read()
+
+
 class _Counting:
     """Counts an answer's tokens as the server does, without the one that ended it."""
 
     latest: int | None = None
     context: int
+
+    async def amodel_call(self, session: Any, *arguments: Any, **options: Any) -> Any:
+        session._response_class = _Bounded  # lm-evaluation-harness opens it
+        return await super().amodel_call(session, *arguments, **options)  # type: ignore[misc]
 
     def parse_generations(self, outputs: Any, **kwargs: Any) -> list[str]:
         """The text of a well-formed reply. Raises `LepError` for any other: it is no answer."""
@@ -200,7 +225,8 @@ class Server:
         longest = context_of(checkpoint)
         self.context = min(longest, served.get(name) or longest)
         options = {"model": name, "tokenizer": str(checkpoint.folder), "max_length": self.context}
-        options |= {"max_retries": TRIES, "timeout": SECONDS, "num_concurrent": CONCURRENT}
+        seconds = min(SECONDS, REPLY_SECONDS.value)
+        options |= {"max_retries": TRIES, "timeout": seconds, "num_concurrent": CONCURRENT}
         options |= {"batch_size": 1}
         address, backend = f"{url}/completions", "huggingface"
         self.completions = Completions(base_url=address, tokenizer_backend=backend, **options)
@@ -229,7 +255,7 @@ class Server:
 def _served(url: str) -> dict[str, int | None]:
     """A server's models, each with its context or None; empty if the server does not list them."""
     try:
-        answer = requests.get(f"{url}/models", timeout=30)
+        answer = whole_reply(requests.Session(), "GET", f"{url}/models", 30)
     except requests.RequestException as error:
         raise LepError(
             f"no OpenAI-compatible server answers at {url} ({type(error).__name__}): start it, or "

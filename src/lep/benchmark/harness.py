@@ -171,7 +171,7 @@ def _answer(sample: dict[str, Any]) -> dict[str, Any]:
 def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, ask: bool) -> str:
     """A conversation up to where the next answer begins with `ask`, else without its end."""
     options = {"add_generation_prompt": ask, "continue_final_message": not ask}
-    return rendered(tokenizer, messages, tokenize=False, **options)
+    return rendered(tokenizer, messages, **options)
 
 
 def _check_prefix(checkpoint: Checkpoint | Description, prefix: str) -> None:

@@ -170,6 +170,7 @@ class _Run:
                 batch_size=settings.generation_batch,
                 sampling=sampling if sample else None,
                 done={index for other, index in done if other == sample},
+                leave_out=True,
             ):
                 self.saved.save_answers(sample, batch)
 

@@ -10,7 +10,12 @@ REPEATED_WORDS, REPEATED_SHARE = 4, 0.25  # a run of four words may not fill a q
 
 
 def reason_to_drop(question: str, answer: Answer) -> str | None:
-    """Why an answer is not used, or None: `empty`, `cut off`, `wrong language`, `repeating`."""
+    """Why an answer is not used, or None.
+
+    `too long` (the prompt, for the context), `empty`, `cut off`, `wrong language`, `repeating`.
+    """
+    if answer.too_long:
+        return "too long"
     text = answer.text.strip()
     if not text:
         return "empty"

@@ -8,13 +8,12 @@ from typing import Any, Protocol
 
 import regex
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, LepError
 from lep.inference.generate import answers
 from lep.inference.models import load_model
+from lep.web import retrying, whole_reply
 
 PROMPT = """\
 Grade the last answer of this conversation from 1 to 5, by its language and by whether it answers \
@@ -145,7 +144,9 @@ class LocalModel:
     def replies(self, conversations: Sequence[Conversation]) -> list[str]:
         sizes: Any = {"max_new_tokens": REPLY_TOKENS, "batch_size": BATCH}
         tokenizer = self.checkpoint.tokenizer
-        batches = answers(self.model, tokenizer, conversations, **sizes, label="grades")
+        batches = answers(
+            self.model, tokenizer, conversations, **sizes, label="grades", leave_out=True
+        )
         replies = {answer.index: answer.text for batch in batches for answer in batch}
         return [replies[index] for index in range(len(conversations))]
 
@@ -155,10 +156,7 @@ class ServedModel:
 
     def __init__(self, name: str, url: str) -> None:
         self.name, self.url = name, f"{url.rstrip('/')}/chat/completions"
-        self.session = requests.Session()
-        retry = Retry(TRIES - 1, backoff_factor=0.5, status_forcelist=RETRIED, allowed_methods=None)
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=CONCURRENT))
+        self.session = retrying(TRIES, RETRIED, CONCURRENT)
         if key := os.environ.get("OPENAI_API_KEY"):
             self.session.headers["Authorization"] = f"Bearer {key}"
 
@@ -173,7 +171,7 @@ class ServedModel:
             "temperature": 0,
             "max_tokens": 64 * REPLY_TOKENS,  # some models think first
         }
-        response = self.session.post(self.url, json=request, timeout=SECONDS)
+        response = whole_reply(self.session, "POST", self.url, SECONDS, json=request)
         if response.status_code == BAD_REQUEST:  # usually too long: no grade for this answer
             return NoReply(response.text)
         response.raise_for_status()

@@ -1,5 +1,6 @@
 """config.json: checked before transformers reads it, and without what would run or fetch code."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lep.limits import LAYERS
 
 CONFIG = "config.json"
 TEXT_PARTS = ("decoder", "generator", "text_config")  # keys of a nested text model
+COUNT = re.compile(r"(layers?|experts?|blocks|depth)$")  # settings that say how many modules
 KeyPath = tuple[str, ...]  # keys that lead to a setting in a nested configuration
 
 
@@ -29,7 +31,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 f"{path} names the kernel {str(value)[:100]} ({key}), which would be downloaded "
                 "and run: delete this setting"
             )
-        if "layer" in key and type(value) is int:
+        if COUNT.search(key) and type(value) is int:
             LAYERS.check(value, f"{key} in {path}", CheckpointError)
     for key in TEXT_PARTS:
         if not isinstance(config.get(key) or {}, dict):

@@ -1,6 +1,7 @@
 """`Checkpoint`: a folder of safetensors, a configuration and a tokenizer, read lazily."""
 
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 STAMPED = ("*.safetensors", "*.json", "*.jinja", "lep/*.safetensors", "adapter/*")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
+MOST_PACKED = 64  # parameters in an element of a quantised tensor
 PICKLES = (".bin", ".pt", ".pth")
 
 
@@ -71,8 +73,19 @@ class Checkpoint:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The model without weights. Raises `CheckpointError` where it cannot be built."""
-        return Architecture.probe(self.folder, self.config)
+        """The model without weights.
+
+        Raises `CheckpointError` where it cannot be built, or is far larger than the weights.
+        """
+        architecture = Architecture.probe(self.folder, self.config)
+        described = sum(tensor.numel() for tensor in set(architecture.tensors.values()))
+        stored = sum(prod(entry.shape) for entry in self.entries.values())
+        if described > MOST_PACKED * stored:  # loading would take the memory of what is missing
+            raise CheckpointError(
+                f"the configuration of {self.folder} describes {described:,} parameters, its files "
+                f"hold {stored:,}: config.json is another model's, or weights are missing"
+            )
+        return architecture
 
     @cached_property
     def tables(self) -> Tables:

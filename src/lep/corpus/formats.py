@@ -10,15 +10,11 @@ from typing import IO, Any
 import zstandard
 
 from lep.errors import CorpusError, foreign
-from lep.files import open_binary
+from lep.files import open_binary, zstd_content
 from lep.limits import DOCUMENT_BYTES, EXPANSION, LINE_BYTES, Limit
 
 Record = dict[str, Any]  # a jsonl line or parquet row
 PIECE_BYTES = 1 << 16
-# Of a zstd frame: four bytes can become 128 KB, so a piece becomes 32 MB at most.
-ZSTD_PIECE_BYTES = 1 << 10
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-ZSTD_SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 UNSUSPICIOUS_BYTES = 100_000_000  # of content, however few bytes it was stored in
 BATCH_ROWS, BATCH_BYTES = 1_000, 256_000_000  # of parquet rows in memory
 MOST_CONTROLS = 0.2  # of the first bytes: in UTF-16 every other byte is one, in text none
@@ -61,7 +57,7 @@ def _checked(path: Path, texts: Iterator[str]) -> Iterator[str]:
 
 
 def _text(path: Path, raw: IO[bytes], limit: Limit) -> io.TextIOWrapper:
-    contents = {".zst": _zstd_content, ".gz": _gzip_content}
+    contents = {".zst": zstd_content, ".gz": _gzip_content}
     content = contents.get(path.suffix.lower(), _pieces)(raw)
     content = _not_utf16(path, content)
     content = _bounded(path, content, limit)
@@ -99,30 +95,6 @@ def _gzip_content(raw: IO[bytes]) -> Iterator[bytes]:
         yield piece
     if empty and not raw.tell():
         raise EOFError
-
-
-def _zstd_content(raw: IO[bytes]) -> Iterator[bytes]:
-    """The content of all frames. Raises `EOFError` unless the last one is whole."""
-    rest, first = raw.read(ZSTD_PIECE_BYTES), True
-    if not rest:
-        raise EOFError
-    while rest:
-        if len(rest) < len(ZSTD_MAGIC):
-            rest += raw.read(ZSTD_PIECE_BYTES)
-        if not first and not _starts_frame(rest):
-            raise zstandard.ZstdError("something else follows its last frame")
-        frame, first = zstandard.ZstdDecompressor().decompressobj(), False
-        yield frame.decompress(rest)
-        while not frame.eof:
-            if not (piece := raw.read(ZSTD_PIECE_BYTES)):
-                raise EOFError
-            yield frame.decompress(piece)
-        rest = frame.unused_data or raw.read(ZSTD_PIECE_BYTES)
-
-
-def _starts_frame(content: bytes) -> bool:
-    skippable = int.from_bytes(content[:4], "little") in ZSTD_SKIPPABLE
-    return skippable or content[:4] == ZSTD_MAGIC[: len(content)]
 
 
 def _not_utf16(path: Path, content: Iterator[bytes]) -> Iterator[bytes]:

@@ -21,7 +21,8 @@ from lep.evaluation.speed import speed_records
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
 from lep.files import write_json, write_text
 from lep.hub import short_names
-from lep.inference.models import Description, load_model
+from lep.inference.generate import check_prompts
+from lep.inference.models import Description, context_of, load_model
 from lep.publish import fingerprint, publishing
 from lep.result import Result
 from lep.settings import BenchmarkSettings, EvaluateSettings
@@ -95,7 +96,7 @@ def evaluate(
         kinds = "--text LANGUAGE=PATH, benchmark tasks, or --prompts"
         raise LepError(f"nothing to measure: give {kinds}")
     subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
-    material = Material.of(text, settings, _prompts(subjects[0], settings))
+    material = Material.of(text, settings, _prompts(subjects, settings))
     original = subjects[0].checkpoint.vocabulary
     answers: list[str] | None = None  # of the first model to the prompts
     records: dict[str, list[Record]] = {}
@@ -120,16 +121,26 @@ def evaluate(
     return result
 
 
-def _prompts(first: Subject, settings: EvaluateSettings) -> list[Messages]:
-    """The prompts to answer; raises `LepError` when the first model cannot answer them here."""
+def _prompts(subjects: list[Subject], settings: EvaluateSettings) -> list[Messages]:
+    """The prompts to answer.
+
+    Raises `LepError` when the first model cannot answer them here, and `CorpusError` for a prompt
+    that fills the context of a model.
+    """
     if not settings.prompts:
         return []
+    first = subjects[0]
     if first.url or not first.checkpoint.tokenizer.chat_template:
         raise LepError(
             f"prompts are answered beside the first model, and {first.source} is behind a server "
             "or has no chat template: name the original instruct model's folder first"
         )
-    return [question(record["messages"]) for record in read_messages(settings.prompts)]
+    prompts = [question(record["messages"]) for record in read_messages(settings.prompts)]
+    for subject in subjects:
+        if subject.url is None and subject.checkpoint.tokenizer.chat_template:
+            context = context_of(subject.checkpoint)
+            check_prompts(subject.checkpoint.tokenizer, prompts, context)
+    return prompts
 
 
 def _resume_key(subjects: list[Subject], text: Mapping[str, Paths], material: Material) -> str:

@@ -10,7 +10,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from lep.errors import CorpusError
 from lep.tokenizer.chat import chat_ids
+
+CONTEXT = 4_096  # tokens, for a configuration that names none
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Answer:
     text: str
     ids: list[int]  # without the token that ended it
     finished: bool
+    too_long: bool = False  # the prompt, for the model's context: it was not asked
 
     @property
     def tokens(self) -> int:
@@ -47,14 +51,22 @@ def answers(
     done: Container[int] = (),
     sampling: Sampling | None = None,
     label: str = "answers",
+    leave_out: bool = False,
 ) -> Iterator[list[Answer]]:
     """Greedy or sampled answers, batch by batch, longest prompts first.
 
     A batch whose prompts are all `done` is skipped. Batches do not depend on `done`, so that a
     resumed run gives the same answers. Answers end at the model's own end tokens.
+
+    With `leave_out`, prompts that fill the model's context are not asked: their answers, which are
+    `too_long`, come first.
     """
     encoded = [chat_ids(tokenizer, messages, ask=True) for messages in prompts]
-    order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT
+    too_long = {i for i, ids in enumerate(encoded) if leave_out and len(ids) >= context}
+    if new := [i for i in sorted(too_long) if i not in done]:
+        yield [Answer(i, "", [], finished=False, too_long=True) for i in new]
+    order = sorted(set(range(len(encoded))) - too_long, key=lambda i: (-len(encoded[i]), i))
     ends = end_tokens(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     options = {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0, "pad_token_id": pad}
@@ -75,6 +87,19 @@ def answers(
         written = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
         answered = written[:, ids.shape[1] :].tolist()
         yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, answered, strict=True)]
+
+
+def check_prompts(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[list[dict[str, Any]]], context: int
+) -> None:
+    """Raise `CorpusError` for the first prompt that fills a context of so many tokens."""
+    for messages in prompts:
+        if (length := len(chat_ids(tokenizer, messages, ask=True))) >= context:
+            start = messages[-1]["content"][:40]
+            raise CorpusError(
+                f"the prompt {start!r} has {length:,} tokens, the model's context is {context:,}: "
+                "shorten the prompt or leave it out"
+            )
 
 
 def end_tokens(model: PreTrainedModel) -> set[int]:

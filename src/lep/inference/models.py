@@ -11,11 +11,10 @@ from lep.checkpoint.pretrained import load_pretrained, merged
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.files import file_stamps
 from lep.hub import local_folder
+from lep.inference.generate import CONTEXT
 from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
-
-CONTEXT = 4_096  # tokens, for a configuration that names none
 
 
 def device() -> torch.device:

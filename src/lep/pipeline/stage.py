@@ -15,7 +15,7 @@ from typing import IO, Any, TypeAlias
 import lep
 from lep.durable import sync_folder
 from lep.errors import OutputError
-from lep.files import read_json
+from lep.files import open_binary, read_json
 from lep.publish import fingerprint, publish_text
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
@@ -185,4 +185,5 @@ def identity(path: Path) -> list[list[str]]:
 def _hash(file: Path, size: int, changed: int) -> str:
     if size > HASHED_BYTES:
         return f"{size} bytes, {changed}"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with open_binary(file) as raw:
+        return hashlib.sha256(raw.read()).hexdigest()

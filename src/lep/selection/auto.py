@@ -18,7 +18,8 @@ from lep.corpus.read import question, read_messages
 from lep.errors import CheckpointError, CorpusError
 from lep.evaluation.records import AnswerRecord, encode
 from lep.evaluation.score import Material
-from lep.inference.models import load_model
+from lep.inference.generate import check_prompts
+from lep.inference.models import context_of, load_model
 from lep.publish import check_output
 from lep.result import Result
 from lep.selection.candidates import Candidates, Name, check_memory
@@ -111,6 +112,7 @@ def propagate_auto(
     material = _material(text, prompts, select)
     family = Family.open(base, instruct, adapted)
     check_memory(family.instruct)
+    check_prompts(family.instruct.tokenizer, material.prompts, context_of(family.instruct))
     probe, original = _ask(family.instruct, material, select)
     with closing(Candidates(family, settings, output)) as candidates:
         records = _measured(candidates, probe, original)

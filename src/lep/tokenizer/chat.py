@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lep.corpus.read import Record
 from lep.errors import CorpusError, TokenizerError, foreign
+from lep.limits import TEMPLATE_BYTES, TEMPLATE_SECONDS, memory_limit, time_limit
 
 # Ask for the answer without a chain of thought; templates that know no such option ignore it.
 TEMPLATE_OPTIONS = {"enable_thinking": False}
@@ -21,18 +22,26 @@ def chat_ids(
     """
     if not tokenizer.chat_template:
         raise TokenizerError("the model has no chat template: give an instruct model")
-    return rendered(tokenizer, messages, add_generation_prompt=ask, return_dict=False)
+    text = rendered(tokenizer, messages, add_generation_prompt=ask)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **options: Any) -> Any:
-    """What `apply_chat_template` gives with `options`: token ids, or a text.
+def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **options: Any) -> str:
+    """The text of a conversation by the model's template, with options of `apply_chat_template`.
 
     Raises `CorpusError` for whatever the template raises: it is a program in the model's folder.
+    Raises `TokenizerError` when it takes more time or memory than the limits.
     """
+    what = "rendering a conversation by the model's chat template"
     roles = ", ".join(str(message["role"]) for message in messages)
-    with foreign(
-        f"the chat template refuses the roles {roles}",
-        "give conversations that the model's template allows, or another model",
-        CorpusError,
+    with (
+        foreign(
+            f"the chat template refuses the roles {roles}",
+            "give conversations that the model's template allows, or another model",
+            CorpusError,
+        ),
+        time_limit(TEMPLATE_SECONDS, what, TokenizerError),
+        memory_limit(TEMPLATE_BYTES, what, TokenizerError),
     ):
-        return tokenizer.apply_chat_template(messages, **options, **TEMPLATE_OPTIONS)
+        options |= TEMPLATE_OPTIONS
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from lep.corpus.parallel import in_order
 from lep.corpus.read import Paths, batches, read_lines, stream_texts
-from lep.errors import CorpusError, foreign
+from lep.errors import CorpusError, TokenizerError, foreign
+from lep.limits import PATTERN_SECONDS, time_limit
 from lep.publish import fingerprint
 from lep.tokenizer.script import resolve_script
 from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, SPACE, Vocabulary, described
@@ -84,7 +85,9 @@ class WordCutter:
         """The words of a text, in order."""
         text = self._normalised(text)
         if self.pattern is not None:
-            return regex.findall(self.pattern, text)
+            what = f"cutting words by the tokenizer's pattern {self.pattern[:80]!r}"
+            with time_limit(PATTERN_SECONDS, what, TokenizerError):
+                return regex.findall(self.pattern, text)
         pieces = _stub(self.spec).pre_tokenizer.pre_tokenize_str(text)
         contents = (bytes(CHARACTER_TO_BYTE[c] for c in piece) for piece, _ in pieces)
         return [content.decode(errors="replace") for content in contents]

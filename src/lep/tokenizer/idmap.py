@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lep.errors import TokenizerError, foreign
 from lep.files import read_json, write_json
+from lep.limits import VOCABULARY
 from lep.tokenizer.vocabulary import Vocabulary
 
 ID_MAP_FILE = "id_map.json"
@@ -64,6 +65,8 @@ class IdMap:
         record = read_json(path, TokenizerError)
         with foreign(f"{path} is no map of ids", "make the tokenizer again", TokenizerError):
             moved, dropped = dict(record["moved"]), set(record["dropped"])
+            for name in ("source_size", "target_size"):
+                VOCABULARY.check(record[name], f"{name} in {path}", TokenizerError)
             ids = range(record["source_size"])
             target = [None if i in dropped else moved.get(i, i) for i in ids]
             return cls(tuple(target), record["target_size"])

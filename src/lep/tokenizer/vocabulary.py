@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from lep.errors import TokenizerError
+from lep.limits import VOCABULARY
 
 T = TypeVar("T", bound=Hashable)
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -69,7 +70,8 @@ class Vocabulary:
     def of(cls, tokenizer: Any) -> "Vocabulary":
         """The vocabulary of a `tokenizers.Tokenizer` or a Hugging Face fast tokenizer.
 
-        Raises `TokenizerError` for a model that is neither BPE nor Unigram.
+        Raises `TokenizerError` for a model that is neither BPE nor Unigram, and for ids above
+        `VOCABULARY`.
         """
         raw = getattr(tokenizer, "backend_tokenizer", tokenizer)
         model_type = type(raw.model).__name__
@@ -79,7 +81,9 @@ class Vocabulary:
         byte_level = any('"type": "ByteLevel"' in json.dumps(part) for part in components)
         added = raw.get_added_tokens_decoder()
         ids = raw.get_vocab(with_added_tokens=True)
-        tokens: list[Token | None] = [None] * (max(ids.values(), default=-1) + 1)
+        size = max(ids.values(), default=-1) + 1
+        VOCABULARY.check(size, "the tokenizer", TokenizerError)  # an id may be any number
+        tokens: list[Token | None] = [None] * size
         for name, i in ids.items():
             tokens[i] = Token(name.encode(), added=True) if i in added else _token(name, byte_level)
         return cls(tuple(tokens), byte_level, raw)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -20,7 +21,8 @@ from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256, write_tensors
 from lep.errors import CheckpointError, TokenizerError
-from lep.files import read_json
+from lep.files import open_binary, read_json, zstd_content
+from lep.limits import JSON_BYTES, VOCABULARY
 from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks, rows_at_once
 from lep.publish import check_output, created, publishing_file
 from lep.result import Result
@@ -38,7 +40,7 @@ SAMPLE_ROWS = 256  # of the base's tables, by which models tuned from it are rec
 LEAST_COSINE = 0.5
 TOKENIZER_FILES = ("tokenizer.json", *(name for name in CARRIED_FILES if "." in name))
 FORMAT = 1
-DAMAGE = (SafetensorError, KeyError, OSError, ValueError, TypeError, zstandard.ZstdError)
+DAMAGE = (SafetensorError, KeyError, EOFError, OSError, ValueError, TypeError, zstandard.ZstdError)
 SelectedRows = tuple[Tensor, Tensor]  # row numbers (n,) int64, rows (n, h)
 
 
@@ -70,10 +72,12 @@ class LanguagePack:
     def load(cls, path: Path) -> "LanguagePack":
         """Raises `CheckpointError` for a file that is not a complete language pack."""
         try:
+            open_binary(path, CheckpointError).close()
             tensors = load_file(path)
             about = json.loads(_decompressed(tensors["about"]))
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']}, this lep reads {FORMAT}")
+            VOCABULARY.check(about["source_rows"], f"the base of {path}", CheckpointError)
             names = [name for name in TOKENIZER_FILES if f"tokenizer/{name}" in tensors]
             tokenizer = {name: _decompressed(tensors[f"tokenizer/{name}"]) for name in names}
             mappings = {kind: _mapping(tensors, kind, about) for kind in about["tables"]}
@@ -326,4 +330,9 @@ def _compressed(content: bytes) -> Tensor:
 
 
 def _decompressed(tensor: Tensor) -> bytes:
-    return zstandard.decompress(tensor.numpy().tobytes())
+    """The content of a part. Raises `CheckpointError` for one above `JSON_BYTES`."""
+    content = bytearray()
+    for piece in zstd_content(BytesIO(tensor.numpy().tobytes())):
+        content += piece
+        JSON_BYTES.check(len(content), "a part of the pack", CheckpointError)
+    return bytes(content)

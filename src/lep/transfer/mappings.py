@@ -14,6 +14,7 @@ from lep.checkpoint.stream import read_tensors, save_tensors
 from lep.corpus.language import dominant_script
 from lep.embedding import METHODS, calibrated, undertrained
 from lep.errors import CheckpointError, foreign
+from lep.limits import VOCABULARY
 from lep.mapping import VocabularyMapping
 from lep.settings import InitSettings
 from lep.tokenizer.carry import RESERVED
@@ -163,6 +164,7 @@ def read_mapping(path: Path) -> VocabularyMapping:
     advice = "delete it, or initialise the model again"
     tensors = read_tensors(path, advice)
     with foreign(f"{path} is damaged", advice, CheckpointError):
+        VOCABULARY.check(int(tensors["source_size"]), str(path), CheckpointError)
         return VocabularyMapping.from_tensors(tensors)
 
 
