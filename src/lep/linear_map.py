@@ -1,7 +1,7 @@
 """`LinearMap` (W): carries embedding rows from the base model's space into the instruct model's."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from math import inf
 
@@ -23,17 +23,31 @@ class FitReport:
     """How well a map explains the rows that it was fitted on, and rows that it did not see.
 
     Residuals are `||A W - B||_F / ||B||_F` with the weights of the rows, in a centred fit about the
-    means. `heldout` is that of one half of the rows under the map of the other half. A map that
-    does not beat `identity` on held-out rows carries no more than swap does.
+    means: `identity` and `fitted` on all `rows`; `heldout` and `heldout_identity` on the
+    `heldout_rows`, under the map of the other half. A map that does not beat `heldout_identity`
+    carries no more than swap does. None without a fit, or where a half is empty. If the penalty
+    was chosen, `heldout` is the least of all penalties, which include W = I.
     """
 
     rows: int
     rank: int
     identity: float  # residual of W = I
     fitted: float
-    heldout: float
     change: float  # ||W - I||_F / ||I||_F
     penalty: float | None = None  # as a share of the mean eigenvalue; infinite: W = I
+    heldout: float | None = None
+    heldout_identity: float | None = None
+    heldout_rows: int = 0
+
+    def __str__(self) -> str:
+        if self.heldout is None:
+            residual = f"residual {self.fitted:.4f} (identity {self.identity:.4f})"
+            return f"{residual} on {self.rows:,} rows, none held out"
+        residual = f"held-out residual {self.heldout:.4f} (identity {self.heldout_identity:.4f})"
+        return f"{residual} on {self.heldout_rows:,} rows; the map is fitted on {self.rows:,}"
+
+
+Fold = tuple[Moments, Moments]  # train, test
 
 
 @dataclass(frozen=True)
@@ -123,22 +137,22 @@ class LinearMapFitter:
 
         Raises `NoRowsError` without rows.
         """
-        total = self._total()
-        return self._solved(total, penalty, self._heldout(penalty, self._folds()[:1]))
+        total, folds = self._total(), self._folds()[:1]
+        return self._solved(total, penalty, folds, self._heldout(penalty, folds))
 
     def fit_ridge(self, penalties: Sequence[float] = PENALTIES) -> tuple[LinearMap, FitReport]:
         """The fit whose penalty is best on held-out rows; of equal ones, the largest."""
         folds = self._folds()
         heldout = {penalty: self._heldout(penalty, folds) for penalty in penalties}
         best = min(sorted(heldout, reverse=True), key=lambda penalty: heldout[penalty])
-        return self._solved(self._total(), best, heldout[best])
+        return self._solved(self._total(), best, folds, heldout[best])
 
     def fit_procrustes(self) -> tuple[LinearMap, FitReport]:
         """`W = s Q`: the best rotation with one scale (Schoenemann 1966), which keeps angles."""
-        total, (train, test) = self._total(), self._folds()[0]
-        heldout = test.residual(train.rotate(self.floor)[0])
+        total, folds = self._total(), self._folds()[:1]
+        heldout = _root_mean_square(test.residual(t.rotate(self.floor)[0]) for t, test in folds)
         delta, rank = total.rotate(self.floor)
-        return _result(total, delta, rank, None, total.residual(delta), heldout)
+        return _result(total, delta, rank, None, total.residual(delta), folds, heldout)
 
     def _total(self) -> Moments:
         filled = [sums.closed() for sums in self.sums if sums.rows]
@@ -146,32 +160,47 @@ class LinearMapFitter:
             raise NoRowsError("a linear map needs rows to be fitted on, and there are none")
         return reduce(lambda one, other: one + other, filled).moments(centred=self.centred)
 
-    def _folds(self) -> list[tuple[Moments, Moments]]:
-        """(train, test): each half of the rows is predicted by the map of the other."""
+    def _folds(self) -> list[Fold]:
+        """Each half of the rows is predicted by the map of the other."""
         first, second = (half.closed().moments(centred=self.centred) for half in self.sums[:2])
         return [(first, second), (second, first)]
 
-    def _heldout(self, penalty: float, folds: list[tuple[Moments, Moments]]) -> float:
-        residuals = [test.residual(train.solve(penalty, self.floor)[0]) for train, test in folds]
-        return (sum(residual**2 for residual in residuals) / len(residuals)) ** 0.5
+    def _heldout(self, penalty: float, folds: list[Fold]) -> float:
+        residuals = (test.residual(train.solve(penalty, self.floor)[0]) for train, test in folds)
+        return _root_mean_square(residuals)
 
     def _solved(
-        self, total: Moments, penalty: float, heldout: float
+        self, total: Moments, penalty: float, folds: list[Fold], heldout: float
     ) -> tuple[LinearMap, FitReport]:
         delta, rank = total.solve(penalty, self.floor)
-        return _result(total, delta, rank, penalty, total.minimum(delta, penalty), heldout)
+        fitted = total.minimum(delta, penalty)
+        return _result(total, delta, rank, penalty, fitted, folds, heldout)
+
+
+def _root_mean_square(residuals: Iterable[float]) -> float:
+    squares = [residual**2 for residual in residuals]
+    return (sum(squares) / len(squares)) ** 0.5
 
 
 def _result(
-    total: Moments, delta: Tensor, rank: int, penalty: float | None, fitted: float, heldout: float
+    total: Moments,
+    delta: Tensor,
+    rank: int,
+    penalty: float | None,
+    fitted: float,
+    folds: list[Fold],
+    heldout: float,
 ) -> tuple[LinearMap, FitReport]:
     report = FitReport(
         rows=total.rows,
         rank=rank,
         identity=(total.shift_square / total.norm) ** 0.5,
         fitted=fitted,
-        heldout=heldout,
         change=vector_norm(delta).item() / len(delta) ** 0.5,
         penalty=penalty,
     )
+    if all(side.rows for fold in folds for side in fold):
+        identity = _root_mean_square((test.shift_square / test.norm) ** 0.5 for _, test in folds)
+        rows = sum(test.rows for _, test in folds)
+        report = replace(report, heldout=heldout, heldout_identity=identity, heldout_rows=rows)
     return LinearMap(delta, total.mean_shift - total.mean_source @ delta), report

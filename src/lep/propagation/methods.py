@@ -59,12 +59,19 @@ class Problem:
 
 def swap(problem: Problem) -> Propagation:
     """`W = I`: the adapted rows as they are. The report has its residual on `conversion`'s rows."""
-    shift = total = 0.0
-    for source, target, *_ in _target_pairs(problem):
-        shift += (target - source).double().square().sum().item()
-        total += target.double().square().sum().item()
+    weight, rows, means = 0.0, 0, torch.zeros(2, problem.hidden, dtype=torch.float64)
+    squares = torch.zeros(2, dtype=torch.float64)  # of the shift and of the target
+    for source, target, weights, _ in _target_pairs(problem):
+        each = torch.ones(len(source)) if weights is None else weights
+        for side, table in enumerate(((target - source).double(), target.double())):
+            means[side] += each.double() @ table
+            squares[side] += each.double() @ table.square().sum(1)
+        weight, rows = weight + each.sum().item(), rows + int((each > 0).sum())
+    if problem.centred and weight:
+        squares = (squares - means.square().sum(1) / weight).clamp_min(0)
+    shift, total = squares.tolist()
     residual = (shift / max(total, torch.finfo(torch.float64).tiny)) ** 0.5
-    report = FitReport(int(problem.fit_rows.sum()), 0, residual, residual, residual, 0.0)
+    report = FitReport(rows, 0, residual, residual, 0.0)
     return Propagation.uniform(RowMap(LinearMap.identity(problem.hidden)), report)
 
 

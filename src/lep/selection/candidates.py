@@ -63,7 +63,7 @@ class BodyTooLarge(CheckpointError):
 
 
 def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -> str:
-    """How well the linear maps explain held-out rows, for each table."""
+    """How well the linear maps, and W = I, explain held-out rows, for each table."""
     lines = ["table  | method     | held-out residual |         W = I | penalty"]
     family = Family.open(base, instruct, adapted)
     for kind in family.mappings:
@@ -71,7 +71,9 @@ def weight_report(base: str | Path, instruct: str | Path, adapted: str | Path) -
         for method in ("overlap", "conversion", "ridge", "procrustes"):
             report = fit(problem, method).report
             penalty = "-" if report.penalty is None else f"{report.penalty:g}"
-            figures = f"{report.heldout:17.4f} | {report.identity:13.4f} | {penalty}"
+            residuals = (report.heldout, report.heldout_identity)
+            heldout, identity = ("-" if r is None else f"{r:.4f}" for r in residuals)
+            figures = f"{heldout:>17} | {identity:>13} | {penalty}"
             lines.append(f"{kind:6} | {method:10} | {figures}")
     return "\n".join(lines)
 

@@ -35,10 +35,7 @@ class Propagated(Result):
     fits: dict[str, FitReport]
 
     def __str__(self) -> str:
-        lines = []
-        for kind, fit in self.fits.items():
-            residual = f"held-out residual {fit.heldout:.4f} (identity {fit.identity:.4f})"
-            lines.append(f"{kind}: {residual} on {fit.rows:,} rows")
+        lines = [f"{kind}: {fit}" for kind, fit in self.fits.items()]
         return "\n".join([*lines, f"written to {self.output}"])
 
 
