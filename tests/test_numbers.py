@@ -1,14 +1,21 @@
 """Numbers are what their labels say: each is computed here by hand, with numpy or scikit-learn."""
 
+import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zstandard
 
+from lep.corpus.read import write_records
+from lep.errors import CorpusError
 from lep.linear_map import LinearMapFitter
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS, Problem
+from lep.settings import BuildSettings
+from lep.transfer.corpus import build_corpus
 from lep.transfer.propagate import Propagated
 
 
@@ -72,3 +79,107 @@ def test_swap_reports_the_residual_of_weighted_and_centred_rows(centred: bool) -
     assert report.identity == pytest.approx((squares[0] / squares[1]) ** 0.5, rel=1e-9)
     assert report.identity == pytest.approx(METHODS["conversion"](problem).report.identity)
     assert (report.rows, report.heldout) == (199, None)
+
+
+NOTICE = "Подписывайтесь на наш канал и читайте самые свежие новости каждый день"
+MENU = [NOTICE, *(f"{NOTICE}, раздел {name}" for name in ("первый", "второй", "третий"))]
+
+
+def prose(seed: int) -> str:
+    """Lines of words, longer than the shortest document that is kept."""
+    rng = random.Random(seed)
+    syllables = [a + b for a in "бвгдзклмнпрст" for b in "аеиоу"]
+    word = lambda: "".join(rng.choices(syllables, k=3))  # noqa: E731
+    return "\n".join(" ".join(word() for _ in range(12)) + "." for _ in range(6))
+
+
+def raw_sources(folder: Path) -> dict[str, list[str]]:
+    """Sources of text: some with a common line, and one of documents that are nothing else."""
+    folder.mkdir()
+    texts = {
+        "menu": ["\n".join(MENU)] * 25,
+        "news": [prose(seed) for seed in range(20)],
+        "wiki": [f"{prose(100 + seed)}\n{NOTICE}" for seed in range(30)],
+    }
+    for name, each in texts.items():
+        write_records(folder / f"{name}.jsonl", [{"text": text} for text in each])
+    return texts
+
+
+def records_of(corpus: Path) -> list[dict[str, str]]:
+    parts = sorted(corpus.glob("part-*"))
+    raw = b"".join(zstandard.decompress(part.read_bytes()) for part in parts)
+    return [json.loads(line) for line in raw.decode().splitlines()]
+
+
+def test_the_sheet_counts_what_was_written_and_each_document_once(tmp_path) -> None:
+    texts = raw_sources(tmp_path / "raw")
+    options = {"dedup": "none", "weights": {"wiki": 3, "news": 0.5}}
+    corpus = build_corpus([tmp_path / "raw"], tmp_path / "out", BuildSettings(**options))
+    records = records_of(tmp_path / "out")
+    wiki, news = ([r for r in records if r["source"] == name] for name in ("wiki", "news"))
+    assert len(wiki) == 3 * 30
+    assert 0 < len(news) < 20
+    assert len(wiki) + len(news) == len(records)
+    rows = {
+        "menu": "| menu | 0 | 0 | 0 | 25 |",
+        "news": f"| news | 20 | {len(news)} | {sum(len(r['text']) for r in news):,} | 0 |",
+        "wiki": f"| wiki | 30 | 90 | {sum(len(r['text']) for r in wiki):,} | 0 |",
+    }
+    sheet = (tmp_path / "out" / "sheet.md").read_text(encoding="utf-8")
+    header = "| source | kept | written | characters written | only boilerplate |"
+    assert sheet.splitlines()[:5] == [header, "|---|---|---|---|---|", *rows.values()]
+    lines = sum(text.count(NOTICE) for each in texts.values() for text in each)
+    assert lines == 25 * 4 + 30
+    assert f"{lines} lines that 20 or more documents have were removed" in sheet
+    assert corpus.boilerplate.characters == 25 * sum(map(len, MENU)) + 30 * len(NOTICE)
+
+
+def test_the_sheet_says_that_lines_were_too_many_to_tell(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lep.corpus.boilerplate.CELLS", 8)
+    monkeypatch.setattr("lep.corpus.boilerplate.MOST_CELLS", 8)
+    raw_sources(tmp_path / "raw")
+    corpus = build_corpus([tmp_path / "raw"], tmp_path / "out", BuildSettings(dedup="none"))
+    warning = "no lines were removed: there are too many to tell which of them 20 or more documents"
+    assert warning in str(corpus)
+    assert warning in (tmp_path / "out" / "sheet.md").read_text(encoding="utf-8")
+
+
+def test_a_document_that_is_cut_is_announced(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lep.corpus.build.LONGEST", 1_000)
+    (tmp_path / "raw").mkdir()
+    write_records(tmp_path / "raw" / "book.jsonl", [{"text": "\n".join(map(prose, range(6)))}])
+    corpus = build_corpus([tmp_path / "raw"], tmp_path / "out", BuildSettings(dedup="none"))
+    assert corpus.written.documents > 1
+    assert "1 very long documents were cut, and each piece is counted" in str(corpus)
+
+
+@pytest.mark.parametrize(
+    ("weights", "names", "message"),
+    [
+        ({"news": 0, "wiki": 0}, ("news", "wiki"), r"50 documents: kept 50; the weights \(news=0"),
+        ({}, ("menu",), "25 documents: only boilerplate 25; give other text"),
+    ],
+)
+def test_an_empty_corpus_says_why(tmp_path, weights, names, message) -> None:
+    raw_sources(tmp_path / "raw")
+    files = [tmp_path / "raw" / f"{name}.jsonl" for name in names]
+    with pytest.raises(CorpusError, match=message):
+        build_corpus(files, tmp_path / "out", BuildSettings(dedup="none", weights=weights))
+
+
+def test_the_disk_space_that_is_required_counts_weights_and_assumes_nothing(
+    tmp_path, monkeypatch
+) -> None:
+    raw_sources(tmp_path / "raw")
+    required: list[int] = []
+    monkeypatch.setattr(
+        "lep.corpus.build.check_space", lambda _, needed_bytes: required.append(needed_bytes)
+    )
+    monkeypatch.setattr("lep.corpus.build.read_hub", lambda *_: iter(()))
+    files = {name: tmp_path / "raw" / f"{name}.jsonl" for name in ("news", "wiki")}
+    weights = {"wiki": 3, "news": 0.5}
+    settings = BuildSettings(dedup="none", weights=weights)
+    build_corpus([*files.values(), "hub:some/set"], tmp_path / "out", settings)
+    expected = 2 * sum(file.stat().st_size * weights[name] for name, file in files.items())
+    assert required == [expected]

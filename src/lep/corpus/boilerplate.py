@@ -1,12 +1,12 @@
 """Lines that many documents repeat: headers, calls to subscribe, copyright notices."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
 
-from lep.corpus.read import Document
+from lep.corpus.read import Copy, Document
 
 LEAST_CHARACTERS = 20  # good text repeats shorter lines too: "Yes.", a chapter's number
 ROWS = 2  # of two-byte counters; the count of a line is the smaller of its cells
@@ -18,7 +18,10 @@ SAMPLES, SAMPLE_CHARACTERS = 10, 200
 
 @dataclass(frozen=True)
 class BoilerplateReport:
-    """What was removed, with some of the lines; or that there were too many lines to tell."""
+    """What was removed, with some of the lines; or that there were too many lines to tell.
+
+    A line counts in each document that holds it, and once in a document that is repeated.
+    """
 
     lines: int
     characters: int
@@ -57,15 +60,29 @@ class Boilerplate:
             rows, columns = np.array(cells).T
             self.counts[rows, columns] += self.counts[rows, columns] < np.iinfo(np.uint16).max
 
-    def cleaned(self, documents: Sequence[Document]) -> list[Document]:
-        """The documents without common lines; those that become empty are dropped."""
-        return [replace(d, text=text) for d in documents if (text := self.without(d.text))]
+    def cleaned(
+        self, documents: Sequence[Document], drop: Callable[[Document], None] | None = None
+    ) -> list[Document]:
+        """The documents without common lines; `drop` is told those that become empty.
 
-    def without(self, text: str) -> str:
-        """The text without the common lines, which are counted."""
+        Lines and documents that are written several times are counted once.
+        """
+        kept: list[Document] = []
+        for document in documents:
+            first = not isinstance(document, Copy)
+            if text := self.without(document.text, count=first):
+                kept.append(replace(document, text=text))
+            elif drop is not None and first:
+                drop(document)
+        return kept
+
+    def without(self, text: str, *, count: bool = True) -> str:
+        """The text without the common lines, which are counted unless `count` is false."""
         kept: list[str] = []
         for line in text.split("\n"):
             if self._common(line):
+                if not count:
+                    continue
                 self.lines += 1
                 self.characters += len(line)
                 if len(self.samples) < SAMPLES:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from math import ceil
@@ -17,11 +18,11 @@ import zstandard
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import Duplicates
-from lep.corpus.files import corpus_files
+from lep.corpus.files import corpus_files, is_txt, stem
 from lep.corpus.parallel import in_order
 from lep.corpus.prepare import sections, unit_hash
-from lep.corpus.read import HUB, Document, batches, read_documents, read_hub
-from lep.corpus.sheet import KEPT, Corpus, CoverageReport, Tally, Written
+from lep.corpus.read import HUB, Copy, Document, batches, read_documents, read_hub
+from lep.corpus.sheet import KEPT, Corpus, Count, CoverageReport, Tally, Written
 from lep.errors import CorpusError
 from lep.publish import check_space, publishing
 from lep.settings import BuildSettings
@@ -58,8 +59,10 @@ def write_corpus(
     """
     hub = [str(path) for path in paths if str(path).startswith(HUB)]
     local = [path for path in paths if str(path) not in hub]
-    raw_bytes = HUB_BYTES * len(hub) + sum(map(_raw_bytes, corpus_files(local)))
-    check_space(output, 2 * raw_bytes)
+    local_files = corpus_files(local)
+    raw_bytes = HUB_BYTES * len(hub) + sum(map(_raw_bytes, local_files))
+    # A hub data set's size is unknown, and an assumed one is no reason to refuse.
+    check_space(output, ceil(2 * sum(_weighted_bytes(file, settings) for file in local_files)))
     shards = MOST_SHARDS if hub else min(MOST_SHARDS, ceil(raw_bytes / SHARD_BYTES))
     files = read_documents(local) if local else ()
     documents = itertools.chain(files, *(read_hub(name, settings.documents) for name in hub))
@@ -67,24 +70,47 @@ def write_corpus(
     with publishing(output) as partial:
         spill = Spill(partial / "work", shards, settings.seed)
         tally = _fill(spill, boilerplate, documents, settings)
-        sources = tally.sources()
-        _check_weights(settings.weights, sources)
-        passes: list[Pass] = [boilerplate.cleaned] if boilerplate.reliable else []
+        _check_weights(settings.weights, tally.sources())
+        passes: list[Pass] = []
+        if boilerplate.reliable:
+            passes.append(functools.partial(boilerplate.cleaned, drop=tally.drop_boilerplate))
         written = spill.publish(partial, [*passes, coverage.needed] if coverage else passes)
         if not written.documents:
             raise CorpusError(
                 f"nothing is left of {tally.documents.total():,} documents: {tally.reasons()}; "
-                "give other text, or another --language"
+                f"{_advice(tally, settings)}"
             )
         dropped, removed = dict(sorted(tally.dropped.items())), boilerplate.report()
         report = coverage.report() if coverage else None
-        corpus = Corpus(sources, dropped, settings, written, removed, report, output)
+        sources, long = tally.sources(), tally.long_documents
+        corpus = Corpus(sources, dropped, settings, written, removed, report, output, long)
         corpus.write(partial)
     return corpus
 
 
 def _raw_bytes(file: Path) -> int:
     return file.stat().st_size * (GROWTH if file.suffix in COMPRESSED else 1)
+
+
+def _weighted_bytes(file: Path, settings: BuildSettings) -> float:
+    """Estimated size of a file's documents as they are written, before compression."""
+    source = file.parent.name if is_txt(file) else stem(file)
+    return _raw_bytes(file) * weight_of(source, settings.weights)
+
+
+def _advice(tally: Tally, settings: BuildSettings) -> str:
+    """What to change where no document was written."""
+    kept = tally.outcomes()[KEPT]
+    if not kept:
+        return "give other text, or another --language"
+    weights = ", ".join(f"{name}={weight:g}" for name, weight in settings.weights.items())
+    if not settings.cover or not any(
+        weight_of(source, settings.weights)
+        for source, counts in tally.sources().items()
+        if KEPT in counts
+    ):
+        return f"the weights ({weights}) write none of the {kept:,} kept: raise them"
+    return f"none of the {kept:,} kept holds a new token of {settings.cover}: give other text"
 
 
 def _check_weights(weights: dict[str, float], sources: Iterable[str]) -> None:
@@ -110,7 +136,7 @@ def _fill(
     """Send faultless, new documents to their shards, and count the outcome of every document."""
     tally, duplicates = Tally(), Duplicates(settings.dedup, settings.near)
     clean = functools.partial(_clean, settings.language)
-    for chunk in in_order(clean, _chunks(documents), here=CHUNKS_HERE):
+    for chunk in in_order(clean, _chunks(documents, tally), here=CHUNKS_HERE):
         verdicts = iter(duplicates.verdicts([d.text for d, reason in chunk if reason is None]))
         for document, reason in chunk:
             outcome = reason or next(verdicts) or KEPT
@@ -121,10 +147,16 @@ def _fill(
     return tally
 
 
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents to clean at once; very long ones are cut at line ends."""
-    pieces = (piece for document in documents for piece in sections(document, LONGEST))
+def _chunks(documents: Iterable[Document], tally: Tally) -> Iterator[list[Document]]:
+    """Documents to clean at once; very long ones are cut at line ends, and counted."""
+    pieces = itertools.chain.from_iterable(map(functools.partial(_pieces, tally), documents))
     return batches(pieces, CHUNK_CHARACTERS, most=CHUNK_DOCUMENTS, length=lambda d: len(d.text))
+
+
+def _pieces(tally: Tally, document: Document) -> list[Document]:
+    pieces = sections(document, LONGEST)
+    tally.long_documents += len(pieces) > 1
+    return pieces
 
 
 def _clean(language: str | None, chunk: list[Document]) -> list[tuple[Document, str | None]]:
@@ -146,12 +178,12 @@ class Spill:
         for copy in range(copies):
             name = document.id if copy == 0 else f"{document.id}+{copy}"
             order = unit_hash(f"{self.seed}/order/{name}")
-            line = _line(replace(document, id=name))
-            self.files[int(order * len(self.files))].write(f"{order:.17f}\t{line}")
+            line = f"{order:.17f}\t{copy}\t{_line(replace(document, id=name))}"
+            self.files[int(order * len(self.files))].write(line)
 
     def publish(self, output: Path, passes: Iterable[Pass]) -> Written:
         """Write the shards in order, after the passes over each."""
-        documents, characters, digest = 0, 0, hashlib.sha256()
+        documents, characters, digest = Counter[str](), Counter[str](), hashlib.sha256()
         for number, file in enumerate(self.files):
             file.close()
             shard = _sorted_shard(Path(file.name))
@@ -162,10 +194,12 @@ class Spill:
                 part = output / f"part-{number:05}.jsonl.zst"
                 part.write_bytes(zstandard.compress(content))
                 digest.update(content)
-                documents += len(shard)
-                characters += sum(len(document.text) for document in shard)
+                for document in shard:
+                    documents[document.source] += 1
+                    characters[document.source] += len(document.text)
         shutil.rmtree(self.folder)
-        return Written(documents, characters, digest.hexdigest())
+        sources = {name: Count(documents[name], characters[name]) for name in sorted(documents)}
+        return Written(documents.total(), characters.total(), digest.hexdigest(), sources)
 
 
 def _line(document: Document) -> str:
@@ -175,4 +209,5 @@ def _line(document: Document) -> str:
 def _sorted_shard(path: Path) -> list[Document]:
     lines: list[Any] = sorted(path.read_text(encoding="utf-8").split("\n")[:-1])
     path.unlink()
-    return [Document(**json.loads(line.split("\t", 1)[1])) for line in lines]
+    parts = (line.split("\t", 2) for line in lines)
+    return [(Document if copy == "0" else Copy)(**json.loads(line)) for _, copy, line in parts]

@@ -29,6 +29,10 @@ class Document:
     group: str
 
 
+class Copy(Document):
+    """A document once more, because its source has a weight above 1."""
+
+
 Documents = Iterable[Document]
 
 
