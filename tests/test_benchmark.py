@@ -32,7 +32,7 @@ from lep.evaluation.evaluate import evaluate
 from lep.evaluation.measures import average, figure, measures, task_score
 from lep.evaluation.records import load_records
 from lep.evaluation.score import score_model
-from lep.evaluation.table import comparison
+from lep.evaluation.table import comparison, comparison_table
 from lep.inference.models import load_model
 from lep.settings import BenchmarkSettings, EvaluateSettings
 from lep.tokenizer.chat import chat_ids
@@ -734,7 +734,7 @@ def test_prompts_show_what_an_adapted_model_still_does(pair, tmp_path, monkeypat
         evaluate([str(pair["base"]), str(pair["instruct"])], {}, tmp_path / "other", settings)
 
 
-def test_incomplete_units_are_compared_on_what_both_models_saw() -> None:
+def test_incomplete_units_are_left_out() -> None:
     def points(unit, item, value=1):
         return scored("daru_use", item, value, unit=unit, metric="grade")
 
@@ -745,7 +745,11 @@ def test_incomplete_units_are_compared_on_what_both_models_saw() -> None:
     shorter = [points("v", "0", None), *exam[1:]]
     rows = {row.title: row for row in comparison({"a": shorter, "b": exam}, 20, 0)}
     assert rows["daru_use"].figures["b"].value == pytest.approx((4 / 34 + 1 / 34) / 2)
+    assert rows["daru_use"].figures["a"].value == pytest.approx(1 / 34)  # not (3 + 1) / 34 / 2
     assert rows["daru_use"].differences["b"].value == 0
+    assert rows["daru_use"].differences["b"].count == 1
+    assert rows["daru_use"].left_out == {"a": 4}
+    assert "daru_use: 4 of a" in comparison_table([rows["daru_use"]], ["a", "b"])
     # one task of a variant is no whole one
     assert figure(measures(exam[-1:])[0], 10, 0).value == pytest.approx(1 / 34)
     pairs = [order("1", "1/0", 1.0), order("1", "1/1", None)]

@@ -9,12 +9,16 @@ import pytest
 import torch
 import zstandard
 
-from lep.corpus.read import write_records
+from lep.corpus.read import Document, write_records
 from lep.errors import CorpusError
+from lep.evaluation.evaluate import evaluate
+from lep.evaluation.records import TextRecord, load_records
 from lep.linear_map import LinearMapFitter
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS, Problem
-from lep.settings import BuildSettings
+from lep.selection.auto import _material
+from lep.selection.probe import record_half
+from lep.settings import BuildSettings, EvaluateSettings, SelectSettings
 from lep.transfer.corpus import build_corpus
 from lep.transfer.propagate import Propagated
 
@@ -183,3 +187,52 @@ def test_the_disk_space_that_is_required_counts_weights_and_assumes_nothing(
     build_corpus([*files.values(), "hub:some/set"], tmp_path / "out", settings)
     expected = 2 * sum(file.stat().st_size * weights[name] for name, file in files.items())
     assert required == [expected]
+
+
+def window_records(windows: list[Document]) -> list[TextRecord]:
+    sizes = {"language": "ru", "nats": 1.0, "tokens": 1, "characters": 1, "bytes": 1}
+    return [TextRecord(id=window.id, group=window.group, **sizes) for window in windows]
+
+
+def test_a_document_is_in_one_half_of_the_probe(tmp_path) -> None:
+    """Sections of a corpus are cut again into windows: `doc#6#0` is part of `doc`."""
+    sections = [
+        {"id": f"{book}#{part}", "group": str(book), "text": prose(100 * book + part)}
+        for book in range(8)
+        for part in range(6)
+    ]
+    write_records(tmp_path / "books.jsonl", sections)
+    write_records(tmp_path / "one.jsonl", [r for r in sections if r["group"] == "3"])
+    message = {"messages": [{"role": "user", "content": "?"}]}
+    write_records(tmp_path / "prompts.jsonl", [message])
+    select = SelectSettings(copies=0)
+    text = {"ru": [tmp_path / "books.jsonl"], "uk": [tmp_path / "one.jsonl"]}
+    windows = _material(text, tmp_path / "prompts.jsonl", select).windows
+    halves: dict[str, set[str]] = {}
+    for window, record in zip(windows["ru"], window_records(windows["ru"]), strict=True):
+        halves.setdefault(window.group, set()).add(record_half(record))
+    assert len(halves) == 8
+    assert all(len(each) == 1 for each in halves.values())
+    assert set.union(*halves.values()) == {"choose", "report"}
+    alone = {record_half(record) for record in window_records(windows["uk"])}
+    assert alone == {"choose", "report"}  # the windows of an only document are divided
+
+
+def test_speed_is_measured_on_texts_that_fit_every_model(pair, tmp_path) -> None:
+    model = pair["base"]
+    small = tmp_path / "small"
+    small.mkdir()
+    for file in model.iterdir():
+        if file.is_file():
+            (small / file.name).write_bytes(file.read_bytes())
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+    lines = ["Снег идёт.", "Это длинное предложение о зиме, о снеге и о дороге домой. " * 6]
+    records = [{"id": str(i), "text": lines[i % 2]} for i in range(6)]
+    write_records(tmp_path / "text.jsonl", records)
+    settings = EvaluateSettings(bootstrap=20, tasks=[], speed=4)
+    text = {"ru": [tmp_path / "text.jsonl"]}
+    with pytest.warns(match="3 of 6 texts in 'ru' fit into the context of every model"):
+        evaluate([model, small], text, tmp_path / "out", settings)
+    timed = [r for r in load_records(tmp_path / "out" / "records.jsonl") if r.kind == "speed"]
+    assert sorted(r.id for r in timed) == sorted([f"text/{i}" for i in (0, 2, 4)] * 2)

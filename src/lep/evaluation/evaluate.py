@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lep.evaluation.prompts import prompt_records
 from lep.evaluation.records import PromptRecord, Record, Score, encode, load_records, save_records
 from lep.evaluation.score import Material, Paths, model_records, summarise, window_records
 from lep.evaluation.spans import Messages
-from lep.evaluation.speed import speed_records
+from lep.evaluation.speed import speed_records, speed_texts
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
 from lep.files import write_json, write_text
 from lep.hub import short_names
@@ -98,6 +98,9 @@ def evaluate(
     subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
     material = Material.of(text, settings, _prompts(subjects, settings))
     original = subjects[0].checkpoint.vocabulary
+    local = [each.checkpoint for each in subjects if isinstance(each.checkpoint, Checkpoint)]
+    if settings.speed:
+        material = replace(material, timed=speed_texts(local, material.windows, settings.speed))
     answers: list[str] | None = None  # of the first model to the prompts
     records: dict[str, list[Record]] = {}
     with publishing(output, resume_key=_resume_key(subjects, text, material)) as partial:
@@ -160,7 +163,7 @@ def _records(
     folder: Path,
 ) -> Iterator[Record]:
     """All records of one model; benchmark answers and a server's are kept in `folder`."""
-    server, benchmark, speed = subject.server, subject.benchmark, material.settings.speed
+    server, benchmark = subject.server, subject.benchmark
     if server is not None:
         for language, windows in material.windows.items():
             texts, file = [window.text for window in windows], folder / f"text-{language}.jsonl"
@@ -172,8 +175,7 @@ def _records(
     yield from model_records(model, checkpoint, material, benchmark, folder)
     if material.prompts and checkpoint.tokenizer.chat_template:
         yield from prompt_records(model, checkpoint, material, original, answers)
-    if speed:
-        yield from speed_records(model, checkpoint, material.windows, speed)
+    yield from speed_records(model, checkpoint, material.timed)
 
 
 def _write(result: Comparison, records: dict[str, list[Record]], folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -62,6 +62,7 @@ METRICS: dict[str, dict[str, Formula]] = {  # by kind of record
         "end of turn bits": Formula("bits", "end_nats", "turns", BITS),
     },
 }
+WHOLE_UNITS = ("both_orders", "grade")  # metrics of a pair or an exam variant
 BENCHMARK_UNITS = {"mcc": "correlation", "length_ratio": "ratio"}  # all others are shares
 
 
@@ -75,7 +76,7 @@ class Measure:
     unit: str
     values: dict[str, tuple[str, Any]]  # item -> (document, pair or exam variant, value)
     aggregation: Metric
-    left_out: int = 0  # items that are longer than the model's context
+    left_out: int = 0  # items longer than the model's context, and those that belong to them
 
     def array(self, items: list[str]) -> np.ndarray:
         """The values of the units that these items make up."""
@@ -124,17 +125,21 @@ def _plain(language: str, task: str | None, members: list[Any]) -> Iterator[Meas
 def _benchmark(
     language: str, task: str | None, members: list[BenchmarkRecord]
 ) -> Iterator[Measure]:
-    """Measures of the items of a benchmark task that fit into the context."""
+    """Measures of the items of a benchmark task that fit into the context.
+
+    Half a pair says nothing, and an exam variant without some of its tasks would lose their points:
+    these are left out as a whole.
+    """
     scores = {member.id: member.scores for member in members if member.scores}
-    left_out = sum(not member.scores for member in members)
     if not scores:
-        yield Measure("score", language, task, "share", {}, Metric(), left_out)
+        yield Measure("score", language, task, "share", {}, Metric(), len(members))
         return
+    incomplete = {member.unit for member in members if not member.scores}
     for name in next(iter(scores.values())):
         values = {item: each[name] for item, each in scores.items()}
-        if name == "both_orders":  # half a pair says nothing
-            count = Counter(pair for pair, _ in values.values())
-            values = {item: value for item, value in values.items() if count[value[0]] == 2}
+        if name in WHOLE_UNITS:
+            values = {item: v for item, v in values.items() if v[0] not in incomplete}
+        left_out = len(members) - len(values)
         unit = BENCHMARK_UNITS.get(name, "share")
         yield Measure(name, language, task, unit, values, metric(name), left_out)
 

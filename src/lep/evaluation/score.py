@@ -3,7 +3,7 @@
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Material:
     windows: Windows
     items: list[TaskItem]  # chat tasks made from the text
     prompts: list[Messages]
+    timed: Windows = field(default_factory=dict)  # texts that speed is measured on
 
     @classmethod
     def of(

@@ -6,7 +6,8 @@ does not depend on what the model would say.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from lep.benchmark.scoring import keep_logits
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import Document
+from lep.errors import note
 from lep.evaluation.records import SpeedRecord
 from lep.inference.likelihood import start_token
 from lep.inference.models import context_of
@@ -23,23 +25,48 @@ PROMPT_SHARE = 0.75  # of each text is read, the rest is written
 WARM, REPEATS = 2, 3
 
 
-def speed_records(
-    model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]], texts: int
-) -> Iterator[SpeedRecord]:
-    """Seconds, characters and bytes of the key-value cache for the first `texts` documents of each
-    language. Times are medians of three; texts longer than the model's context are left out.
+def speed_texts(
+    checkpoints: Sequence[Checkpoint], text: dict[str, list[Document]], texts: int
+) -> dict[str, list[Document]]:
+    """The first `texts` documents of each language that fit into the context of every model.
+
+    A note says where there are fewer.
     """
-    tokenizer = checkpoint.tokenizer
-    context, start = context_of(checkpoint), start_token(tokenizer)
+    chosen: dict[str, list[Document]] = {}
     for language, documents in text.items():
-        encoded = [
-            (document, [start, *tokenizer(document.text, add_special_tokens=False)["input_ids"]])
-            for document in documents[:texts]
-        ]
-        fitting = [(document, ids) for document, ids in encoded if len(ids) <= context]
-        for _, ids in fitting[:WARM]:
+        fitting = (d for d in documents if all(_fits(checkpoint, d) for checkpoint in checkpoints))
+        chosen[language] = list(islice(fitting, texts))
+        if len(chosen[language]) < min(texts, len(documents)):
+            note(
+                f"--speed {texts}: {len(chosen[language])} of {len(documents)} texts in "
+                f"'{language}' fit into the context of every model, and the others are left out"
+            )
+    return chosen
+
+
+def _fits(checkpoint: Checkpoint, document: Document) -> bool:
+    return len(_ids(checkpoint, document)) <= context_of(checkpoint)
+
+
+def _ids(checkpoint: Checkpoint, document: Document) -> list[int]:
+    tokenizer = checkpoint.tokenizer
+    text = tokenizer(document.text, add_special_tokens=False)["input_ids"]
+    return [start_token(tokenizer), *text]
+
+
+def speed_records(
+    model: Any, checkpoint: Checkpoint, text: dict[str, list[Document]]
+) -> Iterator[SpeedRecord]:
+    """Seconds, characters and bytes of the key-value cache for each text, by language.
+
+    Times are medians of three. `speed_texts` chooses texts that fit into the context.
+    """
+    tokenizer, context = checkpoint.tokenizer, context_of(checkpoint)
+    for language, documents in text.items():
+        encoded = [(document, _ids(checkpoint, document)) for document in documents]
+        for _, ids in encoded[:WARM]:
             _timed(model, ids)
-        for document, ids in fitting:
+        for document, ids in encoded:
             prefills, generations, (cache, *_) = zip(
                 *(_timed(model, ids) for _ in range(REPEATS)), strict=True
             )

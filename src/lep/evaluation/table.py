@@ -65,7 +65,7 @@ class Row:
     depth: int  # 0: the benchmark, 1: a group or a single measure, 2: a task of a group
     figures: dict[str, Figure]
     differences: dict[str, Figure]
-    left_out: dict[str, int]  # items longer than a model's context
+    left_out: dict[str, int]  # items longer than a model's context, and those with them
 
     def record(self) -> dict[str, Any]:
         """The row as JSON: intervals instead of bootstrap draws."""
@@ -149,7 +149,8 @@ def comparison_table(rows: list[Row], models: list[str]) -> str:
         if row.left_out and row.title in task_names()
     ]
     if counts:
-        lines.append(f"items longer than the context, left out: {'; '.join(counts)}")
+        reason = "items longer than the context, with the rest of their pair or exam variant"
+        lines.append(f"{reason}, left out: {'; '.join(counts)}")
     return "\n".join(lines)
 
 

@@ -8,13 +8,13 @@ import json
 import math
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.prepare import unit_hash
-from lep.corpus.read import question, read_messages
+from lep.corpus.read import Document, question, read_messages
 from lep.errors import CheckpointError, CorpusError
 from lep.evaluation.records import AnswerRecord, encode
 from lep.evaluation.score import Material
@@ -137,13 +137,26 @@ def propagate_auto(
 def _material(
     text: dict[str, list[str | Path]], prompts: str | Path, select: SelectSettings
 ) -> Material:
-    """Text, copy tasks, and the first prompts in the order of a fixed hash."""
+    """Text, copy tasks, and the first prompts in the order of a fixed hash.
+
+    A document lies in one half. Where it is the only one of its language, its windows stand for
+    documents, because neither half can do without text.
+    """
     questions = [question(record["messages"]) for record in read_messages(prompts)]
     questions.sort(key=lambda messages: unit_hash(messages[-1]["content"]))
     tasks = ["copy_sentence"] if select.copies else []
     limits = select.model_dump(include={"characters", "seed", "batch_size"})
     settings = EvaluateSettings(tasks=tasks, items=max(select.copies, 1), **limits)
-    return Material.of(text, settings, questions[: select.prompts])
+    material = Material.of(text, settings, questions[: select.prompts])
+    windows = material.windows.items()
+    return replace(material, windows={code: _divisible(each) for code, each in windows})
+
+
+def _divisible(windows: list[Document]) -> list[Document]:
+    """Windows with more than one group, if there is more than one window."""
+    if len({window.group for window in windows}) > 1:
+        return windows
+    return [replace(window, group=window.id) for window in windows]
 
 
 def _ask(

@@ -26,9 +26,9 @@ def half_of(key: str) -> str:
 
 
 def record_half(record: Record) -> str:
-    """The half of a record; the sections `document#number` of a document stay together."""
+    """The half of a record; the windows of a document stay together."""
     if isinstance(record, TextRecord):
-        return half_of(record.id.rsplit("#", 1)[0])
+        return half_of(record.group or record.id)
     return half_of(record.question)
 
 
