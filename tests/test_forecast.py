@@ -87,6 +87,21 @@ def test_what_is_held_out_is_not_trained_on(recipe) -> None:
     )
 
 
+def test_passes_over_the_text_are_counted(recipe) -> None:
+    """A budget far beyond the text says so, with the hours that are of use."""
+    text = sum(len(f.read_text(encoding="utf-8")) for f in (SAMPLE / "ru").iterdir())
+    estimate = forecast(recipe("corpus.heldout_share=0.001"), "h100")
+    saved = estimate.savings
+    one_pass = text * saved.after / saved.heldout_characters
+    assert estimate.pass_tokens == pytest.approx(one_pass, rel=0.01)
+    passes = 180_000_000 / one_pass
+    assert f"that is {passes:,.0f}"[:11] in str(estimate)
+    assert "more than 4 teach little: give more text, or train" in str(estimate)
+    once = forecast(recipe("pretrain.tokens=null", "pretrain.epochs=2"), "h100")
+    assert "that is 2.00 passes over" in str(once)
+    assert "teach little" not in str(once)
+
+
 def test_old_text_is_planned_too(recipe) -> None:
     once = ["pretrain.tokens=null", "pretrain.epochs=1", f"text.en={SAMPLE / 'en'}"]
     alone, both = (

@@ -390,6 +390,22 @@ def test_extend_from_counts(pair, tmp_path) -> None:
         prune_tokenizer(pair["base"], [RU], 450, tmp_path / "a")
 
 
+def test_savings_are_of_texts_from_the_whole_corpus(pair, tmp_path) -> None:
+    """A corpus whose first texts are English: the figure is about all of it."""
+    english = ["The old house stood by the river."] * 300
+    lines = [json.dumps({"text": text}) for text in english + ["Старый дом стоял у реки."] * 900]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    change = extend_tokenizer(pair["base"], [tmp_path / "a.jsonl"], 8, tmp_path / "out")
+    sample = change.corpus_sample
+    assert sample["texts"] == 200
+    mean = sample["characters"] / 200
+    of_all = (300 * len(english[0]) + 900 * len("Старый дом стоял у реки.")) / 1_200
+    assert mean == pytest.approx(of_all, rel=0.03)  # 33 if only the first texts counted
+    assert "200 texts drawn from the corpus" in str(change)
+    again = extend_tokenizer(pair["base"], [tmp_path / "a.jsonl"], 8, tmp_path / "again")
+    assert again.corpus_sample == sample
+
+
 def test_compare(pair, tmp_path) -> None:
     change = extend_tokenizer(pair["base"], [RU], 60, tmp_path / "extended")
     train_tokenizer(pair["base"], [RU], "unigram", 450, tmp_path / "unigram")
@@ -409,7 +425,15 @@ def test_compare(pair, tmp_path) -> None:
         assert base.new_share == base.new_used == 0
         assert (extended.tokens < base.tokens) == (text.name == "ru")
         assert (extended.new_share > 0) == (text.name == "ru")
-        assert text.words_cut <= base.tokens
+        for cost in text.costs.values():
+            assert cost.symbols_per_token <= cost.most  # each tokenizer's ceiling, by its words
+    original = load_tokenizer(pair["base"]).backend_tokenizer
+    pieces = list(stream_texts([RU]))
+    words = sum(len(original.pre_tokenizer.pre_tokenize_str(piece)) for piece in pieces)
+    cost = russian[0].costs["base"]
+    assert cost.most == pytest.approx(sum(map(len, pieces)) / words)
+    swapped = compare_tokenizers([tmp_path / "unigram", pair["base"]], {"ru": [RU]})
+    assert swapped.texts[0].costs["base"].most == cost.most  # the order does not matter
     curve = comparison.curves["extended"]["ru"]
     assert "unigram" not in comparison.curves  # it dropped tokens: no curve of additions
     assert (curve[0][0], curve[-1][0]) == (0, 60)

@@ -22,6 +22,7 @@ from lep.tokenizer.prune import kept_tokens, pruned, token_counts
 from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
 
 SAMPLE_CHARACTERS, PIECE_CHARACTERS, HELDOUT_EVERY = 16_000_000, 20_000, 20
+CHARACTERS_READ = 1_000_000_000  # of a corpus at most, only to say how many passes a budget is
 
 
 @dataclass(frozen=True)
@@ -58,26 +59,38 @@ def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings)
     return Savings(_characters(learned), _characters(heldout), before, after)
 
 
-def training_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> int:
+def training_tokens(recipe: Recipe, pass_tokens: int | None) -> int:
     """Tokens that a recipe trains on: its budget, or its passes over the corpus.
 
-    Raises `CorpusError` for passes over a corpus of which no `savings` are known.
+    Raises `CorpusError` for passes over a corpus whose tokens are not known.
     """
     if recipe.pretrain.tokens is not None:
         return recipe.pretrain.tokens
-    if savings is None:
+    if pass_tokens is None:
         message = "the sample is too small to turn pretrain.epochs into tokens"
         raise CorpusError(f"{message}: give pretrain.tokens")
+    return recipe.pretrain.budget(pass_tokens)
+
+
+def corpus_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> int | None:
+    """Tokens of one pass over all training text, by the sample; None where nothing is known.
+
+    With a budget in tokens, no more than `CHARACTERS_READ` are read; None for a larger corpus.
+    """
+    if savings is None:
+        return None
     characters = _training_characters(recipe)
+    if characters is None:
+        return None
     tokens = characters * savings.after / savings.heldout_characters
     base = load_tokenizer(folder).backend_tokenizer
     for code, share in recipe.pretrain.replay.items():  # an extension keeps the base's tokens
         pieces = _sample(recipe.text[code], SAMPLE_CHARACTERS // HELDOUT_EVERY)
         tokens += share * characters * (_tokens(base, pieces) / max(1, _characters(pieces)))
-    return recipe.pretrain.budget(round(tokens))
+    return round(tokens)
 
 
-def _training_characters(recipe: Recipe) -> int:
+def _training_characters(recipe: Recipe) -> int | None:
     """Characters of the new language that are not held out, up to the corpus's limit."""
     is_given = recipe.language in recipe.heldout  # then all other text is trained on
     share = 1.0 if is_given else 1 - recipe.corpus.heldout_share
@@ -86,6 +99,8 @@ def _training_characters(recipe: Recipe) -> int:
         characters += len(text)
         if limit is not None and characters * share >= limit:
             return limit
+        if recipe.pretrain.tokens is not None and characters > CHARACTERS_READ:
+            return None
     return round(characters * share)
 
 

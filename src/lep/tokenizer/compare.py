@@ -44,10 +44,12 @@ class Cost:
     round_trip: float  # share of the pieces that decode to themselves
     new_share: float  # share of the text's tokens that are new
     new_used: float  # share of the new tokens that occur
+    most: float  # symbols per token if each word, as this tokenizer cuts words, were one token
 
     def __str__(self) -> str:
         return (
-            f"{self.symbols_per_token:6.3f} symbols  {self.bytes_per_token:6.3f} bytes  "
+            f"{self.symbols_per_token:6.3f} of at most {self.most:.3f} symbols  "
+            f"{self.bytes_per_token:6.3f} bytes  "
             f"{self.words_per_token:6.3f} words a token  new {self.new_share:6.1%} of the tokens  "
             f"round trip {self.round_trip:7.2%}"
         )
@@ -55,14 +57,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class TextCosts:
-    """A text and its cost by tokenizer; `words_cut` is how many words the first cuts it into."""
+    """A text and its cost by tokenizer."""
 
     name: str
     file: str
     characters: int
     words: int
     bytes: int
-    words_cut: int
     costs: dict[str, Cost]
 
 
@@ -110,8 +111,7 @@ class Comparison(Result):
         width = max(map(len, self.tokenizers))
         lines = []
         for text in self.texts:
-            floor = f"one token a word: {text.characters / text.words_cut:.2f}"
-            lines.append(f"{text.name}  {text.file}  {text.characters:,} symbols ({floor})")
+            lines.append(f"{text.name}  {text.file}  {text.characters:,} symbols")
             lines += [f"  {name:<{width}}  {cost}" for name, cost in text.costs.items()]
         facts = (f"{name:<{width}}  {facts}" for name, facts in self.tokenizers.items())
         return "\n".join([*lines, "", *facts])
@@ -240,9 +240,8 @@ def _text_costs(
     characters, text_bytes = sum(map(len, pieces)), sum(len(piece.encode()) for piece in pieces)
     words = sum(len(WORD.findall(piece)) for piece in pieces)
     amounts = (characters, text_bytes, words)
-    words_cut = sum(map(WordCutter.of(next(iter(loaded.values())).tokenizer).pieces, pieces))
     costs = {name: _cost(one, pieces, amounts) for name, one in loaded.items()}
-    return TextCosts(language, source, characters, words, text_bytes, words_cut, costs)
+    return TextCosts(language, source, characters, words, text_bytes, costs)
 
 
 def _cost(one: _Loaded, pieces: list[str], amounts: tuple[int, ...]) -> Cost:
@@ -251,7 +250,7 @@ def _cost(one: _Loaded, pieces: list[str], amounts: tuple[int, ...]) -> Cost:
     counts = one.counts(encoded)
     decoded = one.tokenizer.decode_batch(encoded, skip_special_tokens=False)
     total, new = int(counts.sum()), counts[one.id_map.new]
-    tokens = max(1, total)
+    tokens, words = max(1, total), sum(map(WordCutter.of(one.tokenizer).pieces, pieces))
     symbols_per_token, bytes_per_token, words_per_token = (amount / tokens for amount in amounts)
     return Cost(
         total,
@@ -261,6 +260,7 @@ def _cost(one: _Loaded, pieces: list[str], amounts: tuple[int, ...]) -> Cost:
         round_trip=statistics.fmean(map(operator.eq, pieces, decoded)),
         new_share=float(new.sum() / tokens),
         new_used=float((new > 0).mean()) if len(new) else 0.0,
+        most=amounts[0] / max(1, words),
     )
 
 

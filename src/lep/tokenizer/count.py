@@ -93,7 +93,7 @@ class WordCutter:
         return [content.decode(errors="replace") for content in contents]
 
     def pieces(self, text: str) -> int:
-        """The number of words, including those without letters: a floor for the tokens."""
+        """The number of words, including those without letters: no fewer tokens are possible."""
         if self.byte_level:
             return len(self(text))
         return len(regex.findall(BETWEEN_SPACES, self._normalised(text)))

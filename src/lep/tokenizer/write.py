@@ -1,13 +1,15 @@
 """Change the tokenizer of a model and publish it: the verbs of `lep tokenizer`."""
 
+import heapq
 import json
 from dataclasses import dataclass, field
-from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Paths, stream_texts
 from lep.errors import CorpusError, LepError, TokenizerError
 from lep.files import write_json
@@ -25,7 +27,7 @@ from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
 from lep.tokenizer.vocabulary import Vocabulary
 
 CHANGES_FILE = "changes.json"
-SAMPLE_TEXTS, SAMPLE_CHARACTERS = 200, 20_000  # of the corpus, and of each of these texts
+SAMPLE_TEXTS, SAMPLE_CHARACTERS = 200, 20_000  # drawn from the corpus, and of each at most
 SHOWN_TOKENS, SHOWN_CHARACTERS = 10, 40  # in a printed result
 
 
@@ -35,7 +37,8 @@ class TokenizerChange(Result):
 
     `options` names the verb and its options, `tokens` are the new tokens in the order learned,
     `excluded` the characters outside the script whose texts may now be tokenised differently;
-    `corpus_sample` gives the characters of a sample of the corpus and its tokens before and after.
+    `corpus_sample` gives the texts of a random sample of the corpus, their characters, and their
+    tokens before and after.
     """
 
     output: Path
@@ -67,10 +70,11 @@ class TokenizerChange(Result):
             lines.append(f"text without the {self.script} script is tokenised as before")
         if self.excluded:
             lines.append(f"except text with one of {' '.join(self.excluded[:SHOWN_CHARACTERS])}")
-        characters, *tokens = self.corpus_sample.values()
+        texts, characters, *tokens = self.corpus_sample.values()
         if characters:
             before, after = (f"{characters / number:.2f}" for number in tokens)
-            lines.append(f"symbols per token on the corpus: {before} before, {after} after")
+            sample = f"{texts:,} texts drawn from the corpus ({characters:,} symbols)"
+            lines.append(f"symbols per token on {sample}: {before} before, {after} after")
         return "\n".join([*lines, f"written to {self.output}"])
 
 
@@ -267,7 +271,8 @@ class _Source:
                 problem = f"the new tokenizer would not give back {text[:60]!r} as the old one does"
                 raise TokenizerError(f"{problem}: its normaliser or decoder is not supported")
         id_map = IdMap.between(before, after)
-        sample = {"characters": sum(map(len, texts)), "tokens_before": tokens_before}
+        sample = {"texts": len(texts), "characters": sum(map(len, texts))}
+        sample |= {"tokens_before": tokens_before, "tokens_after": tokens_after}
         change = TokenizerChange(
             output=self.output,
             options=options,
@@ -278,7 +283,7 @@ class _Source:
             moved=len(id_map.moved),
             dropped=len(id_map.dropped),
             new=len(id_map.new),
-            corpus_sample=sample | {"tokens_after": tokens_after},
+            corpus_sample=sample,
         )
         with publishing(self.output) as partial:
             spec = json.loads(tokenizer.to_str())
@@ -289,9 +294,12 @@ class _Source:
         return change
 
     def _sample(self) -> list[str]:
+        """Texts drawn from the whole corpus, each with the same probability, in its order."""
         paths = [path for path in self.corpus if not str(path).endswith(count.COUNTS_SUFFIX)]
-        texts = islice(stream_texts(paths), SAMPLE_TEXTS) if paths else ()
-        return [text[:SAMPLE_CHARACTERS] for text in texts]
+        texts = (text[:SAMPLE_CHARACTERS] for text in stream_texts(paths)) if paths else ()
+        numbered = ((unit_hash(f"sample/{i}"), i, text) for i, text in enumerate(texts))
+        drawn = heapq.nsmallest(SAMPLE_TEXTS, numbered)
+        return [text for _, _, text in sorted(drawn, key=itemgetter(1))]
 
 
 def _learned(extension: Extension) -> dict[str, Any]:
