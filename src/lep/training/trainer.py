@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -41,6 +43,17 @@ RISE, PATIENCE = 1.0, 3  # nats a token above the first loss, in so many reports
 
 class TrainedOnlyTrainer(Trainer):
     """Saves and resumes what trains, not the frozen body; in one process or many."""
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """The stock schedule from its second step on: in its first one, the rate is zero."""
+        if self.lr_scheduler is None:
+            scheduler = super().create_scheduler(num_training_steps + 1, optimizer)
+            with warnings.catch_warnings():  # torch wants an optimizer step before
+                warnings.simplefilter("ignore", UserWarning)
+                scheduler.step()
+        return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -216,8 +229,7 @@ def training_arguments(
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "lr_scheduler_type": "cosine",
-        # The first warm-up step has the rate zero, so that the last step is never one.
-        "warmup_steps": min(warmup_steps, steps - 1),
+        "warmup_steps": min(warmup_steps, steps),
         "max_steps": steps,
         "logging_steps": logging_steps(steps),
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
