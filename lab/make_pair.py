@@ -14,7 +14,6 @@ import math
 import random
 import re
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -306,12 +305,11 @@ def train(
         report_to=[],
         remove_unused_columns=False,
     )
-    started = time.time()
     trainer = TrainedOnlyTrainer(model=model, args=arguments, train_dataset=blocks)
-    losses = run(trainer)
+    losses, seconds = run(trainer)
     model.config.use_cache = True
     (work / "loss.json").write_text(json.dumps([asdict(loss) for loss in losses]))
-    return time.time() - started
+    return seconds
 
 
 def publish(

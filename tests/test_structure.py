@@ -14,7 +14,7 @@ FLOORS = [
     {"limits"},
     {"files"},
     {"durable", "fields"},
-    {"settings", "publish", "hub", "web", "mapping", "statistics"},
+    {"settings", "publish", "hub", "web", "mapping", "statistics", "progress"},
     {"result"},
     {"sums"},
     {"linear_map"},

@@ -31,7 +31,7 @@ from lep.errors import CheckpointError, CorpusError, LepError, OutputError, Trai
 from lep.inference.models import load_model
 from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
-from lep.training.data import collate, isolates, schedule
+from lep.training.data import collate, isolates, look_tokens, packed_blocks, schedule, tokens_of
 from lep.training.heldout import HeldoutText
 from lep.training.loss import head_is_plain, head_loss, linear_cross_entropy
 from lep.training.pretrain import pretrain
@@ -205,6 +205,73 @@ def test_passes_over_a_corpus_are_whole(blocks, epochs) -> None:
     whole, rest = divmod(steps, per_pass)
     assert whole * blocks + rest * sequences >= epochs * blocks
     assert (whole - (rest == 0)) * blocks < epochs * blocks
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("cosine", 24), ("wsd", 20)])
+def test_rates_rise_from_the_first_step_on(adapted, tmp_path, schedule, steps) -> None:
+    """No step has the rate zero: warm-up begins with a share, and the end is not reached."""
+    tokens = steps * 256
+    settings = variant(tokens=tokens, schedule=schedule, warmup_steps=4, learning_rate=1e-3)
+    result = pretrain(adapted, EN, tmp_path / "out", settings)
+    rates = [entry.learning_rate for entry in result.losses]
+    assert len(rates) == result.steps == steps
+    rising = [1e-3 * step / 4 for step in (1, 2, 3, 4)]
+    rest, total = range(5, steps + 1), steps + 1
+    if schedule == "cosine":
+        falling = [0.5e-3 * (1 + math.cos(math.pi * (s - 4) / (total - 4))) for s in rest]
+    else:  # the last fifth of the steps decays
+        begin = total - round(0.2 * steps)
+        falling = [
+            1e-3 if s <= begin else 0.5e-3 * (1 + math.cos(math.pi * (s - begin) / (total - begin)))
+            for s in rest
+        ]
+    assert rates == pytest.approx(rising + falling, rel=1e-6)
+
+
+def test_documents_are_drawn_where_a_training_needs_few(pair, tmp_path) -> None:
+    """Of 4,000 documents for 2,000 tokens, some are packed, from everywhere; else all."""
+    words = ["река", "лес", "поле", "гора"]
+    texts = [f"{' '.join(words[i % 4 :])} {i}" for i in range(4_000)]
+    lines = "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(texts))
+    (tmp_path / "c.jsonl").write_text(lines)
+    checkpoint = Checkpoint(pair["base"])
+    counts = {}
+    for budget in (2_000, 1_000_000, None):
+        folder = tmp_path / f"packed{budget}"
+        blocks = packed_blocks(checkpoint, [tmp_path / "c.jsonl"], 64, folder, str(budget), budget)
+        counts[budget] = tokens_of(blocks)
+        numbers = [n for block in blocks["input_ids"] for n in numbers_in(checkpoint, block)]
+        assert min(numbers) < 400
+        assert max(numbers) > 3_600
+    ids = checkpoint.tokenizer(texts)["input_ids"]
+    assert counts[1_000_000] == counts[None] == sum(map(len, ids)) + len(ids)
+    assert 2 * 2_000 <= counts[2_000] < 2.5 * 2_000
+
+
+def numbers_in(checkpoint: Checkpoint, ids: list[int]) -> list[int]:
+    text = checkpoint.tokenizer.decode(ids, skip_special_tokens=True)
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def test_looks_are_planned_to_a_tenth_of_the_time() -> None:
+    """Eight looks at two languages, forward only, of a training forward and backward."""
+    settings = PretrainSettings(tokens=800_000, eval_text={"ru": ["x"], "en": ["y"]})
+    assert look_tokens(settings) * 2 * 8 == 0.1 * 2 * 800_000
+    assert look_tokens(settings.model_copy(update={"eval_text": {}})) is None
+    given = PretrainSettings(tokens=800_000, eval_text={"ru": ["x"]}, eval_characters=50_000)
+    assert look_tokens(given) is None
+
+
+def test_windows_of_a_look_are_cut_to_tokens(adapted) -> None:
+    heldout = HeldoutText({"ru": [str(RU[0])]}, 3_000, Checkpoint(adapted))
+    before = heldout.texts["ru"]
+    lengths = [
+        len(Checkpoint(adapted).tokenizer(t, add_special_tokens=False)["input_ids"]) for t in before
+    ]
+    heldout.limit(sum(lengths[:2]) + 1)
+    assert heldout.texts["ru"] == before[:2]
+    heldout.limit(1)
+    assert heldout.texts["ru"] == before[:1]
 
 
 def test_one_step_of_tuning_learns(pair, tmp_path) -> None:

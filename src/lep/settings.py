@@ -236,7 +236,8 @@ class PretrainSettings(TrainingSettings):
     """LANGUAGE=PATH: held-out text to evaluate at each checkpoint; the state that is best on the
     first language is kept (default: none, the last state is kept)."""
     eval_characters: PositiveInt = 50_000
-    """Characters of held-out text to evaluate per language."""
+    """Characters of held-out text to evaluate per language (by default fewer, where looks would
+    take more than a tenth of the time)."""
     patience: PositiveInt | None = None
     """Stop after this many checkpoints without improvement (default: never)."""
     block_size: PositiveInt | None = None

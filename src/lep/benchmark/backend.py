@@ -25,6 +25,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.errors import LepError, printable
 from lep.inference.models import Description, context_of
 from lep.limits import REPLY_BYTES, REPLY_SECONDS
+from lep.progress import progress
 from lep.tokenizer.chat import TEMPLATE_OPTIONS
 from lep.web import whole_reply
 
@@ -89,7 +90,8 @@ class InMemory(HFLM):
     def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         pairs = [(context, continuation) for _, context, continuation in requests]
-        for number, nats, greedy in continuation_nats(self.model, pairs, self.batch_size):
+        scores = continuation_nats(self.model, pairs, self.batch_size)
+        for number, nats, greedy in progress(scores, "choices scored", len(pairs)):
             answers[number] = (nats, greedy)
             self.cache_hook.add_partial("loglikelihood", requests[number][0], answers[number])
         return answers

@@ -12,6 +12,7 @@ from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.api_models import TemplateAPI
 
 from lep.errors import CorpusError, LepError, foreign
+from lep.progress import Lines
 from lep.publish import fingerprint
 
 SPECIAL = 2  # tokens that a tokenizer may put around a text
@@ -44,6 +45,7 @@ class Recorded(LM):
         self.context = min(context, getattr(model, "context", context))
         self.spare = getattr(model, "spare", 1)
         self.too_long: set[str] = set()
+        self.label, self.progress = f"answers to {file.stem}", Lines("", 0)
         self.known: dict[str, Any] = {}
         if file.exists():
             whole, end, _ = file.read_bytes().rpartition(b"\n")  # a kill may have cut the last line
@@ -61,6 +63,7 @@ class Recorded(LM):
 
     def _keep(self, key: str, answer: Any) -> None:
         self.known[key] = answer
+        self.progress.one_more()
         self.file.write(json.dumps([key, answer], ensure_ascii=False) + "\n")
         self.file.flush()
 
@@ -103,6 +106,7 @@ class Recorded(LM):
         self.too_long |= {key for key, request in keyed if length(request.args) > self.context}
         skipped = self.too_long | self.known.keys()
         todo = [(key, request) for key, request in keyed if key not in skipped]
+        self.progress = Lines(self.label, len(todo))
         for start in range(0, len(todo), CHUNK):
             self._ask(method, todo, todo[start : start + CHUNK])
         return [self.known.get(key) for key, _ in keyed]

@@ -13,6 +13,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, LepError
 from lep.inference.generate import answers
 from lep.inference.models import load_model
+from lep.progress import progress
 from lep.web import retrying, whole_reply
 
 PROMPT = """\
@@ -84,7 +85,7 @@ def grades(
     message names the file `saved_in` of the answers and grades so far.
     """
     saved, ungraded = f"answers and grades so far are kept in {saved_in}", 0
-    for start in range(0, len(answered), BATCH):
+    for start in progress(range(0, len(answered), BATCH), "batches of grades"):
         prompts = [_prompt(*pair) for pair in answered[start : start + BATCH]]
         for reply in _replies(judge, prompts, saved):
             grade = read_grade(reply)

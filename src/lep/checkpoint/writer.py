@@ -13,6 +13,7 @@ from lep.checkpoint.reader import INDEX, Checkpoint
 from lep.checkpoint.stream import NAMES, Rows, read_header, rewrite
 from lep.errors import CheckpointError
 from lep.files import parse_json, read_json, read_text, write_json
+from lep.progress import progress
 from lep.publish import check_space, existing_parent
 
 # Copied: settings, licences, code (never run here). The caller writes the tokenizer.
@@ -38,7 +39,7 @@ def write_checkpoint(
         raise CheckpointError(f"{source.folder} has no tensor {unknown[0]} to replace")
     check_space(output, _needed_bytes(source, replaced, output))
     output.mkdir(parents=True, exist_ok=True)
-    for shard in sorted(set(source.shard_of.values())):
+    for shard in progress(sorted(set(source.shard_of.values())), "weight files written"):
         inside = {name: t for name, t in replaced.items() if source.shard_of[name] == shard}
         _write_shard(source.folder / shard, inside, output / shard)
     _write_index(source, replaced, output)

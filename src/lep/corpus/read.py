@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lep.corpus.files import Paths, corpus_files, is_txt, stem
 from lep.corpus.formats import Record, read_lines, read_rows, read_txt
 from lep.errors import CorpusError, foreign, note
+from lep.progress import progress
 
 PIECE_CHARACTERS = 1_000_000
 HUB = "hub:"  # prefix of a hub data set among paths
@@ -69,13 +70,15 @@ def read_documents(paths: Paths, *, group: Group | None = None) -> Iterator[Docu
     Raises `CorpusError` for missing paths, broken lines (named), and a corpus without any text.
     """
     files = corpus_files(paths)
-    yield from _not_empty(((file, read_file(file, group)) for file in files), _document_text)
+    contents = ((file, read_file(file, group)) for file in files)
+    yield from progress(_not_empty(contents, _document_text), "documents read")
 
 
 def stream_texts(paths: Paths) -> Iterator[str]:
     """The texts of `read_documents`, long txt files in pieces that end with a line."""
     files = corpus_files(paths)
-    yield from _not_empty(((file, _file_texts(file)) for file in files), str)
+    contents = ((file, _file_texts(file)) for file in files)
+    yield from progress(_not_empty(contents, str), "texts read")
 
 
 def _document_text(document: Document) -> str:

@@ -23,6 +23,7 @@ from lep.files import write_json, write_text
 from lep.hub import short_names
 from lep.inference.generate import check_prompts
 from lep.inference.models import Description, context_of, load_model
+from lep.progress import announce
 from lep.publish import fingerprint, publishing
 from lep.result import Result
 from lep.settings import BenchmarkSettings, EvaluateSettings
@@ -108,6 +109,8 @@ def evaluate(
             folder = partial / f"checkpoint-{i}"
             saved, part = folder / "records.jsonl", folder / "records.part"
             if not saved.exists():
+                if len(sources) > 1:
+                    announce(f"model {i + 1} of {len(sources)}: {name}")
                 folder.mkdir(exist_ok=True)
                 save_records(part, _records(subjects[i], material, original, answers, folder))
                 sync_tree(folder)

@@ -20,6 +20,7 @@ from lep.errors import note
 from lep.evaluation.records import SpeedRecord
 from lep.inference.likelihood import start_token
 from lep.inference.models import context_of
+from lep.progress import progress
 
 PROMPT_SHARE = 0.75  # of each text is read, the rest is written
 WARM, REPEATS = 2, 3
@@ -66,7 +67,7 @@ def speed_records(
         encoded = [(document, _ids(checkpoint, document)) for document in documents]
         for _, ids in encoded[:WARM]:
             _timed(model, ids)
-        for document, ids in encoded:
+        for document, ids in progress(encoded, f"{language} speed"):
             prefills, generations, (cache, *_) = zip(
                 *(_timed(model, ids) for _ in range(REPEATS)), strict=True
             )

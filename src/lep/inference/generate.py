@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.errors import CorpusError
+from lep.progress import progress
 from lep.tokenizer.chat import chat_ids
 
 CONTEXT = 4_096  # tokens, for a configuration that names none
@@ -74,7 +74,7 @@ def answers(
         options |= {"do_sample": False, "temperature": None, "top_p": None}
     else:
         options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
-    for start in tqdm(range(0, len(order), batch_size), desc=label, disable=None, leave=False):
+    for start in progress(range(0, len(order), batch_size), f"batches of {label}"):
         batch = order[start : start + batch_size]
         if all(index in done for index in batch):
             continue

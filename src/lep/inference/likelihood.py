@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lep.errors import TokenizerError
+from lep.progress import progress
 
 Segment = tuple[int, list[int], int]  # sequence, ids, first position that is scored
 LOGITS = {"cpu": 1 << 22}  # in a batch: 16 MiB in float32; fresh memory costs a CPU more than sums
@@ -59,7 +59,7 @@ def sequence_nats(
     segments.sort(key=lambda segment: -len(segment[1]))
     batches = _batches(segments, batch_size, config.vocab_size, model)
     nats = [0.0] * len(sequences)
-    for batch in tqdm(batches, desc=label, disable=None, leave=False):
+    for batch in progress(batches, label):
         for (index, _, _), total in zip(batch, _batch_nats(model, batch).tolist(), strict=True):
             nats[index] += total
     return nats

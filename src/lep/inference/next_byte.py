@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lep.progress import progress
 from lep.tokenizer.vocabulary import Vocabulary
 
 CLASSES, CONTROL = 257, 256  # a byte, or a token that is not text
@@ -39,7 +40,7 @@ def next_byte_nats(
     the sum over its tokens.
     """
     nats = []
-    for ids, positions in sequences:
+    for ids, positions in progress(sequences, "answers, next bytes"):
         inputs = torch.tensor([ids], device=model.device)
         logits = model(input_ids=inputs, use_cache=False).logits[0, torch.tensor(positions) - 1]
         shares = logits.float().softmax(1).cpu()

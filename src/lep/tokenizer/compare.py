@@ -20,6 +20,7 @@ from lep.corpus.files import Paths, corpus_files, is_txt
 from lep.corpus.read import cut_at_lines, stream_texts
 from lep.errors import LepError, TokenizerError
 from lep.hub import local_folder, short_names
+from lep.progress import progress
 from lep.result import Result
 from lep.tokenizer.count import WordCutter
 from lep.tokenizer.idmap import IdMap
@@ -132,7 +133,7 @@ def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Compari
     loaded = dict(zip(names, [first, *others], strict=True))
     costs, sample = [], list[str]()
     for language, paths in files.items():
-        for source, documents in _sources(paths).items():
+        for source, documents in progress(_sources(paths).items(), f"{language} texts compared"):
             pieces = _pieces(documents)
             if sum(map(len, sample)) < SPEED_CHARACTERS:
                 sample += pieces

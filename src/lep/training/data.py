@@ -1,8 +1,9 @@
 """A corpus as blocks of tokens, and how many of them make a training step."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.blocks import packed, token_pieces
-from lep.corpus.read import read_documents
+from lep.corpus.prepare import unit_hash
+from lep.corpus.read import Document, read_documents
 from lep.errors import LepError
 from lep.settings import PretrainSettings
 
-LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024  # the paper's batch and block
+LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024
+# Documents for SPARE times the tokens of a training are drawn, if that is at most LARGEST_SHARE of
+# the corpus.
+SPARE, LARGEST_SHARE, BUCKETS = 2, 0.25, 10_000
+PROBED_DOCUMENTS, PROBED_CHARACTERS = 200, 5_000
+LOOK_SHARE = 0.1  # of the time of a training
 PROBED, MOST_LEAK = 8, 0.01  # tokens of a piece; share of a context's effect
 
 
@@ -41,16 +48,35 @@ def schedule(
     return sequences, accumulation, steps
 
 
+def look_tokens(settings: PretrainSettings) -> int | None:
+    """Tokens of a look in each language for which all looks take a tenth of the training.
+
+    A trained token costs a forward and a backward pass, a look at one a forward pass. None where
+    the user says how many characters to look at; `settings` must give a number of tokens.
+    """
+    if "eval_characters" in settings.model_fields_set or not settings.eval_text:
+        return None
+    looks = settings.checkpoints * len(settings.eval_text)
+    return int(LOOK_SHARE * 2 * settings.budget(0) / looks)
+
+
 def packed_blocks(
-    checkpoint: Checkpoint, corpus: list[str | Path], block: int, folder: Path, key: str
+    checkpoint: Checkpoint,
+    corpus: list[str | Path],
+    block: int,
+    folder: Path,
+    key: str,
+    tokens: int | None = None,
 ) -> Dataset:
     """The corpus as memory-mapped blocks of at most `block` token ids; no token is lost.
 
-    Each block lists the lengths of the document pieces that it holds.
+    Each block lists the lengths of the document pieces that it holds. Of a corpus far larger than
+    a training of so many `tokens` needs, documents are drawn.
     """
 
     def generate() -> Iterator[dict[str, Any]]:
-        pieces = token_pieces(read_documents(corpus), checkpoint.tokenizer, block)
+        documents = _drawn(checkpoint, corpus, tokens) if tokens else read_documents(corpus)
+        pieces = token_pieces(documents, checkpoint.tokenizer, block)
         for inside in packed(pieces, block):
             yield {"input_ids": [*chain(*inside)], "lengths": [len(piece) for piece in inside]}
 
@@ -61,6 +87,26 @@ def packed_blocks(
         if isinstance(error.__cause__, LepError):
             raise error.__cause__ from None
         raise
+
+
+def _drawn(checkpoint: Checkpoint, corpus: list[str | Path], tokens: int) -> Iterator[Document]:
+    """Documents for `SPARE` times the tokens, drawn by hash; all documents of a small corpus."""
+    first = islice(read_documents(corpus), PROBED_DOCUMENTS)
+    texts = [document.text[:PROBED_CHARACTERS] for document in first]
+    known = sum(map(len, checkpoint.tokenizer(texts)["input_ids"]))
+    enough = SPARE * tokens * sum(map(len, texts)) / known
+    characters = Counter[int]()  # by the bucket of a document
+    for document in read_documents(corpus):
+        characters[_bucket(document)] += len(document.text)
+    if enough > LARGEST_SHARE * characters.total():
+        return read_documents(corpus)
+    sums = accumulate(characters[bucket] for bucket in range(BUCKETS))
+    last = next(bucket for bucket, total in enumerate(sums) if total >= enough)
+    return (document for document in read_documents(corpus) if _bucket(document) <= last)
+
+
+def _bucket(document: Document) -> int:
+    return int(BUCKETS * unit_hash(f"pack/{document.id}"))
 
 
 def collate(samples: list[dict[str, Any]], *, isolated: bool = True) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Looks at held-out text while a model trains: likelihood, copying, use of the new tokens."""
 
 import math
-from itertools import chain, takewhile
+from itertools import accumulate, chain, takewhile
 from typing import Any
 
 import torch
@@ -32,6 +32,12 @@ class HeldoutText:
         }
         mappings = saved_mappings(checkpoint, appended=True) if text else None
         self.new_tokens = set(mappings["input"].new_rows().tolist()) if mappings else set()
+
+    def limit(self, tokens: int) -> None:
+        """Keep the first windows of each language with so many tokens together, at least one."""
+        for name, texts in self.texts.items():
+            totals = accumulate(map(len, self._encoded(texts)))
+            self.texts[name] = texts[: max(1, sum(total <= tokens for total in totals))]
 
     def look(self, model: Any) -> dict[str, float]:
         """Bits per byte of each language under the model as it is now, by name.

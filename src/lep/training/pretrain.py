@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from lep.training import data, lora, processes, trainable_rows
 from lep.training.heldout import HeldoutText
 from lep.training.results import PretrainResult, Sweep, write_record
 from lep.training.trainer import (
+    LOOK_SECONDS,
     TablesTrainer,
     load_to_train,
     look_steps,
@@ -80,16 +80,19 @@ def pretrain(
     check_space(output, states + rewritten_bytes(checkpoint, changed))
     processes.join()
     with processes.publishing_once(output, key) as folder:
-        started, work = time.time(), folder / "work"
+        work = folder / "work"
         heldout = HeldoutText(settings.eval_text, settings.eval_characters, checkpoint)
         block = settings.block_size or data.LARGEST_BLOCK
         block = min(block, context_of(checkpoint, block))
         with processes.main_first():
-            blocks = data.packed_blocks(checkpoint, corpus, block, work / "packed", key)
+            packed, budget = work / "packed", settings.tokens
+            blocks = data.packed_blocks(checkpoint, corpus, block, packed, key, budget)
         tokens = settings.budget(len(blocks) * block)
         settings = _updated(settings, tokens=tokens, epochs=None)
         settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
-        task = _Task(checkpoint, rows, blocks, block, heldout, output, started)
+        if look := data.look_tokens(settings):
+            heldout.limit(look)
+        task = _Task(checkpoint, rows, blocks, block, heldout, output)
         sweep = _sweep(task, work, settings) if settings.sweep else None
         if sweep:
             settings = _updated(settings, learning_rate=sweep.best)
@@ -132,7 +135,6 @@ class _Task:
     block: int
     heldout: HeldoutText
     output: Path
-    started: float  # in seconds, as `time.time` counts
 
     def train(
         self, folder: Path, settings: PretrainSettings
@@ -150,7 +152,7 @@ class _Task:
             trainable_rows.whole_tables(model, self.rows)
         before = trainable_rows.frozen_digest(model)
         trainer = self._trainer(model, folder, settings, isolated=isolated)
-        losses = run(trainer)
+        losses, seconds = run(trainer)
         processes.wait()  # until all have read the best state, which the first process deletes
         trainable_rows.check_frozen(before, model)
         tables = trainable_rows.stored_tables(self.checkpoint, self.rows, model)
@@ -161,7 +163,7 @@ class _Task:
             raise TrainingError(f"no state of {training} is usable: {losses[-1]}")
         result = PretrainResult(
             tokens=round(state.epoch * corpus_tokens),
-            steps=trainer.args.max_steps,
+            steps=state.global_step,
             block_size=self.block,
             corpus_tokens=corpus_tokens,
             blocks=len(self.blocks),
@@ -173,7 +175,8 @@ class _Task:
             losses=losses,
             best_step=state_step(best) if best else None,
             looks=self.heldout.looks(state.log_history) if best else None,
-            seconds=round(time.time() - self.started, 1),
+            seconds=seconds,
+            look_seconds=round(sum(e.get(LOOK_SECONDS, 0) for e in state.log_history), 1),
             settings=settings,
             output=self.output,
         )

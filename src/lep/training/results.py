@@ -46,7 +46,7 @@ class PretrainResult(Result):
     tokens: int  # trained on
     steps: int
     block_size: int  # tokens
-    corpus_tokens: int
+    corpus_tokens: int  # of all its documents, or of those drawn for this training
     blocks: int
     trained_rows: dict[str, int]  # by table
     documents_isolated: bool  # whether documents in a block do not see each other
@@ -56,7 +56,8 @@ class PretrainResult(Result):
     losses: list[Loss]
     best_step: int | None  # whose state was kept; None without eval_text
     looks: list[Look] | None
-    seconds: float
+    seconds: float  # of the steps and the looks, without those that an interruption lost
+    look_seconds: float
     settings: PretrainSettings  # as used, with tokens, batch and rate settled
     sweep: Sweep | None = None
     output: Path
@@ -68,8 +69,11 @@ class PretrainResult(Result):
             bits = ", ".join(f"{name} {value:.4f}" for name, value in look.bits_per_byte.items())
             kept = " (kept)" if look.step == self.best_step else ""
             lines.append(f"step {look.step:,}: bits per byte {bits}{kept}")
+        if self.looks and self.seconds:
+            share = self.look_seconds / self.seconds
+            lines.append(f"looks at held-out text took {share:.0%} of the time")
         if not self.documents_isolated:
-            lines.append("this architecture ignores positions: a document saw those before it")
+            lines.append("the model ignores restarts of positions: a document saw those before it")
         return "\n".join([*lines, f"wrote {self.output}"])
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import embedding
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256
 from lep.errors import CheckpointError
+from lep.progress import progress
 from lep.training.processes import whole
 from lep.transfer.mappings import saved_mappings
 
@@ -156,7 +157,7 @@ def stored_tables(checkpoint: Checkpoint, rows: TableRows, model: Any) -> dict[s
 def frozen_digest(model: nn.Module) -> dict[str, str]:
     """SHA-256 of the bytes of each parameter that does not train, by name."""
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: sha256(whole(parameter).cpu()) for name, parameter in frozen.items()}
+    return {name: sha256(whole(p).cpu()) for name, p in progress(frozen.items(), "tensors hashed")}
 
 
 def check_frozen(before: Mapping[str, str], model: nn.Module) -> None:

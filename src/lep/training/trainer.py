@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from lep.checkpoint.stream import Rows, save_tensors
 from lep.checkpoint.writer import write_checkpoint
 from lep.errors import LepError, OutputError, TrainingError
 from lep.files import read_json
+from lep.progress import Lines, is_terminal
 from lep.settings import TrainingSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.heldout import HeldoutText
@@ -37,6 +39,7 @@ from lep.training.processes import local, reshard, shard_like, whole, world_size
 from lep.training.results import Loss
 from lep.transfer.mappings import copy_mappings
 
+LOOK_SECONDS = "look_seconds"  # in the log
 WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
 RISE, PATIENCE = 1.0, 3  # nats a token above the first loss, in so many reports: no longer noise
 
@@ -123,6 +126,7 @@ class TablesTrainer(TrainedOnlyTrainer):
         return optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        began = time.monotonic()
         with self.accelerator.autocast():
             look = self.heldout.look(self.model)
         reshard(self.model)
@@ -133,6 +137,7 @@ class TablesTrainer(TrainedOnlyTrainer):
                 "high, or the model is damaged"
             )
         metrics = {f"eval_{name}": value for name, value in look.items()}
+        metrics[LOOK_SECONDS] = time.monotonic() - began
         self.log(metrics)
         handler = self.callback_handler
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -154,11 +159,45 @@ def decay_touched_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 class QuietProgress(ProgressCallback):
-    """A bar with the loss beside it, instead of a line for every log entry."""
+    """A bar with the loss beside it on a terminal, elsewhere a line a minute."""
+
+    lines: Lines
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.lines = Lines("training, steps", state.max_steps - state.global_step)
+        if is_terminal():
+            super().on_train_begin(args, state, control, **options)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.lines.one_more()
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **options)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **options)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+class TimeInLog(TrainerCallback):
+    """Adds the seconds of training, before and after interruptions, to each entry of the log."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.monotonic() - training_seconds(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        state.log_history[-1]["seconds"] = time.monotonic() - self.started
+
+
+def training_seconds(state: TrainerState) -> float:
+    """Seconds of training up to the last entry of the log, without those that were lost."""
+    return max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
 
 
 class StopWhenDiverging(TrainerCallback):
@@ -259,13 +298,16 @@ def look_steps(steps: int, looks: int) -> int:
     return logging_steps(steps) * max(1, steps // (looks * logging_steps(steps)))
 
 
-def run(trainer: Trainer) -> list[Loss]:
-    """Train with the chunked loss, from the last state in the output folder; returns the losses."""
+def run(trainer: Trainer) -> tuple[list[Loss], float]:
+    """Train with the chunked loss, from the last state in the output folder.
+
+    Returns the losses, and the seconds of training.
+    """
     chunk_loss(trainer)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    if not trainer.args.disable_tqdm:
-        trainer.add_callback(QuietProgress)
+    for more in (QuietProgress, TimeInLog):
+        trainer.add_callback(more)
     trainer.add_callback(StopWhenDiverging())
     last = last_state(Path(str(trainer.args.output_dir)))
     state = TrainerState.load_from_json(str(last / STATE)) if last else TrainerState()
@@ -275,11 +317,12 @@ def run(trainer: Trainer) -> list[Loss]:
         trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return [
+    losses = [
         Loss(entry["step"], entry["loss"], entry["learning_rate"])
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+    return losses, round(training_seconds(trainer.state), 1)
 
 
 def last_state(folder: Path) -> Path | None:

@@ -1,7 +1,6 @@
 """Train a low-rank adapter (and tables in full) on answers, merge it, and publish the result."""
 
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +101,6 @@ def train_adapter(
     check_space(output, 2 * rewritten_bytes(checkpoint, checkpoint.shard_of))
     samples, too_long = encode_records(checkpoint, records, settings.max_length)
     with publishing(output, resume_key=key) as folder:
-        started = time.time()
         set_seed(settings.seed)
         loaded = load_to_train(checkpoint, settings).requires_grad_(False)
         task = _Task(checkpoint, loaded, samples, settings, scope, folder)
@@ -115,7 +113,7 @@ def train_adapter(
             changed_tensors=sorted(trained.changed),
             samples=len(samples),
             too_long=too_long,
-            seconds=round(time.time() - started, 1),
+            seconds=trained.seconds,
             settings=settings,
             output=output,
             **(facts or {}),
@@ -136,7 +134,7 @@ class _Task:
     scope: Scope
     folder: Path
 
-    def run(self, trainer: type[Trainer]) -> list[Loss]:
+    def run(self, trainer: type[Trainer]) -> tuple[list[Loss], float]:
         steps, options = batches(self.settings, len(self.samples))
         states = self.folder / "work" / "trainer"
         arguments = training_arguments(self.settings, states, steps, options)
@@ -148,15 +146,17 @@ class _Task:
 class _Trained:
     changed: dict[str, Tensor]  # by name, in the checkpoint's dtype
     losses: list[Loss]
+    seconds: float
     merge_error: float | None = None
 
 
 def _train_new_rows(task: _Task, rows: trainable_rows.TableRows) -> _Trained:
     trainable_rows.split_tables(task.model, rows)
     before = trainable_rows.frozen_digest(task.model)
-    losses = task.run(TablesTrainer)
+    losses, seconds = task.run(TablesTrainer)
     trainable_rows.check_frozen(before, task.model)
-    return _Trained(trainable_rows.stored_tables(task.checkpoint, rows, task.model), losses)
+    tables = trainable_rows.stored_tables(task.checkpoint, rows, task.model)
+    return _Trained(tables, losses, seconds)
 
 
 def _train_adapter(task: _Task) -> _Trained:
@@ -164,7 +164,7 @@ def _train_adapter(task: _Task) -> _Trained:
     outer, tables = scope.layers == "outer", checkpoint.tables
     names = lora.add_adapter(model, checkpoint, settings.rank, settings.alpha, outer=outer)
     trainable_rows.whole_tables(model, scope.tables if tables.output else ["input"])
-    losses = task.run(TrainedOnlyTrainer)
+    losses, seconds = task.run(TrainedOnlyTrainer)
     # The Trainer wraps the forward in bf16 autocast, which would hide a wrong merge in rounding.
     vars(model).pop("forward", None)
     model.cpu().float().eval()
@@ -182,7 +182,7 @@ def _train_adapter(task: _Task) -> _Trained:
     if not changed and scope.merge:
         advice = "give a higher learning rate, or more samples or epochs"
         raise TrainingError(f"{losses[-1].step} steps changed no weight: {advice}")
-    return _Trained(changed, losses, error)
+    return _Trained(changed, losses, seconds, error)
 
 
 def _changed(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256
+from lep.progress import progress
 from lep.result import Result
 from lep.tokenizer.idmap import IdMap
 
@@ -43,7 +44,8 @@ def compare_checkpoints(before: str | Path, after: str | Path) -> Comparison:
     one, other = Checkpoint(before).check(), Checkpoint(after).check()
     id_map = IdMap.between(one.vocabulary, other.vocabulary)
     names = sorted({*one.shard_of, *other.shard_of})
-    tensors = {name: _compare_tensor(one, other, name) for name in names}
+    every = progress(names, "tensors compared")
+    tensors = {name: _compare_tensor(one, other, name) for name in every}
     keys = sorted({*one.config, *other.config})
     settings = {key: [one.config.get(key), other.config.get(key)] for key in keys}
     fates = ("kept", "moved", "new", "dropped")

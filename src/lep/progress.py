@@ -1,0 +1,85 @@
+"""Progress of long loops: a bar on a terminal, elsewhere a line a minute."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 60.0
+SHORTEST = 2.0  # seconds that a loop takes before its bar is shown
+T = TypeVar("T")
+
+
+class Lines:
+    """How far one loop is, in lines on standard error: at most one a minute from all loops.
+
+    They go to the stream that the process started with: others silence what libraries print.
+    """
+
+    latest = time.monotonic()  # of any loop
+
+    def __init__(self, label: str, total: int | None) -> None:
+        self.label, self.total = label, total
+        self.done, self.started = 0, time.monotonic()
+
+    def one_more(self) -> None:
+        """Count an item, and print a line unless there was one within the last minute."""
+        self.done += 1
+        now = time.monotonic()
+        if now - Lines.latest >= SECONDS_BETWEEN_LINES and is_first() and not is_terminal():
+            Lines.latest = now
+            print(self.text(now - self.started), file=sys.__stderr__, flush=True)
+
+    def text(self, seconds: float) -> str:
+        """The line after so many seconds of the loop."""
+        if self.total is None:
+            return f"{self.label}: {self.done:,} after {_duration(seconds)}"
+        left = _duration(seconds * (self.total - self.done) / max(1, self.done))
+        amount = f"{self.done:,} of {self.total:,}"
+        return f"{self.label}: {amount} after {_duration(seconds)}, about {left} left"
+
+
+def is_terminal() -> bool:
+    """Whether somebody may watch a bar."""
+    return sys.__stderr__ is not None and sys.__stderr__.isatty()
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks, of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def announce(step: str) -> None:
+    """Say on standard error what begins, if it is a step of minutes."""
+    if is_first():
+        print(step, file=sys.__stderr__, flush=True)
+
+
+def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """The same items. `total` is their number, where they do not know it themselves."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if is_terminal() and is_first():
+        yield from tqdm(items, desc=label, total=total, leave=False, delay=SHORTEST)
+        return
+    lines = Lines(label, total)
+    for item in items:
+        yield item
+        lines.one_more()
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> [_duration(each) for each in (42.3, 75, 3_700)]
+    ['42 s', '1 min 15 s', '1 h 01 min']
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
