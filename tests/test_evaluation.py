@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from lep.benchmark.metrics import common_subsequence, copied
 from lep.corpus.read import read_documents
@@ -23,7 +24,7 @@ from lep.evaluation.table import text_table
 from lep.hub import short_names
 from lep.inference.generate import answers
 from lep.inference.likelihood import sequence_nats
-from lep.inference.models import load_model
+from lep.inference.models import Description, context_of, load_model
 from lep.settings import EvaluateSettings
 from lep.statistics import estimate
 from lep.tokenizer.chat import chat_ids
@@ -353,3 +354,15 @@ def test_heldout_text_is_read_in_a_fixed_order(pair) -> None:
     first, again = (Material.of(text, SETTINGS).windows["ru"] for _ in range(2))
     assert first == again
     assert first[0].id.split("#")[0] in {d.id for d in read_documents([TEXT / "ru"])}
+
+
+def test_the_context_is_found_under_every_name(tmp_path, byte_level) -> None:
+    """GPT-2 calls it n_positions, and a model that says nothing has its class's default."""
+    for folder, config in (
+        ("gpt2", GPT2Config(vocab_size=500, n_positions=32, n_embd=16, n_layer=1, n_head=2)),
+        ("llama", LlamaConfig(vocab_size=500, max_position_embeddings=77)),
+    ):
+        config.save_pretrained(tmp_path / folder)
+        PreTrainedTokenizerFast(tokenizer_object=byte_level).save_pretrained(tmp_path / folder)
+    sizes = [context_of(Description(tmp_path / name)) for name in ("gpt2", "llama")]
+    assert sizes == [32, 77]

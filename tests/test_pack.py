@@ -218,6 +218,15 @@ def test_verify_sees_another_type_and_another_vocabulary(byte_level, tmp_path) -
     assert rows == {kind: {"tokens": 0, "same": 0} for kind in ("input", "output")}
 
 
+def test_parameters_of_a_tied_table_that_is_stored_twice_count_once(byte_level, tmp_path) -> None:
+    save_model(tmp_path / "model", byte_level, tied=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+    save_file(stored, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    assert inspect_checkpoint(tmp_path / "model").record["parameters"] == model.num_parameters()
+
+
 def test_inspect_finds_suspicious_rows(pair, byte_level, tmp_path) -> None:
     shutil.copytree(pair["base"], tmp_path / "model")
     stored = load_file(tmp_path / "model" / "model.safetensors")

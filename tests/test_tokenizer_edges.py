@@ -16,6 +16,7 @@ from lep.tokenizer import count as counting
 from lep.tokenizer.compare import compare_tokenizers
 from lep.tokenizer.count import WordCounts, count_texts
 from lep.tokenizer.extend import extend_bpe
+from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.script import resolve_script
@@ -132,7 +133,12 @@ def test_unused_ids_are_filled(byte_level, tmp_path) -> None:
     message = r"10 ids .* unused, .* ask for at least 10 new tokens, or 6 would still be unused"
     with pytest.raises(TokenizerError, match=message):
         extend_tokenizer(base, [RU], 4, tmp_path / "few")
-    assert extend_tokenizer(base, [RU], 15, tmp_path / "many").new == 15
+    change = extend_tokenizer(base, [RU], 15, tmp_path / "many")
+    assert (change.new, change.dropped) == (15, 0)  # an id without a token is nothing to drop
+    assert (change.size_before, change.size) == (len(spread), len(spread) + 15)
+    record = json.loads((tmp_path / "many" / "id_map.json").read_text())
+    assert record["unused"] == list(range(480, 490))
+    assert IdMap.load(tmp_path / "many" / "id_map.json").new == record["new"]
 
 
 def test_characters_that_a_normaliser_makes_into_the_script_are_named(byte_level) -> None:

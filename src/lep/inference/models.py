@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lep.checkpoint.config import read_config
+from lep.checkpoint.config import load_config, read_config
 from lep.checkpoint.pretrained import load_pretrained, merged
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.files import file_stamps
@@ -49,6 +49,9 @@ class Description:
 
 
 def context_of(checkpoint: Checkpoint | Description, default: int = CONTEXT) -> int:
-    """Number of tokens that the model can attend to; `default` where it does not say so."""
-    text = checkpoint.config.get("text_config") or checkpoint.config
-    return text.get("max_position_embeddings") or default
+    """Number of tokens that the model can attend to; `default` where it does not say so.
+
+    Configurations have several names for it, which transformers knows.
+    """
+    config = load_config(checkpoint.folder).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or default

@@ -198,7 +198,7 @@ class _Loaded:
         encode = partial(self.tokenizer.encode_batch_fast, sample, add_special_tokens=False)
         seconds = statistics.median(timeit.repeat(encode, number=1, repeat=SPEED_RUNS))
         return TokenizerFacts(
-            size=sum(token is not None for token in self.vocabulary.tokens),
+            size=self.vocabulary.count,
             loading_seconds=self.loading_seconds,
             unreachable=len(lost),
             unreachable_examples=self.as_text(lost[:SHOWN_WORDS]),

@@ -92,6 +92,11 @@ class Vocabulary:
         """Number of rows that the ids need: the largest id plus one."""
         return len(self.tokens)
 
+    @property
+    def count(self) -> int:
+        """Number of tokens; ids without a token do not count."""
+        return sum(token is not None for token in self.tokens)
+
     def fingerprint(self, ids: int | None = None) -> str:
         """SHA-256 of all ordinary tokens with their ids, or of those among the first `ids` ids."""
         digest = hashlib.sha256()

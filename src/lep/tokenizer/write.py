@@ -87,7 +87,10 @@ class CorpusCounts(Result):
 
     def __str__(self) -> str:
         words, characters = len(self.words.counts), self.words.characters
-        return f"{words:,} different words in {characters:,} characters: {self.output}"
+        kind = f" with {self.words.script} letters" if self.words.script else ""
+        sample = f" (one in {2**self.words.halvings} of all)" if self.words.halvings else ""
+        text = f"{characters:,} characters of text"
+        return f"{words:,} different words{kind}{sample} from {text}: {self.output}"
 
 
 def extend_tokenizer(
@@ -277,8 +280,8 @@ class _Source:
             output=self.output,
             options=options,
             **_learned(extension) if extension else {},
-            size_before=len(before),
-            size=len(after),
+            size_before=before.count,
+            size=after.count,
             kept=len(id_map.kept),
             moved=len(id_map.moved),
             dropped=len(id_map.dropped),

@@ -45,19 +45,20 @@ def inspect_checkpoint(source: str | Path) -> Inspection:
     Raises `CheckpointError` for anything but a readable causal language model.
     """
     model = Checkpoint(source).check()
-    vocabulary, tables, entries = model.vocabulary, model.tables, model.entries.values()
+    vocabulary, tables, entries = model.vocabulary, model.tables, model.entries
+    aliases = set(tables.aliases)  # the same parameters again
     architectures = model.config.get("architectures") or [model.config.get("model_type")]
     record = {
         "folder": str(model.folder),
         "architecture": architectures[0],
-        "parameters": sum(math.prod(entry.shape) for entry in entries),
-        "bytes": sum(entry.nbytes for entry in entries),
+        "parameters": sum(math.prod(entries[name].shape) for name in entries.keys() - aliases),
+        "bytes": sum(entry.nbytes for entry in entries.values()),
         "shards": len(set(model.shard_of.values())),
         "tied": tables.output is None,
         "tables": {name: inspect_table(model, name) for name in tables.names},
         "aliases": list(tables.aliases),
         "others": list(tables.others),
-        "tokens": sum(token is not None for token in vocabulary.tokens),
+        "tokens": vocabulary.count,
         "ids": len(vocabulary),
         "special_tokens": vocabulary.added_ids(),
         "chat_template": bool(model.tokenizer.chat_template),
@@ -77,12 +78,11 @@ def inspect_table(model: Checkpoint, name: str) -> dict[str, Any]:
         "equal to another row": _repeated(table) & used,
         "never trained": undertrained_rows(model, name) & used,
     }
-    tokens = sum(token is not None for token in model.vocabulary.tokens)
     return {
         "shape": list(table.shape),
         "dtype": str(table.dtype).removeprefix("torch."),
         "bytes": table.nbytes,
-        "rows without a token": len(table) - tokens,
+        "rows without a token": len(table) - model.vocabulary.count,
         "median_norm": known.median().item() if len(known) else 0.0,
         "suspicious": {title: _named(model, mask) for title, mask in rows.items() if mask.any()},
     }
