@@ -369,7 +369,7 @@ def test_verbs_take_strings_and_their_results_print(pair, tmp_path) -> None:
     assert "435 kept, 15 moved, 0 new, 50 dropped" in str(sizes)
     assert "new_tokens" not in sizes.record()
     counts = count_corpus(base, [str(RU)], str(tmp_path / "ru.counts.zst"))
-    assert str(counts).endswith(f"characters: {tmp_path / 'ru.counts.zst'}")
+    assert str(counts).endswith(f"characters of text: {tmp_path / 'ru.counts.zst'}")
     trained = make_tokenizer(base, [str(RU)], str(tmp_path / "bpe"), method="bpe", vocab_size=450)
     assert trained.options == {"verb": "train", "algorithm": "bpe"}
     with pytest.raises(LepError, match="the method bpe needs vocab_size"):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_LINES, SECONDS_OF_A_LOOP = 60.0, 10.0  # a shorter loop says nothing
 SHORTEST = 2.0  # seconds that a loop takes before its bar is shown
 T = TypeVar("T")
 
@@ -26,10 +26,12 @@ class Lines:
         self.done, self.started = 0, time.monotonic()
 
     def one_more(self) -> None:
-        """Count an item, and print a line unless there was one within the last minute."""
+        """Count an item, and print a line if the loop is long and the last minute had none."""
         self.done += 1
         now = time.monotonic()
-        if now - Lines.latest >= SECONDS_BETWEEN_LINES and is_first() and not is_terminal():
+        silence = now - Lines.latest
+        due = now - self.started >= SECONDS_OF_A_LOOP and silence >= SECONDS_BETWEEN_LINES
+        if due and is_first() and not is_terminal():
             Lines.latest = now
             print(self.text(now - self.started), file=sys.__stderr__, flush=True)
 
