@@ -48,12 +48,14 @@ def _cut(text: str, tokenizer: "PreTrainedTokenizerFast", limit: int) -> list[li
     lines = text.splitlines(keepends=True)
     lengths = [len(ids) for ids in tokenizer(lines, add_special_tokens=False)["input_ids"]]
     first = tokenizer.num_special_tokens_to_add(pair=False)
-    groups, filled = [""], 0
+    groups, start, stop, filled = list[str](), 0, 0, 0
     for line, length in zip(lines, lengths, strict=True):
-        if groups[-1] and first + filled + length > limit:
-            groups, filled = [*groups, ""], 0
-        groups[-1] += line
+        if stop > start and first + filled + length > limit:
+            groups.append(text[start:stop])
+            start, filled = stop, 0
+        stop += len(line)
         filled += length
+    groups.append(text[start:])
     return [  # lines together can be more tokens than one by one
         ids[start : start + limit]
         for ids in tokenizer(groups)["input_ids"]

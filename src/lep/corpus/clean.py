@@ -25,7 +25,10 @@ _ELEMENTS = (
     "section select small span strike strong sub summary sup svg table tbody td tfoot th thead "
     "time title tr u ul var video"
 )
-_WHOLE_ELEMENT = regex.compile(r"(?is)<(script|style|ref)\b[^<>]*(?<!/)>.*?</\1\s*>|<!--.*?-->")
+# Elements and comments that go with all that they hold, and what ends each.
+_OPENING = regex.compile(r"(?i)<(script|style|ref)\b[^<>]*(?<!/)>|<!--")
+_CLOSING = {name: regex.compile(rf"(?i)</{name}\s*>") for name in ("script", "style", "ref")}
+_CLOSING[""] = regex.compile("-->")
 _TAG = regex.compile(rf"(?i)</?(?:{'|'.join(_ELEMENTS.split())})(?:\s[^<>]*)?/?>")
 _NAMED_LINK = regex.compile(r"!?\[([^\[\]\n]*)\]\((?:https?:|www\.|/|#)[^()\s]*\)")
 _WIKI = regex.compile(r"\{\{[^{}]*\}\}|\[\[(?:[^\[\]|\n]*\|)?([^\[\]\n]*)\]\]")
@@ -35,6 +38,9 @@ _HIDDEN = regex.compile(
 )
 _SPACES = regex.compile(r"[^\S\n]+")
 _LINE_ENDS, _BLANK_LINES = regex.compile(r" *\n *"), regex.compile(r"\n{3,}")
+_MARKS = regex.compile(r"\P{ccc=0}{32,}")
+# Python refuses to read more digits, and no character has such a number.
+_ENDLESS_NUMBER = regex.compile(r"&#[0-9]{4301,};?")
 _VISIBLE = regex.compile(r"\S")
 
 
@@ -44,12 +50,44 @@ def plain(text: str) -> str:
     >>> plain("<p>Дом&nbsp;у [реки](https://example.org)\\u200b 😀 </p>")
     'Дом у реки'
     """
-    text = _TAG.sub(" ", _WHOLE_ELEMENT.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n")))
-    text = html.unescape(text)
+    text = _TAG.sub(" ", _without_elements(text.replace("\r\n", "\n").replace("\r", "\n")))
+    text = html.unescape(_ENDLESS_NUMBER.sub("\ufffd", text))
     text = _WIKI.sub(lambda match: match[1] or "", _NAMED_LINK.sub(r"\1", text))
-    text = unicodedata.normalize("NFC", _LINK.sub("", text))
+    text = _composed(_LINK.sub("", text))
     text = _SPACES.sub(" ", _HIDDEN.sub("", text))
     return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
+
+
+def _without_elements(text: str) -> str:
+    """The text with a space for each whole element or comment.
+
+    One pass: what ends an element is looked for no second time where there is none, as one regular
+    expression for all would.
+    """
+    parts, start, position, endless = list[str](), 0, 0, set[str]()
+    while opening := _OPENING.search(text, position):
+        name = (opening[1] or "").casefold()
+        closing = None if name in endless else _CLOSING[name].search(text, opening.end())
+        if closing is None:
+            endless.add(name)
+            position = opening.start() + 1
+            continue
+        parts += [text[start : opening.start()], " "]
+        start = position = closing.end()
+    return "".join([*parts, text[start:]])
+
+
+def _composed(text: str) -> str:
+    """The text in NFC, with many marks on one character too."""
+    return unicodedata.normalize("NFC", _MARKS.sub(_in_order, text))
+
+
+def _in_order(match: regex.Match[str]) -> str:
+    """Marks in canonical order: Python sorts them by insertion, in quadratic time."""
+    marks = "".join(unicodedata.normalize("NFD", mark) for mark in match[0])
+    if not all(map(unicodedata.combining, marks)):  # marks of a newer Unicode than Python's
+        return match[0]
+    return "".join(sorted(marks, key=unicodedata.combining))
 
 
 @cache

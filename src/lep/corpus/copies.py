@@ -46,7 +46,8 @@ def records_apart(
                 f"{len(shared):,} of {len(items):,} tasks ({language}) are made of text that is "
                 f"evaluated on (the first: {shared[0].text[:60]!r}): make them from other text"
             )
-        records += [item.record() for item in items if item not in shared]
+        apart = set(items) - set(shared)
+        records += [item.record() for item in items if item in apart]
     return records
 
 

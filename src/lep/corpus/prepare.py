@@ -34,11 +34,14 @@ def sections(document: Document, max_characters: int = SECTION_CHARACTERS) -> li
     """
     if len(document.text) <= max_characters:
         return [document]
-    pieces = [""]
-    for line in document.text.splitlines(keepends=True):
-        if pieces[-1] and len(pieces[-1]) + len(line) > max_characters:
-            pieces.append("")
-        pieces[-1] += line
+    text, start, stop = document.text, 0, 0
+    pieces = list[str]()
+    for line in text.splitlines(keepends=True):
+        if stop > start and stop + len(line) - start > max_characters:
+            pieces.append(text[start:stop])
+            start = stop
+        stop += len(line)
+    pieces.append(text[start:])
     return [
         replace(document, id=f"{document.id}#{i}", text=piece.strip("\n"))
         for i, piece in enumerate(pieces)
@@ -106,13 +109,14 @@ def sample(documents: Documents, limit: int | None, source_share: float = 1.0) -
     if limit is None:
         return ordered
     taken: list[Document] = []
-    characters = Counter[str]()
+    characters, total = Counter[str](), 0
     for document in ordered:
-        if characters.total() >= limit:
+        if total >= limit:
             break
         if characters[document.source] < source_share * limit:
             taken.append(document)
             characters[document.source] += len(document.text)
+            total += len(document.text)
     return taken
 
 

@@ -29,7 +29,8 @@ class AnswerSpan:
         """
         question = chat_ids(checkpoint.tokenizer, messages[:-1], ask=True)
         ids = chat_ids(checkpoint.tokenizer, messages)
-        answer, start, spelled = messages[-1]["content"].encode().strip(), len(question), b""
+        answer, start = messages[-1]["content"].encode().strip(), len(question)
+        spelled = bytearray()
         if ids[:start] != question:
             return None
         for stop, index in enumerate(ids[start:], start=start):
