@@ -16,10 +16,11 @@ import pyarrow.parquet
 import pytest
 import torch
 import zstandard
-from conftest import TEMPLATE, save_model
+from conftest import ROOT, TEMPLATE, save_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from lep import limits
 from lep.calibration.answers import answer
 from lep.calibration.judge import ServedModel, grades, load_judge
 from lep.checkpoint.reader import Checkpoint
@@ -107,6 +108,18 @@ def test_a_limit_is_a_setting(tmp_path, monkeypatch) -> None:
             list(read_documents([tmp_path / name]))
         monkeypatch.setenv(f"LEP_MAX_{variable}_BYTES", str(most))
         assert list(read_documents([tmp_path / name]))
+
+
+def test_the_guide_lists_every_limit(monkeypatch) -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    every = [each for each in vars(limits).values() if isinstance(each, limits.Limit)]
+    for limit in every:
+        assert f"| `{limit.variable}` | {limit.default:,} {limit.unit} |" in guide
+    assert guide.count("| `LEP_MAX_") == len(every)
+    for text in ("0", "-1", "many", "1e9", "٣", "9" * 5_000):
+        monkeypatch.setenv("LEP_MAX_LAYERS", text)
+        with pytest.raises(LepError, match=r"LEP_MAX_LAYERS is .*: give a positive integer"):
+            limits.LAYERS.check(1, "a model")
 
 
 def test_ids_and_sizes_of_a_pack_are_read_before_memory_is_taken(

@@ -1,6 +1,7 @@
 """Limits on what foreign files and servers may cost, each with a variable to raise it."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ class Limit:
     def value(self) -> int:
         """Raises `LepError` when the variable holds no positive integer."""
         text = os.environ.get(self.variable, "")
-        if text and (not text.isascii() or not text.isdigit() or int(text[:18]) == 0):
+        if text and not re.fullmatch("0*[1-9][0-9]{0,17}", text):
             raise LepError(f"{self.variable} is {text[:40]!r}: give a positive integer")
         return int(text) if text else self.default
 

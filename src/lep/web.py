@@ -54,6 +54,7 @@ def whole_reply(
                 if time.monotonic() > deadline:
                     break
             response._content = bytes(content)
+            response.encoding = response.encoding or "utf-8"  # guessing takes minutes
             return response
 
     return _within(seconds, whole)
@@ -75,7 +76,7 @@ def _within(seconds: int, call: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(min(seconds, threading.TIMEOUT_MAX))
     if faults:
         raise faults[0]
     if not results:
