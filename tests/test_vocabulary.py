@@ -1,10 +1,12 @@
 """Tokens as bytes, across families of vocabularies."""
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models
 
 from lep.errors import TokenizerError
 from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Token, Vocabulary
+from lep.transfer.mappings import build_mapping
 
 
 def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
@@ -76,6 +78,29 @@ def test_bytes_without_a_token_are_refused_and_not_lost() -> None:
     for content in (b"c", b"abc"):
         with pytest.raises(TokenizerError, match=r"lacks bytes of .*c.: it is not lossless"):
             Vocabulary.of(tokenizer).spell(content)
+
+
+@pytest.mark.parametrize("unknown", [None, "b"])
+def test_bytes_that_the_source_lacks_get_the_mean_of_all_bytes(unknown) -> None:
+    """SmolLM2 lacks 21 bytes; a new vocabulary has all 256, and tokens that hold them."""
+    source = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], unk_token=unknown))
+    target = Tokenizer(models.BPE({"c": 0, "ab": 1, "abc": 2, "a": 3, "ca": 4}, []))
+    source.decoder = target.decoder = decoders.ByteLevel()
+    for method in ("mean", "length-weighted", "first", "last"):
+        mapping = build_mapping(Vocabulary.of(source), Vocabulary.of(target), 3, method)
+        table = torch.tensor([[1.0, 0.0], [0.0, 4.0], [8.0, 8.0]])
+        expected = [[0.5, 2.0], [8.0, 8.0], [8.0, 8.0], [1.0, 0.0], [1.0, 0.0]]
+        assert mapping(table).tolist() == expected
+        assert mapping.copies.tolist() == [False, True, False, True, False]
+
+
+def test_fallback_bytes_that_the_source_lacks() -> None:
+    names = {"<unk>": 0, "<0x0A>": 1, "<0xD0>": 2, "a": 3}
+    source = Tokenizer(models.BPE(names, [], unk_token="<unk>", byte_fallback=True))
+    source.decoder = decoders.ByteFallback()
+    target = Tokenizer(models.BPE({c: i for i, c in enumerate(["Ð", "±", "a"])}, []))
+    target.decoder = decoders.ByteLevel()
+    assert Vocabulary.of(source).pieces(Vocabulary.of(target)) == [[2], [1, 3, 2], [3]]
 
 
 def test_other_models_are_refused() -> None:

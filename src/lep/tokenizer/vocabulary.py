@@ -131,11 +131,10 @@ class Vocabulary:
         Raises `TokenizerError` for bytes that no token stands for.
         """
         if self.byte_level:
-            pieces = self.tokenizer.model.tokenize(byte_level_name(content))
-            if sum(len(piece.value) for piece in pieces) < len(content):  # the model skips bytes
+            if not self._known_bytes.issuperset(content):  # the model would skip them
                 problem = f"the tokenizer lacks bytes of {content!r}: it is not lossless"
                 raise TokenizerError(problem)
-            return [piece.id for piece in pieces]
+            return [piece.id for piece in self.tokenizer.model.tokenize(byte_level_name(content))]
         ids: list[int] = []
         for run in _RUNS.findall(content.decode(errors="surrogateescape")):
             if "\udc80" <= run <= "\udcff":
@@ -148,8 +147,12 @@ class Vocabulary:
     def pieces(self, target: "Vocabulary") -> list[list[int]]:
         """For each target id, the ids here that stand for it: the same token, or else its spelling.
 
-        An added token that this vocabulary lacks is spelled by its name. For an unused target id
-        this is the same id (a padding row), or a space if there is no such id.
+        An added token that this vocabulary lacks is spelled by its name. Bytes that this vocabulary
+        lacks are left out; where nothing remains, the tokens of all bytes (`byte_ids`) stand for
+        it. For an unused target id this is the same id (a padding row), or a space if there is no
+        such id.
+
+        Raises `TokenizerError` where this vocabulary has no tokens of bytes either.
         """
         rows: list[list[int]] = []
         for index, token in enumerate(target.tokens):
@@ -160,8 +163,29 @@ class Vocabulary:
             elif (same := self.find(token)) is not None:
                 rows.append([same])
             else:
-                rows.append(self.spell(token.content))
+                rows.append(self._spelled(token.content))
         return rows
+
+    @cached_property
+    def byte_ids(self) -> list[int]:
+        """The ids of the tokens that stand for one byte each, in the order of the bytes."""
+        found = (self.find(Token(bytes([byte]))) for byte in range(256))
+        return [index for index in found if index is not None]
+
+    @cached_property
+    def _known_bytes(self) -> set[int]:
+        return {token.content[0] for i in self.byte_ids if (token := self.tokens[i])}
+
+    def _spelled(self, content: bytes) -> list[int]:
+        """`spell`, as far as there are tokens."""
+        try:
+            return self.spell(content)
+        except TokenizerError:
+            if not self.byte_ids:
+                raise
+        missing = bytes(set(content) - self._known_bytes)
+        runs = re.split(b"[" + re.escape(missing) + b"]", content)
+        return [i for run in runs for i in self.spell(run)] or self.byte_ids
 
     def added_ids(self) -> dict[str, int]:
         """Id of each added token by name."""

@@ -42,7 +42,11 @@ def build_mapping(
         pieces += [[row] for row in range(len(target), source_rows)]
     lengths = [0 if token is None or token.added else len(token.content) for token in source.tokens]
     mixture, rng = METHODS[method], Random(seed)
-    mixed = [(row, [1.0]) if len(row) == 1 else mixture(row, lengths, rng) for row in pieces]
+    mixed = []
+    for row in pieces:
+        # None of all bytes that stand for an unknown one is its first or longest piece.
+        mix_row = METHODS["mean"] if row is source.byte_ids else mixture
+        mixed.append((row, [1.0]) if len(row) == 1 else mix_row(row, lengths, rng))
     rows, weights = zip(*mixed, strict=True)
     copies = [len(r) == 1 and _is_copy(source, r[0], target, i) for i, r in enumerate(pieces)]
     return VocabularyMapping.from_rows(rows, source_rows, weights, copies)
