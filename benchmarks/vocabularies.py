@@ -26,11 +26,11 @@ from tokenizers import Tokenizer
 
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, corpus_files, read_documents
-from lep.tokenizer.compare import unreachable_tokens
 from lep.tokenizer.count import WordCounts, WordCutter, count_texts
 from lep.tokenizer.extend import extend_bpe, merge_vocabulary
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.prune import kept_tokens, pruned, token_counts
+from lep.tokenizer.reach import unreachable_tokens
 from lep.tokenizer.train import replacement, replacement_cutter
 
 sys.path.append(str(Path(__file__).parent.parent / "lab"))

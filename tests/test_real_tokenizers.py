@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.corpus.read import stream_texts
 from lep.errors import CorpusError
-from lep.tokenizer.compare import unreachable_tokens
 from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.reach import unreachable_tokens
 from lep.tokenizer.script import ScriptFilter
 from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer, train_tokenizer

@@ -21,7 +21,7 @@ import lep
 from lep.corpus.read import read_documents, stream_texts
 from lep.errors import CorpusError, LepError, OutputError, TokenizerError
 from lep.tokenizer import count as counting
-from lep.tokenizer.compare import compare_tokenizers, unreachable_tokens
+from lep.tokenizer.compare import compare_tokenizers
 from lep.tokenizer.count import (
     WordCutter,
     count_texts,
@@ -34,6 +34,7 @@ from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.prune import kept_tokens, last_merges, pruned, token_counts
+from lep.tokenizer.reach import unreachable_tokens
 from lep.tokenizer.train import replacement, replacement_cutter
 from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import (

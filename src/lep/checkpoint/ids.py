@@ -37,7 +37,7 @@ def check_named(model: Checkpoint, target: Vocabulary, new_ids: Mapping[int, int
                     "a text that holds it, or delete the setting"
                 )
             if not is_token and index not in known and (token := _token(target, index)):
-                content = token.content.decode(errors="replace")
+                content = token.content.decode(errors="backslashreplace")
                 raise CheckpointError(
                     f"{name} in {path} is {index}, which is no token of the model but would be the "
                     f"new token {content!r}: delete the setting, or give it a token's id"

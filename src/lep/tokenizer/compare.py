@@ -1,6 +1,5 @@
 """Compare tokenizers on texts: cost, unreachable tokens, words cut differently, speed."""
 
-import json
 import operator
 import statistics
 import time
@@ -26,6 +25,7 @@ from lep.tokenizer.count import WordCutter
 from lep.tokenizer.idmap import IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
+from lep.tokenizer.reach import unreachable_tokens
 from lep.tokenizer.vocabulary import Vocabulary
 
 WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*")
@@ -148,22 +148,6 @@ def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Compari
     return Comparison(names[0], facts, costs, differences, curves)
 
 
-def unreachable_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Ids of ordinary tokens that the model does not yield for their own text.
-
-    Reaching a token by a whole-word shortcut (`ignore_merges`) does not count.
-    """
-    spec = json.loads(tokenizer.to_str())
-    if spec["model"].get("ignore_merges"):
-        spec["model"]["ignore_merges"] = False
-        tokenizer = Tokenizer.from_str(json.dumps(spec))
-    contents, ids = Vocabulary.of(tokenizer).contents, tokenizer.get_vocab(with_added_tokens=True)
-    ordinary = ((i, name) for name, i in ids.items() if contents[i] is not None)
-    return sorted(
-        i for i, name in ordinary if [p.id for p in tokenizer.model.tokenize(name)] != [i]
-    )
-
-
 @dataclass(frozen=True)
 class _Loaded:
     tokenizer: Tokenizer
@@ -218,7 +202,9 @@ class _Loaded:
 
     def as_text(self, ids: list[int]) -> list[str]:
         tokens = (self.vocabulary.tokens[i] for i in ids)
-        return [token.content.decode(errors="replace") if token else "" for token in tokens]
+        return [
+            token.content.decode(errors="backslashreplace") if token else "" for token in tokens
+        ]
 
 
 def _pieces(paths: list[Path]) -> list[str]:

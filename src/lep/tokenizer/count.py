@@ -31,6 +31,7 @@ MAX_WORDS = 3_000_000  # bounds the memory; above it the rarest words are droppe
 # Words of a tokenizer that cuts at spaces only: letters with their marks, with one space before.
 LETTERS = r"(?:(?<! ) )?[\p{L}\p{M}]+"
 BETWEEN_SPACES = r" *[^ ]+| +$"
+LONE_BYTE = regex.compile("[\udc80-\udcff]")
 # What ByteLevel cuts with when no other pattern is given (GPT-2).
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -39,8 +40,9 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 class WordCounts:
     """Words (as text, with their spaces) and how often each occurs.
 
-    `script` is the one that every word has a character of, or None for all words. After n
-    `halvings` these are only a sample: one in 2^n of all different words.
+    Where a pre-tokenizer cuts a character, its bytes are lone surrogates (`surrogateescape`), and
+    `word_bytes` gives them back. `script` is the one that every word has a character of, or None
+    for all words. After n `halvings` these are only a sample: one in 2^n of all different words.
     """
 
     counts: Counter[str]
@@ -53,16 +55,24 @@ class WordCounts:
         counts: Counter[str] = Counter()
         for word, count in self.counts.items():
             for character in word:
-                counts[character] += count
+                if not LONE_BYTE.match(character):
+                    counts[character] += count
         return counts
+
+
+def word_bytes(word: str) -> bytes:
+    """The bytes of a counted word."""
+    return word.encode(errors="surrogateescape")
 
 
 @dataclass(frozen=True)
 class WordCutter:
-    """Cuts text into the words within which merges happen: pre-tokens, or pieces between spaces.
+    """Cuts text into the words within which merges happen: pre-tokens, or letters in them.
 
-    `spec` is a tokenizer.json without vocabulary. `regex` replaces a pre-tokenizer that only splits
-    by a `pattern`: it is several times faster. `check` finds texts where the two differ.
+    `spec` is a tokenizer.json without vocabulary. A byte-level pre-token is a word; where one may
+    hold a whole line (SentencePiece, or no pre-tokenizer at all), its runs of letters are words. A
+    `pattern` replaces a pre-tokenizer that only splits by it, or only at spaces: it is several
+    times faster. `check` finds texts where the two differ.
     """
 
     spec: str
@@ -71,6 +81,7 @@ class WordCutter:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "WordCutter":
+        """Raises `TokenizerError` for a byte-level tokenizer that does not turn text into bytes."""
         spec: dict[str, Any] = {
             "version": "1.0",
             "added_tokens": [],
@@ -79,28 +90,40 @@ class WordCutter:
             "pre_tokenizer": described(tokenizer.pre_tokenizer),
         }
         byte_level = Vocabulary.of(tokenizer).byte_level
-        return cls(json.dumps(spec), byte_level, split_pattern(spec) if byte_level else LETTERS)
+        if byte_level and not gives_bytes(tokenizer.pre_tokenizer, tokenizer.normalizer):
+            raise TokenizerError(
+                "the tokenizer is byte-level, but neither its normaliser nor its pre-tokenizer "
+                "turns text into bytes, so it loses text: add a ByteLevel pre-tokenizer to its "
+                "tokenizer.json"
+            )
+        if byte_level:
+            return cls(json.dumps(spec), byte_level, split_pattern(spec))
+        at_spaces = (spec["pre_tokenizer"] or {}).get("type") in (None, "Metaspace")
+        return cls(json.dumps(spec), byte_level, LETTERS if at_spaces else None)
 
     def __call__(self, text: str) -> list[str]:
         """The words of a text, in order."""
-        text = self._normalised(text)
         if self.pattern is not None:
             what = f"cutting words by the tokenizer's pattern {self.pattern[:80]!r}"
             with time_limit(PATTERN_SECONDS, what, TokenizerError):
-                return regex.findall(self.pattern, text)
-        pieces = _stub(self.spec).pre_tokenizer.pre_tokenize_str(text)
-        contents = (bytes(CHARACTER_TO_BYTE[c] for c in piece) for piece, _ in pieces)
-        return [content.decode(errors="replace") for content in contents]
+                return regex.findall(self.pattern, self._normalised(text))
+        words = self._pre_tokens(text)
+        if self._has_pre_tokens:
+            return words
+        return [run for word in words for run in regex.findall(LETTERS, word)]
 
     def pieces(self, text: str) -> int:
         """The number of words, including those without letters: no fewer tokens are possible."""
-        if self.byte_level:
+        if self._has_pre_tokens:
             return len(self(text))
-        return len(regex.findall(BETWEEN_SPACES, self._normalised(text)))
+        whole = "".join(self._pre_tokens(text)) if self.byte_level else self._normalised(text)
+        return len(regex.findall(BETWEEN_SPACES, whole))
 
     def check(self, texts: Iterable[str]) -> "WordCutter":
         """This cutter, or one that runs the pre-tokenizer itself if they differ on some text."""
-        slow = replace(self, pattern=None) if self.byte_level else self
+        if not self.byte_level or self.pattern is None:
+            return self
+        slow = replace(self, pattern=None)
         return self if all(self(text) == slow(text) for text in texts) else slow
 
     @property
@@ -109,10 +132,38 @@ class WordCutter:
         spec = json.loads(self.spec)
         return fingerprint([spec["normalizer"], spec["pre_tokenizer"], self.byte_level])
 
+    @property
+    def _has_pre_tokens(self) -> bool:
+        """Whether what the pre-tokenizer yields are words."""
+        return self.byte_level and json.loads(self.spec)["pre_tokenizer"] is not None
+
     def _normalised(self, text: str) -> str:
+        """A text as its words are written."""
         normalizer = _stub(self.spec).normalizer
         text = text if normalizer is None else normalizer.normalize_str(text)
         return text if self.byte_level else text.replace(SPACE, " ")
+
+    def _pre_tokens(self, text: str) -> list[str]:
+        """What the model gets of a text, as text again."""
+        stub, pieces = _stub(self.spec), [text]
+        if stub.normalizer is not None:
+            pieces = [text := stub.normalizer.normalize_str(text)]
+        if stub.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in stub.pre_tokenizer.pre_tokenize_str(text)]
+        if not self.byte_level:
+            return [piece.replace(SPACE, " ") for piece in pieces]
+        contents = (bytes(CHARACTER_TO_BYTE[c] for c in piece) for piece in pieces)
+        return [content.decode(errors="surrogateescape") for content in contents]
+
+
+def gives_bytes(pre_tokenizer: Any, normalizer: Any = None) -> bool:
+    """Whether these turn every text into characters of the byte-level alphabet."""
+    text = "".join(map(chr, range(256)))
+    if normalizer is not None:
+        text = normalizer.normalize_str(text)
+    if pre_tokenizer is not None:
+        text = "".join(piece for piece, _ in pre_tokenizer.pre_tokenize_str(text))
+    return CHARACTER_TO_BYTE.keys() >= set(text)
 
 
 def split_pattern(spec: dict[str, Any]) -> str | None:
@@ -197,7 +248,8 @@ def write_counts(file: IO[bytes], words: WordCounts, cutter: WordCutter) -> None
     compressor = zstandard.ZstdCompressor()
     with compressor.stream_writer(file, closefd=False) as out:
         for line in lines:
-            out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            text = json.dumps(line, ensure_ascii=False)
+            out.write((json.dumps(line) if LONE_BYTE.search(text) else text).encode() + b"\n")
 
 
 def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
@@ -243,7 +295,7 @@ def _sampled(counts: Counter[str], halvings: int) -> Counter[str]:
     """The words whose hash ends in so many zero bits: the same ones in every text."""
     if not halvings:
         return counts
-    return Counter({w: n for w, n in counts.items() if not crc32(w.encode()) % (1 << halvings)})
+    return Counter({w: n for w, n in counts.items() if not crc32(word_bytes(w)) % (1 << halvings)})
 
 
 def _bounded(counts: Counter[str], halvings: int) -> int:

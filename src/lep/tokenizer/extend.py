@@ -1,11 +1,14 @@
 """Extend a BPE tokenizer: continue its training, or merge in a second vocabulary (the paper)."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from lep.errors import CorpusError
+from lep.errors import CorpusError, TokenizerError
 from lep.tokenizer.bpe import MINIMUM_COUNT, continue_bpe
-from lep.tokenizer.count import WordCounts
+from lep.tokenizer.count import WordCounts, word_bytes
 from lep.tokenizer.parts import Merge, Parts
+from lep.tokenizer.reach import unreachable_tokens
 from lep.tokenizer.script import ScriptFilter, needed_prefixes
 from lep.tokenizer.train import by_frequency, fresh_merges
 from lep.tokenizer.vocabulary import first_ids
@@ -34,18 +37,36 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
     alphabet, the most frequent letters that the vocabulary lacks become tokens first.
     Known tokens keep their ids; new ids fill unused ones, then follow the largest.
 
+    Every new token is reached by a text: the tokenizer itself is asked, and those that its
+    pre-tokenizer or its known merges cut everywhere are left out when it learns once more.
+
     Raises `CorpusError` when the corpus yields fewer tokens.
     """
+    left_out = set[bytes]()
+    while True:
+        extension = _extended(parts, words, new_tokens, left_out)
+        lost = set(unreachable_tokens(extension.parts.tokenizer, extension.new.values()))
+        if not lost:
+            return extension
+        left_out |= {content for content, index in extension.new.items() if index in lost}
+
+
+def _extended(parts: Parts, words: WordCounts, new_tokens: int, left_out: set[bytes]) -> Extension:
+    """`extend_bpe`, once."""
     byte_level = parts.vocabulary.byte_level
-    letters = [] if byte_level else _missing_letters(parts, words)[:new_tokens]
+    letters = [] if byte_level else _missing_letters(parts, words, left_out)[:new_tokens]
     parts, ids = _with_tokens(parts, [letter.encode() for letter in letters], [])
-    spell = parts.vocabulary.spell
-    spelled = ((spell(word.encode()), count) for word, count in sorted(words.counts.items()))
-    prefixes = _prefixes(parts, words) if byte_level else ()
+    prefixes = _prefixes(parts, words) - left_out if byte_level else ()
     accept = ScriptFilter(words.script, prefixes, taken=parts.taken)
     missing = new_tokens - len(letters)
     known = parts.vocabulary.contents
-    merges, contents = continue_bpe(spelled, known, parts.merges, missing, accept)
+    merges, contents = continue_bpe(
+        _spelled(parts, words),
+        known,
+        parts.merges,
+        missing,
+        lambda content: content not in left_out and accept(content),
+    )
     learned = [content for content in contents[len(known) :] if content is not None]
     if len(learned) < missing:
         total = len(letters) + len(learned)
@@ -102,9 +123,17 @@ def _second_vocabulary(
         size += missing + new_tokens // 10
 
 
-def _missing_letters(parts: Parts, words: WordCounts) -> list[str]:
+def _spelled(parts: Parts, words: WordCounts) -> Iterator[tuple[list[int], int]]:
+    """The words in known tokens; those with bytes that the vocabulary lacks are passed over."""
+    for word, count in sorted(words.counts.items()):
+        with suppress(TokenizerError):
+            yield parts.vocabulary.spell(word_bytes(word)), count
+
+
+def _missing_letters(parts: Parts, words: WordCounts, left_out: set[bytes]) -> list[str]:
     """Characters of the script that have no token, the most frequent first."""
-    known, accept = set(parts.vocabulary.contents), ScriptFilter(words.script, taken=parts.taken)
+    known = {*parts.vocabulary.contents, *left_out}
+    accept = ScriptFilter(words.script, taken=parts.taken)
     frequent = ((c, n) for c, n in by_frequency(words) if n >= MINIMUM_COUNT)
     return [c for c, _ in frequent if c.encode() not in known and accept(c.encode())]
 

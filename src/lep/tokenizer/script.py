@@ -11,6 +11,8 @@ import regex
 from lep.corpus.language import dominant_script
 from lep.errors import CorpusError, TokenizerError
 
+REPLACEMENT = "\ufffd".encode()
+
 
 def resolve_script(name: str, sample: str) -> str | None:
     """The script that `--script` names: `any` is None, `auto` that of most letters of the sample.
@@ -37,8 +39,8 @@ class ScriptFilter:
     It may if it consists of whole characters, one of them of the script, or ends in one of
     `prefixes`: incomplete UTF-8 sequences without which a character of the script cannot be
     reached (`needed_prefixes`). Only whole characters outside the script, such as a space, may
-    precede a prefix. A string that holds one of `taken` is refused. The script None accepts all
-    others.
+    precede a prefix. A string that holds one of `taken`, or the character of damaged text (U+FFFD),
+    is refused. The script None accepts all others.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class ScriptFilter:
         return self.pattern is None or bool(self.pattern.search(text))
 
     def __call__(self, content: bytes) -> bool:
-        if self.taken.search(content):
+        if self.taken.search(content) or REPLACEMENT in content:
             return False
         if self.pattern is None:
             return True

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lep.errors import CorpusError, LepError
 from lep.tokenizer.bpe import continue_bpe
-from lep.tokenizer.count import WordCounts
+from lep.tokenizer.count import WordCounts, gives_bytes, word_bytes
 from lep.tokenizer.parts import renumber
 from lep.tokenizer.script import ScriptFilter
 from lep.tokenizer.vocabulary import BYTE_TO_CHARACTER, Vocabulary, byte_level_name, described
@@ -66,7 +66,7 @@ def fresh_merges(
         alphabet = [character.encode() for character, _ in by_frequency(words)]
     ids = {letter: i for i, letter in enumerate(alphabet)}
     spelled = (
-        (list(word.encode()) if byte_level else [ids[c.encode()] for c in word], count)
+        (list(word_bytes(word)) if byte_level else [ids[c.encode()] for c in word], count)
         for word, count in sorted(words.counts.items())
     )
     merges, contents = continue_bpe(spelled, list(alphabet), [], limit, ScriptFilter(None))
@@ -214,7 +214,7 @@ def _unmarked(piece: str) -> str:
 
 
 def _pre_tokenizer(base: Tokenizer) -> Any:
-    if Vocabulary.of(base).byte_level:
+    if Vocabulary.of(base).byte_level and gives_bytes(base.pre_tokenizer):
         return base.pre_tokenizer
     split = pre_tokenizers.Split(Regex(PRE_TOKENS), "isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -133,7 +133,7 @@ class Vocabulary:
         if self.byte_level:
             if not self._known_bytes.issuperset(content):  # the model would skip them
                 problem = f"the tokenizer lacks bytes of {content!r}: it is not lossless"
-                raise TokenizerError(problem)
+                raise TokenizerError(f"{problem}; replace it with `lep tokenizer train`")
             return [piece.id for piece in self.tokenizer.model.tokenize(byte_level_name(content))]
         ids: list[int] = []
         for run in _RUNS.findall(content.decode(errors="surrogateescape")):

@@ -306,7 +306,7 @@ class _Source:
 
 
 def _learned(extension: Extension) -> dict[str, Any]:
-    tokens = [token.decode(errors="replace") for token in extension.new]
+    tokens = [token.decode(errors="backslashreplace") for token in extension.new]
     script, excluded = extension.script, extension.excluded
     return {"new_tokens": len(tokens), "script": script, "excluded": excluded, "tokens": tokens}
 
