@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,14 @@ def locked(path: Path, output: Path, *, wait: bool = False) -> IO[bytes]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # whoever held it has renamed or deleted it meanwhile
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder: a kill leaves it under its name as it was, or not at all."""
+    doomed = folder.with_name(f"{folder.name}.deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def sync(file: IO[bytes] | IO[str]) -> None:

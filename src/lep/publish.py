@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,12 +28,20 @@ def check_output(output: Path) -> None:
         raise OutputError(f"the output {output} exists already: delete it or choose another path")
 
 
-def check_file(path: Path) -> None:
-    """Raise `OutputError` unless the file `path` can be created: it is new, its folder exists."""
-    if path.exists():
-        raise OutputError(f"the output {path} exists already: delete it or choose another path")
-    if not (folder := path.parent).is_dir():
-        raise OutputError(f"there is no folder {folder} to write {path.name} in: create it first")
+def check_files(paths: Iterable[Path]) -> None:
+    """Raise `OutputError` unless files that are written together are new, and their folders exist.
+
+    Some may be there if others are unfinished: then a run was killed while it named them.
+    """
+    there: dict[bool, list[Path]] = {True: [], False: []}
+    for path in paths:
+        if not (folder := path.parent).is_dir():
+            advice = "create it first"
+            raise OutputError(f"there is no folder {folder} to write {path.name} in: {advice}")
+        there[path.exists()].append(path)
+    if there[True] and not any(partial_path(path).exists() for path in there[False]):
+        first = there[True][0]
+        raise OutputError(f"the output {first} exists already: delete it or choose another path")
 
 
 def check_space(output: Path, needed_bytes: int) -> None:
@@ -140,30 +148,50 @@ def _empty(folder: Path) -> None:
 
 
 @contextmanager
-def publishing_file(path: Path, *, replace: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the name `path` when the block ends without an exception.
+def publishing_files(paths: Sequence[Path], *, replace: bool = False) -> Iterator[list[IO[bytes]]]:
+    """Files to write, which take their names when the block ends without an exception.
 
-    Raises `OutputError` while another process writes it, and where `path` exists; with `replace`
-    processes wait for each other, and the last one's file stays.
+    Raises `OutputError` while another process writes one, and where one exists (see `check_files`);
+    with `replace` processes wait for each other, and the last one's files stay.
     """
-    partial = partial_path(path)
     if not replace:
-        check_file(path)
-    with locked(partial, path, wait=replace) as file:
+        check_files(paths)
+    partials = [partial_path(path) for path in paths]
+    with ExitStack() as stack:
+        pairs = list(zip(partials, paths, strict=True))
+        files = [stack.enter_context(locked(*pair, wait=replace)) for pair in pairs]
         try:
             if not replace:
-                check_file(path)  # another process may have had the lock
-            file.truncate(0)
-            yield file
-            sync(file)
-            partial.rename(path.resolve())
+                check_files(paths)  # another process may have had the lock
+            for file in files:
+                file.truncate(0)
+            yield files
+            for file in files:
+                sync(file)
+            for partial, path in pairs:
+                partial.rename(path.resolve())
         except BaseException:
-            partial.unlink(missing_ok=True)
+            for partial in partials:
+                partial.unlink(missing_ok=True)
             raise
-    sync_folder(partial.parent)
+    for folder in {path.parent for path in partials}:
+        sync_folder(folder)
 
 
-def publish_text(path: Path, text: str, *, replace: bool = True) -> None:
-    """Write a UTF-8 file whole or not at all."""
-    with publishing_file(path, replace=replace) as file:
-        file.write(text.encode())
+@contextmanager
+def publishing_file(path: Path) -> Iterator[IO[bytes]]:
+    """One file to write; see `publishing_files`."""
+    with publishing_files([path]) as (file,):
+        yield file
+
+
+def publish_texts(texts: Mapping[Path, str], *, replace: bool = False) -> None:
+    """Write UTF-8 files whole or not at all; see `publishing_files`."""
+    with publishing_files(list(texts), replace=replace) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write(text.encode())
+
+
+def publish_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all; replaces an older one."""
+    publish_texts({path: text}, replace=True)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from lep.publish import publish_text
+from lep.publish import publish_texts
 
 
 class Result:
@@ -17,10 +17,13 @@ class Result:
         Raises `OutputError` for a file that exists already.
         """
         if path:
-            facts = getattr(self, "record", None) or asdict(self)  # type: ignore[call-overload]
-            text = json.dumps(facts, ensure_ascii=False, indent=1)
-            publish_text(Path(path), text + "\n", replace=False)
+            publish_texts({Path(path): self.as_json()})
         return self
+
+    def as_json(self) -> str:
+        """All facts as an indented JSON object."""
+        facts = getattr(self, "record", None) or asdict(self)  # type: ignore[call-overload]
+        return json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # called by IPython
         printer.text(str(self))

@@ -7,6 +7,7 @@ import typer
 
 import lep
 from lep.cli.verb import Values, app, verb
+from lep.publish import publish_texts
 from lep.settings import Texts, TokenizerSettings
 
 tokenizer = typer.Typer(help="Build and compare tokenizers.", no_args_is_help=True)
@@ -67,8 +68,10 @@ def compare(
 ) -> Any:
     """Compare tokenizers on text: cost, reach, segmentation, speed."""
     comparison = lep.compare_tokenizers(tokenizers, text)
+    texts = {json_file: comparison.as_json()} if json_file else {}
     if html_file:
-        from lep.report.page import write_comparison
+        from lep.report.page import comparison_page
 
-        write_comparison(comparison, html_file)
-    return comparison.saved(json_file)
+        texts[html_file] = comparison_page(comparison)
+    publish_texts(texts)
+    return comparison

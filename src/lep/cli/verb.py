@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 from lep.errors import printable
 from lep.fields import FlatSettings, Setting, Settings, settings_of
-from lep.publish import check_file
+from lep.publish import check_files
 
 app = typer.Typer(
     help="Give an open large language model a new language: fewer tokens, the same answers.",
@@ -107,9 +107,7 @@ def verb(
             given = {n: values[n] for n, s in sources.items() if s and s.name != "DEFAULT"}
             checked = options.read(given, _flag)
             chosen = {p.name: getattr(checked, p.name) for p in parameters}
-            for name, path in chosen.items():
-                if name.endswith(FILE) and path is not None:
-                    check_file(path)
+            check_files(path for name, path in chosen.items() if name.endswith(FILE) and path)
             say(function(*chosen.values()))
 
         arguments = {p.name for p in parameters if p.kind is p.POSITIONAL_ONLY}

@@ -59,16 +59,15 @@ def grid_page(folder: Path, run: RunRecord) -> str:
     return render("grid.html", run=run, recipe=recipe, instruct=instruct, base=base)
 
 
-def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the result of `compare_tokenizers` as a page."""
+def comparison_page(comparison: Comparison) -> str:
+    """The result of `compare_tokenizers` as a page."""
     lines = [
         (f"{name}, {text}", zip(*points, strict=True))
         for name, texts in comparison.curves.items()
         for text, points in texts.items()
     ]
     curves = line_figure(lines, "new tokens", "symbols per token") if lines else ""
-    page = render("tokenizers.html", record=comparison, curves=curves, plotly=get_plotlyjs())
-    publish_text(path, page, replace=False)
+    return render("tokenizers.html", record=comparison, curves=curves, plotly=get_plotlyjs())
 
 
 def render(template: str, **values: Any) -> str:

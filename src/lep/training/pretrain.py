@@ -17,6 +17,7 @@ from lep.checkpoint.adapter import Factors, added, check_merged, joined, save_fa
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.files import corpus_files, file_stamps
+from lep.durable import discard
 from lep.errors import TrainingError
 from lep.files import parse_json, read_text
 from lep.inference.models import context_of
@@ -104,7 +105,7 @@ def pretrain(
             if factors := joined(saved_factors(checkpoint.folder), factors):
                 save_factors(factors, folder)
             write_record(result, folder / "lep" / "pretrain.json")
-            shutil.rmtree(work)
+            discard(work)
     return result
 
 

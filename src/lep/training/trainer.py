@@ -28,6 +28,7 @@ from lep.checkpoint.pretrained import load_pretrained
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows, save_tensors
 from lep.checkpoint.writer import write_checkpoint
+from lep.durable import sync_tree
 from lep.errors import LepError, OutputError, TrainingError
 from lep.files import read_json
 from lep.progress import Lines, is_terminal
@@ -68,15 +69,21 @@ class TrainedOnlyTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
-        last = last_state(folder)
+        state, last = folder / f"checkpoint-{self.state.global_step}", last_state(folder)
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                sync_tree(state)  # before older ones are deleted
+                best = Path(self.state.best_model_checkpoint or state).name
+                for other in states_in(folder):
+                    if other.name not in (state.name, best):
+                        shutil.rmtree(other)
         except (OSError, SafetensorError, RuntimeError) as error:  # a full disk raises any of them
             free = shutil.disk_usage(folder).free
             raise OutputError(
-                f"the state {folder}/checkpoint-{self.state.global_step} could not be saved "
-                f"({error}; {free / 1e9:.2f} GB are free): make room and start the same command "
-                f"again, it goes on from {last or 'the beginning'}"
+                f"the state {state} could not be saved ({error}; {free / 1e9:.2f} GB are free): "
+                f"make room and start the same command again, it goes on from "
+                f"{last or 'the beginning'}"
             ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -273,7 +280,6 @@ def training_arguments(
         "logging_steps": logging_steps(steps),
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "save_steps": look_steps(steps, settings.checkpoints),
-        "save_total_limit": 1,
         "report_to": [],
         "log_level": "error",
         "remove_unused_columns": False,

@@ -1,6 +1,5 @@
 """Train a low-rank adapter (and tables in full) on answers, merge it, and publish the result."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.copies import copy_records
 from lep.corpus.read import read_messages, write_records
+from lep.durable import discard
 from lep.errors import LepError, TrainingError
 from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
@@ -121,7 +121,7 @@ def train_adapter(
         write_record(result, folder / "lep" / "tune.json")
         if answers is not None:
             write_records(folder / "lep" / "answers.jsonl", answers)
-        shutil.rmtree(folder / "work")
+        discard(folder / "work")
     return result
 
 

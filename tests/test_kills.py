@@ -1,0 +1,106 @@
+"""A kill before any file operation: the same command afterwards equals a run in peace."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SAMPLE
+
+from lep.calibration import answers as module
+from lep.calibration.answers import answer
+from lep.corpus.read import write_records
+
+RU, EN = (str(SAMPLE / language) for language in ("ru", "en"))
+MOST = int(os.environ.get("LEP_KILLS", 60))  # of each verb
+TRAINING = "--learning-rate 1e-2 --block-size 64 --batch-tokens 128 --tokens 1000"
+
+
+def killed_everywhere(tmp_path: Path, arguments: str, copies: tuple = (), most: int = MOST) -> dict:
+    """The report of `kills.py` on a command, whose paths are relative to an empty folder."""
+    (tmp_path / "kills").mkdir()
+    job = {"arguments": arguments.split(), "copies": list(map(str, copies)), "most": most}
+    (tmp_path / "job.json").write_text(json.dumps(job | {"folder": str(tmp_path / "kills")}))
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("kills.py"), tmp_path / "job.json"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    print(arguments.split()[:2], len(report["operations"]), "operations,", report["kills"], "kills")
+    return report
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    texts = ["Где дом?", "Где река?", "Where is it?", "What is a river?"]
+    write_records(path, [{"messages": [{"role": "user", "content": text}]} for text in texts])
+    return path
+
+
+def test_init_and_answer_killed_at_some_operations(pair, prompts, tmp_path) -> None:
+    init = f"init --model {pair['base']} --tokenizer {pair['tokenizer']} --output sub/out"
+    report = killed_everywhere(tmp_path, init, most=6)
+    assert not report["wrong"]
+    assert report["kills"] >= 6
+
+
+@pytest.fixture(scope="module")
+def material(pair, adapted, prompts, tmp_path_factory) -> dict[str, object]:
+    """All that commands name."""
+    folder, patch = tmp_path_factory.mktemp("material"), pytest.MonkeyPatch()
+    patch.setattr(module, "reason_to_drop", lambda question, answer: None)
+    answer(pair["instruct"], prompts, folder / "answers", max_new_tokens=6)
+    data = [json.loads(line) for line in (folder / "answers" / "kept.jsonl").open()]
+    write_records(folder / "data.jsonl", data)
+    (folder / "few").mkdir()
+    for language, text in (("ru", "Снег пошёл ночью.\n"), ("en", "It snowed at night.\n")):
+        (folder / f"{language}.txt").write_text(text * 20, encoding="utf-8")
+    names = {name: pair[name] for name in ("base", "instruct", "tokenizer")}
+    names |= {"initialised": pair["base"].parent / "initialised", "adapted": adapted}
+    names |= {"answers": folder / "answers", "prompts": prompts, "RU": RU, "EN": EN}
+    names |= {"ru": folder / "ru.txt", "en": folder / "en.txt", "data": folder / "data.jsonl"}
+    names["T"] = TRAINING
+    yield names | {"folder": folder}
+    patch.undo()
+
+
+VERBS = {
+    "extend": "tokenizer extend --base {base} --corpus {RU} --new-tokens 20 --output out",
+    "prune": "tokenizer prune --base {base} --corpus {RU} {EN} --vocab-size 450 --output out",
+    "train": "tokenizer train --base {base} --corpus {RU} --algorithm bpe --vocab-size 600 "
+    "--output out",
+    "count": "tokenizer count --base {base} --corpus {RU} --output out.counts.zst",
+    "compare": "tokenizer compare {base} {tokenizer} --text ru={ru} --json out.json "
+    "--html out.html",
+    "corpus": "corpus {RU} {EN} --output out",
+    "init": "init --model {base} --tokenizer {tokenizer} --output deep/er/out",
+    "pretrain": "pretrain --model {initialised} --corpus {RU} --output out {T} "
+    "--eval-text ru={ru} --checkpoints 2",
+    "sweep": "pretrain --model {initialised} --corpus {ru} --output out {T} --eval-text ru={ru} "
+    "--sweep --checkpoints 1 --train new_rows",
+    "lora": "pretrain --model {initialised} --corpus {ru} --output out {T} --train lora",
+    "propagate": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out",
+    "auto": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out "
+    "--method auto --text ru={ru} en={en} --prompts {prompts} --candidates swap overlap",
+    "pack": "pack --base {base} --adapted {adapted} --output deep/out.pack",
+    "answer": "answer --original {instruct} --prompts {prompts} --output out --samples 2 "
+    "--max-new-tokens 6 --batch-size 2",
+    "calibrate": "calibrate --model {instruct} --answers {answers} --output out --batch-size 2",
+    "tune": "tune --model {instruct} --data {data} --output out --batch-size 2 --no-merge",
+    "evaluate": "evaluate {base} {instruct} --output out --text ru={ru} --bootstrap 20",
+    "inspect": "inspect {base} --json out.json",
+    "verify": "verify {base} {adapted} --json out.json",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_killed_everywhere(verb, material, tmp_path) -> None:
+    report = killed_everywhere(tmp_path, VERBS[verb].format(**material))
+    assert not report["wrong"], json.dumps(report["wrong"], indent=1)
+    assert report["kills"]
