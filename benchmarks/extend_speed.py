@@ -59,7 +59,7 @@ def prepare(data: Path, folder: Path) -> list[Path]:
     texts = stream_texts([data / "train" / "ru"])
     files = [folder / f"{number}.txt" for number in range(2)]
     for file in files:
-        with file.open("w") as out:
+        with file.open("w", encoding="utf-8") as out:
             out.writelines(text + "\n" for text in first_megabytes(texts, 100_000_000))
     return files
 

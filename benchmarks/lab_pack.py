@@ -67,7 +67,7 @@ def main() -> None:
                 write_evaluation(out / "applied", text, out / after, recipe.evaluate)
                 shutil.rmtree(out / "applied")
     (out / "run.json").write_text(
-        json.dumps({"instruct_models": dict(sorted(stages.items()))}) + "\n"
+        json.dumps({"instruct_models": dict(sorted(stages.items()))}) + "\n", encoding="utf-8"
     )
     sizes = {pack.name: pack.stat().st_size for pack in sorted(out.glob("*.lep"))}
     print(f"\nbytes of the packs: {sizes}\n\n{markdown(gather([out], 'instruct_models'))}")

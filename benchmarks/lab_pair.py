@@ -24,7 +24,9 @@ def gather(folders: list[Path], group: str) -> dict[str, dict[str, Cell]]:
     """The figures of a group of models, by model and column; each folder is the run of one seed."""
     models: dict[str, dict[str, Cell]] = {}
     for folder in folders:
-        for name, stage in json.loads((folder / "run.json").read_text())[group].items():
+        for name, stage in json.loads((folder / "run.json").read_text(encoding="utf-8"))[
+            group
+        ].items():
             path = folder / stage / "scores.json"
             row = models.setdefault(name, {})
             for column, score in cells(load_scores(path)).items():
@@ -64,7 +66,9 @@ def main() -> None:
         }
         for group, models in groups.items()
     }
-    (arguments.output / "lab_pair.json").write_text(json.dumps(values, indent=1) + "\n")
+    (arguments.output / "lab_pair.json").write_text(
+        json.dumps(values, indent=1) + "\n", encoding="utf-8"
+    )
     print(f"\n{len(folders)} seeds; mean ± 95% t-interval over the seeds\n")
     for models in groups.values():
         print(markdown(models) + "\n")

@@ -73,14 +73,18 @@ def main() -> None:
                 select=SelectSettings(),
             )
             tables = [selection.table(half) for half in ("choose", "report")]
-            (out / "auto.txt").write_text("\n\n".join(tables) + "\n")
-        (out / "run.json").write_text(json.dumps({"instruct_models": stages}) + "\n")
+            (out / "auto.txt").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        (out / "run.json").write_text(
+            json.dumps({"instruct_models": stages}) + "\n", encoding="utf-8"
+        )
         folders.append(out)
     table = markdown(gather(folders, "instruct_models"))
     print(f"\n{len(folders)} seeds; mean ± 95% t-interval over the seeds\n\n{table}\n")
     for folder in folders:
         if (folder / "auto").exists():
-            record = json.loads((folder / "auto" / "lep" / "selection.json").read_text())
+            record = json.loads(
+                (folder / "auto" / "lep" / "selection.json").read_text(encoding="utf-8")
+            )
             print(
                 f"{folder.name}: chosen {record['chosen']}; "
                 f"on the other half {record['best on the other half']}"

@@ -93,7 +93,7 @@ def main() -> None:
             )
             if not (out / arm).exists():
                 pretrain(arguments.output / start, [split["ru"][0]], out / arm, settings)
-            record = json.loads((out / arm / "lep" / "pretrain.json").read_text())
+            record = json.loads((out / arm / "lep" / "pretrain.json").read_text(encoding="utf-8"))
             curves.setdefault(arm, []).append(
                 [{"step": look["step"]} | look["bits_per_byte"] for look in record["looks"]]
             )
@@ -110,7 +110,9 @@ def main() -> None:
                 write_evaluation(model, text, out / stages[name], recipe.evaluate)
                 if method:
                     shutil.rmtree(model)
-        (out / "run.json").write_text(json.dumps({"instruct_models": stages}) + "\n")
+        (out / "run.json").write_text(
+            json.dumps({"instruct_models": stages}) + "\n", encoding="utf-8"
+        )
         folders.append(out)
     print(f"\n{len(folders)} seeds, {arguments.tokens:,} tokens; ", end="")
     print("mean ± 95% t-interval over the seeds\n")

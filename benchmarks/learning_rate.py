@@ -68,7 +68,7 @@ def main() -> None:
         bits = next(s.value for s in scores if s.metric == "bits per byte")
         results[f"{rate:g}"] = bits
         print(f"learning rate {rate:g}: {bits:.4f} bits per byte", flush=True)
-    (out / "rates.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "rates.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def run_way(way: str, folder: Path) -> None:
     delta, _ = WAYS[way](*inputs, mapping)
     cost = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     torch.save(delta, folder / f"{way}.pt")
-    (folder / f"{way}.json").write_text(json.dumps(cost))
+    (folder / f"{way}.json").write_text(json.dumps(cost), encoding="utf-8")
 
 
 def tables(seed: int, folder: Path, sizes: list[str], rounds: int) -> None:
@@ -160,7 +160,7 @@ def tables(seed: int, folder: Path, sizes: list[str], rounds: int) -> None:
         for way in [*ways[:-1] * rounds, ways[-1]]:
             peak = measured([*script, "way", "--way", way, *output]).peak_bytes
             deltas[way] = torch.load(folder / f"{way}.pt", weights_only=True)
-            cost = json.loads((folder / f"{way}.json").read_text())
+            cost = json.loads((folder / f"{way}.json").read_text(encoding="utf-8"))
             seconds[way].append(cost["seconds"])
             record = {"size": SIZES[size], "way": way, **cost, "peak_gb": peak / 1e9}
             print(json.dumps(record), flush=True)
@@ -256,8 +256,8 @@ def write_model(
                 first = 2 * 7 * next(shifts)
                 file.write(sequence[first : first + min(BLOCK_BYTES, offset - start)])
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(llama_config(shape, rows)))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(llama_config(shape, rows)), encoding="utf-8")
 
 
 def family(data: Path, output: Path, shape: str, *, sparse: bool) -> list[str]:
@@ -296,7 +296,9 @@ def checkpoint(data: Path, output: Path) -> None:
     command = family(data, output, "8b", sparse=False)
     try:
         dry_run = [*command, "--dry-run"]
-        answer = subprocess.run(dry_run, capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            dry_run, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         print(answer.stdout, flush=True)
         shutil.rmtree(output / "8b" / "result", ignore_errors=True)
         os.sync()

@@ -45,7 +45,7 @@ class Clock(TrainerCallback):
 
 def peak_resident() -> int:
     """The peak memory of this process so far, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
@@ -159,7 +159,9 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for way in arguments.ways:
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(
+                command, check=True, capture_output=True, text=True, encoding="utf-8"
+            ).stdout
             results[way].append(json.loads(output.splitlines()[-1]))
             print(way, results[way][-1], flush=True)
     reference = "plain" if "plain" in results else arguments.ways[0]

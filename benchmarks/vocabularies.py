@@ -188,8 +188,10 @@ class Bench:
                 figure = f"{results[share]:.4f} symbols per token"
                 print(f"share {share}: {figure}, mean over held-out sources", flush=True)
             choice = max(results, key=lambda share: results[share])
-            path.write_text(json.dumps({"choice": choice, "tried": results}) + "\n")
-        return json.loads(path.read_text())["choice"]
+            path.write_text(
+                json.dumps({"choice": choice, "tried": results}) + "\n", encoding="utf-8"
+            )
+        return json.loads(path.read_text(encoding="utf-8"))["choice"]
 
     def rows(self) -> dict[str, Callable[[], Tokenizer]]:
         originals = {name: self._original(name) for name in ("llama-3", "mistral-7b-v0.1", "qwen2")}
@@ -259,7 +261,7 @@ class Bench:
         }
         folder.mkdir(exist_ok=True)
         tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "record.json").write_text(json.dumps(record) + "\n")
+        (folder / "record.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
         print(record, flush=True)
 
     def folder(self, name: str) -> Path:
@@ -318,7 +320,7 @@ class Bench:
                     }
                 )
                 print(records[-1], flush=True)
-        path.write_text(json.dumps(records) + "\n")
+        path.write_text(json.dumps(records) + "\n", encoding="utf-8")
 
     def small_table(self) -> str:
         lines = [
@@ -327,7 +329,7 @@ class Bench:
             "|---" * 8 + "|",
         ]
         path = self.output / "small.json"
-        for r in json.loads(path.read_text()) if path.exists() else []:
+        for r in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
             changed = f"{r['english_changed']} of {r['english']}"
             lines.append(
                 f"| {r['language']} | {r['letters']}, {r['missing']} | {r['way']} "
@@ -353,8 +355,8 @@ class Bench:
             least = (1 - MAX_ENGLISH_LOSS) * before
             choice = min(keep for keep, result in results.items() if result["en"] >= least)
             record = {"choice": choice, "english_before": before, "tried": results}
-            path.write_text(json.dumps(record) + "\n")
-        return json.loads(path.read_text())["choice"]
+            path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))["choice"]
 
     def table(self) -> str:
         lines = [
@@ -365,7 +367,7 @@ class Bench:
         for name in self.rows():
             path = self.folder(name) / "record.json"
             if path.exists():
-                r = json.loads(path.read_text())
+                r = json.loads(path.read_text(encoding="utf-8"))
                 paper = f"{PAPER[name]:.2f}" if name in PAPER else "-"
                 lines.append(
                     f"| {name} | {r['size']:,} | {r['wikineural']:.3f} | {r['xquad']:.3f} "

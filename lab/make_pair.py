@@ -308,7 +308,7 @@ def train(
     trainer = TrainedOnlyTrainer(model=model, args=arguments, train_dataset=blocks)
     losses, seconds = run(trainer)
     model.config.use_cache = True
-    (work / "loss.json").write_text(json.dumps([asdict(loss) for loss in losses]))
+    (work / "loss.json").write_text(json.dumps([asdict(loss) for loss in losses]), encoding="utf-8")
     return seconds
 
 
@@ -320,7 +320,7 @@ def publish(
     shutil.rmtree(partial, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(partial)  # type: ignore[arg-type]
     tokenizer.save_pretrained(partial)
-    (partial / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (partial / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
 
@@ -394,7 +394,7 @@ def make_instruct(data: Path, output: Path, work: Path) -> None:
             facts["seconds"] += round(seconds)
             model.generation_config = generation
             publish(model, tokenizer, result, facts)
-        facts = json.loads((result / "training.json").read_text())
+        facts = json.loads((result / "training.json").read_text(encoding="utf-8"))
         source = result
     shutil.copytree(source, output / "instruct")
 

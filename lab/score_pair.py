@@ -77,7 +77,7 @@ def shifts(pair: Path) -> dict[str, float]:
 
 def card(pair: Path, name: str, evaluation: Evaluation) -> str:
     """The text of the model card."""
-    facts = json.loads((pair / name / "training.json").read_text())
+    facts = json.loads((pair / name / "training.json").read_text(encoding="utf-8"))
     checkpoint = Checkpoint(pair / name)
     scores = "\n".join(
         f"| {s.metric} ({s.unit}) | {s.language} | {s.task or '-'} | {s.value:.3f} "

@@ -101,7 +101,7 @@ def memory_limit(limit: Limit, what: str, kind: type[LepError] = LepError) -> It
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    most = int(sizes.read_text().split()[0]) * resource.getpagesize() + limit.value
+    most = int(sizes.read_text(encoding="utf-8").split()[0]) * resource.getpagesize() + limit.value
     lower = [each for each in before if each != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([most, *lower]), before[1]))
     try:

@@ -29,7 +29,7 @@ from lep.corpus.prepare import sections
 from lep.corpus.read import read_file
 from lep.errors import LepError, OutputError
 from lep.files import read_text
-from lep.publish import check_output, fingerprint, publish_text
+from lep.publish import check_output, created, fingerprint, publish_text
 from lep.settings import ClusterSettings
 
 # Two documents that share 0.8, 0.7, 0.3 of their shingles share a bucket with 99.8%, 92%, 1.4%.
@@ -79,7 +79,8 @@ def run_stages(paths: list[str], output: Path, settings: ClusterSettings) -> Non
     `OutputError` when the result exists, or was begun with other files or settings, and `LepError`
     when Slurm refuses the jobs.
     """
-    folder = _begun(paths, output, settings)
+    with created(work_folder(output).parent):
+        folder = _begun(paths, output, settings)
     if settings.executor == "slurm":
         _submit(stages(paths, output, settings), folder / "logs", settings)
         return

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,10 +17,10 @@ import lep
 from lep.durable import sync_folder
 from lep.errors import OutputError
 from lep.files import open_binary, read_json
-from lep.publish import fingerprint, publish_text
+from lep.publish import created, fingerprint, publish_text
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
-MANIFEST, LOCKS = "lep_stage.json", ".lock"
+MANIFEST, LOCKS, WORK = "lep_stage.json", ".lock", ".work"
 WAIT_SECONDS = 0.5  # for another process
 VERSION = 1  # of the fingerprints
 
@@ -78,11 +79,21 @@ class Runner:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run_all(self, stages: list[Stage]) -> None:
-        """Run each of the stages, all different, after those that it depends on."""
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        """Run each of the stages, all different, after those that it depends on.
+
+        A fault before the first one is built leaves no folder behind.
+        """
+        with created(self.folder.path):
+            try:
+                self._run_all(stages)
+            except BaseException:
+                self._tidy()
+                raise
+
+    def _run_all(self, stages: list[Stage]) -> None:
         pending = {s.fingerprint: (f"[{i}/{len(stages)}]", s) for i, s in enumerate(stages, 1)}
         waiting = False
-        with (self.folder.path / LOCKS).open("a") as locks:
+        with (self.folder.path / LOCKS).open("a", encoding="utf-8") as locks:
             while pending:
                 before = len(pending)
                 for key, (position, stage) in list(pending.items()):
@@ -94,6 +105,13 @@ class Runner:
                         self.say("waiting for another process, which builds what comes next ...")
                     time.sleep(WAIT_SECONDS)
                 waiting = len(pending) == before
+
+    def _tidy(self) -> None:
+        """Delete the lock of a folder without any stage, finished or not."""
+        with suppress(OSError):
+            (self.folder.path / WORK).rmdir()
+        if [path.name for path in self.folder.path.iterdir()] == [LOCKS]:
+            (self.folder.path / LOCKS).unlink()
 
     def _run(self, stage: Stage, position: str, locks: IO[str]) -> bool:
         """Build the stage unless it is up to date; False while another process builds it."""
@@ -127,7 +145,7 @@ class Runner:
     def _build(self, stage: Stage, position: str) -> None:
         folder, name = self.folder.of(stage), self.folder.name(stage)
         self.say(f"{position} {name} ...")
-        work = self.folder.path / ".work" / f"{name}-{stage.fingerprint}"
+        work = self.folder.path / WORK / f"{name}-{stage.fingerprint}"
         work.parent.mkdir(parents=True, exist_ok=True)
         started = time.time()
         if not work.exists():  # it exists if a run was killed just before it took its name

@@ -100,7 +100,7 @@ def check_memory(checkpoint: Checkpoint) -> None:
 def free_memory() -> float:
     """Bytes available without swapping; infinite where the system does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return math.inf
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

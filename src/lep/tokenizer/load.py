@@ -119,7 +119,8 @@ def check_loaders(
 def _copy(names: Iterable[str], source: Path, output: Path) -> None:
     for name in names:
         if (source / name).is_dir():
-            shutil.copytree(source / name, output / name, dirs_exist_ok=True)
+            (output / name).mkdir(exist_ok=True)  # with the permissions that all files get
+            _copy((f.name for f in (source / name).iterdir()), source / name, output / name)
         elif (source / name).exists():
             shutil.copyfile(source / name, output / name)
 
