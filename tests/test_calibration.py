@@ -14,10 +14,13 @@ from lep.calibration.answers import Answers, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.calibration.filters import reason_to_drop, repeats
 from lep.calibration.judge import MOST_UNGRADED, grades, load_judge
+from lep.calibration.surprise import Surprise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import write_records
+from lep.durable import locked
 from lep.errors import CorpusError, LepError, OutputError
 from lep.inference.generate import Answer
+from lep.inference.models import load_model
 from lep.settings import AnswerSettings, CalibrateSettings
 from lep.training.trainable_rows import new_token_rows
 from lep.transfer.propagate import propagate
@@ -34,10 +37,56 @@ from lep.transfer.propagate import propagate
         ("Сколько?", "12", True, None),
         ("Расскажи.", "я не знаю где " * 6, True, "repeating"),
         ("Повтори: да да да да да да да да да да", "да да да да да да да да да да", True, None),
+        ("Где река?", "Где река?", True, "echo"),
+        ("Где река?", "«где  РЕКА»", True, "echo"),
+        ("Где река?", "Где река? Где река?", True, "echo"),
+        ("Где река?", "Где река? За лесом.", True, None),
+        ("Назови столицу Франции", "назови столицу Франции.", True, "echo"),
+        ("Повтори: река за лесом", "Река за лесом", True, None),
+        ("Здравствуйте!", "Здравствуйте!", True, None),
+        ("Сколько?", "Сколько", True, "echo"),
+        ("你好吗？", "你好吗", True, "echo"),
     ],
 )
 def test_rules(question, text, finished, reason) -> None:
     assert reason_to_drop(question, Answer(0, text, [1, 2, 3, 4, 5], finished)) == reason
+
+
+@pytest.mark.parametrize(
+    ("surprise", "text", "reason"),
+    [
+        (None, "бу река не как стулья", None),
+        (0.9, "бу река не как стулья", None),
+        (1.1, "бу река не как стулья", "word salad"),
+        (1.8, "12", None),  # the mean of a few tokens is chance
+    ],
+)
+def test_word_salad_surprises_its_own_model(surprise, text, reason) -> None:
+    given = Answer(0, text, [1, 2, 3], finished=True, surprise=surprise)
+    assert reason_to_drop("Где дом?", given) == reason
+
+
+def test_surprise_is_nats_per_byte_beside_the_median_question(pair) -> None:
+    """Against explicit sums of the model's log-probabilities."""
+    model, checkpoint = load_model(pair["instruct"])
+    tokenizer = checkpoint.tokenizer
+    prompts = [[{"role": "user", "content": text}] for text in ("Где?", "Где дом?", "Где река?")]
+    text = "Дом за рекой."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    (found,) = Surprise.of(model, checkpoint, prompts, 2).measured([Answer(1, text, ids, True)])
+
+    def nats(before: list[int], after: list[int]) -> float:
+        with torch.inference_mode():
+            logits = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)
+        return -sum(float(logits[len(before) + i - 1, token]) for i, token in enumerate(after))
+
+    questions = [prompt[0]["content"] for prompt in prompts]
+    begin = [tokenizer.bos_token_id]
+    encoded = [tokenizer(q, add_special_tokens=False)["input_ids"] for q in questions]
+    shares = [nats(begin, i) / len(q.encode()) for i, q in zip(encoded, questions, strict=True)]
+    asked = tokenizer.apply_chat_template(prompts[1], add_generation_prompt=True)["input_ids"]
+    expected = nats(asked, ids) / len(text.encode()) / sorted(shares)[1]
+    assert found.surprise == pytest.approx(expected, rel=1e-4)
 
 
 def test_refrains_are_not_repetition() -> None:
@@ -88,6 +137,68 @@ def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None
     assert [r["dropped"] for r in records] == ["repeating", None, None]
     assert [r["messages"][0]["content"] for r in read(tmp_path / "out" / "kept.jsonl")] == WORDS[1:]
     assert not list(tmp_path.glob("*.answers.jsonl"))
+
+
+def test_a_language_without_answers_deserves_a_warning() -> None:
+    scripts = {"Cyrillic": {"cut off": 2, "echo": 3, "kept": 4}, "Latin": {"kept": 7}}
+    lines = str(Answers({"kept": 11, "cut off": 2, "echo": 3}, scripts, Path("out"))).splitlines()
+    (warning,) = (line for line in lines if line.startswith("warning"))
+    assert "only 4 of 9 Cyrillic questions have an answer" in warning
+    assert "most are dropped as echo" in warning
+    kept = {"Cyrillic": {"cut off": 4, "kept": 4}, "Latin": {"kept": 7}}
+    assert "warning" not in str(Answers({"kept": 11, "cut off": 4}, kept, Path("out")))
+
+
+def test_saved_answers_are_refused_to_other_prompts_and_never_rewritten(
+    pair, prompts, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
+    with pytest.raises(CorpusError, match="none of 3 prompts"):
+        answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
+    cache = tmp_path / "out.answers.jsonl"
+    saved, inode = cache.read_bytes(), cache.stat().st_ino
+    other = write_prompts(tmp_path / "other.jsonl", ["Где лес?"])
+    message = r"out.answers.jsonl holds 3 answers, .*other prompts.*or delete that file"
+    for source, options in ((other, {"max_new_tokens": 4}), (prompts, {"max_new_tokens": 5})):
+        with pytest.raises(OutputError, match=message):
+            answer(pair["instruct"], source, tmp_path / "out", **options)
+        assert cache.read_bytes() == saved
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "reason_to_drop", killed)
+    with pytest.raises(KeyboardInterrupt):  # at once: a start rewrites nothing
+        answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
+    assert cache.read_bytes() == saved
+    assert cache.stat().st_ino == inode
+    with (
+        locked(cache, tmp_path / "out"),
+        pytest.raises(OutputError, match="another process is writing"),
+    ):
+        answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
+
+
+def test_a_run_killed_after_its_output_was_whole_is_finished(
+    pair, prompts, tmp_path, monkeypatch, all_pass
+) -> None:
+    unlink = Path.unlink
+
+    def killed(path: Path, *arguments, **options) -> None:
+        if path.name == "out.answers.jsonl":
+            raise KeyboardInterrupt
+        unlink(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
+    assert (tmp_path / "out.answers.jsonl").exists()
+    with pytest.raises(OutputError, match="exists already"):  # with other settings it is not
+        answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=5)
+    result = answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
+    assert result.counts == {"kept": 3}
+    assert not (tmp_path / "out.answers.jsonl").exists()
 
 
 def test_answers_of_a_killed_run_are_used_again(
@@ -161,6 +272,7 @@ class FakeJudge:
     def __init__(self) -> None:
         self.requests: list[dict] = []
         self.reply = lambda number: (200, "4")
+        self.raw: str | None = None  # a body to send instead of a reply
         fake, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -169,7 +281,8 @@ class FakeJudge:
                 with lock:
                     fake.requests.append(request)
                     status, text = fake.reply(len(fake.requests))
-                body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+                reply = json.dumps({"choices": [{"message": {"content": text}}]})
+                body = (reply if fake.raw is None else fake.raw).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -250,6 +363,31 @@ def test_a_judge_that_refuses_is_quoted_and_a_long_answer_has_no_grade(judge) ->
         list(grades(load_judge(judge.source), ANSWERED[:1], "cache"))
     judge.reply = lambda number: (400, "context length") if number in (2, 4) else (200, "5")
     assert list(grades(load_judge(judge.source), ANSWERED[:2], "cache")) == [None, 5]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, "4"),
+        (200, "4"),
+        (200, '{"error": "try again in 3"}'),
+        (200, '{"choices": [], "code": 5}'),
+        (200, '{"choices": [{"message": {"content": 4}}]}'),
+        (200, '{"choices": [{"message": {"content": ["4"]}}]}'),
+        (200, '{"choices": [{"message": {"content": [{"type": "text", "text": "4"}]}}]}'),
+        (200, '{"choices": [{"message": {"content": null}, "index": 4}]}'),
+        (200, '{"choices": [{"message": {}, "index": 4}]}'),
+        (200, '{"choices": {"message": {"content": "4"}}}'),
+        (200, "<html>4</html>"),
+    ],
+)
+def test_only_the_content_of_a_well_formed_reply_is_a_grade(judge, status, body) -> None:
+    judge.raw = body
+    judge.reply = lambda number: (status, "")
+    assert list(grades(load_judge(judge.source), ANSWERED[:1], "cache")) == [None]
+    judge.raw = None
+    judge.reply = lambda number: (200, "4")
+    assert list(grades(load_judge(judge.source), ANSWERED[:1], "cache")) == [4]
 
 
 def test_another_judge_grades_the_same_answers(

@@ -350,7 +350,9 @@ def test_no_byte_depends_on_the_locale(pair, tmp_path) -> None:
             input=commands.encode(),
             capture_output=True,
             cwd=tmp_path / name,
-            env={k: v for k, v in os.environ.items() if not k.startswith("LC_")} | chosen,
+            env={k: v for k, v in os.environ.items() if not k.startswith("LC_")}
+            | {"PYTHONPATH": str(Path(publish.__file__).parents[1])}
+            | chosen,
         )
         assert process.returncode == 0, process.stderr.decode(errors="replace")[-2_000:]
         trees.append(tree(tmp_path / name))

@@ -92,7 +92,8 @@ VERBS = {
     "--max-new-tokens 6 --batch-size 2",
     "calibrate": "calibrate --model {instruct} --answers {answers} --output out --batch-size 2",
     "tune": "tune --model {instruct} --data {data} --output out --batch-size 2 --no-merge",
-    "evaluate": "evaluate {base} {instruct} --output out --text ru={ru} --bootstrap 20",
+    "evaluate": "evaluate {base} {instruct} --output out --text ru={RU} --bootstrap 20 --items 2 "
+    "--characters 1000",
     "inspect": "inspect {base} --json out.json",
     "verify": "verify {base} {adapted} --json out.json",
 }

@@ -10,6 +10,7 @@ from typing import Any
 from lep.calibration.filters import reason_to_drop
 from lep.calibration.judge import Conversation, grades, load_judge
 from lep.calibration.saved import UNJUDGED, Key, SavedAnswers
+from lep.calibration.surprise import Surprise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.language import dominant_script
 from lep.corpus.read import question, read_messages, write_records
@@ -159,6 +160,7 @@ class _Run:
         if all(key in done for key in self.keys):
             return
         settings, (model, checkpoint) = self.settings, load_model(self.original)
+        surprise = Surprise.of(model, checkpoint, self.prompts, settings.generation_batch)
         for sample in range(settings.samples):
             seed = settings.sample_seed + sample
             sampling = Sampling(settings.temperature, settings.top_p, seed)
@@ -172,7 +174,7 @@ class _Run:
                 done={index for other, index in done if other == sample},
                 leave_out=True,
             ):
-                self.saved.save_answers(sample, batch)
+                self.saved.save_answers(sample, surprise.measured(batch))
 
     def judged(self) -> tuple[list[AnswerRecord], Counts, dict[str, Counts]]:
         """A record of every answer, prompt by prompt; the number of prompts by outcome, in all and

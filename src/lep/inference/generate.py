@@ -25,6 +25,7 @@ class Answer:
     ids: list[int]  # without the token that ended it
     finished: bool
     too_long: bool = False  # the prompt, for the model's context: it was not asked
+    surprise: float | None = None  # see `lep.calibration.surprise`; None if it was not measured
 
     @property
     def tokens(self) -> int:

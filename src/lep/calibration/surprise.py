@@ -1,0 +1,72 @@
+"""How surprising a model's answers are to the model itself, beside the questions that it reads.
+
+What a model writes is more predictable to it than what people write: it takes likely tokens, and
+knows the question. Where an answer is not, sampling has left what the model can say. No threshold
+is tuned: the questions give it, for each script.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.language import dominant_script
+from lep.inference.generate import Answer
+from lep.inference.likelihood import sequence_nats, text_nats
+from lep.tokenizer.chat import chat_ids
+
+MOST_CHARACTERS = 2_000  # of a question
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A model, its prompts, and its median nats per byte of their last questions by script."""
+
+    model: Any
+    checkpoint: Checkpoint
+    prompts: Sequence[list[dict[str, Any]]]
+    scripts: list[str | None]  # of each prompt
+    medians: dict[str | None, float]
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        checkpoint: Checkpoint,
+        prompts: Sequence[list[dict[str, Any]]],
+        batch_size: int,
+    ) -> "Surprise":
+        texts = [prompt[-1]["content"][:MOST_CHARACTERS] for prompt in prompts]
+        scripts, values = list(map(dominant_script, texts)), defaultdict(list)
+        nats = text_nats(model, checkpoint.tokenizer, texts, batch_size, "questions")
+        for text, script, (_, loss) in zip(texts, scripts, nats, strict=True):
+            values[script].append(loss / max(1, len(text.encode())))
+        medians = {script: statistics.median(each) for script, each in values.items()}
+        return cls(model, checkpoint, prompts, scripts, medians, batch_size)
+
+    def measured(self, answers: Sequence[Answer]) -> list[Answer]:
+        """The answers with nats per byte given the prompt, as a share of their script's median."""
+        pairs = [self._pair(answer) for answer in answers]
+        nats = sequence_nats(self.model, pairs, self.batch_size, "own answers")
+        return [
+            replace(answer, surprise=self._share(answer, loss))
+            for answer, loss in zip(answers, nats, strict=True)
+        ]
+
+    def _pair(self, answer: Answer) -> tuple[list[int], int]:
+        """Prompt and answer, and where that begins; nothing of a prompt that was not asked."""
+        if answer.too_long:
+            return [], 0
+        prompt = self.prompts[answer.index]
+        ids = chat_ids(self.checkpoint.tokenizer, prompt, ask=True)
+        return [*ids, *answer.ids], len(ids)
+
+    def _share(self, answer: Answer, nats: float) -> float | None:
+        """None where there is nothing to compare: no text, or likelihoods that are not numbers."""
+        median, size = self.medians[self.scripts[answer.index]], len(answer.text.encode())
+        share = nats / (size * median) if size and median else math.nan
+        return share if math.isfinite(share) else None
