@@ -86,7 +86,8 @@ VERBS = {
     "lora": "pretrain --model {initialised} --corpus {ru} --output out {T} --train lora",
     "propagate": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out",
     "auto": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out "
-    "--method auto --text ru={ru} en={en} --prompts {prompts} --candidates swap overlap",
+    "--method auto --text ru={RU} en={EN} --prompts {prompts} --candidates swap overlap "
+    "--characters 1000 --copies 2",
     "pack": "pack --base {base} --adapted {adapted} --output deep/out.pack",
     "answer": "answer --original {instruct} --prompts {prompts} --output out --samples 2 "
     "--max-new-tokens 6 --batch-size 2",
