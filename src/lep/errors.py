@@ -1,5 +1,6 @@
 """The exceptions: everything that a user can cause is a `LepError` with a complete message."""
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ LONGEST_REASON = 300  # characters of a foreign message that are repeated
 # What a terminal may take for a command: control characters, marks that reorder text, and halves of
 # characters, which cannot be printed.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+KEYS = ("OPENAI_API_KEY", "HF_TOKEN")  # environment variables that servers may echo
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # user:password of a URL
 
 
@@ -58,14 +60,14 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def redacted(text: str, *secrets: str | None) -> str:
-    """Text without the given secrets, and without user and password in its URLs.
+def redacted(text: str) -> str:
+    """Text without the keys of the environment, and without user and password in its URLs.
 
-    >>> redacted("https://me:word@host/v1 says: bad key sk-1", "sk-1")
-    'https://***@host/v1 says: bad key ***'
+    >>> redacted("401 for https://me:word@host/v1")
+    '401 for https://***@host/v1'
     """
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "***")
+    for key in filter(None, map(os.environ.get, KEYS)):
+        text = text.replace(key, "***")
     return _CREDENTIALS.sub("***", text)
 
 

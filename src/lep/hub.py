@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
-from lep.errors import CheckpointError
+from lep.errors import CheckpointError, redacted
 from lep.limits import JSON_BYTES
 
 # What is downloaded: never pickled weights, never code.
@@ -75,5 +75,8 @@ def short_names(models: list[str]) -> list[str]:
     """The last part of each path; the whole path where two share it, numbered where it repeats."""
     last = [Path(model.partition("@http")[0]).name or model for model in models]
     counts = Counter(last)
-    names = [name if counts[name] == 1 else model for name, model in zip(last, models, strict=True)]
+    names = [
+        name if counts[name] == 1 else redacted(model)
+        for name, model in zip(last, models, strict=True)
+    ]
     return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]

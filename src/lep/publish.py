@@ -135,7 +135,8 @@ def _check_others(output: Path, partial: Path) -> None:
 
 
 def _has_saved(partial: Path) -> bool:
-    return any(partial.rglob(SAVED))
+    files = (file for state in partial.rglob(SAVED) for file in state.rglob("*"))
+    return any(file.is_file() and file.stat().st_size for file in files)
 
 
 def _empty(folder: Path) -> None:

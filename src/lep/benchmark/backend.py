@@ -22,7 +22,7 @@ from lep.benchmark.harness import chat_text, quiet
 from lep.benchmark.recorded import Recorded
 from lep.benchmark.scoring import continuation_nats
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import LepError, printable
+from lep.errors import LepError, printable, redacted
 from lep.inference.models import Description, context_of
 from lep.limits import REPLY_BYTES, REPLY_SECONDS
 from lep.progress import progress
@@ -222,7 +222,9 @@ class Server:
         known = [name for name in (source, str(checkpoint.folder)) if name in served]
         if not known and len(served) > 1:
             models = f"{', '.join(served)} and not {source}"
-            raise LepError(f"the server at {url} has {models}: serve one model, or that one")
+            raise LepError(
+                f"the server at {redacted(url)} has {models}: serve one model, or that one"
+            )
         name = known[0] if known else next(iter(served), str(checkpoint.folder))
         longest = context_of(checkpoint)
         self.context = min(longest, served.get(name) or longest)
@@ -245,7 +247,8 @@ class Server:
         """Number of tokens of each text, and -log p in nats; answers are kept in `file`."""
         model, encode = self.completions, self.completions.tok_encode
         instances = [Instance("loglikelihood", {}, ("", text), i) for i, text in enumerate(texts)]
-        with closing(Recorded(model, lambda text: len(encode(text)), self.context, file)) as saved:
+        recorded = Recorded(model, lambda text: len(encode(text)), self.context, file)
+        with closing(recorded) as saved, quiet():
             answers = saved.loglikelihood(instances)
         if saved.too_long:
             count = f"{len(saved.too_long)} of {len(texts)}"
@@ -260,11 +263,11 @@ def _served(url: str) -> dict[str, int | None]:
         answer = whole_reply(requests.Session(), "GET", f"{url}/models", 30)
     except requests.RequestException as error:
         raise LepError(
-            f"no OpenAI-compatible server answers at {url} ({type(error).__name__}): start it, or "
-            "mend the URL, which usually ends in /v1"
+            f"no OpenAI-compatible server answers at {redacted(url)} ({type(error).__name__}): "
+            "start it, or mend the URL, which usually ends in /v1"
         ) from error
     try:
         contexts = {model["id"]: model.get("max_model_len") for model in answer.json()["data"]}
         return {name: n if isinstance(n, int) and n > 0 else None for name, n in contexts.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -190,9 +190,9 @@ def _check_prefix(checkpoint: Checkpoint | Description, prefix: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-evaluation-harness, which logs every step and draws bars even into files."""
+    """Silence lm-evaluation-harness, which logs every step, and requests with their keys."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
             yield

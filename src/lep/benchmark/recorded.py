@@ -11,13 +11,14 @@ from aiohttp import ClientError, ClientResponseError
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.api_models import TemplateAPI
 
-from lep.errors import CorpusError, LepError, foreign
+from lep.errors import CorpusError, LepError, foreign, redacted
 from lep.progress import Lines
 from lep.publish import fingerprint
 
 SPECIAL = 2  # tokens that a tokenizer may put around a text
 CHUNK = 4_000  # requests in work at once
-REFUSALS = (requests.HTTPError, ClientResponseError, KeyError, TypeError)
+ODD_REPLIES = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+REFUSALS = (requests.HTTPError, ClientResponseError, *ODD_REPLIES)
 BREAKDOWNS = (requests.RequestException, ClientError, TimeoutError)
 
 
@@ -118,13 +119,15 @@ class Recorded(LM):
             if not isinstance(self.model, TemplateAPI):
                 raise
             raise LepError(
-                f"the server refuses a request ({type(error).__name__}: {error}): it must serve "
-                "this model, and give prompt log-probabilities (echo with logprobs) for choices"
+                f"the server refuses a request ({type(error).__name__}: {redacted(str(error))}): "
+                "it must serve this model, and give prompt log-probabilities (echo with logprobs) "
+                "for choices"
             ) from error
         except BREAKDOWNS as error:
             done = f"{sum(key in self.known for key, _ in todo):,} of {len(todo):,} requests"
+            reason = redacted(str(error)) or type(error).__name__
             raise LepError(
-                f"the server stopped answering after {done} ({error or type(error).__name__}): "
+                f"the server stopped answering after {done} ({reason}): "
                 "start it again and give the same command, which goes on from there"
             ) from error
         for (key, _), answer in zip(chunk, answers, strict=True):

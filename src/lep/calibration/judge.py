@@ -10,7 +10,7 @@ import regex
 import requests
 
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import CheckpointError, LepError
+from lep.errors import CheckpointError, LepError, redacted
 from lep.inference.generate import answers
 from lep.inference.models import load_model
 from lep.progress import progress
@@ -93,7 +93,7 @@ def grades(
             if ungraded >= MOST_UNGRADED:
                 raise LepError(
                     f"the judge {judge.name} gives no grades: asked for a digit from 1 to 5 it "
-                    f"said {reply[:60]!r}; {saved}: give another judge, or none"
+                    f"said {redacted(reply)[:60]!r}; {saved}: give another judge, or none"
                 )
             yield grade
 
@@ -108,10 +108,11 @@ def _replies(judge: Judge, prompts: list[Conversation], saved: str) -> list[str]
             replies[i] = reply
         return replies
     except requests.RequestException as error:
-        reason = f"does not answer after {TRIES} tries ({error})"
+        reason = f"does not answer after {TRIES} tries ({redacted(str(error))})"
         advice = "give the same command when it is back"
         if isinstance(error, requests.HTTPError) and error.response is not None:
-            reason = f"refuses ({error}: {error.response.text[:200]!r})"
+            said = redacted(error.response.text)[:200]
+            reason = f"refuses ({redacted(str(error))}: {said!r})"
             advice = "correct its name, URL or key, and give the same command"
         raise LepError(f"the judge {judge.name} {reason}; {saved}: {advice}") from error
 

@@ -123,6 +123,7 @@ def _link(source: Path, target: Path) -> None:
 def _write_index(source: Checkpoint, replaced: Replaced, output: Path) -> None:
     if (path := source.folder / INDEX).exists():
         index = read_json(path, CheckpointError)
-        if "total_size" in index.get("metadata", {}):
-            index["metadata"]["total_size"] += _growth(source, replaced)
+        metadata = index.get("metadata")
+        if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+            metadata["total_size"] += _growth(source, replaced)
         write_json(output / INDEX, index, indent=2)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lep.corpus.files import Paths, corpus_files, is_txt, stem
 from lep.corpus.formats import Record, read_lines, read_rows, read_txt
 from lep.errors import CorpusError, foreign, note
+from lep.files import check_depth
 from lep.progress import progress
 
 PIECE_CHARACTERS = 1_000_000
@@ -49,10 +50,9 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
 
 def _decoded(line: str, where: str) -> Record:
     advice = "mend the line" if line.endswith("\n") else "the file ends early, copy it again"
-    try:
+    with foreign(f"{where}: not JSON", advice, CorpusError):
         record = json.loads(line.lstrip("\ufeff"))  # files with such a mark, one after the other
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: not JSON ({error.msg}): {advice}") from error
+        check_depth(record)
     if "\\ud" in line or "\\uD" in line:  # perhaps half a character, which no file can hold
         halves = json.dumps(record, ensure_ascii=False).encode("utf-16", "surrogatepass")
         record = json.loads(halves.decode("utf-16", "replace"))

@@ -107,7 +107,7 @@ def evaluate(
     with publishing(output, resume_key=_resume_key(subjects, text, material)) as partial:
         for i, name in enumerate(short_names(sources)):
             folder = partial / f"checkpoint-{i}"
-            saved, part = folder / "records.jsonl", folder / "records.part"
+            saved, part = folder / "records.jsonl", partial / f"records-{i}.part"
             if not saved.exists():
                 if len(sources) > 1:
                     announce(f"model {i + 1} of {len(sources)}: {name}")

@@ -69,7 +69,8 @@ def answers(
         yield [Answer(i, "", [], finished=False, too_long=True) for i in new]
     order = sorted(set(range(len(encoded))) - too_long, key=lambda i: (-len(encoded[i]), i))
     ends = end_tokens(model)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    pad = next((index for index in named if index is not None), 0)  # any token, under the mask
     options = {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0, "pad_token_id": pad}
     if sampling is None:
         options |= {"do_sample": False, "temperature": None, "top_p": None}

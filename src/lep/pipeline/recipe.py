@@ -1,6 +1,7 @@
 """The recipe: one typed YAML file that holds everything a run depends on. This is its schema."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat
 
 from lep.fields import ByName, FileName
+from lep.limits import RECIPE_VALUES
 from lep.settings import (
     CalibrateSettings,
     CorpusSettings,
@@ -118,6 +120,14 @@ class GridSettings(Settings):
 
     def faults(self) -> Iterator[Fault]:
         """Names that make no folder, or that no axis has."""
+        count = math.prod(map(len, self.axes.values())) * len(self.seeds)
+        if count > RECIPE_VALUES.value:
+            most = f"the limit is {RECIPE_VALUES.value:,}"
+            yield (
+                "axes",
+                f"the grid has {count:,} combinations and seeds, {most}: give fewer values",
+            )
+            return
         keys = {axis: axis for axis in self.axes}
         keys |= {f"{axis}.{value}": value for axis in self.axes for value in self.axes[axis]}
         for key, name in keys.items():

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from lep import __version__
+from lep.errors import CheckpointError, foreign
 from lep.evaluation.table import benchmark_table
 from lep.files import read_json
 from lep.publish import publish_text
@@ -32,24 +33,21 @@ def write_report(folder: str | Path) -> Path:
 def run_page(folder: Path, run: RunRecord) -> str:
     """The page of a single recipe: a table, an example text, losses, fits and answers."""
     cell = run.cells[0]
-    instruct = data.model_table(folder, cell.instruct_models)
-    return render(
-        "page.html",
-        run=run,
-        cell=cell,
-        recipe=cell.recipe,
-        instruct=instruct,
-        base=data.model_table(folder, cell.base_models),
-        saving=data.saving(instruct, cell.recipe["language"]),
-        segmentation=data.segmentation(folder, cell.recipe),
-        examples=data.examples(folder, cell),
-        changes=data.changes(folder),
-        fits=data.fits(folder, cell.recipe["propagate"]),
-        losses=loss_figure(data.losses(folder, run.seconds)),
-        benchmark=benchmark_table(folder, cell.instruct_models),
-        counts=read_json(folder / "corpus" / "counts.json"),
-        plotly=get_plotlyjs(),
-    )
+    with foreign(f"{folder} is no whole run", "run its recipe again", CheckpointError):
+        instruct = data.model_table(folder, cell.instruct_models)
+        facts = {
+            "base": data.model_table(folder, cell.base_models),
+            "saving": data.saving(instruct, cell.recipe["language"]),
+            "segmentation": data.segmentation(folder, cell.recipe),
+            "examples": data.examples(folder, cell),
+            "changes": data.changes(folder),
+            "fits": data.fits(folder, cell.recipe["propagate"]),
+            "losses": loss_figure(data.losses(folder, run.seconds)),
+            "benchmark": benchmark_table(folder, cell.instruct_models),
+            "counts": read_json(folder / "corpus" / "counts.json"),
+        }
+    common = {"run": run, "cell": cell, "recipe": cell.recipe, "plotly": get_plotlyjs()}
+    return render("page.html", instruct=instruct, **facts, **common)
 
 
 def grid_page(folder: Path, run: RunRecord) -> str:

@@ -46,7 +46,12 @@ class RunRecord:
         with foreign(f"{path} is no record of a run", advice, CheckpointError):
             seconds, cells = values.pop("seconds"), values.get("cells", [values])
             record = TypeAdapter(cls).validate_python({"seconds": seconds, "cells": cells})
+            if not record.cells:
+                raise ValueError("it has no cells")
             for cell in record.cells:
+                kinds = {"language": str, "base": str, "propagate": list}
+                if missing := [k for k in kinds if not isinstance(cell.recipe.get(k), kinds[k])]:
+                    raise ValueError(f"its recipe has no {missing[0]}")
                 for stage in (*cell.instruct_models.values(), *cell.base_models.values()):
                     file_part(stage)
             return record

@@ -6,7 +6,13 @@ from transformers import PreTrainedTokenizerFast
 
 from lep.corpus.read import Record
 from lep.errors import CorpusError, TokenizerError, foreign
-from lep.limits import TEMPLATE_BYTES, TEMPLATE_SECONDS, memory_limit, time_limit
+from lep.limits import (
+    CONVERSATION_BYTES,
+    TEMPLATE_BYTES,
+    TEMPLATE_SECONDS,
+    memory_limit,
+    time_limit,
+)
 
 # Ask for the answer without a chain of thought; templates that know no such option ignore it.
 TEMPLATE_OPTIONS = {"enable_thinking": False}
@@ -23,7 +29,10 @@ def chat_ids(
     if not tokenizer.chat_template:
         raise TokenizerError("the model has no chat template: give an instruct model")
     text = rendered(tokenizer, messages, add_generation_prompt=ask)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise CorpusError("the chat template makes no text of a conversation: give another model")
+    return ids
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **options: Any) -> str:
@@ -44,4 +53,6 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **optio
         memory_limit(TEMPLATE_BYTES, what, TokenizerError),
     ):
         options |= TEMPLATE_OPTIONS
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        CONVERSATION_BYTES.check(len(text.encode()), "a conversation in the template", CorpusError)
+        return text

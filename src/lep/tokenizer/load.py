@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lep.errors import CheckpointError, TokenizerError, foreign
 from lep.files import read_json, write_json
 from lep.hub import local_folder
-from lep.limits import JSON_BYTES
+from lep.limits import GROWTH, JSON_BYTES
 from lep.tokenizer.id_settings import remap_ids
+from lep.tokenizer.vocabulary import described
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -41,6 +43,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     advice = "download it again, or save it in the fast format"
     with foreign(f"{folder / TOKENIZER} cannot be read", advice, TokenizerError):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        normalizer = described(tokenizer.backend_tokenizer.normalizer)
+        GROWTH.check(_growth(normalizer or {}), f"a text normalised by {folder}", TokenizerError)
         tokenizer("a")  # settings of odd types show when they are used
     template = tokenizer.chat_template
     texts = [*template, *template.values()] if isinstance(template, dict) else [template or ""]
@@ -114,6 +118,13 @@ def check_loaders(
                     f"{ids[:8]} instead of {expected[:8]}): the model type rebuilds tokenizers; "
                     "load it with PreTrainedTokenizerFast"
                 )
+
+
+def _growth(normalizer: dict[str, Any]) -> int:
+    """How many times longer a normaliser's replacements can make a text, in characters."""
+    inner = map(_growth, normalizer.get("normalizers") or [])
+    found = (normalizer.get("pattern") or {}).get("String") or "?"  # of a pattern: one character
+    return prod(inner) * max(1, len(normalizer.get("content") or "") // len(found))
 
 
 def _copy(names: Iterable[str], source: Path, output: Path) -> None:

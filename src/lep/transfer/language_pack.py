@@ -11,17 +11,15 @@ from typing import IO, Any
 
 import torch
 import zstandard
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lep import __version__
 from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import sha256, write_tensors
-from lep.errors import CheckpointError, TokenizerError
-from lep.files import open_binary, read_json, zstd_content
+from lep.checkpoint.stream import read_tensors, sha256, write_tensors
+from lep.errors import CheckpointError, TokenizerError, foreign
+from lep.files import parse_json, read_json, zstd_content
 from lep.limits import JSON_BYTES, VOCABULARY
 from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks, rows_at_once
 from lep.publish import check_output, created, publishing_file
@@ -40,7 +38,7 @@ SAMPLE_ROWS = 256  # of the base's tables, by which models tuned from it are rec
 LEAST_COSINE = 0.5
 TOKENIZER_FILES = ("tokenizer.json", *(name for name in CARRIED_FILES if "." in name))
 FORMAT = 1
-DAMAGE = (SafetensorError, KeyError, EOFError, OSError, ValueError, TypeError, zstandard.ZstdError)
+KINDS = {"input", "output"}
 SelectedRows = tuple[Tensor, Tensor]  # row numbers (n,) int64, rows (n, h)
 
 
@@ -71,12 +69,10 @@ class LanguagePack:
     @classmethod
     def load(cls, path: Path) -> "LanguagePack":
         """Raises `CheckpointError` for a file that is not a complete language pack."""
-        try:
-            open_binary(path, CheckpointError).close()
-            tensors = load_file(path)
-            about = json.loads(_decompressed(tensors["about"]))
-            if about["format"] != FORMAT:
-                raise ValueError(f"its format is {about['format']}, this lep reads {FORMAT}")
+        advice = "make it again with lep pack"
+        tensors = read_tensors(path, advice)
+        with foreign(f"{path} is not a language pack", advice, CheckpointError):
+            about = _checked(parse_json(_decompressed(tensors["about"]), "its description"))
             VOCABULARY.check(about["source_rows"], f"the base of {path}", CheckpointError)
             names = [name for name in TOKENIZER_FILES if f"tokenizer/{name}" in tensors]
             tokenizer = {name: _decompressed(tensors[f"tokenizer/{name}"]) for name in names}
@@ -86,9 +82,6 @@ class LanguagePack:
             source_rows = dict.fromkeys(mappings, about["source_rows"])
             sample = _selected(tensors, "sample", about, source_rows)
             return cls(about, tokenizer, mappings, learned, sample)
-        except DAMAGE as error:
-            message = f"{path} is not a language pack ({error}): make it again with lep pack"
-            raise CheckpointError(message) from error
 
 
 @dataclass(frozen=True)
@@ -297,6 +290,19 @@ def _sample(source: Checkpoint, table: Tensor) -> SelectedRows:
     ordinary = [i for i, token in tokens if token is not None and not token.added]
     rows = torch.tensor(ordinary[:: max(1, len(ordinary) // SAMPLE_ROWS)][:SAMPLE_ROWS])
     return rows, table[rows].clone()
+
+
+def _checked(about: Any) -> dict[str, Any]:
+    """The description of a pack. Raises `ValueError` for one that lacks a field."""
+    if about["format"] != FORMAT:
+        raise ValueError(f"its format is {about['format']}, this lep reads {FORMAT}")
+    texts, sizes = ("base", "source_vocabulary"), ("source_rows", "source_ids")
+    hidden = [table["hidden"] for table in about["tables"].values()]
+    if not all(type(about[name]) is str for name in texts) or not about["tables"].keys() <= KINDS:
+        raise ValueError("it does not name its base and tables")
+    if not all(type(size) is int and size > 0 for size in (*hidden, *map(about.get, sizes))):
+        raise ValueError("it does not give the sizes of its base")
+    return about
 
 
 def _mapping(tensors: dict[str, Tensor], kind: str, about: dict[str, Any]) -> VocabularyMapping:
