@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lep.corpus import blocks, clean
 from lep.corpus.prepare import sections
-from lep.corpus.read import Document
+from lep.corpus.read import Document, cut_at_lines
 
 OLD_ELEMENT = regex.compile(r"(?is)<(script|style|ref)\b[^<>]*(?<!/)>.*?</\1\s*>|<!--.*?-->")
 PARTS = ["<script>", "</script >", "<ref a='b'>", "<ref/>", "</ref>", "<!--", "-->", "<style", ">"]
@@ -86,6 +86,20 @@ def test_sections_are_the_obvious_ones(text, most) -> None:
     pieces = sections(Document("d", text, "s", "g"), most)
     expected = slow_sections(text, most) if len(text) > most else [text]
     assert [piece.text for piece in pieces] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["а" * 95, "аб " * 35, " " * 99, "аб " * 9 + "\n" + "в" * 77 + "\n"]
+)
+def test_lines_too_long_for_a_tokenizer_are_cut(text, monkeypatch) -> None:
+    monkeypatch.setattr("lep.corpus.prepare.LONGEST_LINE", 10)
+    pieces = [piece.text for piece in sections(Document("d", text, "s", "g"), 12)]
+    assert all(len(piece) <= 12 for piece in pieces)
+    assert "".join(pieces).replace("\n", "").split() == text.replace("\n", "").split()
+    monkeypatch.setattr("lep.corpus.read.PIECE_CHARACTERS", 10)
+    pieces = list(cut_at_lines([text], 5))
+    assert "".join(pieces) == text
+    assert all(len(piece) <= 16 for piece in pieces)
 
 
 @given(st.lists(st.text("аб ", max_size=9), min_size=1, max_size=40), st.integers(1, 20))

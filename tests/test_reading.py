@@ -83,7 +83,8 @@ def test_parquet_and_jsonl_that_end_early_are_named(tmp_path) -> None:
 def test_counts_that_lack_words_are_refused(byte_level: Tokenizer, tmp_path) -> None:
     path, cutter = tmp_path / "a.counts.zst", WordCutter.of(byte_level)
     words = WordCounts(Counter({f"слово{i}": i for i in range(1, 50)}), "Cyrillic", 1_000)
-    write_counts(path, words, cutter)
+    with path.open("wb") as file:
+        write_counts(file, words, cutter)
     assert read_counts(path, cutter) == words
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])

@@ -47,7 +47,7 @@ def _digits(size: int) -> str:
 
 
 JSON_BYTES = Limit("JSON_BYTES", 256_000_000, "bytes")  # of JSON, templates, a pack's settings
-LINE_BYTES = Limit("LINE_BYTES", 64_000_000, "bytes")  # of a jsonl line or parquet row
+LINE_BYTES = Limit("LINE_BYTES", 16_000_000, "bytes")  # of a jsonl line or parquet row
 DOCUMENT_BYTES = Limit("DOCUMENT_BYTES", 256_000_000, "bytes")  # of a txt file
 EXPANSION = Limit("EXPANSION", 1_000, "bytes of content for each byte on disk")
 RECIPE_BYTES = Limit("RECIPE_BYTES", 200_000, "bytes")

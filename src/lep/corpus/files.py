@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,14 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise CorpusError(f"corpus folder {path} holds no {suffixes} file: check the path")
     if names := [str(f.relative_to(path)) for f in others if f.name.lower() not in BESIDE]:
-        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-        note(
-            f"passed over in {path}, because they are none of {suffixes}: "
-            f"{', '.join(names[:NAMED])}{more}"
-        )
+        note(f"passed over in {path}, because they are none of {suffixes}: {listed(names)}")
     return files
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _walk(folder: Path) -> Iterator[Path]:

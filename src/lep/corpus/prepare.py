@@ -10,6 +10,7 @@ from lep.corpus.read import Document, Documents
 from lep.errors import CorpusError
 
 SECTION_CHARACTERS = 4000
+LONGEST_LINE = 1_000_000  # characters
 ORDER = "order/"  # salt of the hash that orders samples
 
 
@@ -29,14 +30,14 @@ def unit_hash(key: str) -> float:
 def sections(document: Document, max_characters: int = SECTION_CHARACTERS) -> list[Document]:
     """Cut a long document at line ends into pieces of at most `max_characters`.
 
-    A longer line stays whole. Every piece starts a paragraph, as training samples do in the paper
-    (section 3.2).
+    A longer line stays whole, up to `LONGEST_LINE`. Every piece starts a paragraph, as training
+    samples do in the paper (section 3.2).
     """
     if len(document.text) <= max_characters:
         return [document]
     text, start, stop = document.text, 0, 0
     pieces = list[str]()
-    for line in text.splitlines(keepends=True):
+    for line in _lines(text):
         if stop > start and stop + len(line) - start > max_characters:
             pieces.append(text[start:stop])
             start = stop
@@ -47,6 +48,17 @@ def sections(document: Document, max_characters: int = SECTION_CHARACTERS) -> li
         for i, piece in enumerate(pieces)
         if piece.strip()
     ]
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines with their ends; from a very long one as much at once as a tokenizer can take."""
+    for line in text.splitlines(keepends=True):
+        start = 0
+        while len(line) - start > LONGEST_LINE:
+            stop = line.rfind(" ", start, start + LONGEST_LINE) + 1 or start + LONGEST_LINE
+            yield line[start:stop]
+            start = stop
+        yield line[start:] if start else line
 
 
 def prepare(

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lep.corpus.files import Paths, corpus_files, is_txt, stem
+from lep.corpus.files import Paths, corpus_files, is_txt, listed, stem
 from lep.corpus.formats import Record, read_lines, read_rows, read_txt
 from lep.errors import CorpusError, foreign, note
 from lep.files import check_depth
@@ -99,7 +99,7 @@ def _not_empty(
         if without:
             empty.append(str(file))
         any_text |= not without
-    names = ", ".join(empty) or "no paths given"
+    names = listed(empty) or "no paths given"
     if not any_text:
         raise CorpusError(f"the corpus holds no text at all: {names}")
     if empty:
@@ -132,12 +132,15 @@ def batches(
 
 
 def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
-    """Texts in pieces of `characters` or a little more, each from the first word of a line."""
+    """Texts in pieces of `characters` or a little more, each from the first word of a line.
+
+    A line above `PIECE_CHARACTERS` is cut.
+    """
     for text in texts:
         start = 0
         while start < len(text):
-            line = _LINE.search(text, start + characters)
-            stop = line.end() if line else len(text)
+            line = _LINE.search(text, start + characters, start + characters + PIECE_CHARACTERS)
+            stop = line.end() if line else start + characters + PIECE_CHARACTERS
             yield text[start:stop]
             start = stop
 

@@ -97,12 +97,19 @@ def _read(name: str, split: str, hub: Hub, data: str | None) -> list[Row]:
         local = "test" if name == "rublimp" else split
         return _from_hub(f"{name}/{local}", load_dataset, *hub, split=split).to_list()
     folder = Path(data, name)
-    files = sorted(folder.glob(f"{split}.jsonl*"))
+    files = sorted(file for file in folder.glob("*") if file.name.lower() in _names(split))
     if not files:
         raise CorpusError(
             f"{folder} has no {split}.jsonl: write one record a line, or leave --data out"
         )
+    if len(files) > 1:
+        both = " and ".join(file.name for file in files[:2])
+        raise CorpusError(f"{folder} has {both}: leave one of them")
     return [record for _, record in read_records(files[0])]
+
+
+def _names(split: str) -> set[str]:
+    return {f"{split}.jsonl{compression}" for compression in ("", ".gz", ".zst")}
 
 
 def _configs(name: str, hub: str) -> list[str]:
