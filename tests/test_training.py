@@ -21,7 +21,7 @@ from conftest import SAMPLE, TEMPLATE, changed, kill_when, save_model, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.blocks import packed, token_pieces
@@ -774,9 +774,10 @@ def test_an_adapter_beside_the_weights_is_not_lost(adapted, tmp_path) -> None:
 
 def test_the_context_of_a_nested_configuration_bounds_samples(pair, tmp_path) -> None:
     """As of models that also see images: the text model's settings are inside."""
-    checkpoint = Checkpoint(pair["instruct"])
-    records = read_messages(conversations(tmp_path))
-    checkpoint.config = {"text_config": {"max_position_embeddings": 10}}
+    shutil.copytree(pair["instruct"], tmp_path / "model")
+    text = {"max_position_embeddings": 10, "vocab_size": 500}
+    Gemma3Config(text_config=text).save_pretrained(tmp_path / "model")
+    checkpoint, records = Checkpoint(tmp_path / "model"), read_messages(conversations(tmp_path))
     with pytest.raises(CorpusError, match="40 above 10 tokens"):
         encode_records(checkpoint, records, 4096)
 
