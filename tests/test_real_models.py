@@ -1,4 +1,4 @@
-"""A real instruct model, where LEP_MODELS names a folder that has it (docs/development.md)."""
+"""A real instruct model, where the variable LEP_MODELS names a folder that holds it."""
 
 import os
 from pathlib import Path
