@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-from tqdm import tqdm
-
 SECONDS_BETWEEN_LINES, SECONDS_OF_A_LOOP = 60.0, 10.0  # a shorter loop says nothing
 SHORTEST = 2.0  # seconds that a loop takes before its bar is shown
 T = TypeVar("T")
@@ -65,6 +63,8 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
     if total is None and isinstance(items, Sized):
         total = len(items)
     if is_terminal() and is_first():
+        from tqdm import tqdm
+
         yield from tqdm(items, desc=label, total=total, leave=False, delay=SHORTEST)
         return
     lines = Lines(label, total)

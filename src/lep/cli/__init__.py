@@ -11,6 +11,7 @@ from lep import __version__
 from lep.cli import models, runs, tokenizers
 from lep.cli.verb import app
 from lep.errors import LepError, LepWarning, printable
+from lep.progress import is_terminal
 
 __all__ = ["app", "main", "models", "runs", "tokenizers"]
 
@@ -32,15 +33,18 @@ def start(
 _warning = warnings.formatwarning
 
 
-def _note_or_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+def _note_or_warning(message: Any, category: type[Warning], *where: Any, **line: Any) -> str:
     note = issubclass(category, LepWarning)
-    text = f"note: {message}\n" if note else _warning(message, category, *place, **line)
+    text = f"note: {message}\n" if note else _warning(message, category, *where, **line)
     return printable(text)
 
 
 def main() -> None:
     """Entry point: user faults are one sentence on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not is_terminal():  # bars of libraries would fill a file with their states
+        for library in ("HF_HUB", "HF_DATASETS"):
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     warnings.formatwarning = _note_or_warning
     for stream in (sys.stdout, sys.stderr):  # a character that the locale lacks is spelled out
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
