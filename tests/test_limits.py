@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -189,6 +191,7 @@ GROWING = (
 
 
 def test_templates_are_stopped(pair, monkeypatch) -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
     tokenizer = load_tokenizer(pair["instruct"])
     expected = tokenizer.apply_chat_template(MESSAGES, return_dict=False)
     assert chat_ids(tokenizer, MESSAGES) == expected
@@ -203,6 +206,8 @@ def test_templates_are_stopped(pair, monkeypatch) -> None:
         chat_ids(tokenizer, MESSAGES)
     tokenizer.chat_template = TEMPLATE
     assert chat_ids(tokenizer, MESSAGES) == expected
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_patterns_that_backtrack_are_stopped(monkeypatch) -> None:

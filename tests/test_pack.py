@@ -114,7 +114,7 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
             apply_pack(tmp_path / "ru.lep", tmp_path / name, tmp_path / "out", force=True)
     (tmp_path / "cut.lep").write_bytes((tmp_path / "ru.lep").read_bytes()[:-100])
     for file in ("cut.lep", "stranger/model.safetensors", "missing.lep"):
-        with pytest.raises(CheckpointError, match="is not a language pack|cannot be read"):
+        with pytest.raises(CheckpointError, match=r"is not a language pack|cannot be read"):
             apply_pack(tmp_path / file, pair["instruct"], tmp_path / "out")
     sampled = LanguagePack.load(tmp_path / "ru.lep").sample["output"][0]
     shutil.copytree(pair["instruct"], tmp_path / "spoilt")

@@ -193,3 +193,18 @@ def test_the_command_line_says_it_in_a_line(folder, tmp_path) -> None:
     notes = [line for line in run.stderr.splitlines() if "passed over" in line]
     assert len(notes) == 1
     assert notes[0].startswith("note: passed over in ")
+
+
+def test_the_data_of_a_task_lie_in_one_file(tmp_path) -> None:
+    from lep.benchmark.tasks.data import _read
+
+    folder = tmp_path / "rwsd"
+    folder.mkdir()
+    (folder / "test.jsonl.partial").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"rwsd has no test\.jsonl"):
+        _read("rwsd", "test", ("hub", None), str(tmp_path))
+    (folder / "test.JSONL.zst").write_bytes(zstandard.compress(b'{"a": 1}\n'))
+    assert _read("rwsd", "test", ("hub", None), str(tmp_path)) == [{"a": 1}]
+    (folder / "test.jsonl").write_text('{"a": 2}\n', encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"has test.JSONL.zst and test.jsonl: leave one of them"):
+        _read("rwsd", "test", ("hub", None), str(tmp_path))
