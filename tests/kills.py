@@ -2,9 +2,10 @@
 
     python tests/kills.py JOB.json
 
-A job is {"arguments", "copies", "most", "folder"}: the command line, folders to copy beside its
-output first, how many kills at most, and an empty folder to work in. Every run is a fork of this
-process, which has imported everything and started no thread. A report is printed as JSON.
+A job is {"arguments", "copies", "most", "folder", "warm"}: the command line, folders to copy before
+it, how many kills at most, an empty folder to work in, and whether the command may run
+in this process before, to import what it needs. (One that trains may not: it starts threads.) Every
+run is a fork of this process. A report is printed as JSON.
 
 There are two kinds of kills: before an operation, and while a file is written, which then keeps its
 first bytes only.
@@ -12,6 +13,7 @@ first bytes only.
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -35,19 +37,21 @@ VARYING = re.compile(
 )
 
 
-def warm_up() -> None:
+def warm_up(job: dict) -> None:
     """Import what verbs import; answers of random models pass the rules."""
     import lep.calibration.answers as answers
-    import lep.cli
-    import lep.evaluation.evaluate
-    import lep.pipeline.run
-    import lep.report.page
-    import lep.selection.auto
-    import lep.tokenizer.write
-    import lep.training.pretrain
-    import lep.training.tune  # noqa: F401
+    from lep.cli import main
 
     answers.reason_to_drop = lambda question, answer: None
+    if not job["warm"]:
+        for name in ("evaluation.evaluate", "pipeline.run", "selection.auto", "tokenizer.write"):
+            importlib.import_module(f"lep.{name}")
+        return
+    sys.argv, before = ["lep", *job["arguments"]], Path.cwd()
+    os.chdir(begin(job, "warm"))
+    with contextlib.suppress(SystemExit):
+        main()
+    os.chdir(before)
 
 
 class Operations:
@@ -171,6 +175,7 @@ def check(job: dict) -> dict:
 
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
-        warm_up()
-        report = check(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+        job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        warm_up(job)
+        report = check(job)
     print(json.dumps(report))

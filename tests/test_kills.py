@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,37 @@ from conftest import SAMPLE
 from lep.calibration import answers as module
 from lep.calibration.answers import answer
 from lep.corpus.read import write_records
+from lep.pipeline.run import run_recipe
+from lep.transfer.language_pack import make_pack
 
 RU, EN = (str(SAMPLE / language) for language in ("ru", "en"))
+RECIPE = """\
+name: tiny
+base: {base}
+instruct: {instruct}
+language: ru
+text: {{ru: {RU}, en: {EN}}}
+corpus: {{heldout_share: 0.2, limit_characters: 20_000, limit_heldout_characters: 4_000}}
+tokenizer: {{new_tokens: 40}}
+propagate: [swap]
+pretrain: {{tokens: 1_000, learning_rate: 1e-3, block_size: 64, batch_tokens: 256}}
+calibrate: {{prompt_tasks: 4, copy_tasks: 4, max_new_tokens: 8, batch_size: 4, after: swap}}
+evaluate: {{items: 2, characters: 1_000, bootstrap: 20, tasks: [copy_sentence]}}
+"""
 MOST = int(os.environ.get("LEP_KILLS", 60))  # of each verb
 TRAINING = "--learning-rate 1e-2 --block-size 64 --batch-tokens 128 --tokens 1000"
 
 
-def killed_everywhere(tmp_path: Path, arguments: str, copies: tuple = (), most: int = MOST) -> dict:
+TRAINS = {"pretrain", "calibrate", "tune", "run"}
+
+
+def killed_everywhere(
+    tmp_path: Path, arguments: str, copies: Sequence[Path] = (), most: int = MOST
+) -> dict:
     """The report of `kills.py` on a command, whose paths are relative to an empty folder."""
     (tmp_path / "kills").mkdir()
     job = {"arguments": arguments.split(), "copies": list(map(str, copies)), "most": most}
+    job["warm"] = job["arguments"][0] not in TRAINS
     (tmp_path / "job.json").write_text(json.dumps(job | {"folder": str(tmp_path / "kills")}))
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("kills.py"), tmp_path / "job.json"],
@@ -42,11 +64,11 @@ def prompts(tmp_path_factory) -> Path:
     return path
 
 
-def test_init_and_answer_killed_at_some_operations(pair, prompts, tmp_path) -> None:
+def test_init_killed_at_some_operations(pair, tmp_path) -> None:
     init = f"init --model {pair['base']} --tokenizer {pair['tokenizer']} --output sub/out"
-    report = killed_everywhere(tmp_path, init, most=6)
-    assert not report["wrong"]
-    assert report["kills"] >= 6
+    report = killed_everywhere(tmp_path, init, most=3)
+    assert not report["wrong"], json.dumps(report["wrong"], indent=1)
+    assert report["kills"] >= 3
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +79,14 @@ def material(pair, adapted, prompts, tmp_path_factory) -> dict[str, object]:
     answer(pair["instruct"], prompts, folder / "answers", max_new_tokens=6)
     data = [json.loads(line) for line in (folder / "answers" / "kept.jsonl").open()]
     write_records(folder / "data.jsonl", data)
-    (folder / "few").mkdir()
     for language, text in (("ru", "Снег пошёл ночью.\n"), ("en", "It snowed at night.\n")):
         (folder / f"{language}.txt").write_text(text * 20, encoding="utf-8")
     names = {name: pair[name] for name in ("base", "instruct", "tokenizer")}
     names |= {"initialised": pair["base"].parent / "initialised", "adapted": adapted}
     names |= {"answers": folder / "answers", "prompts": prompts, "RU": RU, "EN": EN}
     names |= {"ru": folder / "ru.txt", "en": folder / "en.txt", "data": folder / "data.jsonl"}
-    names["T"] = TRAINING
-    yield names | {"folder": folder}
+    make_pack(pair["base"], adapted, folder / "x.pack")
+    yield names | {"folder": folder, "T": TRAINING}
     patch.undo()
 
 
@@ -89,6 +110,7 @@ VERBS = {
     "--method auto --text ru={RU} en={EN} --prompts {prompts} --candidates swap overlap "
     "--characters 1000 --copies 2",
     "pack": "pack --base {base} --adapted {adapted} --output deep/out.pack",
+    "apply": "apply {folder}/x.pack --model {instruct} --output out",
     "answer": "answer --original {instruct} --prompts {prompts} --output out --samples 2 "
     "--max-new-tokens 6 --batch-size 2",
     "calibrate": "calibrate --model {instruct} --answers {answers} --output out --batch-size 2",
@@ -106,3 +128,18 @@ def test_every_verb_killed_everywhere(verb, material, tmp_path) -> None:
     report = killed_everywhere(tmp_path, VERBS[verb].format(**material))
     assert not report["wrong"], json.dumps(report["wrong"], indent=1)
     assert report["kills"]
+
+
+@pytest.mark.slow
+def test_a_run_and_its_report_killed_at_some_operations(material, tmp_path) -> None:
+    """Stages, their caches and manifests, the record of the run, its page."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.format(**material), encoding="utf-8")
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    report = killed_everywhere(tmp_path / "first", f"run {recipe} --output run", most=MOST // 4)
+    assert not report["wrong"], json.dumps(report["wrong"], indent=1)
+    run_recipe(recipe, tmp_path / "run", say=lambda line: None)
+    report = killed_everywhere(tmp_path / "second", "report run", [tmp_path / "run"])
+    assert not report["wrong"], json.dumps(report["wrong"], indent=1)
+    assert report["kills"] >= 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from aiohttp import ClientError, ClientResponseError
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.models.api_models import TemplateAPI
 
+from lep.durable import sync
 from lep.errors import CorpusError, LepError, foreign, redacted
 from lep.progress import Lines
 from lep.publish import fingerprint
 
 SPECIAL = 2  # tokens that a tokenizer may put around a text
 CHUNK = 4_000  # requests in work at once
+SYNC_SECONDS = 1  # between writing answers to the disk itself: some models give thousands a second
 ODD_REPLIES = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 REFUSALS = (requests.HTTPError, ClientResponseError, *ODD_REPLIES)
 BREAKDOWNS = (requests.RequestException, ClientError, TimeoutError)
@@ -53,7 +56,7 @@ class Recorded(LM):
             with foreign(f"{file} holds no answers", "delete it", CorpusError):
                 self.known = dict(map(json.loads, whole.splitlines()))
             os.truncate(file, len(whole + end))
-        self.file = file.open("a", encoding="utf-8")
+        self.file, self.synced = file.open("a", encoding="utf-8"), time.monotonic()
         model.set_cache_hook(self)
 
     def add_partial(self, method: str, request: tuple[Any, ...], answer: Any) -> None:
@@ -67,9 +70,16 @@ class Recorded(LM):
         self.progress.one_more()
         self.file.write(json.dumps([key, answer], ensure_ascii=False) + "\n")
         self.file.flush()
+        if time.monotonic() > self.synced + SYNC_SECONDS:
+            self._sync()
+
+    def _sync(self) -> None:
+        sync(self.file)
+        self.synced = time.monotonic()
 
     def close(self) -> None:
         self.model.set_cache_hook(CacheHook(None))
+        self._sync()
         self.file.close()
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
