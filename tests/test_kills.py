@@ -104,7 +104,7 @@ VERBS = {
     "--eval-text ru={ru} --checkpoints 2",
     "sweep": "pretrain --model {initialised} --corpus {ru} --output out {T} --eval-text ru={ru} "
     "--sweep --checkpoints 1 --train new_rows",
-    "lora": "pretrain --model {initialised} --corpus {ru} --output out {T} --train lora",
+    "lora": "pretrain --model {initialised} --corpus {ru} --output out {T} --train embeddings+lora",
     "propagate": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out",
     "auto": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out "
     "--method auto --text ru={RU} en={EN} --prompts {prompts} --candidates swap overlap "
