@@ -85,6 +85,9 @@ def material(pair, adapted, prompts, tmp_path_factory) -> dict[str, object]:
     names |= {"initialised": pair["base"].parent / "initialised", "adapted": adapted}
     names |= {"answers": folder / "answers", "prompts": prompts, "RU": RU, "EN": EN}
     names |= {"ru": folder / "ru.txt", "en": folder / "en.txt", "data": folder / "data.jsonl"}
+    many = [{"messages": [{"role": "user", "content": f"Где дом {i}?"}]} for i in range(10)]
+    write_records(folder / "many.jsonl", many)
+    names["many"] = folder / "many.jsonl"
     make_pack(pair["base"], adapted, folder / "x.pack")
     yield names | {"folder": folder, "T": TRAINING}
     patch.undo()
@@ -107,7 +110,7 @@ VERBS = {
     "lora": "pretrain --model {initialised} --corpus {ru} --output out {T} --train embeddings+lora",
     "propagate": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out",
     "auto": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out "
-    "--method auto --text ru={RU} en={EN} --prompts {prompts} --candidates swap overlap "
+    "--method auto --text ru={RU} en={EN} --prompts {many} --candidates swap overlap "
     "--characters 1000 --copies 2",
     "pack": "pack --base {base} --adapted {adapted} --output deep/out.pack",
     "apply": "apply {folder}/x.pack --model {instruct} --output out",
