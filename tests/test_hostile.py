@@ -19,16 +19,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    ROOT,
-    SAMPLE,
-    SPECIALS,
-    TEMPLATE,
-    byte_level_tokenizer,
-    sample_texts,
-    save_model,
-)
+from conftest import ROOT, SPECIALS, TEMPLATE, byte_level_tokenizer, sample_texts, save_model
 from hostile_cases import REPLIES, SECRET, Case, all_cases, copied
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 SAMPLE_EVERY = 32
@@ -106,6 +99,7 @@ def lep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tupl
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         env=environment,
     )
     assert runner.stdin
@@ -117,7 +111,7 @@ def lep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tupl
         return tuple(json.loads(runner.stdout.readline()))
 
     yield run
-    runner.stdin.close()
+    runner.kill()
     runner.wait()
 
 
@@ -141,22 +135,32 @@ def world(tmp_path_factory: pytest.TempPathFactory, lep: Callable) -> Path:
         (world / "answers" / name).write_text(json.dumps(kept) + "\n")
     (world / "answers" / "answers.json").write_text('{"kept": 1}')
     commands = [
-        f"tokenizer extend --base base --corpus {SAMPLE / 'ru'} --new-tokens 30 --output tokenizer",
+        "tokenizer extend --base base --corpus text.txt --new-tokens 30 --output tokenizer",
         "init --model base --tokenizer tokenizer --output adapted",
         "pack --base base --adapted adapted --output pack",
         "tokenizer count --base base --corpus text.txt --output words.counts.zst",
-        "tune --model instruct --data prompts.jsonl --output unmerged --copy-tasks 0 --rank 1 "
-        "--batch-size 1 --micro-batch-size 1 --max-length 200 --no-merge",
     ]
     for command in commands:
         code, _ = lep(world, command.split(), {})
         assert code == 0, (world / "printed").read_text()
+    with_adapter(Path(shutil.copytree(world / "instruct", world / "unmerged")))
     (world / "run" / "instruct").mkdir(parents=True)
     facts = {"labels": {}, "seed": None, "recipe": {}, "instruct_models": {"a": "instruct"}}
     (world / "run" / "run.json").write_text(json.dumps(facts | {"base_models": {}, "seconds": {}}))
     (world / "run" / "instruct" / "scores.json").write_text("[]")
     (world / "run" / "instruct" / "records.jsonl").write_text("")
     return world
+
+
+def with_adapter(folder: Path) -> None:
+    """Put a low-rank adapter beside a model, in peft's format."""
+    shape = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(shape))
+    name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    factors = {name.format(i, "A"): torch.ones(1, 32) for i in range(3)}
+    factors |= {name.format(i, "B"): torch.ones(32, 1) for i in range(3)}
+    save_file(factors, folder / "adapter" / "adapter_model.safetensors", {"format": "pt"})
 
 
 def end_after_one_token(model: Any, tokenizer: Tokenizer, folder: Path) -> str:
