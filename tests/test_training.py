@@ -268,10 +268,13 @@ def test_windows_of_a_look_are_cut_to_tokens(adapted) -> None:
     lengths = [
         len(Checkpoint(adapted).tokenizer(t, add_special_tokens=False)["input_ids"]) for t in before
     ]
-    heldout.limit(sum(lengths[:2]) + 1)
+    heldout.limit(2 * sum(lengths[:2]) + 2)  # half for windows, a quarter for what is repeated
     assert heldout.texts["ru"] == before[:2]
+    short = Checkpoint(adapted).tokenizer([t[:300] for t in before[:2]], add_special_tokens=False)
+    fits = len(short["input_ids"][0]) + len(short["input_ids"][1]) <= sum(lengths[:2]) // 2
+    assert heldout.copies == (2 if fits else 1)
     heldout.limit(1)
-    assert heldout.texts["ru"] == before[:1]
+    assert (heldout.texts["ru"], heldout.copies) == (before[:1], 1)
 
 
 def test_one_step_of_tuning_learns(pair, tmp_path) -> None:

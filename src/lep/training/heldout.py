@@ -30,14 +30,20 @@ class HeldoutText:
             name: [w.text for w in windows(read_documents(paths), characters, WINDOW_CHARACTERS)]
             for name, paths in text.items()
         }
+        self.copies = COPIES
         mappings = saved_mappings(checkpoint, appended=True) if text else None
         self.new_tokens = set(mappings["input"].new_rows().tolist()) if mappings else set()
 
     def limit(self, tokens: int) -> None:
-        """Keep the first windows of each language with so many tokens together, at least one."""
+        """Read so many tokens of each language, half of them in repetitions; at least one text."""
         for name, texts in self.texts.items():
-            totals = accumulate(map(len, self._encoded(texts)))
-            self.texts[name] = texts[: max(1, sum(total <= tokens for total in totals))]
+            self.texts[name] = texts[: self._fitting(texts, tokens // 2)]
+        self.copies = min(self._fitting(_short(t), tokens // 4) for t in self.texts.values())
+
+    def _fitting(self, texts: list[str], tokens: int) -> int:
+        """How many of the first texts have at most so many tokens together, at least one."""
+        totals = accumulate(map(len, self._encoded(texts)))
+        return max(1, sum(total <= tokens for total in totals))
 
     def look(self, model: Any) -> dict[str, float]:
         """Bits per byte of each language under the model as it is now, by name.
@@ -51,7 +57,7 @@ class HeldoutText:
         for name, texts in self.texts.items():
             nats = [loss for _, loss in text_nats(model, self.tokenizer, texts, BATCH, name)]
             metrics[name] = _per_byte(nats, texts)
-            short = [text[:COPY_CHARACTERS] for text in texts[:COPIES]]
+            short = _short(texts[: self.copies])
             twice = [([self.start, *ids, *ids], 1 + len(ids)) for ids in self._encoded(short)]
             nats = sequence_nats(model, twice, BATCH, "copied")
             metrics[f"{name} copied"] = _per_byte(nats, short)
@@ -90,6 +96,10 @@ class HeldoutText:
 
     def _encoded(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _short(texts: list[str]) -> list[str]:
+    return [text[:COPY_CHARACTERS] for text in texts[:COPIES]]
 
 
 def _per_byte(nats: list[float], texts: list[str]) -> float:
