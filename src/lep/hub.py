@@ -1,6 +1,7 @@
 """Models by local folder or hub id."""
 
 import re
+import shlex
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -28,6 +29,8 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
     folder, name = Path(source), str(source)
     if folder.is_dir():
         return _checked(folder)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file, not a folder: {_advice(folder)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise CheckpointError(
             f"there is no folder {source}: check the path, or give a hub id such as owner/name"
@@ -69,6 +72,77 @@ def _checked(folder: Path) -> Path:
         if file.suffix in TEXT_SUFFIXES and file.is_file():  # other libraries read it whole
             JSON_BYTES.check(file.stat().st_size, str(file), CheckpointError)
     return folder
+
+
+GGUF, PICKLES = ".gguf", (".bin", ".pt", ".pth")
+PICKLED_MODEL = "pytorch_model*.bin"  # what transformers reads
+FROM_GGUF = (
+    "import sys; from transformers import AutoModelForCausalLM as M, GgufConfig as G; "
+    "folder, file, out = sys.argv[1:]; "
+    "M.from_pretrained(folder, gguf_file=file, quantization_config=G(dequantize=True), "
+    "dtype='bfloat16').save_pretrained(out)"
+)
+FROM_PICKLES = (
+    "import glob, shutil, sys; from transformers import AutoModelForCausalLM as M; "
+    "folder, out = sys.argv[1:]; "
+    "M.from_pretrained(folder, use_safetensors=False, dtype='auto').save_pretrained(out); "
+    "files = glob.glob(folder + '/*token*') + glob.glob(folder + '/*.jinja'); "
+    "[shutil.copy(file, out) for file in files]"
+)
+
+
+def gguf_advice(file: Path) -> str:
+    """How to make a model folder of a GGUF file.
+
+    transformers also makes a tokenizer of such a file, but not with the original's rule for words.
+    """
+    output = file.with_suffix("")
+    return (
+        "lep reads model folders with safetensors. Take the repository from which the GGUF file "
+        f"was made; or copy that repository's tokenizer files into {output}, and convert the "
+        "weights: pip install gguf accelerate && python -c "
+        f"{shell_arguments(FROM_GGUF, file.parent, file.name, output)}"
+    )
+
+
+def weights_advice(folder: Path) -> str | None:
+    """What to do with a folder that has weights in other formats only; None if it has not."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    if ggufs := sorted(folder.glob(f"*{GGUF}")):
+        return f"{folder} has a GGUF file only ({ggufs[0].name}): {gguf_advice(ggufs[0])}"
+    if pickles := sorted(folder.glob(PICKLED_MODEL)):
+        return f"{folder} has pickled weights only ({pickles[0].name}): {pickles_advice(folder)}"
+    if pickles := sorted(p for p in folder.iterdir() if p.suffix in PICKLES):
+        return (
+            f"{folder} has pickled weights only ({pickles[0].name}), which can run code when "
+            "loaded: take the model in the format of transformers, with safetensors"
+        )
+    return None
+
+
+def pickles_advice(folder: Path) -> str:
+    """How to convert pickled weights without running what is in them."""
+    output = folder.with_name(folder.resolve().name + "-safetensors")
+    return (
+        "they can run code when loaded, and lep does not read them; convert them with "
+        "transformers, which loads tensors alone: python -c "
+        f"{shell_arguments(FROM_PICKLES, folder, output)}"
+    )
+
+
+def shell_arguments(*arguments: str | Path) -> str:
+    """Arguments as a POSIX shell takes them."""
+    return shlex.join(map(str, arguments))
+
+
+def _advice(file: Path) -> str:
+    """What to give instead of a file."""
+    if file.suffix == GGUF:
+        return gguf_advice(file)
+    if file.match(PICKLED_MODEL):
+        return f"give its folder; if that has no safetensors, {pickles_advice(file.parent)}"
+    return f"give the folder {file.parent}"
 
 
 def short_names(models: list[str]) -> list[str]:

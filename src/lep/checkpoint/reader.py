@@ -16,7 +16,7 @@ from lep.checkpoint.stream import Entry, read_header
 from lep.checkpoint.tables import Search, Tables
 from lep.errors import CheckpointError, foreign
 from lep.files import read_json
-from lep.hub import local_folder
+from lep.hub import local_folder, weights_advice
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
@@ -24,7 +24,6 @@ STAMPED = ("*.safetensors", "*.json", "*.jinja", "lep/*.safetensors", "adapter/*
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 MOST_PACKED = 64  # parameters in an element of a quantised tensor
-PICKLES = (".bin", ".pt", ".pth")
 
 
 class Checkpoint:
@@ -43,6 +42,8 @@ class Checkpoint:
                 "programs apply and others ignore: merge it with peft (merge_and_unload), save the "
                 "result in another folder and give that"
             )
+        if advice := weights_advice(self.folder):
+            raise CheckpointError(advice)
         self.config = read_config(self.folder)
         indexed = (self.folder / INDEX).exists()
         self.shard_of, self.entries = self._indexed() if indexed else self._single()
@@ -150,9 +151,4 @@ class Checkpoint:
         if (path := self.folder / SINGLE).exists():
             entries = read_header(path)[0]
             return dict.fromkeys(entries, SINGLE), entries
-        if pickles := sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES):
-            raise CheckpointError(
-                f"{self.folder} has pickled weights only ({pickles[0]}), which can run code when "
-                "loaded: convert them with save_pretrained in a safe place"
-            )
         raise CheckpointError(f"{self.folder} has no weights: no {SINGLE}, no {INDEX}")

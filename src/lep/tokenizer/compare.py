@@ -23,7 +23,7 @@ from lep.progress import progress
 from lep.result import Result
 from lep.tokenizer.count import WordCutter
 from lep.tokenizer.idmap import IdMap
-from lep.tokenizer.load import load_tokenizer
+from lep.tokenizer.load import load_tokenizer, loader_note
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.reach import unreachable_tokens
 from lep.tokenizer.vocabulary import Vocabulary
@@ -77,11 +77,13 @@ class TokenizerFacts:
     unreachable: int
     unreachable_examples: list[str]
     characters_per_second: float
+    loader_note: str | None  # where AutoTokenizer reads it differently
 
     def __str__(self) -> str:
         speed = f"encodes {self.characters_per_second / 1e6:.2f}M symbols/s"
         reach = f"{self.size:>9,} tokens  {self.unreachable:>6,} unreachable"
-        return f"{reach}  loads in {self.loading_seconds:.2f} s  {speed}"
+        line = f"{reach}  loads in {self.loading_seconds:.2f} s  {speed}"
+        return "\n  ".join(filter(None, [line, self.loader_note]))
 
 
 @dataclass(frozen=True)
@@ -154,14 +156,16 @@ class _Loaded:
     vocabulary: Vocabulary
     id_map: IdMap  # from the first tokenizer
     loading_seconds: float
+    loader_note: str | None
 
     @classmethod
     def of(cls, folder: Path, first: Vocabulary | None = None) -> "_Loaded":
         started = time.perf_counter()
-        tokenizer = load_tokenizer(folder).backend_tokenizer
-        seconds = time.perf_counter() - started
+        fast = load_tokenizer(folder)
+        seconds, tokenizer = time.perf_counter() - started, fast.backend_tokenizer
         vocabulary = Vocabulary.of(tokenizer)
-        return cls(tokenizer, vocabulary, IdMap.between(first or vocabulary, vocabulary), seconds)
+        id_map, note = IdMap.between(first or vocabulary, vocabulary), loader_note(folder, fast)
+        return cls(tokenizer, vocabulary, id_map, seconds, note)
 
     @property
     def only_adds(self) -> bool:
@@ -184,6 +188,7 @@ class _Loaded:
         return TokenizerFacts(
             size=self.vocabulary.count,
             loading_seconds=self.loading_seconds,
+            loader_note=self.loader_note,
             unreachable=len(lost),
             unreachable_examples=self.as_text(lost[:SHOWN_WORDS]),
             characters_per_second=sum(map(len, sample)) / seconds,

@@ -6,12 +6,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lep.errors import CheckpointError, TokenizerError, foreign
+from lep.errors import CheckpointError, TokenizerError, foreign, printable
 from lep.files import read_json, write_json
-from lep.hub import local_folder
+from lep.hub import GGUF, gguf_advice, local_folder, shell_arguments
 from lep.limits import GROWTH, JSON_BYTES
 from lep.tokenizer.id_settings import remap_ids
 from lep.tokenizer.vocabulary import described
@@ -22,6 +23,13 @@ CARRIED_FILES = (CONFIG, TEMPLATE, TEMPLATES)
 # Other formats, which would contradict a changed tokenizer.json.
 MODEL_FILES = ("vocab.json", "merges.txt", "tokenizer.model")
 OTHER_FORMATS = (*MODEL_FILES, "added_tokens.json", "special_tokens_map.json")
+# On which all loaders must give the same ids.
+LOADER_TEXTS = [
+    "Hello, world! 1234\n\tdef f(x):",
+    "Съешь ещё этих мягких булок.",
+    "ქართული, 中文, हिन्दी 🙂",
+    " a  b",
+]
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -36,7 +44,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = local_folder(source, weights=False)
     if not (folder / TOKENIZER).exists():
-        raise CheckpointError(f"{folder} has no {TOKENIZER}: save it in the fast format first")
+        raise CheckpointError(f"{folder} has no {TOKENIZER}: {_advice(folder)}")
     for name in (TOKENIZER, CONFIG):
         if (path := folder / name).exists():
             JSON_BYTES.check(path.stat().st_size, str(path), TokenizerError)
@@ -118,6 +126,40 @@ def check_loaders(
                     f"{ids[:8]} instead of {expected[:8]}): the model type rebuilds tokenizers; "
                     "load it with PreTrainedTokenizerFast"
                 )
+
+
+def loader_note(folder: Path, fast: PreTrainedTokenizerFast) -> str | None:
+    """A line where `AutoTokenizer` gives other ids than tokenizer.json (`fast`), else None."""
+    used = f"lep reads {TOKENIZER}, and its results are the same in all loaders"
+    try:
+        auto = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        ends = (name for name in (fast.bos_token, fast.eos_token) if name)
+        for text in (*LOADER_TEXTS, " a ".join(ends)):
+            if (ids := auto(text)["input_ids"]) != (expected := fast(text)["input_ids"]):
+                return (
+                    f"AutoTokenizer reads this folder differently from its {TOKENIZER} (on "
+                    f"{text!r}: {ids[:8]} instead of {expected[:8]}); {used}"
+                )
+    except Exception as error:  # whatever a foreign class raises
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
+        return f"AutoTokenizer cannot read this folder ({reason}); {used}"
+    return None
+
+
+def _advice(folder: Path) -> str:
+    """How to make a tokenizer.json from other formats."""
+    if ggufs := sorted(folder.glob(f"*{GGUF}")):
+        return gguf_advice(ggufs[0])
+    if not any((folder / name).exists() for name in (*MODEL_FILES, "tekken.json")):
+        return "give the folder of a tokenizer"
+    name = str(_read_config(folder).get("tokenizer_class") or "").removesuffix("Fast")
+    known = name.isidentifier() and name.endswith("Tokenizer") and hasattr(transformers, name)
+    command = (
+        f"import sys; from transformers import {name if known else 'AutoTokenizer'} as T; "
+        "T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"
+    )
+    needs = "pip install protobuf sentencepiece && " if (folder / MODEL_FILES[-1]).exists() else ""
+    return f"make it with transformers: {needs}python -c {shell_arguments(command, folder)}"
 
 
 def _growth(normalizer: dict[str, Any]) -> int:

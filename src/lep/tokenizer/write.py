@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Paths, stream_texts
@@ -20,7 +21,7 @@ from lep.settings import TokenizerSettings
 from lep.tokenizer import count
 from lep.tokenizer.extend import METHODS, Extension, extend_bpe
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
-from lep.tokenizer.load import check_loaders, load_tokenizer, write_tokenizer
+from lep.tokenizer.load import check_loaders, load_tokenizer, loader_note, write_tokenizer
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.prune import kept_tokens, pruned, token_counts
 from lep.tokenizer.train import ALGORITHMS, replacement, replacement_cutter
@@ -54,11 +55,12 @@ class TokenizerChange(Result):
     dropped: int
     new: int
     corpus_sample: dict[str, int]
+    loader_note: str | None = None  # where AutoTokenizer reads the source differently
 
     def record(self) -> dict[str, Any]:
         """The content of `changes.json`."""
         learned = ("new_tokens", "script", "excluded", "tokens")
-        hidden = ("output", "options", *(() if self.tokens else learned))
+        hidden = ("output", "options", "loader_note", *(() if self.tokens else learned))
         return self.options | {k: v for k, v in vars(self).items() if k not in hidden}
 
     def __str__(self) -> str:
@@ -75,6 +77,7 @@ class TokenizerChange(Result):
             before, after = (f"{characters / number:.2f}" for number in tokens)
             sample = f"{texts:,} texts drawn from the corpus ({characters:,} symbols)"
             lines.append(f"symbols per token on {sample}: {before} before, {after} after")
+        lines += [self.loader_note] if self.loader_note else []
         return "\n".join([*lines, f"written to {self.output}"])
 
 
@@ -235,7 +238,7 @@ class _Source:
     """The tokenizer that a verb changes, the corpus that it learns from, and its output."""
 
     folder: Path
-    tokenizer: Tokenizer
+    loaded: PreTrainedTokenizerFast
     corpus: list[str | Path]
     output: Path
 
@@ -245,8 +248,11 @@ class _Source:
             raise LepError(f"the number of tokens is {tokens}: give at least 1")
         check_output(output := Path(output))
         folder = local_folder(base, weights=False)
-        tokenizer = load_tokenizer(folder).backend_tokenizer
-        return cls(folder, tokenizer, list(corpus), output)
+        return cls(folder, load_tokenizer(folder), list(corpus), output)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.loaded.backend_tokenizer
 
     def pruned(self, keep: int, protect: Paths, *, in_place: bool) -> Parts:
         """The parts with the `keep` most used tokens."""
@@ -287,6 +293,7 @@ class _Source:
             dropped=len(id_map.dropped),
             new=len(id_map.new),
             corpus_sample=sample,
+            loader_note=loader_note(self.folder, self.loaded),
         )
         with publishing(self.output) as partial:
             spec = json.loads(tokenizer.to_str())

@@ -12,6 +12,7 @@ from torch import Tensor
 from lep.checkpoint.reader import Checkpoint
 from lep.embedding.norms import row_norms
 from lep.result import Result
+from lep.tokenizer.load import loader_note
 from lep.transfer.mappings import token_at, undertrained_rows, unused_rows
 
 SHOWN = 8  # tokens named in a list
@@ -35,6 +36,7 @@ class Inspection(Result):
         ]
         for name, table in record["tables"].items():
             lines += _table_lines(name, table)
+        lines += [record["auto_tokenizer"]] if record["auto_tokenizer"] else []
         names = [f"{name} {index}" for name, index in specials.items()]
         return "\n".join([*lines, f"special tokens: {_shown(names, len(names))}"])
 
@@ -62,6 +64,7 @@ def inspect_checkpoint(source: str | Path) -> Inspection:
         "ids": len(vocabulary),
         "special_tokens": vocabulary.added_ids(),
         "chat_template": bool(model.tokenizer.chat_template),
+        "auto_tokenizer": loader_note(model.folder, model.tokenizer),
     }
     return Inspection(record)
 

@@ -13,16 +13,10 @@ from lep.publish import publishing
 from lep.tokenizer.carry import check_carried
 from lep.tokenizer.id_settings import remap_ids
 from lep.tokenizer.idmap import IdMap
-from lep.tokenizer.load import check_loaders, write_tokenizer
+from lep.tokenizer.load import LOADER_TEXTS, check_loaders, write_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 from lep.transfer.mappings import save_mappings
 from lep.transfer.recipient import Recipient
-
-LOADER_TEXTS = [
-    "Hello, world! 1234\n\tdef f(x):",
-    "Съешь ещё этих мягких булок.",
-    "ქართული, 中文, हिन्दी 🙂",
-]
 
 
 def moved_ids(
