@@ -71,9 +71,10 @@ def check_vocabulary(paths: Iterable[str | Path], checkpoint: Checkpoint) -> Non
     for folder in sorted({file.parent for file in corpus_files(paths)}):
         sheet = folder / SHEET
         record = read_json(sheet, CorpusError) if sheet.exists() else {}
-        covered = record.get("coverage", {}).get("vocabulary", vocabulary)
-        if covered != vocabulary:
+        coverage = record.get("coverage")
+        covered = coverage.get("vocabulary") if isinstance(coverage, dict) else None
+        if covered not in (None, vocabulary):
             raise CorpusError(
-                f"the corpus {folder} covers the new tokens of vocabulary {covered[:12]}, and "
+                f"the corpus {folder} covers the new tokens of vocabulary {str(covered)[:12]}, and "
                 f"{checkpoint.folder} has {vocabulary[:12]}: make it again with lep corpus --cover"
             )

@@ -249,7 +249,7 @@ def _about(source: Checkpoint, tables: dict[str, Tensor], *, new_only: bool) -> 
     return {
         "format": FORMAT,
         "lep": __version__,
-        "base": source.config.get("_name_or_path") or source.folder.name,
+        "base": str(source.config.get("_name_or_path") or source.folder.name),
         "model_type": source.config.get("model_type"),
         "source_rows": len(tables["input"]),
         "source_ids": len(source.vocabulary),

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from lm_eval.api.samplers import ContextSampler
 
 from lep.corpus.read import read_records
-from lep.errors import CorpusError
+from lep.errors import CorpusError, foreign
 
 DARUMERU, MMLU, RUBLIMP = "RefalMachine/darumeru", "NLPCoreTeam/mmlu_ru", "RussianNLP/rublimp"
 CONVERTED = "refs/convert/parquet"
@@ -142,7 +142,7 @@ def _rows(name: str, split: str, records: list[Row], rows: Rows) -> Dataset:
     for number, record in enumerate(records, start=1):
         try:
             result += [{"id": str(number), "unit": str(number)} | row for row in rows(record)]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             fault = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise CorpusError(
                 f"record {number} of {name}/{split} has {fault}; it has "
@@ -150,7 +150,8 @@ def _rows(name: str, split: str, records: list[Row], rows: Rows) -> Dataset:
             ) from error
     if not result:
         raise CorpusError(f"{name}/{split} holds no record")
-    return Dataset.from_list(result)
+    with foreign(f"the records of {name}/{split} differ in form", "mend the data", CorpusError):
+        return Dataset.from_list(result)
 
 
 def _copies(record: Row, tokenizer: str) -> Iterator[Row]:
