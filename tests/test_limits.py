@@ -139,6 +139,9 @@ def test_ids_and_sizes_of_a_pack_are_read_before_memory_is_taken(
         Vocabulary.of(byte_level)
     monkeypatch.setenv("LEP_MAX_VOCABULARY", "500")
     assert len(Vocabulary.of(byte_level)) == 500
+    monkeypatch.setenv("LEP_MAX_TOKEN_CHARACTERS", "3")
+    with pytest.raises(TokenizerError, match=r"a token has .* characters, the limit is 3: set LEP"):
+        Vocabulary.of(byte_level)
     zeros = zstandard.compress(bytes(300_000_000))
     assert len(zeros) < 30_000
     pack = {"about": torch.frombuffer(bytearray(zeros), dtype=torch.uint8)}

@@ -53,6 +53,7 @@ EXPANSION = Limit("EXPANSION", 1_000, "bytes of content for each byte on disk")
 RECIPE_BYTES = Limit("RECIPE_BYTES", 200_000, "bytes")
 RECIPE_VALUES = Limit("RECIPE_VALUES", 20_000, "keys and values")
 VOCABULARY = Limit("VOCABULARY", 2_000_000, "ids")  # the largest id plus one
+TOKEN_CHARACTERS = Limit("TOKEN_CHARACTERS", 10_000, "characters")  # pruning takes their square
 LAYERS = Limit("LAYERS", 2_000, "layers or experts")
 GROWTH = Limit("GROWTH", 1_000, "characters for each that is given")
 PATTERN_SECONDS = Limit("PATTERN_SECONDS", 60, "seconds")  # to cut a chunk of text into words

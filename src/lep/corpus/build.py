@@ -89,7 +89,7 @@ def write_corpus(
 
 
 def _raw_bytes(file: Path) -> int:
-    return file.stat().st_size * (GROWTH if file.suffix in COMPRESSED else 1)
+    return file.stat().st_size * (GROWTH if file.suffix.lower() in COMPRESSED else 1)
 
 
 def _weighted_bytes(file: Path, settings: BuildSettings) -> float:

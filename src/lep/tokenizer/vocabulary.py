@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from lep.errors import TokenizerError
-from lep.limits import VOCABULARY
+from lep.limits import TOKEN_CHARACTERS, VOCABULARY
 
 T = TypeVar("T", bound=Hashable)
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -70,8 +70,8 @@ class Vocabulary:
     def of(cls, tokenizer: Any) -> "Vocabulary":
         """The vocabulary of a `tokenizers.Tokenizer` or a Hugging Face fast tokenizer.
 
-        Raises `TokenizerError` for a model that is neither BPE nor Unigram, and for ids above
-        `VOCABULARY`.
+        Raises `TokenizerError` for a model that is neither BPE nor Unigram, and for ids or
+        tokens above the limits.
         """
         raw = getattr(tokenizer, "backend_tokenizer", tokenizer)
         model_type = type(raw.model).__name__
@@ -83,6 +83,7 @@ class Vocabulary:
         ids = raw.get_vocab(with_added_tokens=True)
         size = max(ids.values(), default=-1) + 1
         VOCABULARY.check(size, "the tokenizer", TokenizerError)  # an id may be any number
+        TOKEN_CHARACTERS.check(max(map(len, ids), default=0), "a token", TokenizerError)
         tokens: list[Token | None] = [None] * size
         for name, i in ids.items():
             tokens[i] = Token(name.encode(), added=True) if i in added else _token(name, byte_level)
