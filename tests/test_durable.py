@@ -107,6 +107,24 @@ def test_what_is_published_is_on_the_disk_before_it_has_its_name(tmp_path, monke
     ]
 
 
+def test_a_cluster_run_killed_before_it_noted_what_it_is_begins_again(tmp_path) -> None:
+    pytest.importorskip("datatrove")
+    from lep.corpus import cluster
+    from lep.settings import ClusterSettings
+
+    (tmp_path / "a.txt").write_text("Снег пошёл ночью.", encoding="utf-8")
+    cluster.work_folder(tmp_path / "out").mkdir()  # and killed
+    given = [str(tmp_path / "a.txt")], tmp_path / "out", ClusterSettings(executor="local")
+    folder = cluster._begun(*given)
+    noted = (folder / "begun").read_text(encoding="utf-8")
+    assert cluster._begun(*given) == folder
+    assert [path.name for path in folder.iterdir()] == ["begun"]
+    other = given[2].model_copy(update={"tasks": 7})
+    with pytest.raises(OutputError, match="was begun with other files"):
+        cluster._begun(*given[:2], other)
+    assert (folder / "begun").read_text(encoding="utf-8") == noted
+
+
 # --- locks ---
 
 

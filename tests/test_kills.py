@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import SAMPLE
+from conftest import ROOT, SAMPLE
 
 from lep.calibration import answers as module
 from lep.calibration.answers import answer
 from lep.corpus.read import write_records
 from lep.pipeline.run import run_recipe
+from lep.tokenizer.write import extend_tokenizer
+from lep.transfer.initialise import initialise
 from lep.transfer.language_pack import make_pack
 
 RU, EN = (str(SAMPLE / language) for language in ("ru", "en"))
@@ -85,9 +87,17 @@ def material(pair, adapted, prompts, tmp_path_factory) -> dict[str, object]:
     names |= {"initialised": pair["base"].parent / "initialised", "adapted": adapted}
     names |= {"answers": folder / "answers", "prompts": prompts, "RU": RU, "EN": EN}
     names |= {"ru": folder / "ru.txt", "en": folder / "en.txt", "data": folder / "data.jsonl"}
-    many = [{"messages": [{"role": "user", "content": f"Где дом {i}?"}]} for i in range(10)]
+    lab = ROOT / "lab" / "pair"  # whose answers end, as a choice needs
+    extend_tokenizer(lab / "base", [SAMPLE / "ru"], 20, folder / "lab-tokenizer")
+    initialise(lab / "base", folder / "lab-tokenizer", folder / "lab")
+    asked = [
+        f"Повтори это предложение: Он {word} домой." for word in ["шёл", "ехал", "бежал", "плыл"]
+    ]
+    asked += [f"Repeat this sentence: He {word} home." for word in ["went", "ran", "came", "rode"]]
+    many = [{"messages": [{"role": "user", "content": text}]} for text in asked]
     write_records(folder / "many.jsonl", many)
-    names["many"] = folder / "many.jsonl"
+    names |= {"many": folder / "many.jsonl", "lab": folder / "lab"}
+    names |= {"labbase": lab / "base", "labinstruct": lab / "instruct"}
     make_pack(pair["base"], adapted, folder / "x.pack")
     yield names | {"folder": folder, "T": TRAINING}
     patch.undo()
@@ -109,9 +119,9 @@ VERBS = {
     "--sweep --checkpoints 1 --train new_rows",
     "lora": "pretrain --model {initialised} --corpus {ru} --output out {T} --train embeddings+lora",
     "propagate": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out",
-    "auto": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out "
+    "auto": "propagate --base {labbase} --instruct {labinstruct} --adapted {lab} --output out "
     "--method auto --text ru={RU} en={EN} --prompts {many} --candidates swap overlap "
-    "--characters 1000 --copies 2",
+    "--characters 1000 --copies 2 --max-new-tokens 32",
     "pack": "pack --base {base} --adapted {adapted} --output deep/out.pack",
     "apply": "apply {folder}/x.pack --model {instruct} --output out",
     "answer": "answer --original {instruct} --prompts {prompts} --output out --samples 2 "
