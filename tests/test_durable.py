@@ -59,6 +59,7 @@ def test_a_whole_folder_that_a_kill_left_unnamed_is_no_obstacle(tmp_path, monkey
 def test_other_settings_do_not_delete_what_a_killed_run_saved(tmp_path) -> None:
     partial = publish.partial_path(tmp_path / "out", "a")
     (partial / "work" / "checkpoint-4").mkdir(parents=True)
+    (partial / "work" / "checkpoint-4" / "state").write_text("hours", encoding="utf-8")
     (partial / publish.LOCK_FILE).touch()
     before = tree(tmp_path)
     for key in ("b", None):
