@@ -147,7 +147,7 @@ def test_auto_is_a_method_like_the_others(recipe, tmp_path) -> None:
 
 def test_old_text_is_read_again(recipe, tmp_path) -> None:
     """Stages that train on plain text read it; those before them do not depend on it."""
-    changes = ["direct=true", "pretrain.tokens=500"]
+    changes = ["direct=true", "pretrain.tokens=5_000"]
     before = {stage.name: stage for stage in stages_of(recipe, tmp_path / "run", *changes).all}
     changed = stages_of(recipe, tmp_path / "run", *changes, "pretrain.replay={en: 0.5}")
     stages = {stage.name: stage for stage in changed.all}
@@ -166,7 +166,7 @@ def test_old_text_is_read_again(recipe, tmp_path) -> None:
     )
     assert 0.5 <= sum(map(len, old)) / sum(map(len, new)) < 0.6
     record = json.loads((tmp_path / "run" / "pretrain" / "lep" / "pretrain.json").read_text())
-    assert record["corpus_tokens"] == pytest.approx(
+    assert record["packed_tokens"] == pytest.approx(
         sum(map(len, tokenizer(new + old)["input_ids"])), rel=0.05
     )
 

@@ -192,7 +192,7 @@ def test_an_epoch_is_every_block_once(pair, tmp_path, monkeypatch, epochs) -> No
     # up to a whole step, and what is read ahead
     assert len(seen) == pytest.approx(epochs * blocks, abs=32)
     assert len(set(seen)) == (blocks if epochs >= 1 else len(seen))
-    assert result.tokens == pytest.approx(epochs * result.corpus_tokens, rel=0.02)
+    assert result.tokens == pytest.approx(epochs * result.packed_tokens, rel=0.02)
 
 
 @pytest.mark.parametrize(("blocks", "epochs"), [(48, 3), (48, 1.5), (100, 2)])

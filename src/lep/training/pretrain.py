@@ -157,16 +157,16 @@ class _Task:
         processes.wait()  # until all have read the best state, which the first process deletes
         trainable_rows.check_frozen(before, model)
         tables = trainable_rows.stored_tables(self.checkpoint, self.rows, model)
-        state, corpus_tokens = trainer.state, data.tokens_of(self.blocks)
+        state, packed_tokens = trainer.state, data.tokens_of(self.blocks)
         best = state.best_model_checkpoint
         if settings.eval_text and best is None:
             training = f"the training at {settings.learning_rate:g}"
             raise TrainingError(f"no state of {training} is usable: {losses[-1]}")
         result = PretrainResult(
-            tokens=round(state.epoch * corpus_tokens),
+            tokens=round(state.epoch * packed_tokens),
             steps=state.global_step,
             block_size=self.block,
-            corpus_tokens=corpus_tokens,
+            packed_tokens=packed_tokens,
             blocks=len(self.blocks),
             trained_rows={kind: len(rows) for kind, rows in self.rows.items()},
             documents_isolated=isolated,

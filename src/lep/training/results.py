@@ -46,7 +46,7 @@ class PretrainResult(Result):
     tokens: int  # trained on
     steps: int
     block_size: int  # tokens
-    corpus_tokens: int  # of all its documents, or of those drawn for this training
+    packed_tokens: int  # of all documents, or of those drawn for this training
     blocks: int
     trained_rows: dict[str, int]  # by table
     documents_isolated: bool  # whether documents in a block do not see each other
