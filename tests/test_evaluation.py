@@ -81,8 +81,8 @@ def test_bits_per_byte_is_one_line(pair) -> None:
     assert result.low < result.value < result.high
     assert result.windows == len(records)
     assert str(result) == (
-        f"{result.value:.4f} bits per byte (95% interval {result.low:.4f} to {result.high:.4f}, "
-        f"{result.windows} windows)"
+        f"{result.value:.4f} bits per byte (95% interval {result.low:.4f} to {result.high:.4f} "
+        f"over {result.windows} windows of one document)"
     )
     with pytest.raises(LepError, match="did you mean 'characters'"):
         bits_per_byte(pair["base"], [TEXT / "ru"], character=1500)

@@ -9,14 +9,21 @@ import pytest
 import torch
 import zstandard
 
+from lep.benchmark.harness import BenchmarkRecord
 from lep.corpus.read import Document, write_records
 from lep.errors import CorpusError
 from lep.evaluation.evaluate import evaluate
-from lep.evaluation.records import TextRecord, load_records
+from lep.evaluation.measures import figure, measures
+from lep.evaluation.records import Score, TaskRecord, TextRecord, load_records, save_records
+from lep.evaluation.score import bits_per_byte
+from lep.evaluation.table import comparison, comparison_table
 from lep.linear_map import LinearMapFitter
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS, Problem
+from lep.report.data import mark, run_table
+from lep.report.run_record import CellRecord, RunRecord
 from lep.selection.auto import _material
+from lep.selection.figures import all_measures
 from lep.selection.probe import record_half
 from lep.settings import BuildSettings, EvaluateSettings, SelectSettings
 from lep.transfer.corpus import build_corpus
@@ -236,3 +243,81 @@ def test_speed_is_measured_on_texts_that_fit_every_model(pair, tmp_path) -> None
         evaluate([model, small], text, tmp_path / "out", settings)
     timed = [r for r in load_records(tmp_path / "out" / "records.jsonl") if r.kind == "speed"]
     assert sorted(r.id for r in timed) == sorted([f"text/{i}" for i in (0, 2, 4)] * 2)
+
+
+def answers(task: str, scores: list[float], language: str = "ru") -> list[TaskRecord]:
+    name = {"language": language, "task": task, "expected": "", "answer": "", "finished": True}
+    return [TaskRecord(**name, question=f"{task} {i}", exact=x) for i, x in enumerate(scores)]
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_five_of_five_are_not_certain(right) -> None:
+    """Wilson (1927), as statsmodels' proportion_confint and scipy's proportion_ci give it."""
+    from scipy.stats import binomtest
+
+    records = answers("copy_sentence", [float(right)] * 5)
+    exact = next(m for m in measures(records) if m.task == "copy_sentence")
+    estimate = figure(exact, 100, 0).estimate()
+    expected = binomtest(5 * right, 5).proportion_ci(method="wilson")
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+    assert (estimate.value, estimate.count) == (right, 5)
+    (shown,) = (row for row in comparison({"m": records}, 50, 0) if "exact" in row.title)
+    assert f"{right}.000 [{expected.low:.3f}, {expected.high:.3f}]" in comparison_table(
+        [shown], ["m"]
+    )
+
+
+def test_auto_has_the_same_interval_and_names_what_it_measures() -> None:
+    from scipy.stats import binomtest
+
+    records = answers("copy_sentence", [1.0] * 40)
+    half = [r for r in records if record_half(r) == "report"]
+    measured = all_measures(records, records, "report", SelectSettings())["ru exact copies"]
+    expected = binomtest(len(half), len(half)).proportion_ci(method="wilson")
+    assert (measured.low, measured.count) == (pytest.approx(expected.low), len(half))
+
+
+def test_a_single_unit_has_no_interval_and_no_mark(pair, tmp_path) -> None:
+    def score(value: float, count: int) -> Score:
+        return Score("bits per byte", "ru", None, "bits/byte", value, value, value, count)
+
+    column = "bits/byte ru"
+    assert mark(score(1.0, 1), column, {"first": {column: score(2.0, 1)}}) == ""
+    assert mark(score(1.0, 2), column, {"first": {column: score(2.0, 2)}}) == "better"
+    (tmp_path / "text.txt").write_text("Снег идёт.", encoding="utf-8")
+    result = bits_per_byte(pair["base"], [tmp_path / "text.txt"])
+    assert str(result) == f"{result.value:.4f} bits per byte (one window, no interval)"
+    row = comparison({"m": window_records([Document("a", "a", "s", "a")])}, 10, 0)
+    assert "[" not in comparison_table(row, ["m"])
+
+
+def test_bits_per_byte_say_what_their_interval_is_over(pair, tmp_path) -> None:
+    texts = ["\n".join(["Это предложение о снеге и о зиме."] * 40), "Снег.", "Зима и лес."]
+    write_records(tmp_path / "text.jsonl", [{"text": text} for text in texts])
+    result = bits_per_byte(pair["base"], [tmp_path / "text.jsonl"])
+    assert result.windows > result.count == 3
+    assert f"over 3 documents, {result.windows} windows)" in str(result)
+    (tmp_path / "one.txt").write_text(texts[0], encoding="utf-8")
+    assert "windows of one document)" in str(bits_per_byte(pair["base"], [tmp_path / "one.txt"]))
+
+
+def test_the_benchmark_of_a_page_uses_the_seed_and_resamples_of_its_recipe(tmp_path) -> None:
+    rng = random.Random(0)
+    records = [
+        BenchmarkRecord(
+            task="daru_rwsd", language="ru", id=str(i), unit=str(i), chat=False, shots=0,
+            prompt="", target="", scores={"acc": (str(i), float(rng.random() < 0.5))},
+        )
+        for i in range(30)
+    ]  # fmt: skip
+    stage = tmp_path / "evaluate-a"
+    stage.mkdir()
+    save_records(stage / "records.jsonl", records)
+    (stage / "scores.json").write_text("[]")
+    recipe = {"evaluate": {"bootstrap": 37, "seed": 5, "items": 3}}
+    cell = CellRecord({}, None, recipe, {"a": "evaluate-a"}, {})
+    RunRecord({}, [cell]).save(tmp_path)
+    expected = comparison_table(comparison({"a": records}, 37, 5), ["a"])
+    other = comparison_table(comparison({"a": records}, 1000, 0), ["a"])
+    assert expected != other
+    assert run_table(tmp_path).endswith(expected)

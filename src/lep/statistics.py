@@ -5,25 +5,40 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NORMAL = 1.959963984540054  # 97.5th percentile of the normal distribution
 Statistic = Callable[[np.ndarray], float]
 Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% bootstrap interval over `count` units."""
+    """A value with its 95% bootstrap interval over `count` units; a single unit has no interval."""
 
     value: float
     low: float
     high: float
     count: int
 
+    @property
+    def has_interval(self) -> bool:
+        return self.count > 1 or self.low < self.high
+
 
 def estimate(
-    numerators: Values, denominators: Values | None = None, *, resamples: int = 1000, seed: int = 0
+    numerators: Values,
+    denominators: Values | None = None,
+    *,
+    shares: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
-    """`sum(numerators) / sum(denominators)`, or the mean without denominators, over the units."""
+    """`sum(numerators) / sum(denominators)`, or the mean without denominators, over the units.
+
+    `shares`: the numerators are shares; where all are 0 or all are 1, the interval is Wilson's.
+    """
     values, statistic = np.asarray(numerators, dtype=np.float64), mean
+    if shares and denominators is None and (certain := wilson(values)):
+        return certain
     if denominators is not None:
         values = np.stack([values, np.asarray(denominators, dtype=np.float64)], axis=1)
         statistic = ratio
@@ -51,6 +66,23 @@ def bounds(value: float, drawn: np.ndarray, count: int) -> Estimate:
     """A value with the 2.5th and 97.5th percentile of its draws."""
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), count)
+
+
+def wilson(shares: np.ndarray) -> Estimate | None:
+    """Wilson's 95% interval (1927) of shares that are all 0 or all 1; otherwise None.
+
+    Resamples of such shares are all alike, as if five right answers of five were certain.
+
+    >>> round(wilson(np.ones(5)).low, 4)
+    0.5655
+    """
+    if shares.ndim != 1 or not len(shares) or not (shares == shares[0]).all():
+        return None
+    share, count = float(shares[0]), len(shares)
+    margin = NORMAL**2 / (count + NORMAL**2)
+    if share not in (0.0, 1.0):
+        return None
+    return Estimate(share, share * (1 - margin), share + (1 - share) * margin, count)
 
 
 def mean(values: np.ndarray) -> float:

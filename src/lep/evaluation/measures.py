@@ -12,7 +12,7 @@ import numpy as np
 from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.metrics import Metric, metric
 from lep.evaluation.records import AnswerRecord, Record
-from lep.statistics import Estimate, bounds, draws, mean, ratio
+from lep.statistics import Estimate, bounds, draws, mean, ratio, wilson
 
 BITS = 1 / math.log(2)
 Key = tuple[str, str, str | None]  # metric, language, task
@@ -82,6 +82,11 @@ class Measure:
         """The values of the units that these items make up."""
         units = self.aggregation.units([self.values[item] for item in items])
         return np.asarray(list(units.values()), dtype=np.float64)
+
+    @property
+    def is_mean_share(self) -> bool:
+        """Whether it is the mean of the units' shares."""
+        return self.unit == "share" and self.aggregation.statistic is mean
 
     @property
     def key(self) -> Key:
@@ -170,9 +175,10 @@ class Figure:
     value: float
     drawn: np.ndarray
     count: int
+    certain: Estimate | None = None  # in place of draws that are all alike, for shares
 
     def estimate(self) -> Estimate:
-        return bounds(self.value, self.drawn, self.count)
+        return self.certain or bounds(self.value, self.drawn, self.count)
 
 
 def figure(
@@ -191,7 +197,8 @@ def figure(
     first, *second = map(statistic, arrays)
     stream = seed ^ zlib.crc32("/".join(map(str, measure.key)).encode())
     drawn = draws(arrays, statistic, resamples, stream)
-    return Figure(first - sum(second), drawn, len(arrays[0]))
+    certain = wilson(arrays[0]) if measure.is_mean_share and against is None else None
+    return Figure(first - sum(second), drawn, len(arrays[0]), certain)
 
 
 def average(figures: Sequence[Figure]) -> Figure:

@@ -46,14 +46,20 @@ class Evaluation:
 @dataclass(frozen=True)
 class BitsPerByte(Estimate, Result):
     """Bits per byte of held-out text with a 95% interval over `count` documents (or `windows`, if
-    there is only one document).
+    there is only one of `documents`).
     """
 
     windows: int
+    documents: int
 
     def __str__(self) -> str:
-        interval = f"95% interval {self.low:.4f} to {self.high:.4f}"
-        return f"{self.value:.4f} bits per byte ({interval}, {self.windows:,} windows)"
+        if not self.has_interval:
+            return f"{self.value:.4f} bits per byte (one window, no interval)"
+        units = f"{self.documents:,} documents, {self.windows:,} windows"
+        if self.documents == 1:
+            units = f"{self.windows:,} windows of one document"
+        interval = f"95% interval {self.low:.4f} to {self.high:.4f} over {units}"
+        return f"{self.value:.4f} bits per byte ({interval})"
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ def bits_per_byte(
     material = Material.of({"text": paths}, settings)
     records = list(text_records(*load_model(model), material))
     (bits,) = (s for s in summarise(records, settings) if s.metric == "bits per byte")
-    return BitsPerByte(bits.value, bits.low, bits.high, bits.count, windows=len(records))
+    interval = (bits.value, bits.low, bits.high, bits.count)
+    documents = len({record.group for record in records})
+    return BitsPerByte(*interval, windows=len(records), documents=documents)
 
 
 def score_model(

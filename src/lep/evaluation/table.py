@@ -162,21 +162,23 @@ def _cell(row: Row, name: str) -> str:
 
 
 def _interval(figure: Figure, sign: str = "") -> str:
-    """`value [low, high]`."""
+    """`value [low, high]`; a single unit has no interval."""
     estimate = figure.estimate()
     value, low, high = (
         f"{number:{sign}.3f}" if abs(number) < 100 else f"{number:{sign},.0f}"
         for number in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if estimate.has_interval else value
 
 
-def benchmark_table(folder: Path, models: dict[str, str]) -> str:
-    """The comparison of benchmark tasks from the records of each model's stage; may be empty."""
+def benchmark_table(folder: Path, models: dict[str, str], settings: EvaluateSettings) -> str:
+    """The comparison of benchmark tasks from the records of each model's stage; may be empty.
+
+    `settings` are the recipe's, for resamples and seed.
+    """
     records: dict[str, list[Record]] = {}
     for name, stage in models.items():
         stored = load_records(folder / stage / "records.jsonl")
         records[name] = [record for record in stored if record.kind == "benchmark"]
-    settings = EvaluateSettings()
     rows = comparison(records, settings.bootstrap, settings.seed)
     return comparison_table(rows, list(records)) if rows else ""

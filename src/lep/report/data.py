@@ -12,6 +12,7 @@ from lep.evaluation.table import benchmark_table, cells, lower_is_better, text_t
 from lep.files import read_json
 from lep.report.grid import grid_blocks, grid_text
 from lep.report.run_record import CellRecord, RunRecord, read_scores
+from lep.settings import EvaluateSettings
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -30,8 +31,16 @@ def run_table(folder: Path) -> str:
         return grid_text(grid_blocks(folder, run))
     models = run.cells[0].instruct_models
     scores = {title: read_scores(folder, stage) for title, stage in models.items()}
-    benchmark = benchmark_table(folder, models)
+    benchmark = benchmark_table(folder, models, evaluate_settings(run.cells[0]))
     return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")
+
+
+def evaluate_settings(cell: CellRecord) -> EvaluateSettings:
+    """The resamples and the seed of the recipe's evaluation."""
+    given = cell.recipe.get("evaluate") or {}
+    return EvaluateSettings(
+        **{name: given[name] for name in ("bootstrap", "seed") if name in given}
+    )
 
 
 def model_table(folder: Path, models: dict[str, str]) -> Table:
@@ -40,8 +49,13 @@ def model_table(folder: Path, models: dict[str, str]) -> Table:
 
 
 def mark(score: Score, column: str, table: Table) -> str:
-    """`better` or `worse` than the first model if the two intervals do not overlap."""
+    """`better` or `worse` than the first model if the two intervals do not overlap.
+
+    Empty for a single unit, which has no interval.
+    """
     first = next(iter(table.values())).get(column, score)
+    if min(score.count, first.count) < 2:
+        return ""
     if not (score.low > first.high or score.high < first.low):  # nor if one is not a number
         return ""
     return "worse" if (score.value > first.value) == lower_is_better(column) else "better"

@@ -43,7 +43,9 @@ def run_page(folder: Path, run: RunRecord) -> str:
             "changes": data.changes(folder),
             "fits": data.fits(folder, cell.recipe["propagate"]),
             "losses": loss_figure(data.losses(folder, run.seconds)),
-            "benchmark": benchmark_table(folder, cell.instruct_models),
+            "benchmark": benchmark_table(
+                folder, cell.instruct_models, data.evaluate_settings(cell)
+            ),
             "counts": read_json(folder / "corpus" / "counts.json"),
         }
     common = {"run": run, "cell": cell, "recipe": cell.recipe, "plotly": get_plotlyjs()}

@@ -13,7 +13,7 @@ from lep.statistics import Estimate, estimate
 
 UNCHANGED = 0.99  # tokens after over before: an original language keeps at least this share
 LEAST_UNITS = 5  # documents or answers below which nothing is significant
-TITLES = {"bits per byte": "{} bits/byte", "exact match": "{} copied"}  # in a language
+TITLES = {"bits per byte": "{} bits/byte", "exact match": "{} exact copies"}  # in a language
 
 
 def score(records: Sequence[Record], half: str) -> float:
@@ -85,7 +85,7 @@ def all_measures(
         title = TITLES.get(measure.metric, measure.metric).format(measure.language)
         array = measure.array(list(measure.values))
         columns = array.T if array.ndim > 1 else [array]
-        result[title] = interval(*columns)
+        result[title] = interval(*columns, shares=measure.is_mean_share)
         if title == "score":
             less = [
                 BITS * ((r.nats - c.nats) + (r.divergence_nats - c.divergence_nats))
