@@ -8,7 +8,7 @@ from conftest import SAMPLE
 from transformers import AutoModelForCausalLM
 
 from lep.errors import LepError
-from lep.pipeline.forecast import Shape, forecast
+from lep.pipeline.forecast import DEVICES, Shape, forecast
 from lep.pipeline.recipe_file import load_recipe
 from lep.pipeline.sampled_savings import Savings
 
@@ -59,7 +59,7 @@ def test_memory_of_capped_logits_is_that_of_all_of_them(recipe) -> None:
     estimate = forecast(recipe(), "h100")
     capped = replace(estimate, shape=replace(estimate.shape, plain=False))
     logits = [each.memory["pretrain"]["logits"] for each in (capped, estimate)]
-    assert logits[0] == 8 * logits[1] == 3 * 4 * 8192 * (128_256 + 100)
+    assert logits[0] == 8 * logits[1] == 3 * 4 * 8192 * 128_256
 
 
 def test_the_memory_of_tuning_is_planned_too(recipe, tmp_path) -> None:
@@ -115,7 +115,7 @@ def test_parameters_are_those_of_the_model(recipe, pair) -> None:
     model = AutoModelForCausalLM.from_pretrained(pair["base"])
     assert shape.body + 2 * shape.rows * shape.hidden == sum(p.numel() for p in model.parameters())
     assert forecast(recipe(), "h100").shape == Shape(
-        6_979_588_096, 128_256, 4_096, 2, 32, 14_336, 65_536, True
+        6_979_588_096, 128_256, 4_096, 2, 32, 14_336, 65_536, True, 500
     )
 
 
@@ -125,11 +125,44 @@ def test_memory_counts_what_trains_four_times(recipe) -> None:
         for what in ("embeddings", "new_rows")
     )
     trained = "trained rows with gradients and moments"
-    assert whole[trained] == 16 * 2 * (128_256 + 100) * 4_096
+    assert whole[trained] == 16 * 2 * 128_256 * 4_096
     assert new[trained] == 16 * 2 * 100 * 4_096
-    assert new["frozen weights"] - whole["frozen weights"] == 2 * 2 * (128_256 + 100) * 4_096
+    assert new["frozen weights"] - whole["frozen weights"] == 2 * 2 * 128_256 * 4_096
     advice = "lower pretrain.micro_batch_tokens (8,192), train new_rows, add fewer tokens"
     assert f"pretrain does not fit: {advice}" in str(forecast(recipe(), "rtx4090"))
+
+
+def test_new_tokens_use_padding_rows_first(recipe) -> None:
+    """The table has 128,256 rows and the tokenizer 500 ids, as `lep init` counts them."""
+    few = forecast(recipe("pretrain.train=new_rows"), "h100")
+    assert (few.rows, few.new_rows, few.trained_rows) == (128_256, 100, 100)
+    many = forecast(recipe("tokenizer.new_tokens=128_000"), "h100")
+    assert (many.rows, many.new_rows) == (500 + 128_000, 128_000)
+    smaller = ["tokenizer.method=optimize", "tokenizer.keep=300", "tokenizer.vocab_size=400"]
+    pruned = forecast(recipe("tokenizer.new_tokens=null", *smaller), "h100")
+    assert (pruned.rows, pruned.new_rows) == (400, 100)
+
+
+def test_hours_are_those_of_the_tokens_beside_them(recipe) -> None:
+    """The sweep takes four fifths of a training, and the baseline as much again: 3.6 trainings."""
+    alone, all_trainings = (
+        forecast(recipe(*changes), "h100")
+        for changes in ([], ["pretrain.sweep=true", "direct=true"])
+    )
+    hours = 180_000_000 / alone.tokens_an_hour
+    assert f"180,000,000 tokens in {alone.steps:,} steps: {hours:.1f} hours on one" in str(alone)
+    assert "with the sweep" not in str(alone)
+    text = str(all_trainings)
+    assert f"{alone.steps:,} steps: {hours:.1f} hours on one h100" in text
+    with_both = f"{3.6 * hours:.1f} hours with the sweep and the baseline on the instruct model"
+    assert f"GFLOP a token); {with_both}" in text
+    assert f"these {3.6 * hours:.1f} hours pay off" in text or "add fewer" in text
+
+
+def test_a_device_has_the_memory_that_cuda_reports() -> None:
+    """79.1 GiB of an H100 "80 GB", whose specification is in units of 2^30 bytes."""
+    assert DEVICES["h100"].memory_bytes > 84e9
+    assert DEVICES["h200"].memory_bytes > 149e9
 
 
 def test_worth_is_the_published_arithmetic(recipe) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from lep.selection.auto import _material
 from lep.selection.figures import all_measures
 from lep.selection.probe import record_half
 from lep.settings import BuildSettings, EvaluateSettings, SelectSettings
+from lep.tokenizer.compare import compare_tokenizers
+from lep.tokenizer.write import extend_tokenizer
 from lep.transfer.corpus import build_corpus
 from lep.transfer.propagate import Propagated
 
@@ -321,3 +324,38 @@ def test_the_benchmark_of_a_page_uses_the_seed_and_resamples_of_its_recipe(tmp_p
     other = comparison_table(comparison({"a": records}, 1000, 0), ["a"])
     assert expected != other
     assert run_table(tmp_path).endswith(expected)
+
+
+def test_round_trip_is_the_share_of_lines(pair, tmp_path) -> None:
+    """One line of 50 in a single piece changes under NFKC, `x²` to `x2`."""
+    shutil.copytree(pair["base"], tmp_path / "nfkc")
+    path = tmp_path / "nfkc" / "tokenizer.json"
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(spec | {"normalizer": {"type": "NFKC"}}), encoding="utf-8")
+    lines = [f"Строка номер {i}" for i in range(49)] + ["Площадь равна x²"]
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    comparison = compare_tokenizers([tmp_path / "nfkc"], {"ru": [tmp_path / "text.txt"]})
+    (cost,) = comparison.texts[0].costs.values()
+    assert cost.round_trip == 49 / 50
+    assert "round trip  98.00% of the lines" in str(comparison)
+
+
+def test_frequent_words_are_of_all_texts_in_any_order(pair, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lep.tokenizer.compare.SPEED_CHARACTERS", 8_000)
+    monkeypatch.setattr("lep.tokenizer.compare.PIECE_CHARACTERS", 1_000)
+    words = {"a": "снегопад", "b": "молоко"}
+    for name, word in words.items():
+        (tmp_path / f"{name}.txt").write_text(f"{word} {word}\n" * 3_000, encoding="utf-8")
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    extend_tokenizer(pair["base"], files, 12, tmp_path / "extended")
+    tokenizers = [pair["base"], tmp_path / "extended"]
+    texts = {"one": [files[0]], "two": [files[1]]}
+    comparison = compare_tokenizers(tokenizers, texts)
+    swapped = compare_tokenizers(tokenizers, dict(reversed(texts.items())))
+    assert comparison.differences == swapped.differences
+    counts = {d.word.strip(): d.count for d in comparison.differences["extended"]}
+    assert counts.keys() == set(words.values())
+    for word in words.values():  # half of the sample each
+        assert counts[word] == pytest.approx(4_000 / (len(word) + 1), rel=0.3)
+    assert 6_000 <= comparison.sample_characters <= 9_000
+    assert f"a sample of {comparison.sample_characters:,} symbols from all" in str(comparison)

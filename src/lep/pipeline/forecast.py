@@ -15,7 +15,9 @@ from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.sampled_savings import Savings, corpus_tokens, sampled_savings, training_tokens
 from lep.result import Result
 from lep.settings import LoraSettings, TrainingSettings
+from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.train import ALGORITHMS
+from lep.tokenizer.vocabulary import Vocabulary
 from lep.training.data import LARGEST_BLOCK, batch_of
 from lep.training.loss import GPU_LOSS_CHUNK, LOGIT_SETTINGS
 from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_states
@@ -29,19 +31,19 @@ MOST_PASSES = 4
 
 @dataclass(frozen=True)
 class Device:
-    """Peak of dense bf16 products, operations a second, and memory."""
+    """Peak of dense bf16 products, operations a second, and memory as CUDA reports it."""
 
     flops: float
     memory_bytes: float
 
 
-DEVICES = {
-    "h200": Device(989e12, 141e9),
-    "h100": Device(989e12, 80e9),
-    "a100": Device(312e12, 80e9),
-    "l40s": Device(362e12, 48e9),
-    "rtx4090": Device(165e12, 24e9),
-    "rtx3090": Device(71e12, 24e9),
+DEVICES = {  # "80 GB" of a name are GiB, of which some are reserved
+    "h200": Device(989e12, 139.8 * 2**30),
+    "h100": Device(989e12, 79.1 * 2**30),
+    "a100": Device(312e12, 79.1 * 2**30),
+    "l40s": Device(362e12, 44.4 * 2**30),
+    "rtx4090": Device(165e12, 23.6 * 2**30),
+    "rtx3090": Device(71e12, 23.6 * 2**30),
 }
 
 
@@ -57,6 +59,7 @@ class Shape:
     inner: int
     cache: int  # elements of the KV cache per token
     plain: bool  # logits are just the head's products, so that the loss takes them in chunks
+    ids: int  # rows that the tokenizer needs; the others are padding
 
     @classmethod
     def of(cls, folder: Path) -> "Shape":
@@ -73,7 +76,8 @@ class Shape:
         head = getattr(text, "head_dim", None) or hidden // heads
         cache = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * head
         plain = not any(getattr(text, name, None) for name in LOGIT_SETTINGS)
-        return cls(body, rows, hidden, len(tables), layers, inner, cache, plain)
+        ids = len(Vocabulary.of(load_tokenizer(folder)))
+        return cls(body, rows, hidden, len(tables), layers, inner, cache, plain, ids)
 
     def speedup(self, savings: Savings, new_rows: int) -> float:
         """How many times as fast text is generated, by the parameters and cache read per token."""
@@ -98,14 +102,16 @@ class Forecast(Result):
 
     @property
     def rows(self) -> int:
-        """Of a table, with the new vocabulary."""
-        return self.recipe.tokenizer.size(self.shape.rows)
+        """Of a table, with the new vocabulary; new tokens use padding rows first."""
+        ids = self.recipe.tokenizer.size(self.shape.ids)
+        return ids if ids < self.shape.ids else max(ids, self.shape.rows)
 
     @property
     def new_rows(self) -> int:
-        if self.recipe.tokenizer.method in ALGORITHMS:
+        settings = self.recipe.tokenizer
+        if settings.method in ALGORITHMS:
             return self.rows  # a replaced vocabulary keeps hardly any
-        return self.rows - (self.recipe.tokenizer.keep or self.shape.rows)
+        return settings.new_tokens or settings.size(0) - (settings.keep or 0)
 
     @property
     def trained_rows(self) -> int:
@@ -118,8 +124,13 @@ class Forecast(Result):
 
     @property
     def hours(self) -> float:
-        """Of training on one device, including the baseline on the instruct model."""
-        return self.tokens * self.passes / self.tokens_an_hour
+        """On one device, with sweep and baseline where the recipe has them."""
+        return self.training_hours * self.passes
+
+    @property
+    def training_hours(self) -> float:
+        """Of one training on one device, that of `tokens` and `steps`."""
+        return self.tokens / self.tokens_an_hour
 
     @property
     def passes(self) -> float:
@@ -206,9 +217,9 @@ class Forecast(Result):
             *([cells] if self.cells > 1 else []),
             f"{shape.body / 1e9:.2f}B parameters in the body, {shape.tables} table(s) of "
             f"{shape.rows:,} to {self.rows:,} x {shape.hidden:,}; {rows:,} rows of each train",
-            f"{self.tokens:,} tokens in {self.steps:,} steps: {self.hours:.1f} hours on one {gpu} "
-            f"at {UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens an hour, "
-            f"{self.token_operations / 1e9:.1f} GFLOP a token)",
+            f"{self.tokens:,} tokens in {self.steps:,} steps: {self.training_hours:.1f} hours on "
+            f"one {gpu} at {UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens "
+            f"an hour, {self.token_operations / 1e9:.1f} GFLOP a token){self._trainings()}",
             *self._passes(),
             f"memory {needed['pretrain'] / 1e9:.0f} GB of {most / 1e9:.0f}: {sizes}{others}",
             f"disk about {self.disk_bytes / 1e9:.0f} GB besides the corpus and the given models, "
@@ -232,6 +243,13 @@ class Forecast(Result):
         advice = f"more than {MOST_PASSES} teach little: give more text, or train {hours:.2g} hours"
         return [f"{line}; {advice} (pretrain.epochs={MOST_PASSES})"]
 
+    def _trainings(self) -> str:
+        pretrain = self.recipe.pretrain
+        parts = [(pretrain.sweep, "the sweep")]
+        parts.append((self.recipe.direct, "the baseline on the instruct model"))
+        names = " and ".join(name for wanted, name in parts if wanted)
+        return f"; {self.hours:.1f} hours with {names}" if names else ""
+
     def _advice(self, stage: str) -> str:
         settings = getattr(self.recipe, stage)
         size = "micro_batch_tokens" if stage == "pretrain" else "micro_batch_size"
@@ -254,7 +272,8 @@ class Forecast(Result):
         hours = self.hours / (1 - 1 / speedup)
         serving = "device hours of serving the language with the old vocabulary"
         served = f"{hours * 3600 * SERVED_RATE / 1e6:,.0f}M tokens at {SERVED_RATE:,} a second"
-        return [saved, f"the training pays off after {hours:.0f} {serving}, {served}"]
+        paid = f"these {self.hours:.1f} hours pay off after {hours:.0f} {serving}, {served}"
+        return [saved, paid]
 
 
 def forecast(

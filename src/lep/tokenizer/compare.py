@@ -1,5 +1,6 @@
 """Compare tokenizers on texts: cost, unreachable tokens, words cut differently, speed."""
 
+import math
 import operator
 import statistics
 import time
@@ -42,7 +43,7 @@ class Cost:
     symbols_per_token: float
     bytes_per_token: float
     words_per_token: float
-    round_trip: float  # share of the pieces that decode to themselves
+    round_trip: float  # share of the lines that decode to themselves
     new_share: float  # share of the text's tokens that are new
     new_used: float  # share of the new tokens that occur
     most: float  # symbols per token if each word, as this tokenizer cuts words, were one token
@@ -52,7 +53,7 @@ class Cost:
             f"{self.symbols_per_token:6.3f} of at most {self.most:.3f} symbols  "
             f"{self.bytes_per_token:6.3f} bytes  "
             f"{self.words_per_token:6.3f} words a token  new {self.new_share:6.1%} of the tokens  "
-            f"round trip {self.round_trip:7.2%}"
+            f"round trip {self.round_trip:7.2%} of the lines"
         )
 
 
@@ -91,7 +92,7 @@ class Difference:
     """A word that two tokenizers cut differently."""
 
     word: str
-    count: int
+    count: int  # in the sample
     before: list[str]
     after: list[str]
 
@@ -109,6 +110,7 @@ class Comparison(Result):
     texts: list[TextCosts]
     differences: dict[str, list[Difference]]
     curves: dict[str, dict[str, list[tuple[int, float]]]]
+    sample_characters: int  # of all texts alike, for speeds and frequent words
 
     def __str__(self) -> str:
         width = max(map(len, self.tokenizers))
@@ -117,7 +119,8 @@ class Comparison(Result):
             lines.append(f"{text.name}  {text.file}  {text.characters:,} symbols")
             lines += [f"  {name:<{width}}  {cost}" for name, cost in text.costs.items()]
         facts = (f"{name:<{width}}  {facts}" for name, facts in self.tokenizers.items())
-        return "\n".join([*lines, "", *facts])
+        sample = f"speeds of a sample of {self.sample_characters:,} symbols from all texts"
+        return "\n".join([*lines, "", *facts, sample])
 
 
 def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Comparison:
@@ -133,12 +136,13 @@ def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Compari
     first = _Loaded.of(folders[0])
     others = [_Loaded.of(folder, first.vocabulary) for folder in folders[1:]]
     loaded = dict(zip(names, [first, *others], strict=True))
+    sources_by_language = {language: _sources(paths) for language, paths in files.items()}
+    share = SPEED_CHARACTERS // sum(map(len, sources_by_language.values()))
     costs, sample = [], list[str]()
-    for language, paths in files.items():
-        for source, documents in progress(_sources(paths).items(), f"{language} texts compared"):
+    for language, by_source in sources_by_language.items():
+        for source, documents in progress(by_source.items(), f"{language} texts compared"):
             pieces = _pieces(documents)
-            if sum(map(len, sample)) < SPEED_CHARACTERS:
-                sample += pieces
+            sample += _sample(pieces, share)
             costs.append(_text_costs(language, source, pieces, loaded))
     facts = {name: one.facts(sample) for name, one in loaded.items()}
     differences = {name: _differences(first, loaded[name], sample) for name in names[1:]}
@@ -147,7 +151,7 @@ def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Compari
         for name, one in loaded.items()
         if one.only_adds
     }
-    return Comparison(names[0], facts, costs, differences, curves)
+    return Comparison(names[0], facts, costs, differences, curves, sum(map(len, sample)))
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,14 @@ def _pieces(paths: list[Path]) -> list[str]:
     return list(cut_at_lines(stream_texts(paths), PIECE_CHARACTERS))
 
 
+def _sample(pieces: list[str], characters: int) -> list[str]:
+    """Some of the pieces of a text, evenly spaced, of about so many characters in all."""
+    if characters < PIECE_CHARACTERS:
+        pieces = list(cut_at_lines(pieces, max(1, characters)))
+    total = sum(map(len, pieces))
+    return pieces[:: max(1, math.ceil(total / max(1, characters)))]
+
+
 def _sources(files: list[Path]) -> dict[str, list[Path]]:
     """Files by text: the txt files of a folder are one text, every other file is one by itself."""
     siblings = Counter(file.parent for file in files)
@@ -249,17 +261,28 @@ def _cost(one: _Loaded, pieces: list[str], amounts: tuple[int, ...]) -> Cost:
         symbols_per_token,
         bytes_per_token,
         words_per_token,
-        round_trip=statistics.fmean(map(operator.eq, pieces, decoded)),
+        round_trip=_round_trip(pieces, decoded),
         new_share=float(new.sum() / tokens),
         new_used=float((new > 0).mean()) if len(new) else 0.0,
         most=amounts[0] / max(1, words),
     )
 
 
+def _round_trip(pieces: list[str], decoded: list[str]) -> float:
+    """Share of the lines that decode to themselves; none of a piece whose line breaks change."""
+    lines = same = 0
+    for piece, text in zip(pieces, decoded, strict=True):
+        before, after = piece.split("\n"), text.split("\n")
+        lines += len(before)
+        if len(before) == len(after):
+            same += sum(map(operator.eq, before, after))
+    return same / max(1, lines)
+
+
 def _differences(first: _Loaded, one: _Loaded, sample: list[str]) -> list[Difference]:
     """The most frequent words that are cut differently."""
     counts = Counter(word for piece in sample for word in piece.split())
-    frequent = counts.most_common(COMPARED_WORDS)
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:COMPARED_WORDS]
     cuts = (Difference(" " + word, n, first.cut(word), one.cut(word)) for word, n in frequent)
     return list(islice((cut for cut in cuts if cut.before != cut.after), SHOWN_WORDS))
 
