@@ -317,7 +317,8 @@ def test_the_benchmark_of_a_page_uses_the_seed_and_resamples_of_its_recipe(tmp_p
     stage.mkdir()
     save_records(stage / "records.jsonl", records)
     (stage / "scores.json").write_text("[]")
-    recipe = {"evaluate": {"bootstrap": 37, "seed": 5, "items": 3}}
+    evaluation = {"bootstrap": 37, "seed": 5, "items": 3}
+    recipe = {"language": "ru", "base": "x", "propagate": [], "evaluate": evaluation}
     cell = CellRecord({}, None, recipe, {"a": "evaluate-a"}, {})
     RunRecord({}, [cell]).save(tmp_path)
     expected = comparison_table(comparison({"a": records}, 37, 5), ["a"])
