@@ -219,6 +219,7 @@ def check_chance(checkpoint, names, data, folder, limit) -> None:
         assert low <= value <= high, (name, low, value, high)
 
 
+@pytest.mark.slow
 def test_random_likelihoods_score_as_chance_does(lab_instruct, data, tmp_path) -> None:
     check_chance(lab_instruct, CHOICES, data, tmp_path, limit=200)
 

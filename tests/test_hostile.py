@@ -24,7 +24,7 @@ from hostile_cases import REPLIES, SECRET, Case, all_cases, copied
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-SAMPLE_EVERY = 32
+SAMPLE_EVERY = 45
 MODULE = Path(__file__)
 NAMES = [case.name for case in all_cases("http://localhost")]
 NAMES = [n for n in NAMES if re.search(os.environ.get("HOSTILE", ""), n)]
@@ -184,6 +184,7 @@ def end_after_one_token(model: Any, tokenizer: Tokenizer, folder: Path) -> str:
     return question
 
 
+@pytest.mark.xdist_group("hostile")  # one process prepares them
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 )

@@ -75,7 +75,10 @@ def models(request, tmp_path_factory, english, russian) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", ["extend", "prune", "in place", "bpe", "unigram"])
+@pytest.mark.parametrize(
+    "change",
+    ["extend", "prune", "in place", "bpe", pytest.param("unigram", marks=pytest.mark.slow)],
+)
 def test_special_tokens_and_settings_are_the_instruct_models(models, change, tmp_path) -> None:
     base, instruct, out = models / "base", models / "instruct", tmp_path / "out"
     make_tokenizer(change, base, tmp_path / "t")

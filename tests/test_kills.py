@@ -66,6 +66,7 @@ def prompts(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_init_killed_at_some_operations(pair, tmp_path) -> None:
     init = f"init --model {pair['base']} --tokenizer {pair['tokenizer']} --output sub/out"
     report = killed_everywhere(tmp_path, init, most=3)

@@ -64,6 +64,7 @@ def replies(module: str, name: str, *paths: Path) -> list[str]:
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_small_files_of_much_text_are_refused(tmp_path) -> None:
     names = ("a.jsonl.zst", "b.txt.zst", "c.txt", "d.parquet")
     one_line, much, plain, values = (tmp_path / name for name in names)

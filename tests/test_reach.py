@@ -177,7 +177,7 @@ def without_pre_tokenizer(english, *, lossless: bool) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("lossless", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_byte_level_without_a_pre_tokenizer(lossless, english, tmp_path) -> None:
     base, corpus = tmp_path / "base", RU
     save_model(base, without_pre_tokenizer(english, lossless=lossless))

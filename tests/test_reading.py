@@ -41,12 +41,12 @@ def test_compressed_files_are_whole_or_refused(suffix, compress, tmp_path) -> No
     path, frame = tmp_path / f"a.jsonl{suffix}", compress(LINES)
     path.write_bytes(frame + frame)  # as `cat` joins files
     assert texts(path) == TEXTS + TEXTS
-    for cut in (1, 2, 4, 9, len(frame) // 2, len(frame) - 2):
+    for cut in (1, 4, len(frame) // 2):
         for content in (b"", frame[:-cut], frame + frame[:-cut]):
             path.write_bytes(content)
             with pytest.raises(CorpusError, match=rf"a.jsonl{suffix} ends early.* again"):
                 texts(path)
-    for rubbish in (b"x", b"rubbish", b"\n" * 10_000):
+    for rubbish in (b"x", b"\n" * 10_000):
         path.write_bytes(frame + rubbish)
         with pytest.raises(CorpusError, match=rf"not a readable {suffix[1:]} file .*compress it"):
             texts(path)

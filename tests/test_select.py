@@ -84,6 +84,7 @@ def run(family, output, select=FEW):
     )
 
 
+@pytest.mark.slow
 def test_the_harmless_candidate_is_chosen(family, tmp_path) -> None:
     selection = run(family, tmp_path / "out")
     assert selection.chosen == "new-rows"
