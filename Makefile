@@ -1,6 +1,6 @@
 # make demo   its own environment, the demo recipe, the report
 # make test   the default tests (two cores, some three minutes) with lint and types
-# make check  every test, the slow ones too (under an hour)
+# make check  every test, the slow ones too (under an hour); LEP_DATA names a folder of real text, LEP_MODELS one of real models
 
 PYTHON ?= python3
 VENV ?= .venv
