@@ -184,7 +184,6 @@ def end_after_one_token(model: Any, tokenizer: Tokenizer, folder: Path) -> str:
     return question
 
 
-@pytest.mark.xdist_group("hostile")  # one process prepares them
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 )

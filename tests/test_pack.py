@@ -35,6 +35,7 @@ def trained(pair, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_pack_gives_what_task_arithmetic_gives(pair, trained, tmp_path) -> None:
     pack = make_pack(pair["base"], trained, tmp_path / "ru.lep")
     assert pack.rows == {"input": 300, "output": 300}

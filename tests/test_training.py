@@ -502,6 +502,7 @@ def watched(**changes) -> PretrainSettings:
     return variant(eval_text=text, eval_characters=3_000, **changes)
 
 
+@pytest.mark.slow
 def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> None:
     """English is trained on and Russian looked at, so that the end is not the best."""
     settings = watched(learning_rate=0.02, tokens=12_000, schedule="wsd", precision="float32")

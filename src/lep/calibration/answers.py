@@ -65,12 +65,12 @@ def _listed(counts: Counts) -> str:
 
 def _warning(script: str, counts: Counts) -> str | None:
     """What to know where most questions in a script have no answer to learn from."""
-    kept, asked = counts.get("kept", 0), sum(counts.values())
-    if kept >= FEW * asked:
+    kept, total = counts.get("kept", 0), sum(counts.values())
+    if kept >= FEW * total:
         return None
     reasons = {reason: count for reason, count in counts.items() if reason != "kept"}
     return (
-        f"warning: only {kept:,} of {asked:,} {script} questions have an answer to learn from "
+        f"warning: {kept:,} of {total:,} {script} questions have an answer to learn from "
         f"(most are dropped as {max(reasons, key=lambda r: reasons[r])}): look at the answers, the "
         "original model may not know the language well enough"
     )

@@ -165,8 +165,8 @@ def _advice(folder: Path) -> str:
 def _growth(normalizer: dict[str, Any]) -> int:
     """How many times longer a normaliser's replacements can make a text, in characters."""
     inner = map(_growth, normalizer.get("normalizers") or [])
-    found = (normalizer.get("pattern") or {}).get("String") or "?"  # of a pattern: one character
-    return prod(inner) * max(1, len(normalizer.get("content") or "") // len(found))
+    replaced = (normalizer.get("pattern") or {}).get("String") or "?"  # of a pattern: one character
+    return prod(inner) * max(1, len(normalizer.get("content") or "") // len(replaced))
 
 
 def _copy(names: Iterable[str], source: Path, output: Path) -> None:

@@ -47,8 +47,8 @@ def unreachable_tokens(tokenizer: Tokenizer, ids: Iterable[int] | None = None) -
 def _not_yielded(tokenizer: Tokenizer, texts: dict[int, str]) -> list[int]:
     """The ids that no context of their text yields."""
     for context in CONTEXTS:
-        asked = [context.format(text) for text in texts.values()]
-        encoded = tokenizer.encode_batch_fast(asked, add_special_tokens=False)
+        inserted = [context.format(text) for text in texts.values()]
+        encoded = tokenizer.encode_batch_fast(inserted, add_special_tokens=False)
         pairs = zip(texts.items(), encoded, strict=True)
         texts = {i: text for (i, text), yielded in pairs if i not in yielded.ids}
     return list(texts)

@@ -170,8 +170,8 @@ class Vocabulary:
     @cached_property
     def byte_ids(self) -> list[int]:
         """The ids of the tokens that stand for one byte each, in the order of the bytes."""
-        found = (self.find(Token(bytes([byte]))) for byte in range(256))
-        return [index for index in found if index is not None]
+        ids = (self.find(Token(bytes([byte]))) for byte in range(256))
+        return [index for index in ids if index is not None]
 
     @cached_property
     def _known_bytes(self) -> set[int]:
