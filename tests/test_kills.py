@@ -109,6 +109,8 @@ VERBS = {
     "prune": "tokenizer prune --base {base} --corpus {RU} {EN} --vocab-size 450 --output out",
     "train": "tokenizer train --base {base} --corpus {RU} --algorithm bpe --vocab-size 600 "
     "--output out",
+    "optimize": "tokenizer optimize --base {base} --corpus {RU} {EN} --keep 450 --vocab-size 500 "
+    "--in-place --output out",
     "count": "tokenizer count --base {base} --corpus {RU} --output out.counts.zst",
     "compare": "tokenizer compare {base} {tokenizer} --text ru={ru} --json out.json "
     "--html out.html",
