@@ -50,10 +50,12 @@ def echoes(question: str, text: str) -> bool:
     >>> echoes("Repeat: a dog and a cat", "a dog and a cat")
     False
     """
-    asked, said = (_WORD.findall(each.casefold()) for each in (question, text))
-    times = len(said) // len(asked) if asked else 0
-    greeting = times == 1 and len(asked) <= GREETING_WORDS and not _QUESTION.search(question)
-    return times > 0 and said == asked * times and not greeting
+    question_words, answer_words = (_WORD.findall(each.casefold()) for each in (question, text))
+    times = len(answer_words) // len(question_words) if question_words else 0
+    greeting = (
+        times == 1 and len(question_words) <= GREETING_WORDS and not _QUESTION.search(question)
+    )
+    return times > 0 and answer_words == question_words * times and not greeting
 
 
 def repeats(text: str) -> bool:

@@ -111,8 +111,8 @@ def _replies(judge: Judge, prompts: list[Conversation], saved: str) -> list[str]
         reason = f"does not answer after {TRIES} tries ({redacted(str(error))})"
         advice = "give the same command when it is back"
         if isinstance(error, requests.HTTPError) and error.response is not None:
-            said = redacted(error.response.text)[:200]
-            reason = f"refuses ({redacted(str(error))}: {said!r})"
+            reply = redacted(error.response.text)[:200]
+            reason = f"refuses ({redacted(str(error))}: {reply!r})"
             advice = "correct its name, URL or key, and give the same command"
         raise LepError(f"the judge {judge.name} {reason}; {saved}: {advice}") from error
 
