@@ -1,0 +1,83 @@
+"""Every setting, declared once: recipes, command line and library read it here.
+
+`lep VERB --help` shows the string below a field, and the docstring of its class as the heading.
+"""
+
+from lep.settings.evaluation import BenchmarkSettings, EvaluateSettings, ScoringSettings
+from lep.settings.joint import (
+    STREAMS,
+    JointSettings,
+    NewRowsSettings,
+    OwnPromptSettings,
+    PracticeSettings,
+)
+from lep.settings.kinds import (
+    Count,
+    InitName,
+    Names,
+    NonNegative,
+    PropagationName,
+    ProperShare,
+    Seed,
+    Share,
+    TaskName,
+    Texts,
+    Weights,
+)
+from lep.settings.text import (
+    TOKENIZER_SIZES,
+    BuildSettings,
+    ClusterSettings,
+    CorpusSettings,
+    LanguageSettings,
+    TokenizerSettings,
+)
+from lep.settings.training import (
+    AnswerSettings,
+    AnswerTuning,
+    CalibrateSettings,
+    LoraSettings,
+    PretrainSettings,
+    TrainingSettings,
+    TuneSettings,
+)
+from lep.settings.transfer import InitSettings, MethodSettings, PropagateSettings, SelectSettings
+
+__all__ = [
+    "STREAMS",
+    "TOKENIZER_SIZES",
+    "AnswerSettings",
+    "AnswerTuning",
+    "BenchmarkSettings",
+    "BuildSettings",
+    "CalibrateSettings",
+    "ClusterSettings",
+    "CorpusSettings",
+    "Count",
+    "EvaluateSettings",
+    "InitName",
+    "InitSettings",
+    "JointSettings",
+    "LanguageSettings",
+    "LoraSettings",
+    "MethodSettings",
+    "Names",
+    "NewRowsSettings",
+    "NonNegative",
+    "OwnPromptSettings",
+    "PracticeSettings",
+    "PretrainSettings",
+    "PropagateSettings",
+    "PropagationName",
+    "ProperShare",
+    "ScoringSettings",
+    "Seed",
+    "SelectSettings",
+    "Share",
+    "TaskName",
+    "Texts",
+    "TokenizerSettings",
+    "TrainingSettings",
+    "TuneSettings",
+    "Weights",
+]

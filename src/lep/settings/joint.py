@@ -1,0 +1,70 @@
+"""Settings of joint training, and of what the original model writes and answers for it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from lep.fields import Settings
+from lep.settings.kinds import Count, Seed, Share, Weights
+from lep.settings.training import PretrainSettings
+
+# Streams of a mixture, with their usual shares of the tokens.
+STREAMS = {"text": 2.0, "answers": 1.0, "practice": 1.0, "old_text": 0.5, "old_answers": 0.5}
+
+
+class JointSettings(PretrainSettings):
+    """Joint training on text, answers and practice tasks."""
+
+    old_text: list[str] = Field([])
+    """Text of the languages that the model knows, to mix in (default: none)."""
+    answers: str | None = None
+    """Folder that lep answer wrote, or jsonl with messages, to mix in; the last message of each
+    conversation is learned. Conversations without a new token are old answers (default: none)."""
+    practice_tasks: str | None = None
+    """Folder that lep practice wrote, or jsonl with messages, to mix in (default: none)."""
+    shares: Weights = Field({})
+    """STREAM=SHARE,...: how many tokens of a step a stream has, relative to the others (default:
+    text=2,answers=1,practice=1,old_text=0.5,old_answers=0.5, of those that are given)."""
+    relative_rate: PositiveFloat | None = None
+    """Peak learning rate of each table as a share of the root mean square of its known rows
+    (default: the learning rate)."""
+    practice: PositiveInt = 100
+    """Count the new tokens that are learned less often than this."""
+
+
+class PracticeSettings(Settings):
+    """Practice tasks."""
+
+    practice: PositiveInt = 100
+    """Make tasks until each new token is in so many answers."""
+    practice_tokens: PositiveInt | None = None
+    """Stop at so many tokens, questions included (default: no limit)."""
+    practice_batch: PositiveInt = 64
+    """Tasks that the original model is given at once."""
+    practice_seed: Seed = 0
+    """Seed of words and tasks."""
+
+
+class OwnPromptSettings(Settings):
+    """Prompts that the original instruct model writes."""
+
+    own_prompts: Count = 200
+    """Prompts to write in each language."""
+    prompt_tokens: PositiveInt = 128
+    """Longest prompt, in tokens; longer ones are dropped."""
+    prompt_temperature: PositiveFloat = 1.0
+    """Temperature at which prompts are drawn."""
+    prompt_top_p: Share = 0.95
+    """Probability mass that prompts are drawn from."""
+    prompt_batch: PositiveInt = 32
+    """Prompts that are written at once."""
+    prompt_seed: Seed = 0
+    """Seed of prompts."""
+
+
+class NewRowsSettings(JointSettings):
+    """Joint training of the new rows of an instruct model."""
+
+    train: Literal["embeddings", "new_rows", "embeddings+lora"] = "new_rows"
+    relative_rate: Annotated[float | None, Field(gt=0)] = 0.06
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -1,0 +1,30 @@
+"""Types that several settings share."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from lep.fields import ByName, split_names, split_paths, split_weights
+
+TaskName = Literal["copy_sentence", "copy_paragraph", "first_word", "last_word", "word_after"]
+InitName = Literal["mean", "length-weighted", "first", "last", "random"]
+PropagationName = Literal[
+    "swap",
+    "overlap",
+    "conversion",
+    "ridge",
+    "procrustes",
+    "task-arithmetic",
+    "exact",
+    "residual",
+    "new-rows",
+]
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+ProperShare = Annotated[float, Field(gt=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
+Texts = Annotated[dict[str, list[str]], BeforeValidator(split_paths), ByName]  # paths by language
+Weights = Annotated[dict[str, NonNegative], BeforeValidator(split_weights)]
+Names = BeforeValidator(split_names)  # of lists: A,B is A and B
