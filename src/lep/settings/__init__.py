@@ -3,6 +3,7 @@
 `lep VERB --help` shows the string below a field, and the docstring of its class as the heading.
 """
 
+from lep.fields import Settings
 from lep.settings.evaluation import BenchmarkSettings, EvaluateSettings, ScoringSettings
 from lep.settings.joint import (
     STREAMS,
@@ -73,6 +74,7 @@ __all__ = [
     "ScoringSettings",
     "Seed",
     "SelectSettings",
+    "Settings",
     "Share",
     "TaskName",
     "Texts",
