@@ -29,6 +29,7 @@ _MODULES = {
     "lep.transfer.inspect": ("inspect_checkpoint",),
     "lep.transfer.verify": ("compare_checkpoints",),
     "lep.calibration.answers": ("answer",),
+    "lep.calibration.practice": ("practise",),
     "lep.calibration.calibrate": ("calibrate",),
     "lep.training.tune": ("tune",),
     "lep.evaluation.evaluate": ("evaluate",),

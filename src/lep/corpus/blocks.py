@@ -1,8 +1,8 @@
 """Turn documents into training blocks without losing a token; pieces start with a paragraph."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, TypeVar
 
 from lep.corpus.read import Documents, batches
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 LONGEST = 1_000_000  # characters of one text for the tokenizer
 BATCH_TEXTS, BATCH_CHARACTERS = 256, 4_000_000  # tokenised at once
 OPEN_BLOCKS = 512  # blocks that wait for a piece that fits
+T = TypeVar("T", bound=Sized)
 
 
 def token_pieces(
@@ -63,8 +64,12 @@ def _cut(text: str, tokenizer: "PreTrainedTokenizerFast", limit: int) -> list[li
     ]
 
 
-def packed(pieces: Iterable[list[int]], block_size: int) -> Iterator[list[list[int]]]:
+def packed(
+    pieces: Iterable[T], block_size: int, open_blocks: int = OPEN_BLOCKS
+) -> Iterator[list[T]]:
     """Blocks of whole pieces, up to `block_size` tokens; a piece goes where it leaves least room.
+
+    So many `open_blocks` wait for a piece; with fewer, pieces stay closer to their order.
 
     (Best fit; Ding et al. 2024, "Fewer Truncations Improve Language Modeling".) Raises `ValueError`
     for a piece longer than a block.
@@ -73,14 +78,14 @@ def packed(pieces: Iterable[list[int]], block_size: int) -> Iterator[list[list[i
     [[[1, 2, 3], [6]], [[4, 5], [7, 8]]]
     """
     room: list[tuple[int, int]] = []  # of open blocks: free tokens, number
-    blocks: dict[int, list[list[int]]] = {}
+    blocks: dict[int, list[T]] = {}
     number = 0
     for piece in pieces:
         if len(piece) > block_size:
             message = f"a piece of {len(piece)} tokens is longer than a block of {block_size}"
             raise ValueError(message)
         if not room or room[-1][0] < len(piece):
-            if len(room) == OPEN_BLOCKS:
+            if len(room) == open_blocks:
                 yield blocks.pop(room.pop(0)[1])  # the fullest
             insort(room, (block_size, number))
             blocks[number] = []

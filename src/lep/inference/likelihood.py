@@ -65,6 +65,38 @@ def sequence_nats(
     return nats
 
 
+@torch.inference_mode()
+def greedy_matches(
+    model: PreTrainedModel,
+    sequences: Sequence[tuple[list[int], int]],
+    batch_size: int,
+    label: str = "",
+) -> list[bool]:
+    """Whether the model, greedily, writes each sequence's tokens from position `start` >= 1 on.
+
+    `sequences` holds (ids, start), none longer than the context. One forward pass tells: the head
+    gives its highest logit to each of the tokens. Capping or scaling keeps the order of logits.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index][0]))
+    matches = [True] * len(sequences)
+    for start in progress(range(0, len(order), batch_size), label):
+        batch = order[start : start + batch_size]
+        inputs = pad_sequence([torch.tensor(sequences[i][0]) for i in batch], batch_first=True)
+        written = torch.zeros(inputs.shape, dtype=torch.bool)
+        for row, index in enumerate(batch):
+            ids, begin = sequences[index]
+            written[row, begin : len(ids)] = True
+        states = decoder(input_ids=inputs.to(model.device), use_cache=False).last_hidden_state
+        rows, targets = written[:, 1:].nonzero()[:, 0], inputs[:, 1:][written[:, 1:]]
+        hidden = states[:, :-1][written[:, 1:].to(model.device)]
+        most = max(1, LOGITS.get(model.device.type, MOST_LOGITS) // len(head.weight))
+        best = torch.cat([head(part).argmax(1).cpu() for part in hidden.split(most)])
+        for row in rows[best != targets].tolist():
+            matches[batch[row]] = False
+    return matches
+
+
 def _segments(sequences: Sequence[tuple[list[int], int]], context: int) -> Iterator[Segment]:
     for index, (ids, scored_from) in enumerate(sequences):
         position = max(scored_from, 1)

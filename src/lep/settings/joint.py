@@ -1,8 +1,8 @@
 """Settings of joint training, and of what the original model writes and answers for it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from lep.fields import Settings
 from lep.settings.kinds import Count, Seed, Share, Weights
@@ -30,6 +30,17 @@ class JointSettings(PretrainSettings):
     (default: the learning rate)."""
     practice: PositiveInt = 100
     """Count the new tokens that are learned less often than this."""
+
+    @model_validator(mode="after")
+    def _rates(self) -> Self:
+        if self.relative_rate and "lora" in self.train:
+            raise ValueError("relative_rate is for tables: with embeddings+lora give learning_rate")
+        return self
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether there is more than text of the new language."""
+        return bool(self.old_text or self.answers or self.practice_tasks)
 
 
 class PracticeSettings(Settings):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from lep.corpus.blocks import packed, token_pieces
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, read_documents
 from lep.errors import LepError
-from lep.settings import PretrainSettings
+from lep.settings import JointSettings, PretrainSettings
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024
+# New rows learn from the number of steps more than from their size (docs/log.md).
+JOINT_BATCH_TOKENS, JOINT_STEPS = 1_024, 1_500
 # Documents for SPARE times the tokens of a training are drawn, if that is at most LARGEST_SHARE of
 # the corpus.
 SPARE, LARGEST_SHARE, BUCKETS = 2, 0.25, 10_000
@@ -31,8 +33,10 @@ PROBED, MOST_LEAK = 8, 0.01  # tokens of a piece; share of a context's effect
 
 def batch_of(settings: PretrainSettings) -> int:
     """Tokens per step; `settings` must give a number of tokens, not of epochs."""
-    most = max(1, min(LARGEST_BATCH_TOKENS, settings.budget(0) // LEAST_STEPS))
-    return settings.batch_tokens or most
+    is_joint = isinstance(settings, JointSettings)
+    least, steps = (JOINT_BATCH_TOKENS, JOINT_STEPS) if is_joint else (1, LEAST_STEPS)
+    tokens = max(least, min(LARGEST_BATCH_TOKENS, settings.budget(0) // steps))
+    return settings.batch_tokens or tokens
 
 
 def schedule(
@@ -75,12 +79,19 @@ def packed_blocks(
     """
 
     def generate() -> Iterator[dict[str, Any]]:
-        documents = _drawn(checkpoint, corpus, tokens) if tokens else read_documents(corpus)
+        documents = documents_for(checkpoint, corpus, tokens)
         pieces = token_pieces(documents, checkpoint.tokenizer, block)
         for inside in packed(pieces, block):
             yield {"input_ids": [*chain(*inside)], "lengths": [len(piece) for piece in inside]}
 
     features = Features({"input_ids": List(Value("int32")), "lengths": List(Value("int32"))})
+    return generated(generate, features, folder, key)
+
+
+def generated(
+    generate: Callable[[], Iterator[dict[str, Any]]], features: Features, folder: Path, key: str
+) -> Dataset:
+    """A memory-mapped data set, kept in a folder under a key; raises what the generator raises."""
     try:
         return Dataset.from_generator(generate, features, str(folder), fingerprint=key)
     except DatasetGenerationError as error:  # datasets wraps the reader's own error
@@ -89,8 +100,12 @@ def packed_blocks(
         raise
 
 
-def _drawn(checkpoint: Checkpoint, corpus: list[str | Path], tokens: int) -> Iterator[Document]:
+def documents_for(
+    checkpoint: Checkpoint, corpus: list[str | Path], tokens: int | None
+) -> Iterator[Document]:
     """Documents for `SPARE` times the tokens, drawn by hash; all documents of a small corpus."""
+    if tokens is None:
+        return read_documents(corpus)
     first = islice(read_documents(corpus), PROBED_DOCUMENTS)
     texts = [document.text[:PROBED_CHARACTERS] for document in first]
     known = sum(map(len, checkpoint.tokenizer(texts)["input_ids"]))
@@ -113,18 +128,28 @@ def collate(samples: list[dict[str, Any]], *, isolated: bool = True) -> dict[str
     """Stack blocks into (n, longest) ids and labels; shorter ones are padded and not learned there.
 
     With `isolated`, position ids restart at each piece, which keeps pieces from seeing each other.
-    The first token of a piece is never a label.
+    The first token of a piece is never a label, nor are the other `prompt_tokens` of a
+    conversation. In a mixture, `streams` (n, longest) are the numbers of each token's stream.
     """
     width = max(len(sample["input_ids"]) for sample in samples)
     ids, positions = torch.zeros(2, len(samples), width, dtype=torch.int64)
-    labels = torch.full_like(ids, -100)
+    labels, streams = torch.full_like(ids, -100), torch.zeros_like(ids)
     for row, sample in enumerate(samples):
         tokens = torch.as_tensor(sample["input_ids"], dtype=torch.int64)
         ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
         lengths = [*sample["lengths"], width - len(tokens)]
         positions[row] = torch.cat([torch.arange(length) for length in lengths])
-        labels[row, torch.tensor([0, *lengths[:-2]]).cumsum(0)] = -100
-    return {"input_ids": ids, "labels": labels} | ({"position_ids": positions} if isolated else {})
+        starts = torch.tensor([0, *lengths[:-2]]).cumsum(0)
+        labels[row, starts] = -100
+        if "streams" in sample:
+            streams[row, : len(tokens)] = torch.tensor(sample["streams"]).repeat_interleave(
+                torch.tensor(sample["lengths"])
+            )
+            for start, count in zip(starts.tolist(), sample["prompt_tokens"], strict=True):
+                labels[row, start : start + count] = -100
+    batch = {"input_ids": ids, "labels": labels}
+    batch |= {"position_ids": positions} if isolated else {}
+    return batch | ({"streams": streams} if "streams" in samples[0] else {})
 
 
 def tokens_of(blocks: Dataset) -> int:

@@ -16,6 +16,7 @@ from lep.transfer.mappings import saved_mappings
 
 WINDOW_CHARACTERS, BATCH = 800, 8
 COPIES, COPY_CHARACTERS = 16, 300  # texts that are repeated, and their length
+ALL_LANGUAGES = "all languages"  # geometric mean of their bits per byte
 PROMPTS, PROMPT_TOKENS, CONTINUED_TOKENS = 16, 16, 32  # for the text that the model writes itself
 
 
@@ -61,6 +62,8 @@ class HeldoutText:
             twice = [([self.start, *ids, *ids], 1 + len(ids)) for ids in self._encoded(short)]
             nats = sequence_nats(model, twice, BATCH, "copied")
             metrics[f"{name} copied"] = _per_byte(nats, short)
+        bits = [metrics[name] for name in self.texts]
+        metrics[ALL_LANGUAGES] = math.prod(bits) ** (1 / len(bits))
         if self.new_tokens:
             metrics["new tokens"] = self._new_token_share(model, next(iter(self.texts.values())))
         model.train(training)

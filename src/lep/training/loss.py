@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from lep.mapping import rows_at_once
@@ -22,37 +23,67 @@ LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "l
 def chunk_loss(trainer: Trainer) -> bool:
     """Let the model return only the loss where labels are given, by `linear_cross_entropy`.
 
-    Body and head stay modules that are called, as the wrappers for several processes need. Changes
-    nothing, and returns False, where the logits are not plain.
+    Body and head stay modules that are called, as the wrappers for several processes need. Returns
+    False where the logits are not plain: nothing is changed then, except that the streams of a
+    mixture are told apart, with the logits of the whole batch in memory.
     """
     model: Any = trainer.model
     with trainer.accelerator.autocast():
-        if not head_is_plain(model):
-            return False
+        is_plain = head_is_plain(model)
+    if not is_plain and not getattr(trainer, "stream_sums", None):
+        return False
     head = model.get_output_embeddings()
     project, forward = head.forward, model.forward
 
-    def head_forward(hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        return project(hidden) if labels is None else head_loss(head, hidden, labels)
+    def head_forward(
+        hidden: Tensor, labels: Tensor | None = None, details: Tensor | None = None
+    ) -> Tensor:
+        return project(hidden) if labels is None else head_loss(head, hidden, labels, details)
 
     def loss_forward(
-        *args: Any, labels: Any = None, num_items_in_batch: Any = None, **others: Any
+        *args: Any,
+        labels: Any = None,
+        num_items_in_batch: Any = None,
+        streams: Any = None,
+        **others: Any,
     ) -> Any:
         if labels is None:
             return forward(*args, **others)
-        states = model.get_decoder()(*args, **others | {"use_cache": False}).last_hidden_state
-        hidden, targets = states[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        targets = labels[:, 1:].flatten()
         learned = targets != -100
-        total = head(hidden[learned], targets[learned])
+        shape, device = (int(learned.sum()), 2), targets.device
+        details = None if streams is None else torch.zeros(shape, device=device)
+        others["use_cache"] = False
+        if is_plain:
+            states = model.get_decoder()(*args, **others).last_hidden_state
+            total = head(states[:, :-1].flatten(0, 1)[learned], targets[learned], details)
+        else:
+            logits = forward(*args, **others).logits[:, :-1].flatten(0, 1)[learned]
+            total = logits_loss(head, logits.float(), targets[learned], details)
+        if details is not None:
+            trainer.stream_sums.add(streams[:, 1:].flatten()[learned], details)
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
-    head.forward, model.forward = head_forward, loss_forward
+    if is_plain:
+        head.forward = head_forward
+    model.forward = loss_forward
     trainer.model_accepts_loss_kwargs = True
-    return True
+    return is_plain
 
 
-def head_loss(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+def logits_loss(head: Any, logits: Tensor, labels: Tensor, details: Tensor | None) -> Tensor:
+    """Sum in nats of the cross-entropies of (n, V) logits; `details` as `linear_cross_entropy`."""
+    nats = cross_entropy(logits, labels, reduction="none")
+    if details is not None:
+        details[:, 0] = nats.detach()
+        if isinstance(head, SplitHead):
+            new = head.table.position >= len(head.table.kept)
+            details[:, 1] = logits.detach().softmax(1)[:, new].sum(1)
+    return nats.sum()
+
+
+def head_loss(head: Any, hidden: Tensor, labels: Tensor, details: Tensor | None = None) -> Tensor:
     """Sum in nats of the cross-entropies of (n, h) hidden states, in the dtype of autocast."""
     bias, device = getattr(head, "bias", None), hidden.device.type
     if isinstance(head, SplitHead):
@@ -64,7 +95,7 @@ def head_loss(head: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        return linear_cross_entropy(hidden, labels, tables, bias)
+        return linear_cross_entropy(hidden, labels, tables, bias, details)
 
 
 @torch.no_grad()
@@ -91,22 +122,32 @@ def head_is_plain(model: Any) -> bool:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, labels: Tensor, tables: list[Tensor], bias: Tensor | None = None
+    hidden: Tensor,
+    labels: Tensor,
+    tables: list[Tensor],
+    bias: Tensor | None = None,
+    details: Tensor | None = None,
 ) -> Tensor:
     """Sum in nats of the cross-entropies of the logits `hidden @ [tables]' + bias`, in float32.
 
     `hidden` is (n, h); `tables` are (V_i, h), treated as one matrix; `labels` (n,) are its rows;
     `bias` is (sum of V_i,). Products use the dtype of `hidden`, sums over the vocabulary float32.
     Gradients are computed chunk by chunk in the forward pass, and only where required: a frozen
-    table costs no memory.
+    table costs no memory. `details` (n, 2) float32 is filled with the cross-entropy of each row and
+    the probability of all rows after the first table.
     """
-    return _LinearCrossEntropy.apply(hidden, labels, bias, *tables)
+    return _LinearCrossEntropy.apply(hidden, labels, bias, details, *tables)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, labels: Tensor, bias: Tensor | None, *tables: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        labels: Tensor,
+        bias: Tensor | None,
+        details: Tensor | None,
+        *tables: Tensor,
     ) -> Tensor:
         sizes, needed = [len(table) for table in tables], ctx.needs_input_grad
         narrow = [table.detach().to(hidden.dtype) for table in tables]
@@ -114,7 +155,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_bias = torch.zeros(sum(sizes), device=hidden.device) if needed[2] else None
         of_tables = [
             torch.zeros(table.shape, dtype=torch.float32, device=table.device) if need else None
-            for table, need in zip(tables, needed[3:], strict=True)
+            for table, need in zip(tables, needed[4:], strict=True)
         ]
         on_cpu = hidden.device.type == "cpu"
         size = LOSS_CHUNK if on_cpu else GPU_LOSS_CHUNK
@@ -139,6 +180,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 exact = exact.log_softmax(1, dtype=torch.float32)
                 logs[unlikely] = exact.gather(1, targets[unlikely])
             total -= logs.sum()
+            if details is not None:
+                part = details[start : start + size]
+                part[:, 0], part[:, 1] = -logs[:, 0], slopes[:, sizes[0] :].sum(1)
             if not any(needed):
                 continue
             # The gradient of the logits: probabilities, less one at the target.
@@ -151,8 +195,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     of_hidden[start : start + size].addmm_(part, table)
                 if gradient is not None:
                     _add_product(gradient, part, states)
-        ctx.gradients = (of_hidden, None, of_bias, *of_tables)
-        ctx.dtypes = [t.dtype if t is not None else None for t in (hidden, None, bias, *tables)]
+        ctx.gradients = (of_hidden, None, of_bias, None, *of_tables)
+        ctx.dtypes = [
+            t.dtype if t is not None else None for t in (hidden, None, bias, None, *tables)
+        ]
         return total
 
     @staticmethod

@@ -22,9 +22,9 @@ from lep.errors import TrainingError
 from lep.files import parse_json, read_text
 from lep.inference.models import context_of
 from lep.publish import check_output, check_space, fingerprint, publish_text
-from lep.settings import PretrainSettings
-from lep.training import data, lora, processes, trainable_rows
-from lep.training.heldout import HeldoutText
+from lep.settings import JointSettings, PretrainSettings
+from lep.training import data, lora, processes, streams, trainable_rows
+from lep.training.heldout import ALL_LANGUAGES, HeldoutText
 from lep.training.results import PretrainResult, Sweep, write_record
 from lep.training.trainer import (
     LOOK_SECONDS,
@@ -37,6 +37,7 @@ from lep.training.trainer import (
     write_trained,
 )
 from lep.transfer.coverage import check_vocabulary
+from lep.transfer.mappings import saved_mappings
 
 STATE_COPIES = 3  # of the float32 tables in a saved state: weights and two moments
 SWEPT_RATES = (0.1, 0.25, 0.5, 1.0)  # of the learning rate (section 3.4)
@@ -62,7 +63,7 @@ def pretrain(
     Raises `CheckpointError`, `CorpusError` and `OutputError` for unusable inputs or output,
     `TrainingError` for a loss that diverges.
     """
-    output, settings = Path(output), PretrainSettings.given(settings, options)
+    output, settings = Path(output), _settings(settings, options)
     for name in ("patience", "sweep"):
         if getattr(settings, name) and not settings.eval_text:
             raise TrainingError(
@@ -72,8 +73,10 @@ def pretrain(
     checkpoint, files = check_merged(Checkpoint(model).check()), corpus_files(corpus)
     check_vocabulary(corpus, checkpoint)
     files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
+    if isinstance(settings, JointSettings):
+        files += streams.files_of(settings)
     key = fingerprint([checkpoint.stamp(), file_stamps(files), settings.model_dump()])
-    rows = _trained_rows(checkpoint, settings)
+    rows, new_rows = _trained_rows(checkpoint, settings), _new_rows(checkpoint)
     names = checkpoint.tables.by_kind()
     floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
     states = saved_states(settings) * STATE_COPIES * 4 * floats
@@ -86,14 +89,22 @@ def pretrain(
         block = settings.block_size or data.LARGEST_BLOCK
         block = min(block, context_of(checkpoint, block))
         with processes.main_first():
-            packed, budget = work / "packed", settings.tokens
-            blocks = data.packed_blocks(checkpoint, corpus, block, packed, key, budget)
-        tokens = settings.budget(len(blocks) * block)
+            packed = work / "packed"
+            if isinstance(settings, JointSettings) and settings.is_mixture:
+                new = set(new_rows.tolist())
+                blocks = streams.mixed_blocks(checkpoint, corpus, settings, new, block, packed, key)
+                tokens = len(blocks) * block  # they are the whole training
+            else:
+                budget = settings.tokens
+                blocks = data.packed_blocks(checkpoint, corpus, block, packed, key, budget)
+                tokens = settings.budget(len(blocks) * block)
         settings = _updated(settings, tokens=tokens, epochs=None)
         settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
+        if rates := _relative_rates(checkpoint, rows, settings):
+            settings = _updated(settings, learning_rate=rates["input"])
         if look := data.look_tokens(settings):
             heldout.limit(look)
-        task = _Task(checkpoint, rows, blocks, block, heldout, output)
+        task = _Task(checkpoint, rows, new_rows, blocks, block, heldout, output, rates)
         sweep = _sweep(task, work, settings) if settings.sweep else None
         if sweep:
             settings = _updated(settings, learning_rate=sweep.best)
@@ -114,6 +125,18 @@ def saved_states(settings: PretrainSettings) -> int:
     return 3 if settings.eval_text else 2
 
 
+def _settings(settings: PretrainSettings | None, options: dict[str, Any]) -> PretrainSettings:
+    """The settings given; those of plain text where nothing belongs to a mixture."""
+    if isinstance(settings, PretrainSettings) and not isinstance(settings, JointSettings):
+        return PretrainSettings.given(settings, options)
+    joint = JointSettings.given(settings, options)
+    if joint.is_mixture or joint.relative_rate:
+        return joint
+    return PretrainSettings(
+        **joint.model_dump(include={*PretrainSettings.model_fields}, exclude_unset=True)
+    )
+
+
 def _updated(settings: PretrainSettings, **values: Any) -> PretrainSettings:
     return settings.model_copy(update=values)
 
@@ -126,16 +149,38 @@ def _trained_rows(checkpoint: Checkpoint, settings: PretrainSettings) -> dict[st
     return {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in names.items()}
 
 
+def _new_rows(checkpoint: Checkpoint) -> Tensor:
+    """The input rows of new tokens, (n,) int64; none where they are not known."""
+    mappings = saved_mappings(checkpoint, appended=True)
+    return mappings["input"].new_rows() if mappings else torch.empty(0, dtype=torch.int64)
+
+
+def _relative_rates(
+    checkpoint: Checkpoint, rows: dict[str, Tensor], settings: PretrainSettings
+) -> dict[str, float] | None:
+    """The learning rate of each table, where it is relative to known rows."""
+    if not isinstance(settings, JointSettings) or settings.relative_rate is None:
+        return None
+    names = checkpoint.tables.by_kind()
+    sizes = {
+        kind: trainable_rows.known_row_size(checkpoint.tensor(name), rows[kind])
+        for kind, name in names.items()
+    }
+    return {kind: settings.relative_rate * size for kind, size in sizes.items()}
+
+
 @dataclass(frozen=True)
 class _Task:
     """What a training and the trials of its sweep have in common."""
 
     checkpoint: Checkpoint
     rows: dict[str, Tensor]
+    new_rows: Tensor
     blocks: Dataset
     block: int
     heldout: HeldoutText
     output: Path
+    rates: dict[str, float] | None
 
     def train(
         self, folder: Path, settings: PretrainSettings
@@ -153,6 +198,8 @@ class _Task:
             trainable_rows.whole_tables(model, self.rows)
         before = trainable_rows.frozen_digest(model)
         trainer = self._trainer(model, folder, settings, isolated=isolated)
+        if self.is_mixture:
+            trainer.stream_sums = streams.StreamSums()
         losses, seconds = run(trainer)
         processes.wait()  # until all have read the best state, which the first process deletes
         trainable_rows.check_frozen(before, model)
@@ -176,12 +223,30 @@ class _Task:
             losses=losses,
             best_step=state_step(best) if best else None,
             looks=self.heldout.looks(state.log_history) if best else None,
+            **self._mixture(settings, state.log_history),
             seconds=seconds,
             look_seconds=round(sum(e.get(LOOK_SECONDS, 0) for e in state.log_history), 1),
             settings=settings,
             output=self.output,
         )
         return result, tables, lora.adapter_factors(model, names)
+
+    @property
+    def is_mixture(self) -> bool:
+        return "streams" in self.blocks.column_names
+
+    def _mixture(
+        self, settings: PretrainSettings, history: list[dict[str, float]]
+    ) -> dict[str, Any]:
+        """What a result says about its mixture."""
+        if not (isinstance(settings, JointSettings) and self.is_mixture):
+            return {}
+        mixture, new_rows = streams.Mixture.of(self.blocks), self.new_rows.tolist()
+        return {
+            "streams": mixture.records(history),
+            "new_token_mass": streams.logged(history, streams.MASS) if new_rows else None,
+            "below_practice": mixture.rarer_than(settings.practice, new_rows),
+        }
 
     def _trainer(
         self, model: Any, folder: Path, settings: PretrainSettings, *, isolated: bool
@@ -194,12 +259,12 @@ class _Task:
             decay = max(1, round(settings.decay_share * steps))
             options["lr_scheduler_type"] = "warmup_stable_decay"
             options["lr_scheduler_kwargs"] = {"num_decay_steps": decay}
-        if settings.eval_text:
+        if first := next(iter(settings.eval_text), None):
             options |= {
                 "eval_strategy": "steps",
                 "eval_steps": look_steps(steps, settings.checkpoints),
                 "load_best_model_at_end": True,
-                "metric_for_best_model": f"eval_{next(iter(settings.eval_text))}",
+                "metric_for_best_model": f"eval_{ALL_LANGUAGES if self.is_mixture else first}",
                 "greater_is_better": False,
                 "restore_callback_states_from_checkpoint": settings.patience is not None,
             }
@@ -212,6 +277,8 @@ class _Task:
             eval_dataset=self.blocks.select([0]) if settings.eval_text else None,
         )
         trainer.heldout = self.heldout
+        if self.rates and "output" in self.rates:
+            trainer.output_rate = self.rates["output"] / self.rates["input"]
         processes.add_in_float32(trainer.accelerator.state)
         if settings.patience:
             trainer.add_callback(EarlyStoppingCallback(settings.patience))

@@ -28,6 +28,16 @@ class Look:
 
 
 @dataclass(frozen=True)
+class StreamRecord:
+    """A stream of a mixture: its tokens, those of them that are learned, and its losses."""
+
+    tokens: int
+    share: float  # of all tokens
+    learned: int
+    losses: list[tuple[int, float]]  # step, mean nats a learned token since the last report
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Bits per byte of the first held-out text by learning rate (None: diverged); the best rate."""
 
@@ -56,6 +66,9 @@ class PretrainResult(Result):
     losses: list[Loss]
     best_step: int | None  # whose state was kept; None without eval_text
     looks: list[Look] | None
+    streams: dict[str, StreamRecord] | None = None  # of a mixture
+    new_token_mass: list[tuple[int, float]] | None = None  # step, probability on old text
+    below_practice: int | None = None  # new tokens that were learned less than `practice` times
     seconds: float  # of the steps and the looks, without those that an interruption lost
     look_seconds: float
     settings: PretrainSettings  # as used, with tokens, batch and rate settled
@@ -65,6 +78,7 @@ class PretrainResult(Result):
     def __str__(self) -> str:
         lines = [str(self.sweep)] if self.sweep else []
         lines.append(f"{self.tokens:,} tokens, {_summary(self)}")
+        lines += self._mixture()
         for look in self.looks or []:
             bits = ", ".join(f"{name} {value:.4f}" for name, value in look.bits_per_byte.items())
             kept = " (kept)" if look.step == self.best_step else ""
@@ -75,6 +89,20 @@ class PretrainResult(Result):
         if not self.documents_isolated:
             lines.append("the model ignores restarts of positions: a document saw those before it")
         return "\n".join([*lines, f"wrote {self.output}"])
+
+    def _mixture(self) -> list[str]:
+        lines = [
+            f"{name}: {stream.share:.1%} of the tokens, {stream.learned:,} learned; loss from "
+            f"{stream.losses[0][1]:.3f} to {stream.losses[-1][1]:.3f}"
+            for name, stream in (self.streams or {}).items()
+        ]
+        if self.new_token_mass:
+            mass = self.new_token_mass[-1][1]
+            lines.append(f"new tokens take {mass:.2%} of the probability on old text")
+        if self.below_practice is not None:
+            times = getattr(self.settings, "practice", 0)
+            lines.append(f"{self.below_practice:,} new tokens were learned less than {times} times")
+        return lines
 
 
 @dataclass(frozen=True, kw_only=True)

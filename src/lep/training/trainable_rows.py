@@ -139,6 +139,17 @@ def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return rows
 
 
+def known_row_size(table: Tensor, trained: Tensor) -> float:
+    """Root mean square of the elements of a typical row of a (V, h) table that is not trained.
+
+    Of all rows where all are trained. The row is that of median norm.
+    """
+    known = torch.ones(len(table), dtype=torch.bool).index_fill_(0, trained, False)
+    rows = table if not known.any() else table[known]
+    norms = rows.float().norm(dim=1)
+    return float(norms[norms > 0].median()) / table.shape[1] ** 0.5
+
+
 def stored_tables(checkpoint: Checkpoint, rows: TableRows, model: Any) -> dict[str, Tensor]:
     """The tables of a trained model by their names, in the checkpoint's dtype.
 

@@ -38,6 +38,7 @@ from lep.training.heldout import HeldoutText
 from lep.training.loss import chunk_loss
 from lep.training.processes import local, reshard, shard_like, whole, world_size
 from lep.training.results import Loss
+from lep.training.streams import StreamSums
 from lep.transfer.mappings import copy_mappings
 
 LOOK_SECONDS = "look_seconds"  # in the log
@@ -119,7 +120,19 @@ class TablesTrainer(TrainedOnlyTrainer):
     """Trains tables; with held-out text, the state that is best on it is kept."""
 
     heldout: HeldoutText
+    stream_sums: StreamSums | None = None  # of a mixture
+    output_rate: float = 1.0  # of the output table, as a share of the input table's
     control: Any
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Add what the streams of a mixture lost since the last report."""
+        if "loss" in logs and self.stream_sums is not None:
+            logs |= self.stream_sums.report(self._summed)
+        super().log(logs, *args, **options)
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Sums of all processes; on devices, which add no float64, in float32."""
+        return self.accelerator.reduce(sums.float().to(self.accelerator.device), "sum").cpu()
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """All but the input table, which decays by rows (`create_optimizer`)."""
@@ -129,6 +142,7 @@ class TablesTrainer(TrainedOnlyTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[1]["decay_of_touched_rows"] = self.args.weight_decay
+        optimizer.param_groups[0]["lr"] *= self.output_rate
         optimizer.register_step_pre_hook(decay_touched_rows)
         return optimizer
 

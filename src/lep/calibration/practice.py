@@ -1,0 +1,324 @@
+"""Practice tasks: copying and finding words, so that each new token is often the expected one.
+
+The words are drawn from the user's text, and make no sense together: what counts is that each new
+token comes equally often, in the question and in the answer. A task is kept where its right answer
+is the one that the original model gives.
+"""
+
+import heapq
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.files import corpus_files, file_stamps
+from lep.corpus.read import Record, stream_texts, write_records
+from lep.corpus.tasks import PROMPTS, TaskItem
+from lep.errors import CheckpointError, CorpusError
+from lep.files import parse_json, write_json
+from lep.inference.generate import end_tokens
+from lep.inference.likelihood import greedy_matches
+from lep.inference.models import load_model
+from lep.publish import check_output, fingerprint, publishing
+from lep.result import Result
+from lep.settings import PracticeSettings
+from lep.tokenizer.chat import chat_ids
+from lep.training.streams import ANSWER_FILE
+from lep.transfer.mappings import saved_mappings
+
+COUNTS, VERDICTS = "practice.json", "verdicts.jsonl"
+WEIGHTS = {
+    "copy_sentence": 3,
+    "copy_paragraph": 1,
+    "first_word": 1,
+    "last_word": 1,
+    "word_after": 1,
+}
+WORDS = {"copy_paragraph": (12, 24)}  # of a text, at least and at most
+FEW_WORDS = (4, 10)  # of other tasks
+TASKS_AT_ONCE = 256  # drawn between two looks at the limits
+READ_CHARACTERS = 20_000_000  # of text that words are counted in
+MOST_WORDS, LONGEST_WORD = 200_000, 30
+WORDS_OF_TOKEN = 20  # the most frequent ones
+LEAST_KEPT = 0.01  # of the tasks: with fewer right answers, drawing ends
+ENOUGH = 20  # tasks of a kind, to know what share of them the original model can do
+FEW = 0.5  # of the tasks: fewer right answers deserve a warning
+_WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
+
+
+@dataclass(frozen=True)
+class Practice(Result):
+    """Practice tasks: how many the original answered right, and how often tokens are practised."""
+
+    tasks: int
+    kept: int
+    tokens: int  # of the tasks kept, questions included
+    new_tokens: int
+    below: int  # new tokens in fewer answers than wanted
+    unreachable: int  # new tokens in no word of the text
+    practice: int  # answers that each new token should be in
+    output: Path
+
+    def __str__(self) -> str:
+        lines = [
+            f"the original answers {self.kept:,} of {self.tasks:,} tasks right; {self.tokens:,} "
+            "tokens to practise",
+            f"{self.new_tokens - self.below:,} of {self.new_tokens:,} new tokens are in at least "
+            f"{self.practice} answers ({self.unreachable:,} are in no word of the text)",
+        ]
+        if self.kept < FEW * self.tasks:
+            lines.append(
+                "warning: the original model answers few such tasks right in this language"
+            )
+        return "\n".join([*lines, f"wrote {self.output}"])
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words of a text with their new tokens, and frequent words by token."""
+
+    tokens: dict[str, list[int]]  # new tokens of each word
+    of_token: dict[int, list[str]]
+    frequent: list[str]
+    weights: list[int]  # of the frequent words
+
+    @classmethod
+    def count(cls, checkpoint: Checkpoint, texts: Iterator[str], new: set[int]) -> "Words":
+        """Count the words, and tokenise each as it is at the beginning and inside of a sentence."""
+        counts: Counter[str] = Counter()
+        characters = 0
+        for text in texts:
+            counts.update(w for w in _WORD.findall(text) if len(w) <= LONGEST_WORD)
+            characters += len(text)
+            if characters > READ_CHARACTERS:
+                break
+        words = [word for word, _ in counts.most_common(MOST_WORDS)]
+        if not words:
+            return cls({}, {}, [], [])
+        twice = [f"{word} {word}" for word in words]
+        encoded = checkpoint.tokenizer(twice, add_special_tokens=False)["input_ids"]
+        tokens = {w: [i for i in ids if i in new] for w, ids in zip(words, encoded, strict=True)}
+        of_token: dict[int, list[str]] = defaultdict(list)
+        for word, ids in tokens.items():  # the most frequent ones first
+            for index in set(ids):
+                if len(of_token[index]) < WORDS_OF_TOKEN:
+                    of_token[index].append(word)
+        return cls(tokens, dict(of_token), words, [counts[word] for word in words])
+
+
+class Drawing:
+    """Tasks without end; each is about the tokens that came least often so far."""
+
+    def __init__(self, words: Words, language: str, seed: int) -> None:
+        self.words, self.language = words, language
+        self.rng = random.Random(seed)
+        self.weights: dict[str, float] = dict(WEIGHTS)
+        self.counts: Counter[int] = Counter()
+        self.heap = [(0, self.rng.random(), index) for index in sorted(words.of_token)]
+        heapq.heapify(self.heap)
+
+    def __iter__(self) -> Iterator[TaskItem]:
+        wording = PROMPTS.get(self.language, PROMPTS["en"])
+        while True:
+            task = self.rng.choices([*self.weights], [*self.weights.values()])[0]
+            count = self.rng.randint(*WORDS.get(task, FEW_WORDS))
+            if task.startswith("copy"):
+                words = self._rare(count)
+                text = answer = _sentence(words)
+                named = ""
+            else:
+                (answer,) = self._rare(1)
+                others = self.rng.choices(self.words.frequent, self.words.weights, k=count - 1)
+                others = [word for word in others if word != answer] or ["—"]
+                position = {"first_word": 0, "last_word": len(others)}.get(
+                    task, self.rng.randint(1, len(others))
+                )
+                words = [*others[:position], answer, *others[position:]]
+                named = words[position - 1]
+                if task == "word_after" and words.count(named) > 1:
+                    continue
+                text = _sentence(words) if position else " ".join(words) + "."
+            question = wording[task].format(text=text, word=named)
+            yield TaskItem(task, self.language, text, question, answer)
+
+    def _rare(self, count: int) -> list[str]:
+        """Words, each with the token that came least often."""
+        chosen = []
+        for _ in range(count):
+            while True:  # entries of the heap may be older than the counts
+                times, order, index = heapq.heappop(self.heap)
+                if times == self.counts[index]:
+                    break
+                heapq.heappush(self.heap, (self.counts[index], order, index))
+            word = self.rng.choice(self.words.of_token[index])
+            chosen.append(word)
+            self.counts.update(set(self.words.tokens[word]))
+            heapq.heappush(self.heap, (self.counts[index], self.rng.random(), index))
+        return chosen
+
+    def learn(self, items: Sequence[TaskItem], right: Sequence[int]) -> None:
+        """Draw fewer of the tasks that the original model cannot do: by its share of right ones."""
+        for task in self.weights:
+            rights = [each for item, each in zip(items, right, strict=True) if item.task == task]
+            if len(rights) >= ENOUGH:
+                self.weights[task] = WEIGHTS[task] * sum(rights) / len(rights)
+
+    def least(self) -> int:
+        """How often the token that came least often was drawn."""
+        return min(self.counts[index] for index in self.words.of_token)
+
+
+def _sentence(words: Sequence[str]) -> str:
+    text = " ".join(words)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def practise(
+    original: str | Path,
+    model: str | Path,
+    text: Mapping[str, Sequence[str | Path]],
+    output: str | Path,
+    settings: PracticeSettings | None = None,
+    **options: Any,
+) -> Practice:
+    """Make practice tasks for the new tokens of `model`, and write them to the folder `output`.
+
+    `text` has the files of one language, from which words are drawn. `original` is given each task
+    with its right answer, in its own tokens, and the task is kept where each token of the answer is
+    its greedy choice, the end of the turn included. `kept.jsonl` holds the tasks as `messages`,
+    `practice.json` the counts that are returned. An interrupted run continues.
+
+    Raises `CheckpointError` for a model whose new tokens are not known, `CorpusError` for text
+    without their words, and when no task is kept.
+    """
+    output, settings = Path(output), PracticeSettings.given(settings, options)
+    if len(text) != 1:
+        raise CorpusError(
+            f"practice is in the new language alone, and text has {', '.join(text) or 'none'}: "
+            "give --text LANGUAGE=PATH once"
+        )
+    ((language, paths),) = text.items()
+    check_output(output)
+    checkpoint, teacher = Checkpoint(model).check(), Checkpoint(original).check()
+    mappings = saved_mappings(checkpoint, appended=True)
+    new = set(mappings["input"].new_rows().tolist()) if mappings else set()
+    if not new:
+        raise CheckpointError(
+            f"{model} does not say which of its tokens are new: initialise it with lep init"
+        )
+    stamps = [checkpoint.stamp(), teacher.stamp(), file_stamps(corpus_files(paths))]
+    key = fingerprint([*stamps, language, settings.model_dump()])
+    with publishing(output, resume_key=key) as folder:
+        words = Words.count(checkpoint, stream_texts(paths), new)
+        if not words.of_token:
+            raise CorpusError(
+                f"none of the {len(new):,} new tokens of {model} is in a word of the {language} "
+                "text: give the text that they were learned on"
+            )
+        run = _Run(checkpoint, original, Drawing(words, language, settings.practice_seed), settings)
+        records, counts, drawn = run.kept(folder / VERDICTS)
+        if not records:
+            raise CorpusError(
+                f"the original model gave the right answer to none of {drawn:,} practice tasks "
+                f"({language}): it cannot copy in this language; train without practice tasks"
+            )
+        result = Practice(
+            tasks=drawn,
+            kept=len(records),
+            tokens=run.tokens,
+            new_tokens=len(new),
+            below=sum(counts[index] < settings.practice for index in new),
+            unreachable=len(new) - len(words.of_token),
+            practice=settings.practice,
+            output=output,
+        )
+        write_records(folder / ANSWER_FILE, records)
+        facts = asdict(result)
+        del facts["output"]
+        write_json(folder / COUNTS, facts | {"settings": settings.model_dump()}, indent=1)
+        (folder / VERDICTS).unlink()
+    return result
+
+
+class _Run:
+    """Draws tasks until there are enough, and lets the original model judge them."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        original: str | Path,
+        drawing: Drawing,
+        settings: PracticeSettings,
+    ) -> None:
+        self.checkpoint, self.drawing, self.settings = checkpoint, drawing, settings
+        self.original = original
+        self.loaded: tuple[Any, Checkpoint] | None = None
+        self.tokens = 0
+
+    def kept(self, saved: Path) -> tuple[list[Record], Counter[int], int]:
+        """The tasks kept, how often each new token is in their answers, and how many were drawn."""
+        verdicts = _whole_lines(saved)
+        records: list[Record] = []
+        counts: Counter[int] = Counter()
+        tasks, drawn = iter(self.drawing), 0
+        reachable, most = self.drawing.words.of_token, self.settings.practice
+        with saved.open("a", encoding="utf-8") as file:
+            while True:
+                items = list(islice(tasks, TASKS_AT_ONCE))
+                if not verdicts:
+                    verdicts = [self._right(items)]
+                    file.write(json.dumps(verdicts[0]) + "\n")
+                    file.flush()
+                right = verdicts.pop(0)
+                drawn += len(items)
+                self.drawing.learn(items, right)
+                for item, is_right in zip(items, right, strict=True):
+                    if is_right and not self._enough(0):
+                        record = item.record()
+                        records.append(record)
+                        self._count(record, counts)
+                least = min(counts[index] for index in reachable)
+                hopeless = drawn > 2 * TASKS_AT_ONCE and len(records) < LEAST_KEPT * drawn
+                if self._enough(least) or hopeless or self.drawing.least() >= 2 * most:
+                    return records, counts, drawn
+
+    def _enough(self, least: int) -> bool:
+        most = self.settings.practice_tokens
+        return least >= self.settings.practice or (most is not None and self.tokens >= most)
+
+    def _count(self, record: Record, counts: Counter[int]) -> None:
+        question = chat_ids(self.checkpoint.tokenizer, record["messages"][:-1], ask=True)
+        ids = chat_ids(self.checkpoint.tokenizer, record["messages"])
+        self.tokens += len(ids)
+        counts.update(set(ids[len(question) :]))
+
+    def _right(self, items: list[TaskItem]) -> list[int]:
+        """1 for each task whose right answer is the original's, else 0."""
+        model, teacher = self.loaded or load_model(self.original)
+        self.loaded = (model, teacher)
+        ends = end_tokens(model)
+        sequences = []
+        for item in items:
+            messages = item.record()["messages"]
+            start = len(chat_ids(teacher.tokenizer, messages[:-1], ask=True))
+            ids = chat_ids(teacher.tokenizer, messages)
+            stop = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids) - 1)
+            sequences.append((ids[: stop + 1], start))
+        size = self.settings.practice_batch
+        return [int(right) for right in greedy_matches(model, sequences, size, "practice tasks")]
+
+
+def _whole_lines(path: Path) -> list[list[int]]:
+    """The verdicts of a file, without the half line that a kill may have left."""
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    path.write_bytes(whole + b"\n" if whole else b"")
+    return [parse_json(line, str(path)) for line in whole.split(b"\n") if line]

@@ -1,0 +1,245 @@
+"""The streams of a mixture: text, answers and practice as pieces, and pieces as training blocks."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from torch import Tensor
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.blocks import packed, token_pieces
+from lep.corpus.files import corpus_files
+from lep.corpus.mixture import Piece, endless, interleaved
+from lep.corpus.read import read_messages
+from lep.errors import CorpusError, note
+from lep.settings import STREAMS, JointSettings
+from lep.training.data import batch_of, documents_for, generated, tokens_of
+from lep.training.results import StreamRecord
+from lep.training.samples import encode_records
+
+ANSWER_FILE = "kept.jsonl"  # in the folders of lep answer and lep practice
+OPTIONS = {  # of each stream
+    "answers": "answers",
+    "old_answers": "answers",
+    "practice": "practice_tasks",
+    "old_text": "old_text",
+}
+LEAST_PIECE = 128  # tokens of text that see each other, however small a step is
+OPEN_BLOCKS = 16  # few, so that pieces of all streams stay together
+READ_AT_ONCE = 1_000  # blocks
+LOSS, MASS = "loss of ", "new token mass"  # in the log
+FEATURES = Features(
+    {name: List(Value("int32")) for name in ("input_ids", "lengths", "prompt_tokens", "streams")}
+)
+
+
+def conversations(
+    checkpoint: Checkpoint, settings: JointSettings, new_rows: set[int], block: int
+) -> dict[str, list[Piece]]:
+    """Answers, old ones if no token of theirs is among `new_rows`, and practice tasks, by stream.
+
+    A note counts those that are longer than a block, which are left out. Raises `CorpusError` for
+    conversations that cannot be used.
+    """
+    pieces: dict[str, list[Piece]] = {}
+    for option in ("answers", "practice_tasks"):
+        if path := getattr(settings, option):
+            records = read_messages(_file(path))
+            samples, longer = encode_records(checkpoint, records, block)
+            if longer:
+                note(f"{longer:,} of {len(records):,} {option} are longer than {block} tokens")
+            for sample in samples:
+                old = option == "answers" and new_rows and new_rows.isdisjoint(sample.ids)
+                name = "practice" if option != "answers" else "old_answers" if old else option
+                piece = Piece(sample.ids, sample.prompt_tokens, name)
+                pieces.setdefault(name, []).append(piece)
+    return pieces
+
+
+def files_of(settings: JointSettings) -> list[Path]:
+    """The files that a mixture reads besides the text of the new language."""
+    conversations = [_file(p) for p in (settings.answers, settings.practice_tasks) if p]
+    return corpus_files([*settings.old_text, *conversations])
+
+
+def _file(path: str) -> Path:
+    """A jsonl file of conversations, or that of a folder of lep answer or lep practice."""
+    folder = Path(path)
+    return folder / ANSWER_FILE if (folder / ANSWER_FILE).is_file() else folder
+
+
+def shares_of(settings: JointSettings, streams: Iterable[str]) -> dict[str, float]:
+    """The share of each stream that there is, relative to the others.
+
+    Raises `CorpusError` for a share of an unknown stream or of one that is empty.
+    """
+    there = {"text", *streams}
+    for name, share in settings.shares.items():
+        if name not in STREAMS:
+            raise CorpusError(
+                f"shares names the stream '{name}': the streams are {', '.join(STREAMS)}"
+            )
+        if share and name not in there:
+            option = OPTIONS[name]
+            given = getattr(settings, option)
+            reason = f"{option} ({given}) holds none" if given else f"no {option} is given"
+            raise CorpusError(
+                f"the stream {name} has a share of {share:g} and would be empty: {reason}; give "
+                f"{option}, or leave {name} out of shares"
+            )
+    shares = {name: settings.shares.get(name, STREAMS[name]) for name in STREAMS if name in there}
+    shares = {name: share for name, share in shares.items() if share}
+    if "text" not in shares:
+        raise CorpusError("the share of text is 0: a mixture needs text of the new language")
+    whole = sum(shares.values())
+    return {name: share / whole for name, share in shares.items()}
+
+
+def mixed_blocks(
+    checkpoint: Checkpoint,
+    corpus: list[str | Path],
+    settings: JointSettings,
+    new_rows: set[int],
+    block: int,
+    folder: Path,
+    key: str,
+) -> Dataset:
+    """A whole training as memory-mapped blocks of at most `block` token ids, in random order.
+
+    Each block lists its pieces: their lengths, the tokens at their beginning that are not learned,
+    and their streams, as numbers in `STREAMS`. Streams that end before the training are repeated.
+    """
+    pieces = conversations(checkpoint, settings, new_rows, block)
+    there = [*pieces, *(["old_text"] if settings.old_text else [])]
+    shares = shares_of(settings, there)
+
+    def text_pieces(name: str, paths: list[str | Path]) -> Dataset:
+        whole = batch_of(settings) if settings.tokens else block / shares[name]
+        longest = min(block, max(LEAST_PIECE, int(shares[name] * whole)))
+        tokens = round(shares[name] * settings.tokens) if settings.tokens else None
+
+        def generate() -> Iterator[dict[str, Any]]:
+            documents = documents_for(checkpoint, paths, tokens)
+            for ids in token_pieces(documents, checkpoint.tokenizer, longest):
+                yield {"input_ids": ids}
+
+        features = Features({"input_ids": List(Value("int32"))})
+        return generated(generate, features, folder / name, f"{key}-{name}")
+
+    texts = {"text": text_pieces("text", corpus)}
+    if "old_text" in shares:
+        texts["old_text"] = text_pieces("old_text", list(settings.old_text))
+    pass_tokens = tokens_of(texts["text"]) if settings.epochs else 0
+    total = settings.budget(round(pass_tokens / shares["text"]))
+
+    def text_pass(name: str, number: int) -> Iterator[Piece]:
+        for row in texts[name].shuffle(_seed(settings, name, number), keep_in_memory=True):
+            yield Piece(row["input_ids"], 1, name)
+
+    def conversation_pass(name: str, number: int) -> Iterator[Piece]:
+        order = random.Random(_seed(settings, name, number))
+        yield from order.sample(pieces[name], len(pieces[name]))
+
+    def generate() -> Iterator[dict[str, Any]]:
+        streams = {
+            name: endless(partial(text_pass if name in texts else conversation_pass, name))
+            for name in shares
+        }
+        numbers = {name: number for number, name in enumerate(STREAMS)}
+        for inside in packed(interleaved(streams, shares, total), block, OPEN_BLOCKS):
+            yield {
+                "input_ids": [token for piece in inside for token in piece.ids],
+                "lengths": [len(piece) for piece in inside],
+                "prompt_tokens": [piece.prompt_tokens for piece in inside],
+                "streams": [numbers[piece.stream] for piece in inside],
+            }
+
+    return generated(generate, FEATURES, folder / "blocks", f"{key}-blocks")
+
+
+def _seed(settings: JointSettings, name: str, number: int) -> int:
+    return settings.seed * 1_000_003 + [*STREAMS].index(name) * 10_007 + number
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a mixture holds: by stream its tokens and those that are learned; by token id how often
+    it is learned.
+    """
+
+    tokens: dict[str, int]
+    learned: dict[str, int]
+    counts: Counter[int]
+
+    @classmethod
+    def of(cls, blocks: Dataset) -> "Mixture":
+        names, tokens, learned = [*STREAMS], Counter[str](), Counter[str]()
+        counts = Counter[int]()
+        for batch in blocks.iter(READ_AT_ONCE):
+            for ids, *pieces in zip(
+                *(batch[k] for k in ("input_ids", "lengths", "prompt_tokens", "streams")),
+                strict=True,
+            ):
+                start = 0
+                for length, prompt, stream in zip(*pieces, strict=True):
+                    tokens[names[stream]] += length
+                    learned[names[stream]] += length - prompt
+                    counts.update(ids[start + prompt : start + length])
+                    start += length
+        there = [name for name in STREAMS if tokens[name]]
+        return cls({n: tokens[n] for n in there}, {n: learned[n] for n in there}, counts)
+
+    def records(self, history: list[dict[str, float]]) -> dict[str, StreamRecord]:
+        """The record of each stream, with the losses of a Trainer's log."""
+        whole = sum(self.tokens.values())
+        return {
+            name: StreamRecord(
+                tokens, tokens / whole, self.learned[name], logged(history, LOSS + name)
+            )
+            for name, tokens in self.tokens.items()
+        }
+
+    def rarer_than(self, times: int, rows: Iterable[int]) -> int:
+        """How many of the rows are learned less often than so many times."""
+        return sum(self.counts[row] < times for row in rows)
+
+
+def logged(history: list[dict[str, float]], name: str) -> list[tuple[int, float]]:
+    """Step and value of each entry of a Trainer's log."""
+    return [(int(entry["step"]), entry[name]) for entry in history if name in entry]
+
+
+class StreamSums:
+    """Nats and learned tokens of each stream since the last report, and the probability that new
+    tokens take on old text.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(len(STREAMS), 3, dtype=torch.float64)
+
+    def add(self, streams: Tensor, details: Tensor) -> None:
+        """Add tokens (n,) by the number of their stream; `details` (n, 2): nats, probability."""
+        rows = torch.cat([details, torch.ones_like(details[:, :1])], 1).double().cpu()
+        self.sums.index_add_(0, streams.cpu(), rows)
+
+    def report(self, reduce: Any) -> dict[str, float]:
+        """Mean nats a token by stream, and the probability of new tokens; begins anew.
+
+        `reduce` adds the sums of all processes.
+        """
+        sums = np.asarray(reduce(self.sums))
+        self.sums = torch.zeros_like(self.sums)
+        entries = {
+            LOSS + name: float(nats / count)
+            for name, (nats, _, count) in zip(STREAMS, sums, strict=True)
+            if count
+        }
+        _, mass, count = sums[[*STREAMS].index("old_text")]
+        return entries | ({MASS: float(mass / count)} if count else {})
