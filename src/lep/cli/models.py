@@ -11,8 +11,9 @@ from lep.settings import (
     AnswerTuning,
     CalibrateSettings,
     InitSettings,
+    JointSettings,
     MethodSettings,
-    PretrainSettings,
+    PracticeSettings,
     PropagateSettings,
     SelectSettings,
     Texts,
@@ -27,9 +28,17 @@ def init(model: str, tokenizer: str, output: Path, settings: InitSettings) -> An
 
 
 @verb(app)
-def pretrain(model: str, corpus: list[str], output: Path, settings: PretrainSettings) -> Any:
-    """Train the embeddings and the head of a model on plain text."""
+def pretrain(model: str, corpus: list[str], output: Path, settings: JointSettings) -> Any:
+    """Train the embeddings and the head of a model on plain text, or on text, answers and tasks."""
     return lep.pretrain(model, corpus, output, settings)
+
+
+@verb(app, text="LANGUAGE=PATH: text of the new language, whose words are practised.")
+def practice(
+    original: str, model: str, output: Path, settings: PracticeSettings, text: Texts
+) -> Any:
+    """Make tasks over words with new tokens, which the original model solves."""
+    return lep.practise(original, model, text, output, settings)
 
 
 @verb(

@@ -6,6 +6,7 @@
 from lep.fields import Settings
 from lep.settings.evaluation import BenchmarkSettings, EvaluateSettings, ScoringSettings
 from lep.settings.joint import (
+    RELATIVE_RATE,
     STREAMS,
     JointSettings,
     NewRowsSettings,
@@ -45,6 +46,7 @@ from lep.settings.training import (
 from lep.settings.transfer import InitSettings, MethodSettings, PropagateSettings, SelectSettings
 
 __all__ = [
+    "RELATIVE_RATE",
     "STREAMS",
     "TOKENIZER_SIZES",
     "AnswerSettings",

@@ -22,7 +22,7 @@ from lep.errors import TrainingError
 from lep.files import parse_json, read_text
 from lep.inference.models import context_of
 from lep.publish import check_output, check_space, fingerprint, publish_text
-from lep.settings import JointSettings, PretrainSettings
+from lep.settings import RELATIVE_RATE, JointSettings, PretrainSettings
 from lep.training import data, lora, processes, streams, trainable_rows
 from lep.training.heldout import ALL_LANGUAGES, HeldoutText
 from lep.training.results import PretrainResult, Sweep, write_record
@@ -130,6 +130,9 @@ def _settings(settings: PretrainSettings | None, options: dict[str, Any]) -> Pre
     if isinstance(settings, PretrainSettings) and not isinstance(settings, JointSettings):
         return PretrainSettings.given(settings, options)
     joint = JointSettings.given(settings, options)
+    usual = joint.is_mixture and joint.train == "new_rows"
+    if usual and not {"learning_rate", "relative_rate"} & joint.model_fields_set:
+        return joint.model_copy(update={"relative_rate": RELATIVE_RATE})
     if joint.is_mixture or joint.relative_rate:
         return joint
     return PretrainSettings(
