@@ -39,6 +39,15 @@ def test_selected_rows_are_those_rows(rows: list[list[int]], data: st.DataObject
     assert torch.equal(mapping.select(chosen)(table), mapping(table)[chosen])
 
 
+def test_copies_in_the_middle_and_at_the_end() -> None:
+    mapping = VocabularyMapping.from_rows([[0], [0, 1], [2]], 3)
+    result = mapping.with_copies({3: 4, 2: 3}, 5).check()
+    expected = [[1, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    assert dense(result).tolist() == expected
+    assert result.copies.tolist() == [True, False, True, True]
+    assert mapping.with_copies({}, 2).equal(mapping)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_identity_is_bit_exact(dtype: torch.dtype) -> None:
     table = torch.randn(50, 8).to(dtype)

@@ -1,4 +1,4 @@
-"""Language packs, which give a base's learned rows to its instruct models; inspect and verify."""
+"""Language packs, which give what a base learned to its instruct models; inspect and verify."""
 
 import json
 import shutil
@@ -107,7 +107,7 @@ def test_models_that_a_pack_does_not_fit(pair, trained, byte_level, tmp_path) ->
     save_model(tmp_path / "tied", byte_level, tied=True)
     save_model(tmp_path / "other", byte_level_tokenizer(sample_texts("ru"), 500, ["<s>", "</s>"]))
     for name, error, message in [
-        ("wide", CheckpointError, "has hidden size 64, .* was made for 32"),
+        ("wide", CheckpointError, "has hidden size 64, .* was made on base with 32"),
         ("tied", CheckpointError, "ties its embeddings and the pack does not"),
         ("other", TokenizerError, "the tokens of .* are not those of"),
     ]:

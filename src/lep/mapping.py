@@ -126,6 +126,21 @@ class VocabularyMapping:
         for rows in torch.arange(self.target_size).split(rows_at_once(hidden)):
             yield self.select(rows)
 
+    def with_copies(self, rows: Mapping[int, int], source_size: int) -> "VocabularyMapping":
+        """The mapping with copies in its `rows`, {target: source}, of a table of `source_size`.
+
+        Rows beyond the last are appended, without gaps. Copies of source rows that the table lacks
+        stay, so that the source size is the larger one.
+        """
+        copies = VocabularyMapping.from_rows([[row] for row in rows.values()], source_size)
+        every = {name: (getattr(self, name), getattr(copies, name)) for name in MAPPING_PARTS}
+        every["offsets"] = (self.offsets, copies.offsets[1:] + self.offsets[-1])
+        parts = {name: torch.cat(pair) for name, pair in every.items()}
+        order = torch.arange(max([self.target_size, *(row + 1 for row in rows)]))
+        order[[*rows]] = self.target_size + torch.arange(len(rows))
+        sizes = (self.source_size, source_size)
+        return VocabularyMapping(**parts, source_size=max(sizes)).select(order)
+
     def kept(self) -> tuple[Tensor, Tensor]:
         """Target rows that are copies, and their source rows: two (n,) int64 tensors."""
         return self.copies.nonzero().flatten(), self.indices[self.offsets[:-1][self.copies]]

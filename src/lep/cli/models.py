@@ -105,15 +105,20 @@ def tune(model: str, data: str, output: Path, settings: TuneSettings, more: Answ
     return lep.tune(model, data, output, settings, **more.keywords())
 
 
-@verb(app, output="File to write; must not exist.")
+@verb(
+    app,
+    base="Base or instruct model before training: a local folder or a hub id.",
+    adapted="The same model after lep init and training.",
+    output="File to write; must not exist.",
+)
 def pack(base: str, adapted: str, output: Path, new_only: bool = False) -> Any:
-    """Put what a base model learned into one file for all models tuned from that base."""
+    """Put what a model learned into one file, for its siblings and the models tuned from it."""
     return lep.make_pack(base, adapted, output, new_only=new_only)
 
 
 @verb(app)
 def apply(pack: str, /, model: str, output: Path, force: bool = False) -> Any:
-    """Give a model the language of a pack that was made on its base."""
+    """Give a model the language of a pack that was made on a relative."""
     return lep.apply_pack(pack, model, output, force=force)
 
 

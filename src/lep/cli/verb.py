@@ -34,7 +34,7 @@ TEXTS = {  # what parameters of verbs are
     "data": "Conversations: jsonl with messages.",
     "dry_run": "Only say what would be read and written.",
     "folder": "Folder of a finished run.",
-    "force": "Accept a model of another base.",
+    "force": "Accept a model that seems unrelated.",
     "fresh": "Count for lep tokenizer train instead of extend.",
     "gpu": "Device: h100, a100, rtx4090 ...",
     "hours": "Hours of pre-training to plan for (default: as many as the recipe takes).",

@@ -2,7 +2,8 @@
 
 import copy
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -70,6 +71,17 @@ class Parts:
         if self.vocabulary.byte_level:
             return byte_level_name(content)
         return content.decode().replace(" ", SPACE)
+
+    def without(self, dropped: Collection[int]) -> "Parts":
+        """The same tokenizer without some tokens that no merge makes; later ids move down.
+
+        It has no post-processor, which may insert one of them.
+        """
+        kept = [index for index in range(len(self.names)) if index not in dropped]
+        moved = {old: new for new, old in enumerate(kept)}
+        merges = [Merge(*(moved[index] for index in merge)) for merge in self.merges]
+        bare = replace(self, spec=self.spec | {"post_processor": None})
+        return bare.rebuilt([self.names[index] for index in kept], merges)
 
     def rebuilt(self, names: list[str | None], merges: list[Merge]) -> "Parts":
         """The same tokenizer with other names by id, and merges in these ids.

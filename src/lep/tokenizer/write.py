@@ -233,6 +233,19 @@ def count_corpus(
     return CorpusCounts(words, output)
 
 
+def adopt_tokenizer(
+    base: str | Path, tokenizer: Tokenizer, corpus: Paths, output: str | Path, **options: Any
+) -> TokenizerChange:
+    """Write a tokenizer that is there already in the place of the base's.
+
+    Folder, records and checks are those of `extend_tokenizer`; `options` say where it is from.
+    """
+    source, parts = _Source.open(base, corpus, output, tokens=1), Parts.of(tokenizer)
+    new = IdMap.between(Vocabulary.of(source.tokenizer), parts.vocabulary).new
+    contents = {token.content: i for i in new if (token := parts.vocabulary.tokens[i])}
+    return source.publish(tokenizer, Extension(parts, contents, None, []), **options)
+
+
 @dataclass(frozen=True)
 class _Source:
     """The tokenizer that a verb changes, the corpus that it learns from, and its output."""

@@ -36,7 +36,8 @@ class Family:
         check_family(source, chat, target)
         mappings = adapted_mappings(source, target)
         ids = result_ids(len(source.vocabulary), chat, target.vocabulary, mappings["input"])
-        return cls(source, target, Recipient(chat, target.tokenizer, mappings, ids))
+        tokenizer = target.tokenizer.backend_tokenizer
+        return cls(source, target, Recipient(chat, tokenizer, mappings, ids))
 
     @property
     def instruct(self) -> Checkpoint:

@@ -1,87 +1,40 @@
-"""Language packs: what a base model learned, in one file for all models tuned from it."""
+"""Language packs: what one model learned of a language, for its siblings and fine-tunes."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 import torch
-import zstandard
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lep import __version__
 from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.reader import Checkpoint
-from lep.checkpoint.stream import read_tensors, sha256, write_tensors
-from lep.errors import CheckpointError, TokenizerError, foreign
-from lep.files import parse_json, read_json, zstd_content
-from lep.limits import JSON_BYTES, VOCABULARY
-from lep.mapping import MAPPING_PARTS, VocabularyMapping, row_chunks, rows_at_once
+from lep.checkpoint.stream import sha256
+from lep.errors import CheckpointError, TokenizerError
+from lep.files import read_json
+from lep.mapping import VocabularyMapping, row_chunks, rows_at_once
 from lep.publish import check_output, created, publishing_file
 from lep.result import Result
-from lep.tokenizer.load import CARRIED_FILES, load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
+from lep.tokenizer.write import TokenizerChange, adopt_tokenizer
 from lep.transfer.family import check_shapes
-from lep.transfer.mappings import adapted_mappings
-from lep.transfer.propagate import RECORD, as_json
+from lep.transfer.mappings import INIT_FILE, adapted_mappings, token_at
+from lep.transfer.pack_file import FORMAT, TOKENIZER_FILES, LanguagePack, SelectedRows
+from lep.transfer.propagate import as_json
 from lep.transfer.recipient import Recipient, result_ids
 from lep.transfer.row_streams import as_table, check_finite, first_rows, mix, recipient_stream
 from lep.transfer.write import write_recipient
 
-SAMPLE_ROWS = 256  # of the base's tables, by which models tuned from it are recognised
+SAMPLE_ROWS = 256  # of the tables on which a pack is made, by which related models are recognised
 # Mean cosine of sampled rows: about 0 for unrelated models, above 0.8 for heavily tuned ones.
 LEAST_COSINE = 0.5
-TOKENIZER_FILES = ("tokenizer.json", *(name for name in CARRIED_FILES if "." in name))
-FORMAT = 1
-KINDS = {"input", "output"}
-SelectedRows = tuple[Tensor, Tensor]  # row numbers (n,) int64, rows (n, h)
-
-
-@dataclass(frozen=True)
-class LanguagePack:
-    """The adapted tokenizer, the mapping M, and what rows learned: `E_adapted - M E_base`."""
-
-    about: dict[str, Any]  # the origin of the pack and the properties of its base
-    tokenizer: dict[str, bytes]  # {file name: content}
-    mappings: dict[str, VocabularyMapping]
-    learned: dict[str, SelectedRows]  # {input or output: target rows and differences}
-    sample: dict[str, SelectedRows]  # {input or output: source rows and the base's values}
-
-    def write(self, file: IO[bytes]) -> None:
-        """Write the pack as safetensors."""
-        tensors = {"about": _compressed(json.dumps(self.about).encode())}
-        for name, content in self.tokenizer.items():
-            tensors[f"tokenizer/{name}"] = _compressed(content)
-        for kind, mapping in self.mappings.items():
-            if kind == "input" or not mapping.equal(self.mappings["input"]):
-                for name in MAPPING_PARTS:
-                    tensors[f"mapping/{kind}/{name}"] = getattr(mapping, name)
-        for title, groups in (("learned", self.learned), ("sample", self.sample)):
-            for kind, (rows, values) in groups.items():
-                tensors |= {f"{title}/{kind}/rows": rows, f"{title}/{kind}/values": values}
-        write_tensors(file, tensors)
-
-    @classmethod
-    def load(cls, path: Path) -> "LanguagePack":
-        """Raises `CheckpointError` for a file that is not a complete language pack."""
-        advice = "make it again with lep pack"
-        tensors = read_tensors(path, advice)
-        with foreign(f"{path} is not a language pack", advice, CheckpointError):
-            about = _checked(parse_json(_decompressed(tensors["about"]), "its description"))
-            VOCABULARY.check(about["source_rows"], f"the base of {path}", CheckpointError)
-            names = [name for name in TOKENIZER_FILES if f"tokenizer/{name}" in tensors]
-            tokenizer = {name: _decompressed(tensors[f"tokenizer/{name}"]) for name in names}
-            mappings = {kind: _mapping(tensors, kind, about) for kind in about["tables"]}
-            target_rows = {kind: mapping.target_size for kind, mapping in mappings.items()}
-            learned = _selected(tensors, "learned", about, target_rows)
-            source_rows = dict.fromkeys(mappings, about["source_rows"])
-            sample = _selected(tensors, "sample", about, source_rows)
-            return cls(about, tokenizer, mappings, learned, sample)
 
 
 @dataclass(frozen=True)
@@ -90,37 +43,50 @@ class Packed(Result):
 
     output: Path
     rows: dict[str, int]  # {input or output: rows that learned}
+    new_only: bool  # whether all of them are rows of new tokens
 
     def __str__(self) -> str:
         rows = ", ".join(f"{count:,} {kind} rows" for kind, count in self.rows.items())
-        return f"{rows}; {self.output}, {self.output.stat().st_size / 1e6:.1f} MB"
+        which = "of new tokens only" if self.new_only else "of known and new tokens"
+        return f"{rows}, {which}; {self.output}, {self.output.stat().st_size / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
 class Applied(Result):
-    """How close the model is to the base of the pack that it received."""
+    """What a model received from a pack, and how close it is to the model that learned."""
 
     output: Path
     cosines: dict[str, float]  # {input or output: mean cosine of sampled rows}
+    made_on: str  # the model on which the pack was made
+    new_tokens: int
+    new_only: bool  # whether known rows stay the model's own, bit for bit
 
     def __str__(self) -> str:
-        close = (f"{k}: mean cosine {c:.3f} with the base's rows" for k, c in self.cosines.items())
-        return "\n".join([*close, f"written to {self.output}"])
+        means = self.cosines.items()
+        lines = [f"{k}: mean cosine {c:.3f} with the rows of {self.made_on}" for k, c in means]
+        known = "stay as they are" if self.new_only else "change as those of that model did"
+        lines.append(f"{self.new_tokens:,} new tokens; the rows of known tokens {known}")
+        return "\n".join([*lines, f"written to {self.output}"])
 
 
 def make_pack(
     base: str | Path, adapted: str | Path, output: str | Path, *, new_only: bool = False
 ) -> Packed:
-    """Write what `adapted` learned beyond `base` to one file; `new_only`: only rows of new tokens.
+    """Write what `adapted` learned beyond `base` to one file, for all relatives of `base`.
 
-    Rows that did not change take no space. Raises `OutputError` where the file exists, and
-    `CheckpointError` for models that do not belong together.
+    `base` is a base or an instruct model, `adapted` the same model after `lep init` and training.
+    Rows that did not change take no space: where only new rows trained, the pack holds only them.
+    `new_only` leaves out what known rows learned.
+
+    Raises `OutputError` where the file exists, and `CheckpointError` for models that do not belong
+    together.
     """
     output = Path(output)
     with created(output.parent), publishing_file(output) as file:
         pack = _pack(base, adapted, new_only=new_only)
         pack.write(file)
-    return Packed(output, {kind: len(rows) for kind, (rows, _) in pack.learned.items()})
+    rows = {kind: len(rows) for kind, (rows, _) in pack.learned.items()}
+    return Packed(output, rows, pack.about["new_only"])
 
 
 def _pack(base: str | Path, adapted: str | Path, *, new_only: bool) -> LanguagePack:
@@ -140,63 +106,78 @@ def _pack(base: str | Path, adapted: str | Path, *, new_only: bool) -> LanguageP
     files = [target.folder / name for name in TOKENIZER_FILES]
     tokenizer = {file.name: file.read_bytes() for file in files if file.is_file()}
     sample = {kind: _sample(source, table) for kind, table in tables.items()}
-    about = _about(source, tables, new_only=new_only) | {"history": _history(target.folder)}
+    known = (mappings[kind].copies[rows].any() for kind, (rows, _) in learned.items())
+    about = _about(source, tables) | {"base": _name(base, source), "new_only": not any(known)}
+    about |= {"history": _history(target.folder)}
     return LanguagePack(about, tokenizer, mappings, learned, sample)
 
 
 def apply_pack(
     pack: str | Path, model: str | Path, output: str | Path, *, force: bool = False
 ) -> Applied:
-    """Give a model tuned from the pack's base the pack's language: `E' = M E_model + learned`.
+    """Give a relative of the pack's model the pack's language: `E' = M E_model + learned`.
 
-    That is task arithmetic: each row is the model's own, moved by what the base learned. Rows of
-    added tokens stay the model's.
+    That is task arithmetic: each row is the model's own, moved by what was learned. Body, chat
+    template, generation settings and the rows of added tokens stay the model's. As after `lep
+    init`, the result says which of its rows are new, so that their training can go on.
 
-    Raises `CheckpointError` for a model of another base (unless `force`) or shape, and
-    `TokenizerError` for another vocabulary.
+    Raises `CheckpointError` for an unrelated model (unless `force`) or another shape, and
+    `TokenizerError` for another vocabulary or a model that has the new tokens already.
     """
     output = Path(output)
     check_output(output)
     language, chat = LanguagePack.load(Path(pack)), check_merged(Checkpoint(model).check())
     cosines = check_kin(language, chat, str(pack), force=force)
-    with TemporaryDirectory() as folder:
-        for name, content in language.tokenizer.items():
-            Path(folder, name).write_bytes(content)
-        tokenizer = load_tokenizer(folder)
-    target, mappings = Vocabulary.of(tokenizer), language.mappings
-    ids = result_ids(language.about["source_ids"], chat, target, mappings["input"])
-    recipient, names = Recipient(chat, tokenizer, mappings, ids), chat.tables.by_kind()
+    language = _fitted(language, chat.vocabulary)
+    recipient, names = _recipient(language, chat), chat.tables.by_kind()
     rows = {names[k]: partial(_moved, recipient, k, each) for k, each in language.learned.items()}
     rows |= {name: partial(_mixed, recipient, name) for name in chat.tables.others}
     tensors = {name: recipient_stream(recipient, name, chunks) for name, chunks in rows.items()}
-    record = {"method": "pack", "pack": language.about, "cosine": cosines}
-    write_recipient(recipient, tensors, {RECORD: as_json(record)}, output)
-    return Applied(output, cosines)
+    copies, about = recipient.result_mappings["input"].copies, language.about
+    counts = {"rows": len(copies), "copied": int(copies.sum()), "mixed": int((~copies).sum())}
+    record = {"method": "pack", "model": _name(model, chat), **counts, "cosine": cosines}
+    digest = hashlib.sha256(Path(pack).read_bytes()).hexdigest()
+    record["pack"] = {"file": Path(pack).name, "sha256": digest} | about
+    write_recipient(recipient, tensors, {INIT_FILE.name: as_json(record)}, output)
+    return Applied(output, cosines, about["base"], counts["mixed"], about.get("new_only") is True)
+
+
+def pack_tokenizer(
+    pack: str | Path, model: str | Path, corpus: list[str | Path], output: str | Path
+) -> TokenizerChange:
+    """Write the tokenizer that `apply_pack` gives to `model`, and what it saves on `corpus`.
+
+    The folder is like that of `extend_tokenizer`. Raises `TokenizerError` for another vocabulary
+    and a model that has the new tokens already.
+    """
+    language, chat = LanguagePack.load(Path(pack)), Checkpoint(model).check()
+    check_tokens(language, chat, str(pack))
+    recipient = _recipient(_fitted(language, chat.vocabulary), chat)
+    tokenizer = Tokenizer.from_str(json.dumps(recipient.tokenizer_spec()))
+    origin = {"pack": Path(pack).name, "made_on": language.about["base"]}
+    return adopt_tokenizer(chat.folder, tokenizer, corpus, output, verb="pack", **origin)
 
 
 def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) -> dict[str, float]:
-    """Mean cosine of the sampled rows with the base's, by table.
+    """Mean cosine of the sampled rows with those of the pack's model, by table.
 
     Raises `CheckpointError` or `TokenizerError` for a model that the pack does not fit, and for
     rows that are not finite; `force` allows low cosines.
     """
-    tables, names, base = pack.about["tables"], model.tables.by_kind(), pack.about["base"]
+    tables, names, origin = pack.about["tables"], model.tables.by_kind(), pack.about["base"]
     if set(tables) != set(names):
         pair = ("the pack", model.folder) if len(tables) == 1 else (model.folder, "the pack")
         raise CheckpointError(
-            f"{pair[0]} ties its embeddings and {pair[1]} does not: the pack is of another base"
+            f"{pair[0]} ties its embeddings and {pair[1]} does not: {path} was made on {origin}, "
+            "give that or another model of its family"
         )
     for kind, name in names.items():
         if (hidden := model.shape(name)[1]) != tables[kind]["hidden"]:
             raise CheckpointError(
-                f"{model.folder} has hidden size {hidden}, {path} was made for "
-                f"{tables[kind]['hidden']} ({base}): give a model tuned from that base"
+                f"{model.folder} has hidden size {hidden}, {path} was made on {origin} with "
+                f"{tables[kind]['hidden']}: give that or another model of its family and size"
             )
-    if model.vocabulary.fingerprint(pack.about["source_ids"]) != pack.about["source_vocabulary"]:
-        raise TokenizerError(
-            f"the tokens of {model.folder} are not those of {base}, on which {path} was made: give "
-            "a model with its base's own vocabulary"
-        )
+    check_tokens(pack, model, path)
     cosines = {}
     for kind, name in names.items():
         rows, values = pack.sample[kind]
@@ -205,11 +186,49 @@ def check_kin(pack: LanguagePack, model: Checkpoint, path: str, *, force: bool) 
         cosines[kind] = cosine_similarity(table[rows].float(), values.float()).mean().item()
         if not cosines[kind] >= LEAST_COSINE and not force:  # NaN too
             raise CheckpointError(
-                f"{model.folder} is not tuned from {base}, on which {path} was made: their {kind} "
-                f"rows have a mean cosine of {cosines[kind]:.2f}, related models have "
+                f"{model.folder} is no relative of {origin}, on which {path} was made: their "
+                f"{kind} rows have a mean cosine of {cosines[kind]:.2f}, related models have "
                 f"{LEAST_COSINE} or more; --force applies it"
             )
     return cosines
+
+
+def check_tokens(pack: LanguagePack, model: Checkpoint, path: str) -> None:
+    """Raise `TokenizerError` unless a model has the tokens of the pack's model, and no new one."""
+    origin, ids = pack.about["base"], model.vocabulary.ids
+    rows = pack.mappings["input"].new_rows().tolist()
+    new = [token for row in rows if (token := token_at(pack.vocabulary, row))]
+    known = sum(token in ids for token in new)
+    same = model.vocabulary.fingerprint(pack.about["source_ids"]) == pack.about["source_vocabulary"]
+    if known and (same or known == len(new)):
+        raise TokenizerError(
+            f"{model.folder} has {known:,} of the {len(new):,} new tokens of {path} already: give "
+            "the model as it was before it got them"
+        )
+    if not same:
+        raise TokenizerError(
+            f"the tokens of {model.folder} are not those of {origin}, on which {path} was made: "
+            "give a model that still has the vocabulary of its family"
+        )
+
+
+def _recipient(pack: LanguagePack, model: Checkpoint) -> Recipient:
+    target, mapping = pack.vocabulary, pack.mappings["input"]
+    ids = result_ids(pack.about["source_ids"], model, target, mapping)
+    return Recipient(model, target.tokenizer, pack.mappings, ids)
+
+
+def _fitted(pack: LanguagePack, model: Vocabulary) -> LanguagePack:
+    """The pack without added tokens of its model that `model` lacks, beyond its last id.
+
+    It has no rows for them, and a row of zeros would be an answer like any other.
+    """
+    names, absent = model.added_ids(), set()
+    for row, source in zip(*(rows.tolist() for rows in pack.mappings["input"].kept()), strict=True):
+        token = token_at(pack.vocabulary, row)
+        if source >= len(model) and token and token.added and token.content.decode() not in names:
+            absent.add(row)
+    return pack.without(absent) if absent else pack
 
 
 def _moved(recipient: Recipient, kind: str, learned: SelectedRows) -> Iterator[Tensor]:
@@ -245,17 +264,22 @@ def _finite_table(model: Checkpoint, kind: str) -> Tensor:
     return check_finite(model.tensor(name), f"{name} of {model.folder}")
 
 
-def _about(source: Checkpoint, tables: dict[str, Tensor], *, new_only: bool) -> dict[str, Any]:
+def _name(given: str | Path, model: Checkpoint) -> str:
+    """A model's hub id, or the name that its configuration or its folder gives it."""
+    if not Path(given).is_dir():
+        return str(given)
+    return str(model.config.get("_name_or_path") or model.folder.resolve().name)
+
+
+def _about(source: Checkpoint, tables: dict[str, Tensor]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "lep": __version__,
-        "base": str(source.config.get("_name_or_path") or source.folder.name),
         "model_type": source.config.get("model_type"),
         "source_rows": len(tables["input"]),
         "source_ids": len(source.vocabulary),
         "source_vocabulary": source.vocabulary.fingerprint(),
         "tables": {k: {"hidden": t.shape[1], "sha256": sha256(t)} for k, t in tables.items()},
-        "new_only": new_only,
     }
 
 
@@ -290,55 +314,3 @@ def _sample(source: Checkpoint, table: Tensor) -> SelectedRows:
     ordinary = [i for i, token in tokens if token is not None and not token.added]
     rows = torch.tensor(ordinary[:: max(1, len(ordinary) // SAMPLE_ROWS)][:SAMPLE_ROWS])
     return rows, table[rows].clone()
-
-
-def _checked(about: Any) -> dict[str, Any]:
-    """The description of a pack. Raises `ValueError` for one that lacks a field."""
-    if about["format"] != FORMAT:
-        raise ValueError(f"its format is {about['format']}, this lep reads {FORMAT}")
-    texts, sizes = ("base", "source_vocabulary"), ("source_rows", "source_ids")
-    hidden = [table["hidden"] for table in about["tables"].values()]
-    if not all(type(about[name]) is str for name in texts) or not about["tables"].keys() <= KINDS:
-        raise ValueError("it does not name its base and tables")
-    if not all(type(size) is int and size > 0 for size in (*hidden, *map(about.get, sizes))):
-        raise ValueError("it does not give the sizes of its base")
-    return about
-
-
-def _mapping(tensors: dict[str, Tensor], kind: str, about: dict[str, Any]) -> VocabularyMapping:
-    owner = kind if f"mapping/{kind}/indices" in tensors else "input"
-    parts = {name: tensors[f"mapping/{owner}/{name}"] for name in MAPPING_PARTS}
-    return VocabularyMapping(**parts, source_size=about["source_rows"]).check()
-
-
-def _selected(
-    tensors: dict[str, Tensor], title: str, about: dict[str, Any], sizes: dict[str, int]
-) -> dict[str, SelectedRows]:
-    """Rows of tables of these sizes. Raises `ValueError` for rows that lie elsewhere."""
-    groups = {}
-    for kind, size in sizes.items():
-        rows, values = tensors[f"{title}/{kind}/rows"], tensors[f"{title}/{kind}/values"]
-        hidden, shapes = about["tables"][kind]["hidden"], [list(t.shape) for t in (values, rows)]
-        if rows.dtype != torch.int64 or values.shape != (len(rows), hidden):
-            raise ValueError(f"it has {shapes[0]} values for {shapes[1]} rows of {hidden}")
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
-            raise ValueError(f"a row lies beyond {size}")
-        if not values.isfinite().all():
-            raise ValueError(f"its {title} {kind} rows are not finite")
-        if title == "sample" and not len(rows):
-            raise ValueError(f"it has no {kind} rows of its base, by which to know a model")
-        groups[kind] = (rows, values)
-    return groups
-
-
-def _compressed(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(zstandard.compress(content)), dtype=torch.uint8)
-
-
-def _decompressed(tensor: Tensor) -> bytes:
-    """The content of a part. Raises `CheckpointError` for one above `JSON_BYTES`."""
-    content = bytearray()
-    for piece in zstd_content(BytesIO(tensor.numpy().tobytes())):
-        content += piece
-        JSON_BYTES.check(len(content), "a part of the pack", CheckpointError)
-    return bytes(content)

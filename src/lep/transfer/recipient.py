@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import TokenizerError
@@ -14,10 +14,10 @@ from lep.tokenizer.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Recipient:
-    """An instruct model and the vocabulary of the adapted base model."""
+    """An instruct model and the vocabulary of the adapted model."""
 
     model: Checkpoint
-    tokenizer: PreTrainedTokenizerFast  # of the adapted base
+    tokenizer: Tokenizer  # of the adapted model
     mappings: dict[str, VocabularyMapping]  # input and, in an untied model, output
     ids: dict[int, int]  # {instruct id: result id} of the instruct model's added tokens
 
@@ -31,13 +31,19 @@ class Recipient:
         """`{result row: instruct row}` of the rows that stay the instruct model's."""
         return {row: index for index, row in self.ids.items()}
 
+    @property
+    def result_mappings(self) -> dict[str, VocabularyMapping]:
+        """By table, which rows of the instruct model make up each row of the result."""
+        rows = self.model.shape(self.model.tables.input)[0]
+        return {k: m.with_copies(self.instruct_rows, rows) for k, m in self.mappings.items()}
+
     def tokenizer_spec(self) -> dict[str, Any]:
         """Content of tokenizer.json: the new vocabulary with the instruct model's added tokens.
 
         Flags of the added tokens and the post-processor are the instruct model's.
         """
         model = self.model.tokenizer.backend_tokenizer
-        return with_added_tokens(self.tokenizer.backend_tokenizer, model, self.ids)
+        return with_added_tokens(self.tokenizer, model, self.ids)
 
 
 def result_ids(
@@ -45,14 +51,14 @@ def result_ids(
 ) -> dict[int, int]:
     """`{instruct id: result id}` of the instruct model's added tokens (`carried_ids`).
 
-    Raises `TokenizerError` when the instruct model has ordinary tokens beyond the `ids` of its
-    base.
+    Raises `TokenizerError` when the instruct model has ordinary tokens beyond the first `ids`,
+    which are those of the model from which the mapping leads.
     """
     for index, token in enumerate(instruct.vocabulary.tokens[ids:], start=ids):
         if token is not None and not token.added:
             raise TokenizerError(
-                f"id {index} of {instruct.folder}, {token.content!r}, is an ordinary token "
-                "that the base model lacks: only added tokens can be carried along"
+                f"id {index} of {instruct.folder}, {token.content!r}, is an ordinary token beyond "
+                f"the {ids:,} ids that both models share: only added tokens can be carried along"
             )
     kept, sources = (rows.tolist() for rows in mapping.kept())
     moved = dict(zip(reversed(sources), reversed(kept), strict=True))  # the first of several

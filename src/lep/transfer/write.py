@@ -67,7 +67,7 @@ def write_recipient(
     recipient: Recipient, replaced: Mapping[str, Rows], notes: dict[str, str], output: Path
 ) -> None:
     """Publish an instruct model with new tables and vocabulary; `notes` are files for `lep/`."""
-    model, mappings = recipient.model, recipient.mappings
+    model, mappings = recipient.model, recipient.result_mappings
     moved = moved_ids(model, Vocabulary.of(recipient.tokenizer), recipient.ids)
 
     def add_files(folder: Path) -> None:
