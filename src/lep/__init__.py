@@ -31,6 +31,7 @@ _MODULES = {
     "lep.calibration.answers": ("answer",),
     "lep.calibration.practice": ("practise",),
     "lep.calibration.calibrate": ("calibrate",),
+    "lep.calibration.prompts": ("write_prompts",),
     "lep.training.tune": ("tune",),
     "lep.evaluation.evaluate": ("evaluate",),
     "lep.evaluation.score": ("bits_per_byte", "score_model"),

@@ -1,18 +1,24 @@
-"""Rules that decide which of a model's own answers are worth learning from."""
+"""Rules that decide which of a model's own answers and prompts are worth learning from."""
 
 from collections import Counter
 
 import regex
 
-from lep.corpus.language import dominant_script, script_share
+from lep.calibration.drafts import Draft
+from lep.corpus.language import UNSPACED, dominant_script, script_share
 from lep.inference.generate import Answer
 
 SMALLEST_SHARE = 0.5  # of the letters, in the script of the question
 REPEATED_WORDS, REPEATED_SHARE = 4, 0.25  # a run of four words may not fill a quarter of an answer
 LEAST_CHARACTERS = 10  # of an answer whose mean likelihood says something
+WORDS_BEYOND = 2  # of a draft, after its opening
 GREETING_WORDS = 2  # that may come back once
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
-_QUESTION = regex.compile(r"[?？؟;՞፧]\s*$")
+_CHARACTER = rf"[{UNSPACED}]\p{{M}}*"
+_COUNTED = regex.compile(rf"{_CHARACTER}|(?:(?![{UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
+_STUTTER = regex.compile(r"(?=\p{L})(.{1,20}?)\1{3,}", regex.DOTALL)
+_NO_TEXT = regex.compile(r"[\p{Cc}--[\n\t\r]]|\ufffd", regex.V1)
+QUESTION = regex.compile(r"(?:[?？؟՞፧]|(?<=\p{Greek});)[»\"”’)」』]*\s*$")
 
 
 def reason_to_drop(question: str, answer: Answer) -> str | None:
@@ -29,15 +35,54 @@ def reason_to_drop(question: str, answer: Answer) -> str | None:
         return "empty"
     if not answer.finished:
         return "cut off"
-    script = dominant_script(question)
-    if script and dominant_script(text) and script_share(text, script) < SMALLEST_SHARE:
+    if in_other_script(text, dominant_script(question)):
         return "wrong language"
     if echoes(question, text):
         return "echo"
     if repeats(text) and not repeats(question):
         return "repeating"
-    surprising = answer.surprise is not None and answer.surprise > 1
-    return "word salad" if surprising and len(text) >= LEAST_CHARACTERS else None
+    return "word salad" if is_salad(text, answer.surprise) else None
+
+
+def reason_to_drop_draft(draft: Draft, script: str) -> str | None:
+    """Why a model's draft of a prompt in a script is not used, or None.
+
+    `cut off`, `no text` (tokens of the template, or broken characters), `too short` (hardly more
+    than the opening), `wrong language`, `repeating`, `word salad` (more surprising to the model
+    than what people write).
+    """
+    text = draft.text.strip()
+    if not draft.finished:
+        return "cut off"
+    if draft.has_controls or _NO_TEXT.search(text):
+        return "no text"
+    if word_count(text) - word_count(draft.opening) < WORDS_BEYOND:
+        return "too short"
+    if in_other_script(text, script):
+        return "wrong language"
+    if repeats(text) or stutters(text):
+        return "repeating"
+    return "word salad" if is_salad(text, draft.surprise) else None
+
+
+def in_other_script(text: str, script: str | None) -> bool:
+    """Whether most letters of a text, if it has any, are not of a script, if that is known."""
+    known = bool(script and dominant_script(text))
+    return known and script_share(text, str(script)) < SMALLEST_SHARE
+
+
+def is_salad(text: str, surprise: float | None) -> bool:
+    """Whether a text is more surprising than the median; that of a few characters is chance."""
+    return surprise is not None and surprise > 1 and len(text) >= LEAST_CHARACTERS
+
+
+def word_count(text: str) -> int:
+    """Number of words; in scripts without spaces each character counts as one.
+
+    >>> word_count("Где же река?"), word_count("河在哪里？")
+    (3, 4)
+    """
+    return len(_COUNTED.findall(text))
 
 
 def echoes(question: str, text: str) -> bool:
@@ -53,7 +98,7 @@ def echoes(question: str, text: str) -> bool:
     question_words, answer_words = (_WORD.findall(each.casefold()) for each in (question, text))
     times = len(answer_words) // len(question_words) if question_words else 0
     greeting = (
-        times == 1 and len(question_words) <= GREETING_WORDS and not _QUESTION.search(question)
+        times == 1 and len(question_words) <= GREETING_WORDS and not QUESTION.search(question)
     )
     return times > 0 and answer_words == question_words * times and not greeting
 
@@ -65,3 +110,13 @@ def repeats(text: str) -> bool:
     runs = Counter(tuple(words[i : i + REPEATED_WORDS]) for i in starts)
     times = max(runs.values(), default=0)
     return times >= 3 and times * REPEATED_WORDS > REPEATED_SHARE * len(words)
+
+
+def stutters(text: str) -> bool:
+    """Whether up to 20 characters, the same four times or more in a row, fill over a quarter.
+
+    >>> stutters("Как ихихихихихихих"), stutters("Как сказать «ха-ха-ха-ха» по-французски?")
+    (True, False)
+    """
+    runs = sum(len(match[0]) for match in _STUTTER.finditer(text))
+    return runs > REPEATED_SHARE * len(text)

@@ -55,10 +55,10 @@ class SavedAnswers:
 
     def save(self, entries: Iterable[dict[str, Any]]) -> None:
         """Keep lines on the disk."""
+        entries = list(entries)
+        append_lines(self._file, entries)
         for entry in entries:
-            self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             self._add(entry)
-        sync(self._file)
 
     def save_answers(self, sample: int, answers: Iterable[Answer]) -> None:
         self.save({"sample": sample, "answer": asdict(answer)} for answer in answers)
@@ -75,7 +75,7 @@ class SavedAnswers:
         """Whether a run published its output, and was killed before it deleted its file."""
         if not (self.output.is_dir() and any(self.output.iterdir()) and self.path.exists()):
             return False
-        return _whole_lines(self.path)[-1:] == [{"finished": facts}]
+        return whole_lines(self.path)[-1:] == [{"finished": facts}]
 
     def _add(self, entry: dict[str, Any]) -> None:
         if "answer" in entry:
@@ -86,7 +86,7 @@ class SavedAnswers:
 
     def _entries(self, path: Path, advice: str) -> list[dict[str, Any]]:
         """The answers and grades in a file. Raises `OutputError` where they are of another run."""
-        first, *entries = _whole_lines(path) or [{}]
+        first, *entries = whole_lines(path) or [{}]
         if entries and first != {"key": self.key}:
             answers = sum("answer" in entry for entry in entries)
             raise OutputError(
@@ -97,13 +97,26 @@ class SavedAnswers:
 
     def _mend(self, *, empty: bool) -> None:
         """Cut a line that a kill left half written; the first line of all is the key."""
-        content = self.path.read_bytes()
-        self._file.truncate(0 if empty else content.rfind(b"\n") + 1)
-        if empty:
+        if not empty:
+            cut_half_line(self._file, self.path)
+        else:
+            self._file.truncate(0)
             self.save([{"key": self.key}])
 
 
-def _whole_lines(path: Path) -> list[Any]:
+def cut_half_line(file: IO[bytes], path: Path) -> None:
+    """Cut a line that a kill left half written from the file at `path`, open to append."""
+    file.truncate(path.read_bytes().rfind(b"\n") + 1)
+
+
+def append_lines(file: IO[bytes], entries: Iterable[Any]) -> None:
+    """Add records to a file, and keep them on the disk."""
+    for entry in entries:
+        file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+    sync(file)
+
+
+def whole_lines(path: Path) -> list[Any]:
     """The records of a file, without the half line that a killed run may have left."""
     lines = path.read_bytes().rpartition(b"\n")[0].split(b"\n")
     return [parse_json(line, str(path)) for line in lines if line]

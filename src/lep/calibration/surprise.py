@@ -18,7 +18,7 @@ from lep.inference.generate import Answer
 from lep.inference.likelihood import sequence_nats, text_nats
 from lep.tokenizer.chat import chat_ids
 
-MOST_CHARACTERS = 2_000  # of a question
+MOST_CHARACTERS = 2_000  # of a text that is measured
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Surprise:
         prompts: Sequence[list[dict[str, Any]]],
         batch_size: int,
     ) -> "Surprise":
-        texts = [prompt[-1]["content"][:MOST_CHARACTERS] for prompt in prompts]
+        texts = [prompt[-1]["content"] for prompt in prompts]
         scripts, values = list(map(dominant_script, texts)), defaultdict(list)
-        nats = text_nats(model, checkpoint.tokenizer, texts, batch_size, "questions")
-        for text, script, (_, loss) in zip(texts, scripts, nats, strict=True):
-            values[script].append(loss / max(1, len(text.encode())))
+        nats = nats_per_byte(model, checkpoint.tokenizer, texts, batch_size, "questions")
+        for script, value in zip(scripts, nats, strict=True):
+            values[script].append(value)
         medians = {script: statistics.median(each) for script, each in values.items()}
         return cls(model, checkpoint, prompts, scripts, medians, batch_size)
 
@@ -67,6 +67,21 @@ class Surprise:
 
     def _share(self, answer: Answer, nats: float) -> float | None:
         """None where there is nothing to compare: no text, or likelihoods that are not numbers."""
-        median, size = self.medians[self.scripts[answer.index]], len(answer.text.encode())
-        share = nats / (size * median) if size and median else math.nan
-        return share if math.isfinite(share) else None
+        size = len(answer.text.encode())
+        median = self.medians[self.scripts[answer.index]]
+        return share_of(median, nats / size) if size else None
+
+
+def nats_per_byte(
+    model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int, label: str
+) -> list[float]:
+    """-log p of the beginning of each text, as text without a template, by its bytes of UTF-8."""
+    texts = [text[:MOST_CHARACTERS] for text in texts]
+    nats = text_nats(model, tokenizer, texts, batch_size, label)
+    return [loss / max(1, len(text.encode())) for text, (_, loss) in zip(texts, nats, strict=True)]
+
+
+def share_of(median: float, value: float) -> float | None:
+    """A surprise as a share of the median; None where these are not numbers to compare."""
+    share = value / median if median else math.nan
+    return share if math.isfinite(share) else None

@@ -13,6 +13,7 @@ from lep.settings import (
     InitSettings,
     JointSettings,
     MethodSettings,
+    OwnPromptSettings,
     PracticeSettings,
     PropagateSettings,
     SelectSettings,
@@ -89,6 +90,12 @@ def propagate(
 def answer(original: str, prompts: str, output: Path, settings: AnswerSettings) -> Any:
     """Let the original instruct model answer prompts, and keep the good answers."""
     return lep.answer(original, prompts, output, settings)
+
+
+@verb(app, text="LANGUAGE=PATH: text whose first words begin prompts in that language.")
+def prompts(original: str, text: Texts, output: Path, settings: OwnPromptSettings) -> Any:
+    """Let the original instruct model write prompts, in the languages of a text."""
+    return lep.write_prompts(original, text, output, settings)
 
 
 @verb(app, without=AnswerSettings)

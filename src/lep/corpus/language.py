@@ -17,6 +17,8 @@ _TABLE = """
 """
 _LANGUAGES = {script: codes for script, *codes in map(str.split, _TABLE.split(";"))}
 SCRIPTS = {code: script for script, codes in _LANGUAGES.items() for code in codes}
+# A regular expression's set of characters: those of scripts without spaces between words.
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 _LETTER = regex.compile(r"\p{L}")
 
 

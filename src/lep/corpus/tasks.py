@@ -37,7 +37,10 @@ PROMPTS = {
     },
 }
 
-_SENTENCE_END = regex.compile(r"(?<=[.!?…])[»\")]?\s+(?=[\p{Lu}«\"—])")
+# Before a capital letter, or any letter of a script without capitals; Chinese has no spaces.
+_SENTENCE_END = regex.compile(
+    r"(?<=[.!?…؟։।॥።፧])[»\")]?\s+(?=[\p{Lu}\p{Lo}«\"—])|(?<=[。！？])[」』”]?\s*(?=[^\s。！？」』”])"
+)
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
 _LAST_WORD = regex.compile(r"\s[«\"]?(\p{L}[\p{L}\p{M}'’-]*)[.!?…»\"]+$")
 _START = regex.compile(r"[\p{Lu}«\"—]")
@@ -70,7 +73,11 @@ def paragraphs(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text, split between final punctuation and a capital letter."""
+    """Sentences of a text, split between final punctuation and a capital letter.
+
+    >>> sentences("Стой! Кто идёт? Свои.") + sentences("你好吗？我很好。")
+    ['Стой!', 'Кто идёт?', 'Свои.', '你好吗？', '我很好。']
+    """
     return [s.strip() for paragraph in paragraphs(text) for s in _SENTENCE_END.split(paragraph)]
 
 

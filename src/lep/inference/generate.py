@@ -1,6 +1,6 @@
 """Greedy or sampled answers to chat prompts, in batches of similar length."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -69,26 +69,49 @@ def answers(
         yield [Answer(i, "", [], finished=False, too_long=True) for i in new]
     order = sorted(set(range(len(encoded))) - too_long, key=lambda i: (-len(encoded[i]), i))
     ends = end_tokens(model)
-    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    pad = next((index for index in named if index is not None), 0)  # any token, under the mask
-    options = {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0, "pad_token_id": pad}
-    if sampling is None:
-        options |= {"do_sample": False, "temperature": None, "top_p": None}
-    else:
-        options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
     for start in progress(range(0, len(order), batch_size), f"batches of {label}"):
         batch = order[start : start + batch_size]
         if all(index in done for index in batch):
             continue
-        rows = [torch.tensor(encoded[i]) for i in batch]
-        ids = pad_sequence(rows, True, pad, "left").to(model.device)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
-        if sampling is not None:
-            torch.manual_seed((sampling.seed << 32) + start)
-        inputs = {"input_ids": ids, "attention_mask": mask.to(model.device)}
-        written = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
-        answered = written[:, ids.shape[1] :].tolist()
-        yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, answered, strict=True)]
+        rows = [encoded[i] for i in batch]
+        written = continuations(
+            model, tokenizer, rows, max_new_tokens=max_new_tokens, sampling=sampling, draw=start
+        )
+        yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, written, strict=True)]
+
+
+@torch.inference_mode()
+def continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    draw: int = 0,
+    stops: Collection[int] = (),
+) -> list[list[int]]:
+    """What a model writes after each row of token ids, in one batch; greedily without `sampling`.
+
+    A continuation has the token that ended it, one of the model's own end tokens or of `stops`, and
+    what pads it to the longest one. `draw` < 2 ** 32 is the number of the batch: others draw anew.
+    """
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    pad = next((index for index in named if index is not None), 0)  # any token, under the mask
+    options = {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0, "pad_token_id": pad}
+    if stops:
+        options["eos_token_id"] = sorted(end_tokens(model) - {None} | set(stops))
+    if sampling is None:
+        options |= {"do_sample": False, "temperature": None, "top_p": None}
+    else:
+        options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        torch.manual_seed((sampling.seed << 32) + draw)
+    tensors = [torch.tensor(row) for row in rows]
+    ids = pad_sequence(tensors, True, pad, "left").to(model.device)
+    mask = pad_sequence([torch.ones_like(row) for row in tensors], True, 0, "left")
+    inputs = {"input_ids": ids, "attention_mask": mask.to(model.device)}
+    written = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+    return written[:, ids.shape[1] :].tolist()
 
 
 def check_prompts(

@@ -1,5 +1,6 @@
 """Conversations as token ids, by the model's own template."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +17,8 @@ from lep.limits import (
 
 # Ask for the answer without a chain of thought; templates that know no such option ignore it.
 TEMPLATE_OPTIONS = {"enable_thinking": False}
+# Contents that no template writes itself, with what one could escape, collapse or put in order.
+CONTENTS = ('Qz7 "é" & <ж>\n\n {x}  ЩW', "Jx4.\tÜk")
 
 
 def chat_ids(
@@ -26,13 +29,64 @@ def chat_ids(
     Raises `TokenizerError` when the model has no chat template, `CorpusError` when the template
     refuses the conversation.
     """
-    if not tokenizer.chat_template:
-        raise TokenizerError("the model has no chat template: give an instruct model")
+    check_template(tokenizer)
     text = rendered(tokenizer, messages, add_generation_prompt=ask)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise CorpusError("the chat template makes no text of a conversation: give another model")
     return ids
+
+
+def check_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise `TokenizerError` for a model without chat template."""
+    if not tokenizer.chat_template:
+        raise TokenizerError("the model has no chat template: give an instruct model")
+
+
+@dataclass(frozen=True)
+class UserTurn:
+    """What a template writes before and after the content of a first user turn.
+
+    `after` goes up to where the answer begins. It begins with the token `stop`, or, in templates
+    that mark turns with plain words, with the text `stop_text`.
+    """
+
+    before: str
+    after: str
+    stop: int | None
+    stop_text: str | None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> "UserTurn":
+        """Raises `TokenizerError` for no template, and for one that changes the content."""
+        check_template(tokenizer)
+        parts = set()
+        for content in CONTENTS:
+            messages = [{"role": "user", "content": content}]
+            text = rendered(tokenizer, messages, add_generation_prompt=True)
+            if text.count(content) == 1:
+                before, _, after = text.partition(content)
+                parts.add((before, after))
+            else:
+                parts.clear()
+                break
+        if len(parts) != 1:
+            raise TokenizerError(
+                "the chat template changes, drops or repeats what the user writes, so the model "
+                "cannot write prompts: give --prompts FILE or another model"
+            )
+        return cls(before, after, *_stop(tokenizer, after.lstrip()))
+
+
+def _stop(tokenizer: PreTrainedTokenizerFast, after: str) -> tuple[int | None, str | None]:
+    """The added token with which a text begins, or its first line up to an added token."""
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+    starts = [content for content in added if content and after.startswith(content)]
+    if starts:
+        return added[max(starts, key=len)], None
+    line = after.partition("\n")[0]
+    ends = [line.index(content) for content in added if content and content in line]
+    return None, line[: min(ends, default=None)].strip() or None
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **options: Any) -> str:
