@@ -30,6 +30,7 @@ SETTINGS = {
     "pretrain": ["PretrainSettings"],
     "propagate": ["PropagateSettings", "SelectSettings"],
     "answer": ["AnswerSettings"],
+    "prompts": ["OwnPromptSettings"],
     "calibrate": ["CalibrateSettings", "AnswerTuning"],
     "tune": ["TuneSettings", "AnswerTuning"],
     "corpus": ["BuildSettings", "ClusterSettings"],

@@ -25,7 +25,7 @@ from lep.settings import OwnPromptSettings
 PROMPTS, DRAFTS, COUNTS = "prompts.jsonl", "drafts.jsonl", "prompts.json"
 SAVED = "checkpoint-drafts"  # folder of an unfinished run
 MOST_DRAFTS = 4  # for each prompt that is wanted
-MEASURED = 64  # sentences beside which a draft is word salad or not
+MEASURED = 32  # sentences beside which a draft is word salad or not
 NEAR = 0.7  # Jaccard similarity of near duplicates
 KEPT, DUPLICATE, SURPLUS = "kept", "duplicate", "more than needed"
 SHOWN_CHARACTERS = 60  # of a draft in a message

@@ -92,7 +92,7 @@ def answer(original: str, prompts: str, output: Path, settings: AnswerSettings) 
     return lep.answer(original, prompts, output, settings)
 
 
-@verb(app, text="LANGUAGE=PATH: text whose first words begin prompts in that language.")
+@verb(app, text="LANGUAGE=PATH: text whose words begin prompts (default: none; one is needed).")
 def prompts(original: str, text: Texts, output: Path, settings: OwnPromptSettings) -> Any:
     """Let the original instruct model write prompts, in the languages of a text."""
     return lep.write_prompts(original, text, output, settings)
