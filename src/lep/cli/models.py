@@ -34,7 +34,7 @@ def pretrain(model: str, corpus: list[str], output: Path, settings: JointSetting
     return lep.pretrain(model, corpus, output, settings)
 
 
-@verb(app, text="LANGUAGE=PATH: text of the new language, whose words are practised.")
+@verb(app, text="LANGUAGE=PATH: text of the new language (default: none; one is needed).")
 def practice(
     original: str, model: str, output: Path, settings: PracticeSettings, text: Texts
 ) -> Any:
