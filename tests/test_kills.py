@@ -97,7 +97,8 @@ def material(pair, adapted, prompts, tmp_path_factory) -> dict[str, object]:
     asked += [f"Repeat this sentence: He {word} home." for word in ["went", "ran", "came", "rode"]]
     many = [{"messages": [{"role": "user", "content": text}]} for text in asked]
     write_records(folder / "many.jsonl", many)
-    names |= {"many": folder / "many.jsonl", "lab": folder / "lab"}
+    initialise(pair["instruct"], pair["tokenizer"], folder / "chat")
+    names |= {"chat": folder / "chat", "many": folder / "many.jsonl", "lab": folder / "lab"}
     names |= {"labbase": lab / "base", "labinstruct": lab / "instruct"}
     make_pack(pair["base"], adapted, folder / "x.pack")
     yield names | {"folder": folder, "T": TRAINING}
@@ -120,6 +121,8 @@ VERBS = {
     "--eval-text ru={ru} --checkpoints 2",
     "sweep": "pretrain --model {initialised} --corpus {ru} --output out {T} --eval-text ru={ru} "
     "--sweep --checkpoints 1 --train new_rows",
+    "joint": "pretrain --model {chat} --corpus {ru} --output out {T} --train new_rows "
+    "--old-text {en} --answers {data} --checkpoints 2",
     "lora": "pretrain --model {initialised} --corpus {ru} --output out {T} --train embeddings+lora",
     "propagate": "propagate --base {base} --instruct {instruct} --adapted {adapted} --output out",
     "auto": "propagate --base {labbase} --instruct {labinstruct} --adapted {lab} --output out "

@@ -85,7 +85,7 @@ def means(folder: Path, name: str, table: torch.Tensor) -> torch.Tensor:
     return table[[piece.id for piece in pieces]].double().mean(0)
 
 
-def check_rows(origin: Path, trained: Path, model: Path, result: Path) -> None:
+def check_rows(origin: Path, trained: Path, model: Path, result: Path, atol: float = 1e-6) -> None:
     """New rows are the model's means plus what was learned; known ones are the model's own."""
     new, before, after = ids(trained).keys() - ids(origin).keys(), ids(model), ids(result)
     assert after.keys() == before.keys() | new
@@ -96,7 +96,7 @@ def check_rows(origin: Path, trained: Path, model: Path, result: Path) -> None:
             moved -= means(origin, name, source[table])
             expected = means(model, name, own[table]) + moved
             torch.testing.assert_close(
-                got[table][after[name]].double(), expected, rtol=0, atol=1e-6
+                got[table][after[name]].double(), expected, rtol=0, atol=atol
             )
         for name, index in before.items():
             assert torch.equal(got[table][after[name]], own[table][index]), name
@@ -175,6 +175,15 @@ def test_only_new_rows_need_no_option(pair, trained, pack, tmp_path) -> None:
     assert "of known and new tokens" in str(moved)
     applied = apply_pack(tmp_path / "moved.lep", pair["base"], tmp_path / "out")
     assert "known tokens change as those of that model did" in str(applied)
+
+
+def test_a_sibling_in_bf16_stays_so(pair, trained, pack, tmp_path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(pair["instruct"], dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "chat")
+    AutoTokenizer.from_pretrained(pair["instruct"]).save_pretrained(tmp_path / "chat")
+    apply_pack(pack, tmp_path / "chat", tmp_path / "out")
+    check_rows(pair["instruct"], trained, tmp_path / "chat", tmp_path / "out", atol=1e-3)
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
 
 
 def test_a_farther_relative_has_no_template(pair, trained, pack, tmp_path) -> None:
