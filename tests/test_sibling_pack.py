@@ -19,6 +19,7 @@ from lep.training.pretrain import pretrain
 from lep.transfer.coverage import Coverage
 from lep.transfer.initialise import initialise
 from lep.transfer.language_pack import apply_pack, make_pack, pack_tokenizer
+from lep.transfer.pack_file import LanguagePack
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 TEXT = "Съешь ещё этих мягких французских булок, да выпей чаю."
@@ -131,7 +132,9 @@ def test_training_goes_on_from_a_pack(pair, trained, pack, sibling, tmp_path) ->
     assert {names[index] for index in mixed} == new_names(pair)
     assert (int(mapping["source_size"]), len(mapping["copies"])) == (504, 602)
     assert Coverage(tmp_path / "out", contexts=5).report().new_tokens == 100
-    settings = PretrainSettings(tokens=1_000, train="new_rows", learning_rate=1e-2, block_size=64)
+    sizes = {"tokens": 1_000, "block_size": 64, "eval_characters": 500, "checkpoints": 1}
+    sizes |= {"train": "new_rows", "learning_rate": 1e-2, "eval_text": {"ru": [str(SAMPLE / "ru")]}}
+    settings = PretrainSettings(**sizes)
     pretrain(tmp_path / "out", [SAMPLE / "ru"], tmp_path / "further", settings)
     before, after = weights(tmp_path / "out"), weights(tmp_path / "further")
     for table in TABLES:
@@ -144,6 +147,12 @@ def test_training_goes_on_from_a_pack(pair, trained, pack, sibling, tmp_path) ->
     assert (record["copied"], record["mixed"]) == (502, 100)
     assert record["pack"]["base"] == "instruct"
     assert record["pack"]["history"]["init"]["method"] == "mean"
+    make_pack(sibling, tmp_path / "further", tmp_path / "further.lep")
+    about = LanguagePack.load(tmp_path / "further.lep").about
+    assert about["history"]["init"] == record
+    assert about["history"]["pretrain"]["settings"]["tokens"] == 1_000
+    assert not {"losses", "looks"} & about["history"]["pretrain"].keys()
+    assert str(SAMPLE) not in json.dumps(about)
 
 
 def test_added_tokens_that_a_model_lacks_are_left_out(pair, sibling, tmp_path) -> None:

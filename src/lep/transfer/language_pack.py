@@ -35,6 +35,8 @@ from lep.transfer.write import write_recipient
 SAMPLE_ROWS = 256  # of the tables on which a pack is made, by which related models are recognised
 # Mean cosine of sampled rows: about 0 for unrelated models, above 0.8 for heavily tuned ones.
 LEAST_COSINE = 0.5
+LOGS = {"losses", "looks", "streams", "new_token_mass"}  # in the record of a training
+PATHS = {"eval_text", "old_text", "answers", "practice_tasks"}  # in its settings
 
 
 @dataclass(frozen=True)
@@ -284,12 +286,15 @@ def _about(source: Checkpoint, tables: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _history(folder: Path) -> dict[str, Any]:
-    """The adapted model's records of initialisation and training."""
+    """The adapted model's records of initialisation and training, without logs and paths."""
     records = {}
     for name in ("init", "pretrain"):
         if (path := folder / "lep" / f"{name}.json").exists():
-            records[name] = read_json(path, CheckpointError)
-            records[name].pop("losses", None)
+            record = read_json(path, CheckpointError)
+            records[name] = {key: value for key, value in record.items() if key not in LOGS}
+            if isinstance(settings := record.get("settings"), dict):
+                kept = {key: value for key, value in settings.items() if key not in PATHS}
+                records[name]["settings"] = kept
     return records
 
 
