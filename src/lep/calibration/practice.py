@@ -165,6 +165,8 @@ class Drawing:
 
     def learn(self, items: Sequence[TaskItem], right: Sequence[int]) -> None:
         """Draw fewer of the tasks that the original model cannot do: by its share of right ones."""
+        if not any(right):  # then nothing says which task would be better
+            return
         for task in self.weights:
             rights = [each for item, each in zip(items, right, strict=True) if item.task == task]
             if len(rights) >= ENOUGH:

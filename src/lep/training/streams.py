@@ -96,8 +96,8 @@ def shares_of(settings: JointSettings, streams: Iterable[str]) -> dict[str, floa
             )
     shares = {name: settings.shares.get(name, STREAMS[name]) for name in STREAMS if name in there}
     shares = {name: share for name, share in shares.items() if share}
-    if "text" not in shares:
-        raise CorpusError("the share of text is 0: a mixture needs text of the new language")
+    if not shares:
+        raise CorpusError("all shares are 0: give at least one stream a share")
     whole = sum(shares.values())
     return {name: share / whole for name, share in shares.items()}
 
@@ -133,11 +133,12 @@ def mixed_blocks(
         features = Features({"input_ids": List(Value("int32"))})
         return generated(generate, features, folder / name, f"{key}-{name}")
 
-    texts = {"text": text_pieces("text", corpus)}
-    if "old_text" in shares:
-        texts["old_text"] = text_pieces("old_text", list(settings.old_text))
-    pass_tokens = tokens_of(texts["text"]) if settings.epochs else 0
-    total = settings.budget(round(pass_tokens / shares["text"]))
+    paths: dict[str, list[str | Path]] = {"text": corpus, "old_text": list(settings.old_text)}
+    texts = {name: text_pieces(name, paths[name]) for name in paths if name in shares}
+    if settings.epochs and "text" not in shares:
+        raise CorpusError("epochs are passes over text, whose share is 0: give tokens instead")
+    pass_tokens = tokens_of(texts["text"]) / shares["text"] if settings.epochs else 0
+    total = settings.budget(round(pass_tokens))
 
     def text_pass(name: str, number: int) -> Iterator[Piece]:
         for row in texts[name].shuffle(_seed(settings, name, number), keep_in_memory=True):

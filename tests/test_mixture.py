@@ -1,0 +1,291 @@
+"""Joint training: streams by share within every step, what of them is learned, and the record."""
+
+import json
+import math
+import random
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import SAMPLE, TEMPLATE, changed, save_model, weights
+from datasets import Dataset
+from torch.nn.functional import cross_entropy, log_softmax
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.mixture import Piece, endless, interleaved
+from lep.errors import CorpusError, LepError
+from lep.settings import STREAMS, JointSettings, NewRowsSettings
+from lep.tokenizer.write import extend_tokenizer
+from lep.training import data, streams
+from lep.training.loss import chunk_loss, linear_cross_entropy
+from lep.training.pretrain import pretrain
+from lep.training.trainable_rows import split_tables
+from lep.transfer.initialise import initialise
+from lep.transfer.mappings import saved_mappings
+
+RU, EN = [SAMPLE / "ru"], [str(SAMPLE / "en")]
+SIZES = {"tokens": 8_000, "block_size": 96, "batch_tokens": 384, "checkpoints": 3}
+WORDS = {
+    "ru": ["улица", "площадь", "автобус", "маршрут", "город", "билет", "погода", "новости"],
+    "en": ["street", "square", "bus", "route", "town", "ticket", "weather", "news", "show"],
+}
+
+
+def conversation(question: str, answer: str) -> dict:
+    turns = {"user": question, "assistant": answer}
+    return {"messages": [{"role": r, "content": c} for r, c in turns.items()]}
+
+
+def write_jsonl(path: Path, records: list[dict]) -> str:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def start(byte_level, tmp_path_factory) -> Path:
+    """An instruct model with 60 new tokens, conversations and practice tasks beside it."""
+    folder = tmp_path_factory.mktemp("mixture")
+    save_model(folder / "model", byte_level, template=TEMPLATE)
+    extend_tokenizer(folder / "model", RU, 60, folder / "tokenizer")
+    initialise(folder / "model", folder / "tokenizer", folder / "start")
+    rng, answers = random.Random(0), []
+    for language, words in WORDS.items():
+        for _ in range(30):
+            text = " ".join(rng.sample(words, 4))
+            answers.append(conversation(f"{language}: {text}", text))
+    write_jsonl(folder / "answers.jsonl", answers)
+    practice = [conversation(f"? {word} {word}", word) for word in WORDS["ru"]]
+    write_jsonl(folder / "practice.jsonl", practice)
+    return folder / "start"
+
+
+def mixture(start: Path, **options) -> dict:
+    given = {"old_text": EN, "answers": str(start.parent / "answers.jsonl")}
+    given["practice_tasks"] = str(start.parent / "practice.jsonl")
+    return given | SIZES | options
+
+
+def new_rows(start: Path) -> set[int]:
+    return set(saved_mappings(Checkpoint(start))["input"].new_rows().tolist())
+
+
+@pytest.fixture(scope="module")
+def blocks(start, tmp_path_factory) -> Dataset:
+    """A mixture of 20,000 tokens in blocks of 96."""
+    settings, folder = (
+        NewRowsSettings(**mixture(start, tokens=40_000)),
+        tmp_path_factory.mktemp("b"),
+    )
+    new = new_rows(start)
+    return streams.mixed_blocks(Checkpoint(start), RU, settings, new, 96, folder, "key")
+
+
+def pieces_of(blocks: Dataset) -> list[tuple[str, list[int], int]]:
+    """Stream, ids, and tokens that are not learned, of each piece."""
+    pieces = []
+    for row in blocks:
+        stops = list(accumulate(row["lengths"]))
+        for stop, length, prompt, stream in zip(
+            stops, row["lengths"], row["prompt_tokens"], row["streams"], strict=True
+        ):
+            ids = row["input_ids"][stop - length : stop]
+            pieces.append(([*STREAMS][stream], ids, prompt))
+    return pieces
+
+
+def test_every_prefix_of_a_mixture_has_the_shares() -> None:
+    rng = random.Random(1)
+    shares = {"a": 2.0, "b": 1.0, "c": 0.25}
+    longest = {"a": 40, "b": 9, "c": 90}
+
+    def stream(name: str):
+        while True:
+            yield Piece([0] * rng.randint(1, longest[name]), 1, name)
+
+    taken: Counter[str] = Counter()
+    for piece in interleaved({name: stream(name) for name in shares}, shares, 20_000):
+        taken[piece.stream] += len(piece)
+        total = taken.total()
+        for name, share in shares.items():
+            assert abs(taken[name] - share / 3.25 * total) <= max(longest.values())
+    assert 20_000 <= taken.total() < 20_090
+
+
+def test_a_stream_begins_again_when_it_ends() -> None:
+    passes = endless(lambda number: [Piece([number, i]) for i in range(2)])
+    assert [next(passes).ids for _ in range(5)] == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]
+    with pytest.raises(ValueError, match="without pieces"):
+        next(endless(lambda number: []))
+
+
+def test_blocks_have_the_shares_of_the_settings(blocks) -> None:
+    lengths: Counter[str] = Counter()
+    for name, ids, _ in pieces_of(blocks):
+        lengths[name] += len(ids)
+    for name, share in STREAMS.items():
+        assert lengths[name] / lengths.total() == pytest.approx(share / 5, abs=0.02)
+    assert max(map(len, blocks["input_ids"])) <= 96
+    # No step of 384 tokens is one stream's alone.
+    for step in range(0, len(blocks) - 4, 4):
+        assert len(set().union(*blocks[step : step + 4]["streams"])) > 1
+
+
+def test_answers_alone_are_learned(start, blocks) -> None:
+    """What is learned of a conversation is its answer and the end of the turn, by transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    expected = {}
+    for file, kinds in (("answers", ("old_answers", "answers")), ("practice", ("practice",) * 2)):
+        for line in (start.parent / f"{file}.jsonl").read_text().splitlines():
+            messages = json.loads(line)["messages"]
+            ids = tokenizer.apply_chat_template(messages, return_dict=False)
+            prompt = tokenizer.apply_chat_template(
+                messages[:1], add_generation_prompt=True, return_dict=False
+            )
+            has_new = not new_rows(start).isdisjoint(ids)
+            expected[tuple(ids)] = (kinds[has_new], len(prompt))
+    assert len({name for name, _ in expected.values()}) == 3
+    seen = Counter()
+    for name, ids, prompt in pieces_of(blocks):
+        if name in ("text", "old_text"):
+            assert prompt == 1
+        else:
+            assert expected[tuple(ids)] == (name, prompt)
+            seen[name] += 1
+    assert len(seen) == 3
+    batch = data.collate(list(blocks.select(range(3))))
+    for row, labels, ids, numbers in zip(
+        blocks.select(range(3)), batch["labels"], batch["input_ids"], batch["streams"], strict=True
+    ):
+        position = 0
+        for length, prompt, stream in zip(
+            row["lengths"], row["prompt_tokens"], row["streams"], strict=True
+        ):
+            stop = position + length
+            assert (labels[position : position + prompt] == -100).all()
+            assert torch.equal(labels[position + prompt : stop], ids[position + prompt : stop])
+            assert (numbers[position:stop] == stream).all()
+            position = stop
+        assert (labels[position:] == -100).all()
+
+
+def test_details_of_the_loss_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(700, 16), torch.randint(0, 50, (700,))
+    tables = [torch.randn(40, 16), torch.randn(10, 16)]
+    details = torch.zeros(700, 2)
+    total = linear_cross_entropy(hidden, labels, tables, None, details)
+    logs = log_softmax(hidden @ torch.cat(tables).T, 1)
+    assert torch.allclose(details[:, 0], -logs.gather(1, labels[:, None])[:, 0], atol=1e-4)
+    assert torch.allclose(details[:, 1], logs.exp()[:, 40:].sum(1), atol=1e-5)
+    assert float(total) == pytest.approx(float(details[:, 0].sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_losses_of_streams_are_the_model_s_own(plain, start, monkeypatch) -> None:
+    """By transformers' logits, for a plain head and for one that does more."""
+    monkeypatch.setattr("lep.training.loss.head_is_plain", lambda model: plain)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    ids = torch.randint(10, 500, (3, 20), generator=torch.Generator().manual_seed(0))
+    labels = ids.masked_fill(
+        torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.3, -100
+    )
+    numbers = torch.randint(0, 5, (3, 20), generator=torch.Generator().manual_seed(2))
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    nats = cross_entropy(logits, labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
+    new = sorted(new_rows(start))
+    mass = logits.softmax(1)[:, new].sum(1)
+    split_tables(model, {"input": torch.tensor(new), "output": torch.tensor(new)})
+    trainer = SimpleNamespace(
+        model=model,
+        accelerator=SimpleNamespace(autocast=torch.no_grad),
+        stream_sums=streams.StreamSums(),
+    )
+    assert chunk_loss(trainer) is plain
+    loss = model(input_ids=ids, labels=labels, streams=numbers)["loss"]
+    learned, by_stream = labels[:, 1:].flatten() != -100, numbers[:, 1:].flatten()
+    assert loss.item() == pytest.approx(float(nats[learned].mean()), rel=1e-4)
+    report = trainer.stream_sums.report(lambda sums: sums)
+    for number, name in enumerate(STREAMS):
+        chosen = learned & (by_stream == number)
+        assert report[f"loss of {name}"] == pytest.approx(float(nats[chosen].mean()), rel=1e-4)
+    old = learned & (by_stream == [*STREAMS].index("old_text"))
+    assert report["new token mass"] == pytest.approx(float(mass[old].mean()), rel=1e-4)
+    assert trainer.stream_sums.report(lambda sums: sums) == {}
+
+
+def test_joint_training_trains_new_rows_and_records_its_streams(start, tmp_path) -> None:
+    text = {"eval_text": {"ru": [str(RU[0])], "en": EN}, "eval_characters": 2_000}
+    rates = {"train": "new_rows", "relative_rate": 0.5}
+    result = pretrain(start, RU, tmp_path / "out", **mixture(start, **rates, **text))
+    before, after = weights(start), weights(tmp_path / "out")
+    checkpoint = Checkpoint(start)
+    assert changed(before, after) == set(checkpoint.tables.names)
+    for name in checkpoint.tables.names:
+        moved = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
+        assert set(moved) <= new_rows(start)
+        assert moved
+    record = json.loads((tmp_path / "out" / "lep" / "pretrain.json").read_text())
+    assert set(record["streams"]) == set(STREAMS)
+    assert sum(stream["share"] for stream in record["streams"].values()) == pytest.approx(1)
+    steps = [loss["step"] for loss in record["losses"]]
+    for stream in record["streams"].values():
+        assert {step for step, _ in stream["losses"]} <= {*steps}
+    assert all(0 <= share <= 1 for _, share in record["new_token_mass"])
+    # The state that is best in both languages is kept, by their geometric mean.
+    means = {look.step: math.prod(look.bits_per_byte.values()) for look in result.looks}
+    assert result.best_step == min(means, key=means.get)
+    # The rates follow the rows that are known, in each table.
+    rows = [
+        row for row in range(len(before[checkpoint.tables.input])) if row not in new_rows(start)
+    ]
+    norms = before[checkpoint.tables.input][rows].float().norm(dim=1)
+    size = float(norms[norms > 0].median()) / math.sqrt(before[checkpoint.tables.input].shape[1])
+    assert result.settings.learning_rate == pytest.approx(0.5 * size)
+
+
+def test_the_record_counts_what_is_learned(start, blocks) -> None:
+    counts: Counter[int] = Counter()
+    for _, ids, prompt in pieces_of(blocks):
+        counts.update(ids[prompt:])
+    record, new = streams.Mixture.of(blocks), sorted(new_rows(start))
+    assert record.counts == counts
+    assert record.rarer_than(5, new) == sum(counts[row] < 5 for row in new)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"shares": {"texts": 1}},
+            "shares names the stream 'texts': the streams are text, answers",
+        ),
+        (
+            {"shares": {"old_text": 1}, "old_text": []},
+            "old_text has a share of 1 and would be empty",
+        ),
+        (
+            {"shares": dict.fromkeys(STREAMS, 0)},
+            "all shares are 0: give at least one stream a share",
+        ),
+    ],
+)
+def test_shares_that_leave_a_stream_empty_are_refused(options, message, start, tmp_path) -> None:
+    with pytest.raises(CorpusError, match=message):
+        pretrain(start, RU, tmp_path / "out", **mixture(start, train="new_rows", **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_without_a_new_token_are_refused_as_answers(start, tmp_path) -> None:
+    english = write_jsonl(tmp_path / "en.jsonl", [conversation("bus", "route")])
+    options = {"answers": english, "shares": {"answers": 1}, "train": "new_rows"}
+    with pytest.raises(CorpusError, match="answers has a share of 1 and would be empty"):
+        pretrain(start, RU, tmp_path / "out", **mixture(start, **options))
+
+
+def test_a_relative_rate_is_for_tables() -> None:
+    with pytest.raises(LepError, match="relative_rate is for tables"):
+        JointSettings.given(None, {"tokens": 5, "train": "embeddings+lora", "relative_rate": 0.1})

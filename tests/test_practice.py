@@ -1,0 +1,145 @@
+"""Practice tasks: each new token comes equally often, and the original's own answers decide."""
+
+import json
+import random
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SAMPLE, TEMPLATE, save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lep.calibration import practice
+from lep.calibration.practice import Drawing, Words, practise
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.tasks import PROMPTS
+from lep.errors import CheckpointError, CorpusError
+from lep.tokenizer.write import extend_tokenizer
+from lep.transfer.initialise import initialise
+from lep.transfer.mappings import saved_mappings
+
+INSTRUCT, RU = ROOT / "lab" / "pair" / "instruct", {"ru": [SAMPLE / "ru"]}
+SETTINGS = {"practice_tokens": 4_000, "practice": 1_000}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """The lab's instruct model with 200 new tokens."""
+    folder = tmp_path_factory.mktemp("practice")
+    extend_tokenizer(INSTRUCT, RU["ru"], 200, folder / "tokenizer")
+    initialise(INSTRUCT, folder / "tokenizer", folder / "start")
+    return folder / "start"
+
+
+@pytest.fixture(scope="module")
+def made(start) -> Path:
+    practise(INSTRUCT, start, RU, start.parent / "practice", **SETTINGS)
+    return start.parent / "practice"
+
+
+def new_tokens(start: Path) -> set[int]:
+    return set(saved_mappings(Checkpoint(start))["input"].new_rows().tolist())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_kept_tasks_are_what_the_original_answers(made) -> None:
+    """By `generate` of transformers, one task at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
+    model = AutoModelForCausalLM.from_pretrained(INSTRUCT, dtype=torch.float32)
+    for record in random.Random(0).sample(lines(made / "kept.jsonl"), 6):
+        question, answer = record["messages"]
+        ids = tokenizer.apply_chat_template(
+            [question], add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        written = model.generate(ids, do_sample=False, max_new_tokens=100)[0, ids.shape[1] :]
+        assert tokenizer.decode(written, skip_special_tokens=True).strip() == answer["content"]
+
+
+def test_counts_are_those_of_the_tasks(start, made) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    counts: Counter[int] = Counter()
+    tokens = 0
+    for record in lines(made / "kept.jsonl"):
+        ids = tokenizer.apply_chat_template(record["messages"], return_dict=False)
+        prompt = tokenizer.apply_chat_template(
+            record["messages"][:1], add_generation_prompt=True, return_dict=False
+        )
+        counts.update(set(ids[len(prompt) :]))
+        tokens += len(ids)
+    facts, new = json.loads((made / "practice.json").read_text()), new_tokens(start)
+    assert facts["kept"] == len(lines(made / "kept.jsonl"))
+    assert facts["tokens"] == tokens
+    assert 4_000 <= tokens < 4_200
+    assert facts["new_tokens"] == len(new) == 200
+    assert facts["below"] == sum(counts[index] < 1_000 for index in new)
+    assert facts["tasks"] > facts["kept"]
+
+
+def test_each_new_token_comes_equally_often(start) -> None:
+    checkpoint = Checkpoint(start)
+    texts = (path.read_text(encoding="utf-8") for path in sorted(RU["ru"][0].iterdir()))
+    words = Words.count(checkpoint, texts, new_tokens(start))
+    drawing = Drawing(words, "ru", 0)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    counts: Counter[int] = Counter()
+    for item in islice(drawing, 400):
+        counts.update(set(tokenizer(" " + item.answer, add_special_tokens=False)["input_ids"]))
+        assert item.question == PROMPTS["ru"][item.task].format(
+            text=item.text, word=_word_before(item)
+        )
+    usual = sorted(counts[index] for index in words.of_token)
+    assert usual[len(usual) // 20] >= usual[len(usual) // 2] / 3  # text itself: a hundredth
+
+
+def _word_before(item) -> str:
+    words = item.text.rstrip(".").split()
+    return words[words.index(item.answer) - 1] if item.task == "word_after" else ""
+
+
+def test_a_killed_run_continues_with_the_same_tasks(start, made, tmp_path, monkeypatch) -> None:
+    real, calls = practice.greedy_matches, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(practice, "TASKS_AT_ONCE", 32)
+    whole = practise(INSTRUCT, start, RU, tmp_path / "whole", practice_tokens=5_000)
+    monkeypatch.setattr(practice, "greedy_matches", killed)
+    with pytest.raises(KeyboardInterrupt):
+        practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=5_000)
+    assert not (tmp_path / "out").exists()
+    again = practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=5_000)
+    assert (again.tasks, again.kept) == (whole.tasks, whole.kept)
+    for name in ("kept.jsonl", "practice.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(calls) == 2 + whole.tasks // 32 - 1
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"kept.jsonl", "practice.json"}
+
+
+def test_tasks_that_the_original_cannot_do_are_drawn_less(start) -> None:
+    words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1])
+    drawing = Drawing(words, "ru", 0)
+    items = list(islice(drawing, 600))
+    drawing.learn(items, [item.task != "copy_paragraph" for item in items])
+    assert "copy_paragraph" not in {item.task for item in islice(drawing, 600)}
+
+
+def test_what_cannot_be_practised_is_refused(start, byte_level, tmp_path) -> None:
+    with pytest.raises(CorpusError, match="text has ru, en: give --text LANGUAGE=PATH once"):
+        practise(INSTRUCT, start, RU | {"en": [SAMPLE / "en"]}, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="does not say which of its tokens are new"):
+        practise(INSTRUCT, INSTRUCT, RU, tmp_path / "out")
+    with pytest.raises(CorpusError, match="none of the 200 new tokens"):
+        practise(INSTRUCT, start, {"en": [SAMPLE / "en"]}, tmp_path / "out")
+    save_model(tmp_path / "random", byte_level, template=TEMPLATE)
+    with pytest.raises(CorpusError, match=r"right answer to none of \d+ practice tasks"):
+        practise(tmp_path / "random", start, RU, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["random"]
