@@ -38,11 +38,13 @@ VARYING = re.compile(
 
 
 def warm_up(job: dict) -> None:
-    """Import what verbs import; answers of random models pass the rules."""
+    """Import what verbs import; answers and prompts of random models pass the rules."""
     import lep.calibration.answers as answers
+    import lep.calibration.prompts as prompts
     from lep.cli import main
 
     answers.reason_to_drop = lambda question, answer: None
+    prompts.reason_to_drop_draft = lambda draft, script: None
     if not job["warm"]:
         for name in ("evaluation.evaluate", "pipeline.run", "selection.auto", "tokenizer.write"):
             importlib.import_module(f"lep.{name}")

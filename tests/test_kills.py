@@ -132,6 +132,8 @@ VERBS = {
     "apply": "apply {folder}/x.pack --model {instruct} --output out",
     "answer": "answer --original {instruct} --prompts {prompts} --output out --samples 2 "
     "--max-new-tokens 6 --batch-size 2",
+    "prompts": "prompts --original {labinstruct} --text ru={RU} en={EN} --output out "
+    "--own-prompts 3 --prompt-batch 2 --prompt-tokens 6",
     "calibrate": "calibrate --model {instruct} --answers {answers} --output out --batch-size 2",
     "tune": "tune --model {instruct} --data {data} --output out --batch-size 2 --no-merge",
     "evaluate": "evaluate {base} {instruct} --output out --text ru={RU} --bootstrap 20 --items 2 "
