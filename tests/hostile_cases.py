@@ -31,6 +31,7 @@ COUNT = "tokenizer count --base model --corpus text.txt --output out.counts.zst"
 PROPAGATE = "propagate --base base --instruct model --adapted adapted --output out"
 PACK = "pack --base base --adapted model --output out.pack"
 APPLY = "apply pack --model model --output out"
+OWN = "prompts --original model --text en=text.txt --output out --own-prompts 1 --prompt-tokens 4"
 ANSWER = "answer --original model --prompts prompts.jsonl --output out --max-new-tokens 4"
 TUNE = "tune --model model --data prompts.jsonl --output out --copy-tasks 0 --rank 1"
 TUNE += " --batch-size 2 --micro-batch-size 2 --max-length 200"
@@ -814,6 +815,7 @@ def templates() -> Iterator[Case]:
             replaced(folder / "model" / "chat_template.jinja", text)
 
         yield Case(f"template {name}", next(verbs), ("instruct",), write)
+        yield Case(f"template {name}, cut", OWN, ("instruct",), write)
     odd = {
         "list": [{"name": "../../x", "template": "{{ 1 }}"}],
         "names": [{"name": "a", "template": "b"}],
