@@ -35,6 +35,7 @@ _MODULES = {
     "lep.training.tune": ("tune",),
     "lep.evaluation.evaluate": ("evaluate",),
     "lep.evaluation.score": ("bits_per_byte", "score_model"),
+    "lep.pipeline.adapt": ("adapt",),
     "lep.pipeline.run": ("run_recipe",),
     "lep.pipeline.forecast": ("forecast",),
     "lep.pipeline.recipe_file": ("load_recipe",),

@@ -55,8 +55,12 @@ class Answers(Result):
         lines = [_listed(self.counts)]
         if len(self.scripts) > 1:
             lines += [f"{name}: {_listed(counts)}" for name, counts in self.scripts.items()]
-        lines += filter(None, itertools.starmap(_warning, self.scripts.items()))
-        return "\n".join([*lines, f"wrote {self.output}"])
+        return "\n".join([*lines, *self.warnings, f"wrote {self.output}"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each script in which most questions have no answer to learn from."""
+        return list(filter(None, itertools.starmap(_warning, self.scripts.items())))
 
 
 def _listed(counts: Counts) -> str:

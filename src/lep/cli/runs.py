@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import PositiveInt
+
 import lep
 from lep.cli.verb import Values, app, say, verb
 from lep.errors import LepError
@@ -16,6 +18,53 @@ def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> An
 
     grid = load_grid(recipe, changes)  # faults show before anything heavy is imported
     return f"\n{lep.run_recipe(grid, output, say=say)}"
+
+
+@verb(
+    app,
+    model="Instruct model: a local folder or a hub id.",
+    text="LANGUAGE=PATH: text of the new language first, then of one that the model knows.",
+    output="Run folder; the same command continues there.",
+    language="Code of the new language (default: the first of the text).",
+    new_tokens="Tokens to add (default: by what they save).",
+    tokens="Tokens to train on (default: 600 for each new token).",
+    prompts="Prompts: jsonl with messages (default: made from the text, and the model's).",
+    hours="Hours for the whole run, which decide the tokens (default: no limit).",
+    from_pack="Pack of a sibling of the model, to start from (default: none).",
+    title="Heading of the report (default: the name of the run folder).",
+)
+def adapt(
+    model: str,
+    changes: Values = (),
+    /,
+    *,
+    text: Texts,
+    output: Path,
+    language: str | None = None,
+    new_tokens: PositiveInt | None = None,
+    tokens: PositiveInt | None = None,
+    prompts: str | None = None,
+    hours: float | None = None,
+    from_pack: str | None = None,
+    title: str = "",
+) -> Any:
+    """Teach an instruct model a new language, from text to verdict; writes a recipe and runs it."""
+    # After --text, a change is read as text of a language with a dot.
+    late = [f"{code}={path}" for code, paths in text.items() if "." in code for path in paths]
+    return lep.adapt(
+        model,
+        {code: paths for code, paths in text.items() if "." not in code},
+        output,
+        language=language,
+        new_tokens=new_tokens,
+        tokens=tokens,
+        prompts=prompts,
+        hours=hours,
+        from_pack=from_pack,
+        title=title,
+        overrides=[*changes, *late],
+        say=say,
+    )
 
 
 @verb(app)

@@ -108,9 +108,9 @@ def verb(
             checked = options.read(given, _flag)
             chosen = {p.name: getattr(checked, p.name) for p in parameters}
             check_files(path for name, path in chosen.items() if name.endswith(FILE) and path)
-            say(function(*chosen.values()))
+            say(function(*(chosen.pop(name) for name in arguments), **chosen))
 
-        arguments = {p.name for p in parameters if p.kind is p.POSITIONAL_ONLY}
+        arguments = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
         signature = [inspect.Parameter("context", KEYWORD, annotation=typer.Context)]
         for name, (setting, *_) in options.names.items():
             flags = [_flag(name), *filter(None, [(second_flags or {}).get(name)])]

@@ -12,9 +12,15 @@ from lep.errors import LepError
 from lep.hub import local_folder
 from lep.pipeline.recipe import Grid, Recipe
 from lep.pipeline.recipe_file import load_grid
-from lep.pipeline.sampled_savings import Savings, corpus_tokens, sampled_savings, training_tokens
+from lep.pipeline.sampled_savings import (
+    Savings,
+    corpus_tokens,
+    sampled_savings,
+    text_share,
+    training_tokens,
+)
 from lep.result import Result
-from lep.settings import LoraSettings, TrainingSettings
+from lep.settings import LoraSettings, PretrainSettings, TrainingSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.train import ALGORITHMS
 from lep.tokenizer.vocabulary import Vocabulary
@@ -25,6 +31,7 @@ from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_
 UTILISATION = 0.4  # of a device's peak that training of large models reaches
 CONTEXT_TOKENS = 2_000  # that a served answer looks back on, with the old vocabulary
 SERVED_RATE = 2_500  # old tokens a second and device, for the break-even in tokens
+TRAININGS = ("pretrain", "adapt")  # sections that train rows on text
 # Up to four passes teach nearly as much as new text does (Muennighoff et al. 2023, 2305.16264).
 MOST_PASSES = 4
 
@@ -79,6 +86,14 @@ class Shape:
         ids = len(Vocabulary.of(load_tokenizer(folder)))
         return cls(body, rows, hidden, len(tables), layers, inner, cache, plain, ids)
 
+    def token_operations(self, rows: int, trained_rows: int, *, recomputes: bool) -> float:
+        """Forward and backward through body and head, and the gradient of the head's rows.
+
+        Activation checkpointing (`recomputes`) adds a second forward pass through the body.
+        """
+        again = 2 * self.body if recomputes else 0
+        return 4 * (self.body + rows * self.hidden) + again + 2 * trained_rows * self.hidden
+
     def speedup(self, savings: Savings, new_rows: int) -> float:
         """How many times as fast text is generated, by the parameters and cache read per token."""
         share = savings.after / savings.before
@@ -114,18 +129,35 @@ class Forecast(Result):
         return settings.new_tokens or settings.size(0) - (settings.keep or 0)
 
     @property
+    def settings(self) -> PretrainSettings:
+        """Of the training that `tokens` and `steps` are of."""
+        return self.recipe.training
+
+    @property
     def trained_rows(self) -> int:
-        return self.new_rows if self.recipe.pretrain.train == "new_rows" else self.rows
+        return self._trained_rows(self.settings)
+
+    def _trained_rows(self, settings: PretrainSettings) -> int:
+        return self.new_rows if settings.train == "new_rows" else self.rows
 
     @property
     def steps(self) -> int:
-        settings = self.recipe.pretrain.model_copy(update={"tokens": self.tokens})
+        settings = self.settings.model_copy(update={"tokens": self.tokens})
         return ceil(self.tokens / batch_of(settings))
 
     @property
     def hours(self) -> float:
-        """On one device, with sweep and baseline where the recipe has them."""
-        return self.training_hours * self.passes
+        """On one device, with sweep, baseline and joint training where the recipe has them."""
+        return self.training_hours * self.passes + self.joint_hours
+
+    @property
+    def joint_hours(self) -> float:
+        """Of joint training beside the training of a base model."""
+        adapt = self.recipe.adapt
+        if adapt is None or self.recipe.pretrain is None:
+            return 0.0
+        tokens = training_tokens(adapt, self.pass_tokens)
+        return tokens / (3600 * DEVICES[self.gpu].flops * UTILISATION) * self._operations(adapt)
 
     @property
     def training_hours(self) -> float:
@@ -135,7 +167,7 @@ class Forecast(Result):
     @property
     def passes(self) -> float:
         """All tokens that are trained on, with sweep and baseline, over those of one training."""
-        once = 1 + len(SWEPT_RATES) * SWEPT_SHARE if self.recipe.pretrain.sweep else 1.0
+        once = 1 + len(SWEPT_RATES) * SWEPT_SHARE if self.settings.sweep else 1.0
         return once * (1 + self.recipe.direct)
 
     @property
@@ -144,20 +176,21 @@ class Forecast(Result):
 
     @property
     def token_operations(self) -> float:
-        """Forward and backward through body and head, and the gradient of the head's rows.
+        return self._operations(self.settings)
 
-        Activation checkpointing adds a second forward pass through the body.
-        """
-        body, hidden = self.shape.body, self.shape.hidden
-        again = 2 * body if self.recipe.pretrain.activation_checkpointing else 0
-        return 4 * (body + self.rows * hidden) + again + 2 * self.trained_rows * hidden
+    def _operations(self, settings: PretrainSettings) -> float:
+        rows, again = self._trained_rows(settings), settings.activation_checkpointing
+        return self.shape.token_operations(self.rows, rows, recomputes=again)
 
     @property
     def memory(self) -> dict[str, dict[str, float]]:
         """Bytes on the device by stage and by what they hold; small adapters are left out."""
-        pretrain, calibrate, tune = self.recipe.pretrain, self.recipe.calibrate, self.recipe.tune
-        tokens = min(pretrain.micro_batch_tokens, self.tokens)
-        memory = {"pretrain": self._memory(self.trained_rows, tokens, pretrain)}
+        calibrate, tune = self.recipe.calibrate, self.recipe.tune
+        memory = {}
+        for name in TRAININGS:
+            if settings := getattr(self.recipe, name):
+                tokens = min(settings.micro_batch_tokens, self.tokens)
+                memory[name] = self._memory(self._trained_rows(settings), tokens, settings)
         if calibrate:
             whole = (self.rows, self.shape.tables)
             trained = (self.new_rows, 0) if calibrate.train == "new_rows" else whole
@@ -198,11 +231,13 @@ class Forecast(Result):
         recipe, shape = self.recipe, self.shape
         tuned = sum(len(stage.after) for stage in (recipe.calibrate, recipe.tune) if stage)
         linked = len(recipe.calibrate.new_rows) if recipe.calibrate else 0
-        models = 3 + len(recipe.propagate) + recipe.direct + linked + tuned
+        based = (2 if recipe.pretrain else 0) + len(recipe.propagate) + recipe.direct
+        models = 1 + bool(recipe.adapt) + based + linked + tuned
         tables = models * self.rows * shape.hidden * shape.tables
-        states = saved_states(recipe.pretrain) * STATE_COPIES
+        states = saved_states(self.settings) * STATE_COPIES
         saved = states * self.trained_rows * shape.hidden * shape.tables
-        has_adapters = "lora" in recipe.pretrain.train  # so that later bodies are not linked
+        # Later bodies are not linked to one with an adapter.
+        has_adapters = recipe.pretrain and "lora" in recipe.pretrain.train
         bodies = (models - 2 - linked if has_adapters else tuned) * shape.body
         return 2 * tables + 2 * bodies + 4 * saved + 4 * self.tokens
 
@@ -210,8 +245,11 @@ class Forecast(Result):
         shape, rows, gpu = self.shape, self.trained_rows, self.gpu
         memory, most = self.memory, DEVICES[gpu].memory_bytes
         needed = {stage: sum(parts.values()) for stage, parts in memory.items()}
-        sizes = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in memory["pretrain"].items())
+        first = next(iter(memory))
+        sizes = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in memory[first].items())
         others = "".join(f"; {stage} {needed[stage] / 1e9:.0f}" for stage in [*needed][1:])
+        covered = "pretraining" if self.recipe.pretrain else "joint training"
+        extra = "calibration, tuning" if self.recipe.pretrain else "practice tasks"
         cells = f"the first of {self.cells} combinations and seeds, which share stages:"
         lines = [
             *([cells] if self.cells > 1 else []),
@@ -221,10 +259,10 @@ class Forecast(Result):
             f"one {gpu} at {UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens "
             f"an hour, {self.token_operations / 1e9:.1f} GFLOP a token){self._trainings()}",
             *self._passes(),
-            f"memory {needed['pretrain'] / 1e9:.0f} GB of {most / 1e9:.0f}: {sizes}{others}",
+            f"memory {needed[first] / 1e9:.0f} GB of {most / 1e9:.0f}: {sizes}{others}",
             f"disk about {self.disk_bytes / 1e9:.0f} GB besides the corpus and the given models, "
             "if these are on the same disk (otherwise bodies are copied)",
-            "hours cover pretraining only: answers, calibration, tuning and evaluation are extra",
+            f"hours cover {covered} only: answers, {extra} and evaluation are extra",
             *(self._advice(stage) for stage, size in needed.items() if size > most),
             *self._worth(),
             *([f"to train so: {self.command}"] if self.command else []),
@@ -234,25 +272,31 @@ class Forecast(Result):
     def _passes(self) -> list[str]:
         if self.pass_tokens is None:
             return []
-        passes = self.tokens / self.pass_tokens
+        share = text_share(self.settings)
+        passes = share * self.tokens / self.pass_tokens
         line = f"that is {passes:,.2f} passes over about {self.pass_tokens:,} tokens of text"
-        useful = MOST_PASSES * self.pass_tokens
-        if self.tokens <= useful:
+        if share < 1:
+            line += f", which is {share:.0%} of the mixture"
+        if passes <= MOST_PASSES:
             return [line]
-        hours = self.hours * useful / self.tokens
+        hours = self.hours * MOST_PASSES / passes
         advice = f"more than {MOST_PASSES} teach little: give more text, or train {hours:.2g} hours"
-        return [f"{line}; {advice} (pretrain.epochs={MOST_PASSES})"]
+        return [f"{line}; {advice} ({self._section}.epochs={MOST_PASSES})"]
+
+    @property
+    def _section(self) -> str:
+        return "pretrain" if self.recipe.pretrain else "adapt"
 
     def _trainings(self) -> str:
-        pretrain = self.recipe.pretrain
-        parts = [(pretrain.sweep, "the sweep")]
+        parts = [(self.settings.sweep, "the sweep")]
         parts.append((self.recipe.direct, "the baseline on the instruct model"))
+        parts.append((self.joint_hours > 0, "joint training"))
         names = " and ".join(name for wanted, name in parts if wanted)
         return f"; {self.hours:.1f} hours with {names}" if names else ""
 
     def _advice(self, stage: str) -> str:
         settings = getattr(self.recipe, stage)
-        size = "micro_batch_tokens" if stage == "pretrain" else "micro_batch_size"
+        size = "micro_batch_tokens" if stage in TRAININGS else "micro_batch_size"
         ways = [f"lower {stage}.{size} ({getattr(settings, size):,})"]
         if not settings.activation_checkpointing:
             ways.append(f"set {stage}.activation_checkpointing")
@@ -294,15 +338,22 @@ def forecast(
         raise LepError(f"--hours is {hours:g}: give a time above 0")
     grid = load_grid(recipe, overrides)
     first = grid.cells[0].recipe
-    folder = local_folder(first.base, weights=False)
+    folder = local_folder(first.base or first.instruct, weights=False)
     savings = sampled_savings(folder, first.text[first.language], first.tokenizer)
     pass_tokens, shape = corpus_tokens(first, folder, savings), Shape.of(folder)
     cells = len(grid.cells)
     result = Forecast(first, shape, gpu, LARGEST_BLOCK, savings, pass_tokens, cells)
     if hours is None:
-        return replace(result, tokens=training_tokens(first, pass_tokens))
-    tokens = max(LARGEST_BLOCK, int(hours * result.tokens_an_hour / result.passes))
-    kept = [o for o in overrides if not o.startswith(("pretrain.tokens=", "pretrain.epochs="))]
+        return replace(result, tokens=training_tokens(first.training, pass_tokens))
+    if hours <= result.joint_hours:
+        advice = "give more hours, or leave adapt out"
+        raise LepError(
+            f"joint training alone takes {result.joint_hours:.2g} of {hours:g} hours: {advice}"
+        )
+    rest = hours - result.joint_hours
+    tokens = max(LARGEST_BLOCK, int(rest * result.tokens_an_hour / result.passes))
+    section = "pretrain" if first.pretrain else "adapt"
+    kept = [o for o in overrides if not o.startswith((f"{section}.tokens=", f"{section}.epochs="))]
     path = str(recipe) if isinstance(recipe, str | Path) else "RECIPE.yaml"
-    command = shlex.join(["lep", "run", path, *kept, f"pretrain.tokens={tokens}"])
+    command = shlex.join(["lep", "run", path, *kept, f"{section}.tokens={tokens}"])
     return replace(result, tokens=tokens, command=command)

@@ -5,19 +5,26 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat
 
-from lep.fields import ByName, FileName
+from lep.fields import ByName, FileName, nearest
 from lep.limits import RECIPE_VALUES
 from lep.settings import (
+    STREAMS,
+    AnswerSettings,
     CalibrateSettings,
     CorpusSettings,
+    Count,
     EvaluateSettings,
     InitSettings,
+    NewRowsSettings,
+    OwnPromptSettings,
+    PracticeSettings,
     PretrainSettings,
     PropagationName,
+    ProperShare,
     Seed,
     SelectSettings,
     Settings,
@@ -59,27 +66,67 @@ class TuneStage(TuneSettings):
     data_tasks: int = Field(300, gt=0, description="generated samples per task and language")
 
 
+class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSettings):
+    """Joint training of the instruct model's new rows, and what the instruct model gives for it."""
+
+    # Stages fill these in.
+    old_text: ClassVar[list[str]] = []  # type: ignore[misc]
+    answers: ClassVar[None] = None  # type: ignore[misc]
+    practice_tasks: ClassVar[None] = None  # type: ignore[misc]
+    eval_text: ClassVar[dict[str, list[str]]] = {}  # type: ignore[misc]
+
+    prompts: str | None = Field(None, description="messages jsonl (default: made from the text)")
+    prompt_tasks: Count = Field(100, description="generated prompts per task and language")
+    looks_share: ProperShare = Field(0.02, description="of the training text, to choose a state on")
+    from_pack: str | None = Field(None, description="pack of an instruct model to start from")
+
+    def share(self, stream: str) -> float:
+        """The tokens of a stream of the mixture, relative to the others."""
+        return self.shares.get(stream, STREAMS[stream])
+
+
+def _usual_methods(given: dict[str, Any]) -> list[MethodName]:
+    return ["swap", "overlap", "conversion"] if given.get("base") else []
+
+
 class Recipe(Settings):
-    """A whole run. Paths start at the recipe's folder; `${NAME:-default}` reads the environment."""
+    """A whole run. Paths start at the recipe's folder; `${NAME:-default}` reads the environment.
+
+    With `base` and `pretrain` the base model learns, and its rows are carried into the instruct
+    model (the paper's way); with `adapt` the instruct model learns itself.
+    """
 
     name: FileName = Field(description="names the run folder, runs/NAME")
     title: str = Field("", description="heading of the report")
     note: str = Field("", description="a sentence at the top of the report")
-    base: str = Field(description="base model: folder or hub id")
-    instruct: str = Field(description="instruct model tuned from it")
+    base: str | None = Field(None, description="base model: folder or hub id")
+    instruct: str = Field(description="instruct model, tuned from the base if there is one")
     language: str = Field(description="the new language, one of those under text")
     text: ByLanguage = Field(description="corpus paths by language code", min_length=1)
     heldout: ByLanguage = Field({}, description="held-out text by language, if any")
     corpus: CorpusSettings = CorpusSettings()
     tokenizer: TokenizerSettings
     init: InitSettings = InitSettings()
-    pretrain: PretrainStage
-    propagate: list[MethodName] = Field(["swap", "overlap", "conversion"], min_length=1)
+    adapt: AdaptStage | None = Field(None, description="joint training of new rows")
+    pretrain: PretrainStage | None = None
+    propagate: list[MethodName] = Field(default_factory=_usual_methods)
     direct: bool = Field(False, description="baseline: train new rows of the instruct model")
     select: SelectSettings = Field(SelectSettings(), description="how auto chooses a method")
     calibrate: CalibrateStage | None = None
     tune: TuneStage | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def old_languages(self) -> list[str]:
+        """The languages of the text that the model knows."""
+        return [code for code in self.text if code != self.language]
+
+    @property
+    def training(self) -> PretrainSettings:
+        """The settings of the first training: of the base model, or else of the new rows."""
+        training = self.pretrain or self.adapt
+        assert training is not None
+        return training
 
     def faults(self) -> Iterator[Fault]:
         """Settings that contradict each other."""
@@ -89,11 +136,15 @@ class Recipe(Settings):
         for code in self.heldout:
             if code not in self.text:
                 yield f"heldout.{code}", f"heldout has '{code}', and text has only {languages}"
-        old = [code for code in self.text if code != self.language]
-        for code in self.pretrain.replay:
-            if code not in old:
-                message = f"replay has '{code}', and the old languages of text are "
-                yield f"pretrain.replay.{code}", message + (", ".join(old) or "none")
+        yield from self._training_faults()
+        if self.pretrain:
+            for code in self.pretrain.replay:
+                if code not in self.old_languages:
+                    message = f"replay has '{code}', and the old languages of text are "
+                    names = ", ".join(self.old_languages) or "none"
+                    yield f"pretrain.replay.{code}", message + names
+        if self.adapt:
+            yield from self._adapt_faults(self.adapt)
         for name in ("speed", "prompts"):
             if getattr(self.evaluate, name):
                 message = f"compares models: give --{name} to lep evaluate after the run"
@@ -106,6 +157,46 @@ class Recipe(Settings):
                     missing = direct if name == "direct" else "propagate does not list"
                     yield f"{stage}.{key}", f"{stage} comes after '{name}', which {missing}"
 
+    def _training_faults(self) -> Iterator[Fault]:
+        """What is missing to train a base model, or an instruct model."""
+        if not (self.base or self.pretrain or self.adapt):
+            ways = "adapt (the instruct model learns) or base and pretrain (its base learns)"
+            yield "", f"the recipe trains nothing: give {ways}"
+        if self.base and not self.pretrain:
+            yield "base", "base has no pretrain: say there how the base model is trained"
+        if self.base and not self.propagate:
+            yield "propagate", "propagate is empty: name how the base's rows are carried over"
+        if self.base:
+            return
+        for name in ("pretrain", "propagate", "direct", "calibrate", "tune"):
+            if getattr(self, name):
+                advice = "give the base of the instruct model, or adapt instead"
+                yield (
+                    name,
+                    f"{name} is part of training a base model, and base is not set: {advice}",
+                )
+
+    def _adapt_faults(self, adapt: AdaptStage) -> Iterator[Fault]:
+        for stream in adapt.shares:
+            if stream not in STREAMS:
+                yield (
+                    f"adapt.shares.{stream}",
+                    f"no stream is '{stream}'; {nearest(stream, STREAMS)}",
+                )
+        old = [stream for stream in ("old_text", "old_answers") if adapt.share(stream)]
+        if old and not self.old_languages:
+            zero = ",".join(f"{stream}=0" for stream in old)
+            reason = "the mixture has text and answers of a language that the model knows"
+            advice = f"give its text, or set adapt.shares={zero}"
+            yield "adapt", f"text has only {self.language}, and {reason}: {advice}"
+        answers = adapt.share("answers") or adapt.share("old_answers")
+        if answers and not (adapt.prompts or adapt.prompt_tasks or adapt.own_prompts):
+            advice = "give prompts, prompt_tasks or own_prompts, or set their share to 0"
+            yield "adapt", f"the mixture has answers, and there is nothing to answer: {advice}"
+        if adapt.from_pack and self.base:
+            advice = "leave base and pretrain out"
+            yield "adapt.from_pack", f"a pack brings its own tokens, not those of a base: {advice}"
+
 
 class GridSettings(Settings):
     """Many runs in one recipe: combinations of values, for each seed. Common stages run once."""
@@ -116,7 +207,7 @@ class GridSettings(Settings):
     cells: list[dict[str, Strings]] = Field(
         [], description="combinations to run: those that match one of these (default: all)"
     )
-    seeds: list[Seed] = Field([0], min_length=1, description="of pretrain, calibrate and tune")
+    seeds: list[Seed] = Field([0], min_length=1, description="of each training")
 
     def faults(self) -> Iterator[Fault]:
         """Names that make no folder, or that no axis has."""

@@ -20,10 +20,11 @@ from lep.limits import RECIPE_BYTES, RECIPE_VALUES
 from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
 
 Checked = TypeVar("Checked", Recipe, GridSettings)
-SEEDED = ("pretrain", "calibrate", "tune")
+SEEDED = ("adapt", "pretrain", "calibrate", "tune")
 # Settings that name files or folders; `*` stands for every key of a section.
 PATHS = ["base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*", "tune.data"]
 PATHS += ["calibrate.prompts", "calibrate.judge", "evaluate.benchmark.data"]
+PATHS += ["adapt.prompts", "adapt.judge", "adapt.from_pack"]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -169,20 +170,20 @@ class Draft:
             target.pop(other, None)
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: `no` is a word, `1e-4` a number, `012` twelve; no key twice."""
 
 
 _TAG = "tag:yaml.org,2002:"
-_Loader.yaml_implicit_resolvers = {}
-_Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
-_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|false)$"), list("tf"))
+Loader.yaml_implicit_resolvers = {}
+Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
+Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|false)$"), list("tf"))
 
 
 def _values(text: str, origins: Origins) -> dict[str, Any]:
     """The content of a recipe as `_plain` gives it. Raises `RecipeError` for other content."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{origins.path} is not valid YAML: {reason}") from error

@@ -12,9 +12,10 @@ from lep.corpus.copies import copy_records, records_apart
 from lep.corpus.read import read_messages
 from lep.errors import CheckpointError
 from lep.pipeline import stages as build
-from lep.pipeline.recipe import Recipe
+from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import Source, Stage
 from lep.pipeline.stages import Sources, part
+from lep.pipeline.stages_adapt import adapt_stage
 from lep.settings import AnswerSettings, CalibrateSettings, TuneSettings
 
 
@@ -46,10 +47,30 @@ def recipe_stages(recipe: Recipe) -> RecipeStages:
     """The stages of a recipe; checks models, text and prompts, and runs nothing."""
     base, instruct = checked_models(recipe)
     given = Sources(recipe, base, instruct, build.corpus_stage(recipe))
-    init = build.init_base_stage(given, build.tokenizer_stage(given))
-    init_instruct = build.init_instruct_stage(given, init)
-    replay = build.replay_stage(given) if recipe.pretrain.replay else None
-    adapted = build.pretrain_stage("pretrain", given, init, replay, recipe.pretrain)
+    tokenizer = build.tokenizer_stage(given)
+    init = build.init_base_stage(given, tokenizer) if base else None
+    init_instruct = build.init_instruct_stage(given, init or tokenizer)
+    instructs = {"mean initialisation": init_instruct}
+    if recipe.adapt:
+        prompts = Path(recipe.adapt.prompts) if recipe.adapt.prompts else None
+        instructs["joint training"] = adapt_stage(given, init_instruct, prompts)
+    if not (base and init and recipe.pretrain):
+        return RecipeStages(evaluated(given, "instruct", instruct, instructs), {})
+    adapted, more = base_stages(given, recipe.pretrain, init, init_instruct)
+    bases = {"mean initialisation": init, "after training": adapted}
+    return RecipeStages(
+        evaluated(given, "instruct", instruct, instructs | more),
+        evaluated(given, "base", base, bases),
+    )
+
+
+def base_stages(
+    given: Sources, pretrain: PretrainStage, init: Stage, init_instruct: Stage
+) -> tuple[Stage, dict[str, Stage]]:
+    """The training of the base model, and the instruct models that come from it, by title."""
+    recipe = given.recipe
+    replay = build.replay_stage(given) if pretrain.replay else None
+    adapted = build.pretrain_stage("pretrain", given, init, replay, pretrain)
     prompts = prompts_of(given)
     models: dict[str, Stage] = {
         method: build.auto_stage(given, adapted, prompts)
@@ -58,34 +79,32 @@ def recipe_stages(recipe: Recipe) -> RecipeStages:
         for method in recipe.propagate
     }
     if recipe.direct:
-        new_rows = recipe.pretrain.model_copy(update={"train": "new_rows"})
+        new_rows = pretrain.model_copy(update={"train": "new_rows"})
         models["direct"] = build.pretrain_stage("direct", given, init_instruct, replay, new_rows)
-    instructs = {"mean initialisation": init_instruct} | models
-    instructs |= calibrated(given, prompts, models) | tuned(given, models)
-    bases = {"mean initialisation": init, "after training": adapted}
-    return RecipeStages(
-        evaluated(given, "instruct", instruct, instructs), evaluated(given, "base", base, bases)
-    )
+    return adapted, models | calibrated(given, prompts, models) | tuned(given, models)
 
 
-def checked_models(recipe: Recipe) -> tuple[Path, Path]:
-    """Base and instruct model. Faults of models and of given data show before anything runs.
+def checked_models(recipe: Recipe) -> tuple[Path | None, Path]:
+    """Base, if any, and instruct model. Faults of models and given data show before anything runs.
 
     Raises `CheckpointError` for a damaged model and for an instruct model without a chat template,
     `CorpusError` for prompts in another format, `LepError` for unknown benchmark tasks.
     """
-    base, instruct = (Checkpoint(m).check().folder for m in (recipe.base, recipe.instruct))
-    for path in (recipe.calibrate and recipe.calibrate.prompts, recipe.tune and recipe.tune.data):
+    base = Checkpoint(recipe.base).check().folder if recipe.base else None
+    instruct = Checkpoint(recipe.instruct).check().folder
+    adapt, calibrate, tune = recipe.adapt, recipe.calibrate, recipe.tune
+    files = (adapt and adapt.prompts, calibrate and calibrate.prompts, tune and tune.data)
+    for path in files:
         if path:
             read_messages(path)
     if names := resolve(recipe.evaluate.benchmark.tasks):
-        for model in (base, instruct):
+        for model in filter(None, (base, instruct)):
             Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
-    chats = recipe.calibrate or recipe.tune or "auto" in recipe.propagate
+    chats = adapt or calibrate or tune or "auto" in recipe.propagate
     if chats and not Checkpoint(instruct).tokenizer.chat_template:
         raise CheckpointError(
             f"{instruct} has no chat template, so it cannot be calibrated, tuned or asked: give an "
-            "instruct model, or leave calibrate, tune and auto out of the recipe"
+            "instruct model, or leave adapt, calibrate, tune and auto out of the recipe"
         )
     return base, instruct
 

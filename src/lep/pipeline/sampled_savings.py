@@ -1,7 +1,7 @@
 """What an extension saves: tokens of a held-out sample of the corpus, before and after."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from lep.corpus.files import corpus_files
 from lep.corpus.read import batches, read_file, stream_texts
 from lep.errors import CorpusError
-from lep.pipeline.recipe import Recipe
-from lep.settings import TokenizerSettings
+from lep.pipeline.recipe import AdaptStage, Recipe
+from lep.settings import STREAMS, PretrainSettings, TokenizerSettings
 from lep.tokenizer.count import count_texts
-from lep.tokenizer.extend import extend_bpe
+from lep.tokenizer.extend import Extension, extend_bpe
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.parts import Parts
 from lep.tokenizer.prune import kept_tokens, pruned, token_counts
@@ -45,11 +45,7 @@ def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings)
 
     Raises `CorpusError` for a corpus without text.
     """
-    pieces = _sample(paths, SAMPLE_CHARACTERS)
-    if not pieces:
-        raise CorpusError(f"the corpus holds no text at all: {', '.join(paths)}")
-    heldout, learned = pieces[::HELDOUT_EVERY], list(pieces)
-    del learned[::HELDOUT_EVERY]
+    learned, heldout = _sample_sides(paths)
     base = load_tokenizer(folder).backend_tokenizer
     try:
         extended = _extended(base, learned, settings)
@@ -59,17 +55,70 @@ def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings)
     return Savings(_characters(learned), _characters(heldout), before, after)
 
 
-def training_tokens(recipe: Recipe, pass_tokens: int | None) -> int:
-    """Tokens that a recipe trains on: its budget, or its passes over the corpus.
+def savings_curve(
+    folder: Path, paths: list[str], sizes: Sequence[int], script: str = "auto"
+) -> dict[int, Savings]:
+    """Savings by number of new tokens, of those that the sample yields; `sizes` ascend.
+
+    Continued merges are nested: one learning of the largest size holds all smaller ones.
+
+    Raises `CorpusError` for a corpus without text, or with too little for the smallest size.
+    """
+    learned, heldout = _sample_sides(paths)
+    base = load_tokenizer(folder).backend_tokenizer
+    parts, words = Parts.of(base), count_texts(base, learned, script)
+    while True:
+        try:
+            extension = extend_bpe(parts, words, sizes[-1])
+            break
+        except CorpusError:
+            if len(sizes) == 1:
+                raise
+            sizes = sizes[:-1]
+    characters, before = (_characters(learned), _characters(heldout)), _tokens(base, heldout)
+    tokenizers = ((size, first_tokens(parts, extension, size).tokenizer) for size in sizes)
+    return {n: Savings(*characters, before, _tokens(each, heldout)) for n, each in tokenizers}
+
+
+def first_tokens(parts: Parts, extension: Extension, count: int) -> Parts:
+    """The extension of `parts` by the first `count` of its new tokens only."""
+    dropped = set(list(extension.new.values())[count:])
+    if not dropped:
+        return extension.parts
+    names = [None if i in dropped else name for i, name in enumerate(extension.parts.names)]
+    known = len(parts.merges)
+    kept = itertools.takewhile(dropped.isdisjoint, extension.parts.merges[known:])
+    return extension.parts.rebuilt(names, [*parts.merges, *kept])
+
+
+def _sample_sides(paths: list[str]) -> tuple[list[str], list[str]]:
+    """Pieces of a sample to learn from, and held-out ones."""
+    pieces = _sample(paths, SAMPLE_CHARACTERS)
+    if not pieces:
+        raise CorpusError(f"the corpus holds no text at all: {', '.join(paths)}")
+    heldout = pieces[::HELDOUT_EVERY]
+    del pieces[::HELDOUT_EVERY]
+    return pieces, heldout
+
+
+def text_share(settings: PretrainSettings) -> float:
+    """The share of the tokens that are text of the new language (with what is replayed)."""
+    if not isinstance(settings, AdaptStage):
+        return 1.0
+    return settings.share("text") / sum(map(settings.share, STREAMS))
+
+
+def training_tokens(settings: PretrainSettings, pass_tokens: int | None) -> int:
+    """Tokens to train on: the budget, or passes over the text.
 
     Raises `CorpusError` for passes over a corpus whose tokens are not known.
     """
-    if recipe.pretrain.tokens is not None:
-        return recipe.pretrain.tokens
+    if settings.tokens is not None:
+        return settings.tokens
     if pass_tokens is None:
-        message = "the sample is too small to turn pretrain.epochs into tokens"
-        raise CorpusError(f"{message}: give pretrain.tokens")
-    return recipe.pretrain.budget(pass_tokens)
+        message = "the sample is too small to turn epochs into tokens"
+        raise CorpusError(f"{message}: give the tokens to train on")
+    return settings.budget(round(pass_tokens / text_share(settings)))
 
 
 def corpus_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> int | None:
@@ -79,19 +128,24 @@ def corpus_tokens(recipe: Recipe, folder: Path, savings: Savings | None) -> int 
     """
     if savings is None:
         return None
-    characters = _training_characters(recipe)
+    most = CHARACTERS_READ if recipe.training.tokens is not None else None
+    characters = training_characters(recipe, most)
     if characters is None:
         return None
     tokens = characters * savings.after / savings.heldout_characters
     base = load_tokenizer(folder).backend_tokenizer
-    for code, share in recipe.pretrain.replay.items():  # an extension keeps the base's tokens
+    replay = recipe.pretrain.replay if recipe.pretrain else {}
+    for code, share in replay.items():  # an extension keeps the base's tokens
         pieces = _sample(recipe.text[code], SAMPLE_CHARACTERS // HELDOUT_EVERY)
         tokens += share * characters * (_tokens(base, pieces) / max(1, _characters(pieces)))
     return round(tokens)
 
 
-def _training_characters(recipe: Recipe) -> int | None:
-    """Characters of the new language that are not held out, up to the corpus's limit."""
+def training_characters(recipe: Recipe, most: int | None = None) -> int | None:
+    """Characters of the new language that are not held out, up to the corpus's limit.
+
+    Reading stops at `most` characters; then None.
+    """
     is_given = recipe.language in recipe.heldout  # then all other text is trained on
     share = 1.0 if is_given else 1 - recipe.corpus.heldout_share
     limit, characters = recipe.corpus.limit_characters, 0
@@ -99,7 +153,7 @@ def _training_characters(recipe: Recipe) -> int | None:
         characters += len(text)
         if limit is not None and characters * share >= limit:
             return limit
-        if recipe.pretrain.tokens is not None and characters > CHARACTERS_READ:
+        if most is not None and characters > most:
             return None
     return round(characters * share)
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -34,12 +34,15 @@ class Stage:
 
     `action(output, at)` finds the folder of another stage by `at(stage)`; `at` of a path is the
     path. It publishes `output` whole or not at all, and continues what a killed run left beside it.
+    `check(output)` yields what the user should know before other stages use the result, and raises
+    `LepError` if none can.
     """
 
     name: str
     action: Callable[[Path, FolderOf], object]
     settings: dict[str, Any]
     inputs: tuple[Source, ...] = ()
+    check: Callable[[Path], Iterable[str]] = lambda output: ()
 
     @property
     def upstream(self) -> list["Stage"]:
@@ -150,6 +153,8 @@ class Runner:
         started = time.time()
         if not work.exists():  # it exists if a run was killed just before it took its name
             stage.action(work, self.folder.of)
+        for line in stage.check(work):
+            self.say(line)
         self.seconds[name] = round(time.time() - started, 1)
         publish_text(work / MANIFEST, self._manifest(stage))
         if folder.exists():

@@ -43,12 +43,23 @@ Files = dict[str, list[Path]]  # by language
 
 @dataclass(frozen=True)
 class Sources:
-    """What every stage may read: the recipe, its two models, and the stage that splits its text."""
+    """What every stage may read: the recipe, its models, and the stage that splits its text."""
 
     recipe: Recipe
-    base: Path
+    base: Path | None
     instruct: Path
     corpus: Stage
+
+    @property
+    def first(self) -> Path:
+        """The model whose tokenizer is extended: the base, or the instruct model without one."""
+        return self.base or self.instruct
+
+    @property
+    def pair(self) -> tuple[Path, Path]:
+        """Base and instruct model."""
+        assert self.base is not None
+        return self.base, self.instruct
 
     def text(self, side: str, at: FolderOf) -> Text:
         """Files of a side of the corpus (`train` or `heldout`) by language."""
@@ -78,40 +89,50 @@ def corpus_stage(recipe: Recipe) -> Stage:
 
 
 def tokenizer_stage(given: Sources) -> Stage:
-    """Extend or replace the base's tokenizer on the training text of the new language."""
+    """Extend or replace the first model's tokenizer on training text of the new language."""
     settings = given.recipe.tokenizer
     return Stage(
         "tokenizer",
-        lambda output, at: make_tokenizer(given.base, given.new_text(at), output, settings),
+        lambda output, at: make_tokenizer(given.first, given.new_text(at), output, settings),
         settings.model_dump() | {"language": given.recipe.language},
-        (given.corpus, given.base),
+        (given.corpus, given.first),
     )
 
 
 def init_base_stage(given: Sources, tokenizer: Stage) -> Stage:
     """Give the base model the new tokenizer."""
-    settings = given.recipe.init
+    return _init_stage("init-base", given, tokenizer)
+
+
+def _init_stage(name: str, given: Sources, tokenizer: Stage) -> Stage:
+    model, settings = given.first, given.recipe.init
     return Stage(
-        "init-base",
-        lambda output, at: initialise(given.base, at(tokenizer), output, settings),
+        name,
+        lambda output, at: initialise(model, at(tokenizer), output, settings),
         settings.model_dump(),
-        (tokenizer, given.base),
+        (tokenizer, model),
     )
 
 
-def init_instruct_stage(given: Sources, init: Stage) -> Stage:
-    """Give the instruct model the new tokenizer, without any training."""
+def init_instruct_stage(given: Sources, start: Stage) -> Stage:
+    """Give the instruct model the new tokenizer, without any training.
+
+    `start` is the initialised base model, or the tokenizer where there is no base.
+    """
+    if given.base is None:
+        return _init_stage("init-instruct", given, start)
     return Stage(
         "init-instruct",
-        lambda output, at: initialise_instruct(given.base, given.instruct, at(init), output),
+        lambda output, at: initialise_instruct(*given.pair, at(start), output),
         {},
-        (init, given.base, given.instruct),
+        (start, *given.pair),
     )
 
 
 def replay_stage(given: Sources) -> Stage:
     """Draw old text, in a share of the new, for every stage that trains on plain text."""
-    shares = given.recipe.pretrain.replay
+    pretrain = given.recipe.pretrain
+    shares = pretrain.replay if pretrain else {}
 
     def action(output: Path, at: FolderOf) -> None:
         text = given.text("train", at)
@@ -143,7 +164,7 @@ def pretrain_stage(
 
 def propagate_stage(method: PropagationName, given: Sources, adapted: Stage) -> Stage:
     """Carry the trained rows into the instruct model."""
-    settings, models = PropagateSettings(method=method), (given.base, given.instruct)
+    settings, models = PropagateSettings(method=method), given.pair
     return Stage(
         f"propagate-{method}",
         lambda output, at: propagate(*models, at(adapted), output, settings),
@@ -154,7 +175,7 @@ def propagate_stage(method: PropagationName, given: Sources, adapted: Stage) -> 
 
 def auto_stage(given: Sources, adapted: Stage, prompts: Source) -> Stage:
     """Choose the method on training text and prompts made from it, none of which is held out."""
-    settings, models = given.recipe.select, (given.base, given.instruct)
+    settings, models = given.recipe.select, given.pair
 
     def action(output: Path, at: FolderOf) -> None:
         text, messages = given.text("train", at), records_file(prompts, at)

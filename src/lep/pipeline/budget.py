@@ -1,0 +1,184 @@
+"""How many new tokens, and how much joint training, a text and a device are good for."""
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from lep.errors import CorpusError
+from lep.hub import local_folder
+from lep.inference.models import device
+from lep.pipeline.forecast import DEVICES, MOST_PASSES, UTILISATION, Shape
+from lep.pipeline.recipe import Recipe
+from lep.pipeline.sampled_savings import (
+    Savings,
+    sampled_savings,
+    savings_curve,
+    text_share,
+    training_characters,
+)
+from lep.settings import TrainingSettings
+from lep.training.trainer import uses_bf16
+
+SIZES = tuple(2**power for power in range(8, 16))  # new tokens that are tried
+LEAST_SAVED = 0.03  # of the tokens, by the last doubling of the new tokens
+# Joint training for each new token, so that it is the expected one some 100 times; after a pack,
+# whose rows are learned already; and the least that teaches a token.
+TOKENS_FOR_EACH, TOKENS_AFTER_PACK, LEAST_FOR_EACH = 600, 60, 400
+TRAINING_SHARE = 0.6  # of the hours; the others are for answers, practice tasks and evaluation
+CHARACTERS_READ = 200_000_000  # of the text at most, to say how many passes a training is
+MEASURED_TOKENS, MEASURED_SECONDS = 1024, 0.3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """New tokens, tokens to train on, and a line that says why."""
+
+    new_tokens: int
+    tokens: int
+    text_characters: int  # of the training text, up to `CHARACTERS_READ`
+    read_characters: int  # that the training takes of them, repeated ones included
+    reason: str
+
+
+def budget(
+    recipe: Recipe, *, new_tokens: int | None, tokens: int | None, hours: float | None
+) -> Budget:
+    """Choose what is not given: new tokens by the savings of a sample, tokens by what they need.
+
+    Of the sizes of which the last doubling still saves `LEAST_SAVED`, the largest is chosen that
+    text and budget can teach: `LEAST_FOR_EACH` tokens of training for each new token, and at most
+    `MOST_PASSES` over the text. With `hours`, the training takes what fits into `TRAINING_SHARE` of
+    them on this device.
+
+    Raises `CorpusError` for text that yields too few tokens.
+    """
+    choice = _Choice.of(recipe, new_tokens, tokens, hours)
+    size, why = choice.best() if new_tokens is None else (new_tokens, "as given")
+    trained, one_pass = choice.training(size), choice.pass_tokens(size)
+    saved = ", ".join(f"{n:,} {1 - 1 / each.ratio:.0%}" for n, each in choice.curve.items())
+    passes = f"{trained * choice.share / one_pass:.1f}"
+    if choice.characters >= CHARACTERS_READ:
+        passes = f"at most {passes}"
+    reason = (
+        f"{size:,} new tokens ({why}; tokens saved by {saved}); {trained:,} tokens to train on "
+        f"({trained / size:,.0f} for each new token, {passes} passes over the text"
+        f"{choice.speed_note})"
+    )
+    if trained < LEAST_FOR_EACH * size:
+        advice = "give more text, or ask for fewer tokens"
+        reason += f"; each new token needs {LEAST_FOR_EACH} to be learned well: {advice}"
+    read = round(trained * choice.share * choice.characters / one_pass)
+    return Budget(size, trained, choice.characters, read, reason)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the choice depends on."""
+
+    curve: dict[int, Savings]  # by number of new tokens, ascending
+    characters: int  # of the training text
+    share: float  # of the training that is this text
+    for_each: int  # tokens to train on for each new token
+    tokens: int | None  # to train on, if they are given
+    operations: float | None  # that the hours allow, if they are given
+    shape: Shape | None  # with hours
+    recomputes: bool
+    speed_note: str
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, new_tokens: int | None, tokens: int | None, hours: float | None
+    ) -> "_Choice":
+        adapt = recipe.adapt
+        assert adapt is not None
+        folder = local_folder(recipe.instruct, weights=False)
+        shape, operations, note = None, None, ""
+        if hours is not None and tokens is None:
+            shape = Shape.of(folder)
+            speed, source = device_speed(shape, adapt)
+            operations = hours * 3600 * TRAINING_SHARE * speed
+            rate = f"{speed / 1e9:,.0f} GFLOP/s, {source}"
+            note = f"; {TRAINING_SHARE:.0%} of {hours:g} hours at {rate}"
+        return cls(
+            _curve(recipe, folder, new_tokens),
+            training_characters(recipe, CHARACTERS_READ) or CHARACTERS_READ,
+            text_share(adapt),
+            TOKENS_AFTER_PACK if adapt.from_pack else TOKENS_FOR_EACH,
+            tokens,
+            operations,
+            shape,
+            adapt.activation_checkpointing,
+            note,
+        )
+
+    def pass_tokens(self, size: int) -> float:
+        """Tokens of one pass over the text, by the nearest size that was learned."""
+        savings = self.curve[min(self.curve, key=lambda n: abs(n - size))]
+        return self.characters * savings.after / savings.heldout_characters
+
+    def training(self, size: int) -> int:
+        """Tokens to train so many new tokens on."""
+        if self.tokens is not None:
+            return self.tokens
+        most = MOST_PASSES * self.pass_tokens(size) / self.share
+        if self.operations is None or self.shape is None:
+            return max(1, int(min(self.for_each * size, most)))
+        rows = max(self.shape.rows, self.shape.ids + size)
+        each = self.shape.token_operations(rows, size, recomputes=self.recomputes)
+        return max(1, int(min(self.operations / each, most)))
+
+    def best(self) -> tuple[int, str]:
+        """The number of new tokens, and why it is not larger."""
+        sizes, pairs = list(self.curve), pairwise(self.curve.items())
+        useful = [n for (_, less), (n, more) in pairs if 1 - more.after / less.after >= LEAST_SAVED]
+        useful = [sizes[0], *useful]
+        taught = [n for n in useful if self.training(n) >= LEAST_FOR_EACH * n]
+        if not taught:
+            size = max(1, self.training(sizes[0]) // LEAST_FOR_EACH)
+            return size, "more need more text or training"
+        size = max(taught)
+        if size < max(useful):
+            return size, "more need more text or training"
+        if size < sizes[-1]:
+            return size, f"twice as many save less than {LEAST_SAVED:.0%} more"
+        return size, "the text yields no more" if size < SIZES[-1] else "more are not tried"
+
+
+def _curve(recipe: Recipe, folder: Path, new_tokens: int | None) -> dict[int, Savings]:
+    """Savings by number of new tokens: of all sizes, or up to the number that is given."""
+    paths, settings = recipe.text[recipe.language], recipe.tokenizer
+    if settings.method == "continue":
+        sizes = [n for n in SIZES if new_tokens is None or n < new_tokens]
+        sizes += [] if new_tokens is None else [new_tokens]
+        return savings_curve(folder, paths, sizes, settings.script)
+    savings = sampled_savings(folder, paths, settings)
+    if savings is None:
+        raise CorpusError(f"the text yields too few tokens for {settings.method}: give more")
+    return {new_tokens or settings.size(0): savings}
+
+
+def device_speed(shape: Shape, settings: TrainingSettings) -> tuple[float, str]:
+    """Operations a second that training reaches on this device, and how that is known.
+
+    A GPU of the table `DEVICES` is known by its name; elsewhere a product of the size and type of
+    the model's is measured for a moment.
+    """
+    if device().type == "cuda":
+        name = torch.cuda.get_device_name()
+        plain = name.lower().replace(" ", "")
+        if known := next((key for key in DEVICES if key in plain), None):
+            return DEVICES[known].flops * UTILISATION, f"{UTILISATION:.0%} of the peak of {name}"
+    dtype = torch.bfloat16 if uses_bf16(settings) else torch.float32
+    sides = (MEASURED_TOKENS, shape.hidden), (shape.hidden, shape.inner)
+    left, right = (torch.randn(side, dtype=dtype, device=device()) for side in sides)
+    products, started = -1, 0.0
+    while products < 1 or time.perf_counter() - started < MEASURED_SECONDS:
+        (left @ right).sum().item()  # waits for the device
+        products += 1
+        started = started if products else time.perf_counter()  # without the first one
+    seconds = time.perf_counter() - started
+    operations = 2 * MEASURED_TOKENS * shape.hidden * shape.inner * products
+    return UTILISATION * operations / seconds, f"{UTILISATION:.0%} of a measured product"

@@ -1,0 +1,203 @@
+"""The stages of joint training: what the instruct model learns from, and the training itself."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from lep.calibration.answers import COUNTS, SCRIPTS, Answers
+from lep.calibration.practice import practise
+from lep.calibration.prompts import write_prompts
+from lep.corpus.copies import Text, records_apart
+from lep.corpus.language import SCRIPTS as SCRIPT_OF
+from lep.corpus.prepare import unit_hash
+from lep.corpus.read import Document, read_documents, read_records, write_records
+from lep.errors import CorpusError
+from lep.files import read_json
+from lep.pipeline.recipe import AdaptStage
+from lep.pipeline.stage import FolderOf, Source, Stage
+from lep.pipeline.stages import (
+    RECORDS,
+    Sources,
+    answers_stage,
+    part,
+    unjudged_stage,
+    write_documents,
+)
+from lep.publish import publishing
+from lep.settings import (
+    STREAMS,
+    AnswerSettings,
+    NewRowsSettings,
+    OwnPromptSettings,
+    PracticeSettings,
+)
+from lep.training.pretrain import pretrain
+
+LEAST_ANSWERS = 10  # in the new language: with fewer the model cannot answer in it
+PROMPTS_FILE = "prompts.jsonl"  # of lep prompts
+SPARE_PRACTICE = 1.2  # practice tasks that are made, for each token that is trained on
+
+
+def looks_stage(given: Sources, share: float) -> Stage:
+    """Keep a part of each language's training text apart, to choose a state of the training on."""
+
+    def action(output: Path, at: FolderOf) -> None:
+        with publishing(output) as partial:
+            for code, paths in given.text("train", at).items():
+                looks, rest = apart(list(read_documents(paths)), share, code)
+                write_documents(partial / f"{code}.looks.jsonl", looks)
+                write_documents(partial / f"{code}.rest.jsonl", rest)
+
+    return Stage("looks", action, {"looks_share": share}, (given.corpus,))
+
+
+def apart(
+    documents: Sequence[Document], share: float, language: str
+) -> tuple[list[Document], list[Document]]:
+    """About a `share` of the documents, and the rest, by a fixed hash of their group.
+
+    Each side has one at least; a single group is split too. Raises `CorpusError` for one document.
+    """
+    by_group = len({document.group for document in documents}) > 1
+    keys = [document.group if by_group else document.id for document in documents]
+    hashes = {key: unit_hash(f"looks/{key}") for key in keys}
+    if len(hashes) < 2:
+        raise CorpusError(
+            f"the training text of '{language}' is a single document, and a part of it must be "
+            "kept apart to choose a state on: give more documents"
+        )
+    count = sum(value < share for value in hashes.values())
+    chosen = sorted(hashes, key=hashes.__getitem__)[: min(max(1, count), len(hashes) - 1)]
+    sides: tuple[list[Document], list[Document]] = [], []
+    for document, key in zip(documents, keys, strict=True):
+        sides[key not in chosen].append(document)
+    return sides
+
+
+def rest_of(looks: Stage, languages: Sequence[str], at: FolderOf) -> Text:
+    """Training text without what is kept apart, by language."""
+    return {code: [at(looks) / f"{code}.rest.jsonl"] for code in languages}
+
+
+def prompts_stage(given: Sources, looks: Stage, adapt: AdaptStage) -> Stage:
+    """Join the prompts that the instruct model answers: tasks, and prompts of its own."""
+    languages = [given.recipe.language] if adapt.share("answers") else []
+    languages += given.recipe.old_languages if adapt.share("old_answers") else []
+    tasks = [tasks_stage(given, looks, languages, adapt)] if adapt.prompt_tasks else []
+    written = [own_prompts_stage(given, looks, languages, adapt)] if adapt.own_prompts else []
+
+    def action(output: Path, at: FolderOf) -> None:
+        files = [at(stage) / RECORDS for stage in tasks]
+        files += [at(stage) / PROMPTS_FILE for stage in written]
+        records = chain.from_iterable(map(read_records, files))
+        with publishing(output) as partial:
+            write_records(partial / RECORDS, (record for _, record in records))
+
+    return Stage("adapt-prompts", action, {}, (*tasks, *written))
+
+
+def tasks_stage(given: Sources, looks: Stage, languages: Sequence[str], adapt: AdaptStage) -> Stage:
+    """Make chat tasks from training text; they share nothing with the held-out text."""
+    evaluate, count = given.recipe.evaluate, adapt.prompt_tasks
+    tasks, seed = list(evaluate.tasks), evaluate.seed + 1
+
+    def action(output: Path, at: FolderOf) -> None:
+        text, heldout = rest_of(looks, languages, at), given.text("heldout", at)
+        with publishing(output) as partial:
+            write_records(partial / RECORDS, records_apart(text, tasks, count, seed, heldout))
+
+    settings = {"tasks": tasks, "count": count, "seed": seed, "languages": languages}
+    return Stage("prompt-tasks", action, settings, (looks,))
+
+
+def own_prompts_stage(
+    given: Sources, looks: Stage, languages: Sequence[str], adapt: AdaptStage
+) -> Stage:
+    """Let the instruct model write prompts of its own."""
+    settings = part(OwnPromptSettings, adapt)
+    return Stage(
+        "own-prompts",
+        lambda output, at: write_prompts(
+            given.instruct, rest_of(looks, languages, at), output, settings
+        ),
+        settings.model_dump() | {"languages": languages},
+        (looks, given.instruct),
+    )
+
+
+def kept_answers_stage(given: Sources, prompts: Source, adapt: AdaptStage) -> Stage:
+    """Let the instruct model answer the prompts, and keep the good answers."""
+    settings, language = part(AnswerSettings, adapt), given.recipe.language
+    unjudged = replace(unjudged_stage(given.instruct, prompts, settings), name="adapt-unjudged")
+    answers = answers_stage(given.instruct, prompts, unjudged, settings)
+    wanted = language if adapt.share("answers") else None
+    return replace(answers, name="adapt-answers", check=lambda folder: warnings(folder, wanted))
+
+
+def warnings(folder: Path, language: str | None) -> Iterator[str]:
+    """What to know about answers before the training.
+
+    Raises `CorpusError` if there are too few to learn from in the `language`, where there is one.
+    """
+    counts, scripts = read_json(folder / COUNTS), read_json(folder / SCRIPTS)
+    answers = Answers(counts, scripts, folder)
+    script = SCRIPT_OF.get(language or "")
+    outcomes = scripts.get(script, {}) if script else counts
+    kept, total = outcomes.get("kept", 0), sum(outcomes.values())
+    if language and kept < LEAST_ANSWERS:
+        dropped = ", ".join(f"{n:,} {why}" for why, n in outcomes.items() if why != "kept")
+        raise CorpusError(
+            f"{kept:,} of {total:,} {script or language} questions have an answer to learn from "
+            f"({dropped or 'no other'}), and {LEAST_ANSWERS} are needed: the instruct model cannot "
+            f"answer in '{language}', or the prompts are not in it; look at {folder}, give better "
+            "prompts (adapt.prompts), or train without answers (adapt.shares=answers=0)"
+        )
+    yield from answers.warnings
+
+
+def practice_stage(given: Sources, start: Stage, looks: Stage, adapt: AdaptStage) -> Stage:
+    """Make tasks that practise each new token, of which the instruct model solves every one."""
+    settings: PracticeSettings = part(PracticeSettings, adapt)
+    if adapt.practice_tokens is None and adapt.tokens is not None:
+        share = adapt.share("practice") / sum(map(adapt.share, STREAMS))
+        tokens = ceil(SPARE_PRACTICE * share * adapt.tokens)
+        settings = settings.model_copy(update={"practice_tokens": tokens})
+    language = given.recipe.language
+
+    def action(output: Path, at: FolderOf) -> None:
+        practise(given.instruct, at(start), rest_of(looks, [language], at), output, settings)
+
+    inputs = (start, looks, given.instruct)
+    return Stage("practice", action, settings.model_dump() | {"language": language}, inputs)
+
+
+def adapt_stage(given: Sources, start: Stage, prompts: Path | None) -> Stage:
+    """Train the new rows of the instruct model on text, answers and practice tasks together."""
+    adapt, language = given.recipe.adapt, given.recipe.language
+    assert adapt is not None
+    old = given.recipe.old_languages if adapt.share("old_text") else []
+    looks = looks_stage(given, adapt.looks_share)
+    answers = practice = None
+    if adapt.share("answers") or adapt.share("old_answers"):
+        answers = kept_answers_stage(given, prompts or prompts_stage(given, looks, adapt), adapt)
+    if adapt.share("practice"):
+        practice = practice_stage(given, start, looks, adapt)
+    names = set(NewRowsSettings.model_fields)
+    values = adapt.model_dump(include=names, exclude_unset=True)
+
+    def action(output: Path, at: FolderOf) -> None:
+        looked = {code: [str(at(looks) / f"{code}.looks.jsonl")] for code in languages}
+        read = chain.from_iterable(rest_of(looks, old, at).values())
+        paths: dict[str, Any] = {"eval_text": looked, "old_text": list(map(str, read))}
+        paths |= {"answers": str(at(answers))} if answers else {}
+        paths |= {"practice_tasks": str(at(practice))} if practice else {}
+        settings = NewRowsSettings.model_validate(values | paths)
+        pretrain(at(start), rest_of(looks, [language], at)[language], output, settings)
+
+    languages = [language, *given.recipe.old_languages]
+    inputs = [stage for stage in (start, looks, answers, practice) if stage]
+    settings = adapt.model_dump(include=names) | {"language": language}
+    return Stage("adapt", action, settings, tuple(inputs))
