@@ -159,6 +159,63 @@ def test_hours_are_those_of_the_tokens_beside_them(recipe) -> None:
     assert f"these {3.6 * hours:.1f} hours pay off" in text or "add fewer" in text
 
 
+@pytest.fixture
+def joint(recipe, tmp_path):
+    """The same model by joint training: no base, text of two languages."""
+    text = (tmp_path / "recipe.yaml").read_text().split("pretrain:")[0].replace("base: ", "note: ")
+    text = text.replace("tokenizer:", f"  en: {SAMPLE / 'en'}\ntokenizer:")
+    (tmp_path / "joint.yaml").write_text(f"{text}adapt:\n  tokens: 18_000_000\n")
+    return lambda *changes: load_recipe(tmp_path / "joint.yaml", list(changes))
+
+
+def test_joint_training_is_planned(joint) -> None:
+    """By hand: 6.98B parameters of the body and 128,256 rows, of which 100 train."""
+    estimate = forecast(joint(), "h100")
+    head = 128_256 * 4_096
+    operations = 4 * (6_979_588_096 + head) + 2 * 100 * 4_096
+    hours = 18e6 * operations / (0.4 * 989e12) / 3600
+    assert estimate.hours == pytest.approx(hours)
+    assert [*estimate.memory] == ["adapt"]
+    trained = estimate.memory["adapt"]["trained rows with gradients and moments"]
+    assert trained == 16 * 2 * 100 * 4_096
+    text = str(estimate)
+    assert f"{hours:.1f} hours on one h100" in text
+    assert "hours cover joint training only: answers, practice tasks and evaluation are" in text
+    assert "which is 40% of the mixture; more than 4 teach little" in text  # 2 / (2+1+1+.5+.5)
+    assert "(adapt.epochs=4)" in text
+    # Initialised and trained model, each with two tables of 16 bits.
+    models, states = 2 * 2 * head * 2, 3 * 3 * 100 * 4_096 * 2
+    assert estimate.disk_bytes == 2 * models + 4 * states + 4 * 18_000_000
+    assert "adapt does not fit: lower adapt.micro_batch_tokens" in str(
+        forecast(joint("adapt.micro_batch_tokens=600_000"), "rtx3090")
+    )
+
+
+def test_joint_training_for_some_hours(joint, tmp_path) -> None:
+    path = tmp_path / "joint.yaml"
+    estimate = forecast(path, "h100", hours=0.5, overrides=["adapt.seed=3"])
+    assert estimate.hours == pytest.approx(0.5, rel=1e-6)
+    assert estimate.command == f"lep run {path} adapt.seed=3 adapt.tokens={estimate.tokens}"
+
+
+def test_passes_over_new_text_alone_are_counted(joint) -> None:
+    """Two passes take 2.5 times as many tokens of a mixture of which 0.4 are that text."""
+    estimate = forecast(joint("adapt.epochs=2"), "h100")
+    assert estimate.tokens == pytest.approx(2 * estimate.pass_tokens / 0.4, rel=1e-6)
+    assert "that is 2.00 passes over" in str(estimate)
+
+
+def test_a_base_and_joint_training_are_planned_together(joint) -> None:
+    plain = joint()
+    base = [f"base={plain.instruct}", "pretrain.tokens=9_000_000"]
+    both, joint_alone = (forecast(joint(*changes), "h100") for changes in (base, []))
+    assert both.hours == pytest.approx(both.training_hours + joint_alone.hours)
+    assert "hours with joint training" in str(both)
+    assert [*both.memory] == ["pretrain", "adapt"]
+    with pytest.raises(LepError, match=r"joint training alone takes [\d.]+ of 0.01 hours: give"):
+        forecast(joint(*base), "h100", hours=0.01)
+
+
 def test_a_device_has_the_memory_that_cuda_reports() -> None:
     """79.1 GiB of an H100 "80 GB", whose specification is in units of 2^30 bytes."""
     assert DEVICES["h100"].memory_bytes > 84e9

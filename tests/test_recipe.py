@@ -85,7 +85,16 @@ def test_environment(tmp_path, monkeypatch) -> None:
             r"recipe.yaml, line 8: unknown key 'tokeniser'; did you mean 'tokenizer'\?",
         ),
         ("name: test", "xyzzy: test", r"unknown key 'xyzzy'; the valid ones are name, title"),
-        ("base: models/base\n", "", r"recipe.yaml, line 1: the key 'base' is missing"),
+        (
+            "base: models/base\n",
+            "",
+            r"recipe.yaml, line 8: pretrain is part of training a base model, and base is not set",
+        ),
+        (
+            "pretrain:\n  tokens: 10_000_000\n  learning_rate: 1e-4\n",
+            "",
+            r"recipe.yaml, line 2: base has no pretrain: say there how the base model is trained",
+        ),
         (
             "10_000_000",
             "many",
@@ -144,8 +153,8 @@ def test_wrong_overrides(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")),
-    ids=lambda p: p.name,
+    sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml")),
+    ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_the_repositorys_recipes_are_valid(recipe, monkeypatch) -> None:
     monkeypatch.setenv("LEP_DATA", "/data")
@@ -161,6 +170,79 @@ text: {ru: t}
 tokenizer: {new_tokens: 1}
 pretrain: {epochs: 1}
 """
+
+
+ADAPT = """\
+name: x
+instruct: i
+language: ru
+text: {ru: t, en: e}
+tokenizer: {new_tokens: 1}
+adapt: {tokens: 500}
+"""
+
+
+def test_a_recipe_without_a_base(tmp_path) -> None:
+    """Only `adapt`: no base model, and nothing is carried over. `adapt` beside a base: both."""
+    path = tmp_path / "r.yaml"
+    path.write_text(ADAPT)
+    recipe = load_recipe(path)
+    assert (recipe.base, recipe.pretrain, recipe.propagate) == (None, None, [])
+    assert recipe.adapt is not None
+    assert (recipe.adapt.train, recipe.adapt.relative_rate) == ("new_rows", 0.06)
+    assert load_recipe(path, ["adapt.epochs=2"]).adapt.tokens is None
+    both = load_recipe(path, ["base=b", "pretrain.tokens=7"])
+    assert both.propagate == ["swap", "overlap", "conversion"]
+    path.write_text(f"{ADAPT}grid: {{seeds: [3, 4]}}\n")
+    assert [cell.recipe.adapt.seed for cell in load_grid(path).cells] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapt=null"], "line 1: the recipe trains nothing: give adapt .* or base and pretrain"),
+        (["pretrain.tokens=5"], "pretrain is part of training a base model, and base is not set"),
+        (["base=b"], "base=b: base has no pretrain: say there how the base model is trained"),
+        (["base=b", "pretrain.tokens=5", "propagate=[]"], "propagate is empty: name how the base"),
+        (["propagate=[swap]"], "propagate is part of training a base model, and base is not set"),
+        (["direct=true"], "direct is part of training a base model, and base is not set: give the"),
+        (["calibrate={}"], "calibrate is part of training a base model, and base is not set"),
+        (["tune={}"], "tune is part of training a base model, and base is not set"),
+        (
+            ["text={ru: t}"],
+            "line 6: text has only ru, and the mixture has text and answers of a language that the "
+            "model knows: give its text, or set adapt.shares=old_text=0,old_answers=0",
+        ),
+        (["text={ru: t}", "adapt.shares=old_text=0"], "or set adapt.shares=old_answers=0"),
+        (["adapt.shares=txt=1"], "adapt.shares=txt=1: no stream is 'txt'; did you mean 'text'"),
+        (["adapt.shares=text=0"], "the share of text is 0: the training needs new text"),
+        (
+            ["adapt.prompt_tasks=0", "adapt.own_prompts=0"],
+            "there is nothing to answer: give prompt",
+        ),
+        (["adapt.tokens=null"], "line 6: adapt: give tokens or epochs .* neither is given"),
+        (["adapt.old_text=e"], "unknown key 'adapt.old_text'"),  # a stage fills it in
+        (["adapt.eval_text.ru=e"], "unknown key 'adapt.eval_text'"),
+        (["adapt.looks_share=1"], "adapt.looks_share is '1': input should be less than 1"),
+        (
+            ["adapt.from_pack=p", "base=b", "pretrain.tokens=5"],
+            "a pack brings its own tokens, not those of a base: leave base and pretrain out",
+        ),
+    ],
+)
+def test_faults_of_joint_training(overrides, message, tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(ADAPT)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_one_language_is_enough_without_old_streams(tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(ADAPT)
+    changes = ["text={ru: t}", "adapt.shares=old_text=0,old_answers=0"]
+    assert load_recipe(path, changes).old_languages == []
 
 
 def test_the_last_word_on_how_much_is_trained_counts(tmp_path) -> None:
@@ -217,6 +299,16 @@ def test_paths_are_found_beside_the_recipe(tmp_path) -> None:
         folder
     }
     assert recipe.tune.data == recipe.evaluate.benchmark.data == folder
+
+
+def test_files_of_joint_training_lie_beside_the_recipe(tmp_path) -> None:
+    (tmp_path / "f").mkdir()
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        ADAPT.replace("{tokens: 500}", "{tokens: 1, prompts: f, judge: f, from_pack: f}")
+    )
+    adapt = load_recipe(path).adapt
+    assert {adapt.prompts, adapt.judge, adapt.from_pack} == {str(tmp_path / "f")}
 
 
 def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:

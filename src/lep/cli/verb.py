@@ -108,7 +108,8 @@ def verb(
             checked = options.read(given, _flag)
             chosen = {p.name: getattr(checked, p.name) for p in parameters}
             check_files(path for name, path in chosen.items() if name.endswith(FILE) and path)
-            say(function(*(chosen.pop(name) for name in arguments), **chosen))
+            positional = [chosen.pop(name) for name in arguments]
+            say(function(*positional, **chosen))
 
         arguments = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
         signature = [inspect.Parameter("context", KEYWORD, annotation=typer.Context)]

@@ -25,8 +25,8 @@ from lep.training.trainer import uses_bf16
 SIZES = tuple(2**power for power in range(8, 16))  # new tokens that are tried
 LEAST_SAVED = 0.03  # of the tokens, by the last doubling of the new tokens
 # Joint training for each new token, so that it is the expected one some 100 times; after a pack,
-# whose rows are learned already; and the least that teaches a token.
-TOKENS_FOR_EACH, TOKENS_AFTER_PACK, LEAST_FOR_EACH = 600, 60, 400
+# whose rows are learned already; and the share of it that is needed at least.
+TOKENS_FOR_EACH, TOKENS_AFTER_PACK, LEAST_SHARE = 600, 60, 2 / 3
 TRAINING_SHARE = 0.6  # of the hours; the others are for answers, practice tasks and evaluation
 CHARACTERS_READ = 200_000_000  # of the text at most, to say how many passes a training is
 MEASURED_TOKENS, MEASURED_SECONDS = 1024, 0.3
@@ -49,14 +49,15 @@ def budget(
     """Choose what is not given: new tokens by the savings of a sample, tokens by what they need.
 
     Of the sizes of which the last doubling still saves `LEAST_SAVED`, the largest is chosen that
-    text and budget can teach: `LEAST_FOR_EACH` tokens of training for each new token, and at most
-    `MOST_PASSES` over the text. With `hours`, the training takes what fits into `TRAINING_SHARE` of
+    text and budget can teach: `LEAST_SHARE` of `TOKENS_FOR_EACH`, and at most `MOST_PASSES` over
+    the text. With `hours`, the training takes what fits into `TRAINING_SHARE` of
     them on this device.
 
     Raises `CorpusError` for text that yields too few tokens.
     """
     choice = _Choice.of(recipe, new_tokens, tokens, hours)
-    size, why = choice.best() if new_tokens is None else (new_tokens, "as given")
+    given = "as in the pack" if recipe.adapt and recipe.adapt.from_pack else "as given"
+    size, why = choice.best() if new_tokens is None else (new_tokens, given)
     trained, one_pass = choice.training(size), choice.pass_tokens(size)
     saved = ", ".join(f"{n:,} {1 - 1 / each.ratio:.0%}" for n, each in choice.curve.items())
     passes = f"{trained * choice.share / one_pass:.1f}"
@@ -67,9 +68,9 @@ def budget(
         f"({trained / size:,.0f} for each new token, {passes} passes over the text"
         f"{choice.speed_note})"
     )
-    if trained < LEAST_FOR_EACH * size:
-        advice = "give more text, or ask for fewer tokens"
-        reason += f"; each new token needs {LEAST_FOR_EACH} to be learned well: {advice}"
+    if trained < choice.least(size):
+        advice = "give more text or time, or ask for fewer new tokens"
+        reason += f"; each needs {choice.least(1):,} to be learned well: {advice}"
     read = round(trained * choice.share * choice.characters / one_pass)
     return Budget(size, trained, choice.characters, read, reason)
 
@@ -130,14 +131,18 @@ class _Choice:
         each = self.shape.token_operations(rows, size, recomputes=self.recomputes)
         return max(1, int(min(self.operations / each, most)))
 
+    def least(self, size: int) -> int:
+        """Tokens of training without which so many new tokens are not learned."""
+        return round(LEAST_SHARE * self.for_each * size)
+
     def best(self) -> tuple[int, str]:
         """The number of new tokens, and why it is not larger."""
         sizes, pairs = list(self.curve), pairwise(self.curve.items())
         useful = [n for (_, less), (n, more) in pairs if 1 - more.after / less.after >= LEAST_SAVED]
         useful = [sizes[0], *useful]
-        taught = [n for n in useful if self.training(n) >= LEAST_FOR_EACH * n]
+        taught = [n for n in useful if self.training(n) >= self.least(n)]
         if not taught:
-            size = max(1, self.training(sizes[0]) // LEAST_FOR_EACH)
+            size = max(1, self.training(sizes[0]) // self.least(1))
             return size, "more need more text or training"
         size = max(taught)
         if size < max(useful):

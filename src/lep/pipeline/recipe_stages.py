@@ -15,7 +15,7 @@ from lep.pipeline import stages as build
 from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import Source, Stage
 from lep.pipeline.stages import Sources, part
-from lep.pipeline.stages_adapt import adapt_stage
+from lep.pipeline.stages_adapt import adapt_stage, pack_stage
 from lep.settings import AnswerSettings, CalibrateSettings, TuneSettings
 
 
@@ -48,13 +48,17 @@ def recipe_stages(recipe: Recipe) -> RecipeStages:
     base, instruct = checked_models(recipe)
     given = Sources(recipe, base, instruct, build.corpus_stage(recipe))
     tokenizer = build.tokenizer_stage(given)
-    init = build.init_base_stage(given, tokenizer) if base else None
-    init_instruct = build.init_instruct_stage(given, init or tokenizer)
-    instructs = {"mean initialisation": init_instruct}
-    if recipe.adapt:
-        prompts = Path(recipe.adapt.prompts) if recipe.adapt.prompts else None
+    init = build.init_base_stage(given, tokenizer) if base else tokenizer
+    adapt = recipe.adapt
+    if adapt and adapt.from_pack:
+        instructs = {"rows of the pack": pack_stage(given, Path(adapt.from_pack))}
+    else:
+        instructs = {"mean initialisation": build.init_instruct_stage(given, init)}
+    (init_instruct,) = instructs.values()
+    if adapt:
+        prompts = Path(adapt.prompts) if adapt.prompts else None
         instructs["joint training"] = adapt_stage(given, init_instruct, prompts)
-    if not (base and init and recipe.pretrain):
+    if base is None or recipe.pretrain is None:
         return RecipeStages(evaluated(given, "instruct", instruct, instructs), {})
     adapted, more = base_stages(given, recipe.pretrain, init, init_instruct)
     bases = {"mean initialisation": init, "after training": adapted}

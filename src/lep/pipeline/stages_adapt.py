@@ -35,10 +35,24 @@ from lep.settings import (
     PracticeSettings,
 )
 from lep.training.pretrain import pretrain
+from lep.transfer.language_pack import apply_pack, pack_tokenizer
 
 LEAST_ANSWERS = 10  # in the new language: with fewer the model cannot answer in it
 PROMPTS_FILE = "prompts.jsonl"  # of lep prompts
 SPARE_PRACTICE = 1.2  # practice tasks that are made, for each token that is trained on
+
+
+def pack_stage(given: Sources, pack: Path) -> Stage:
+    """Give the instruct model the tokenizer and the rows of a pack."""
+    model, language = given.instruct, given.recipe.language
+    tokenizer = Stage(
+        "tokenizer",
+        lambda output, at: pack_tokenizer(pack, model, given.new_text(at), output),
+        {"language": language},
+        (given.corpus, model, pack),
+    )
+    inputs = (tokenizer, model, pack)
+    return Stage("init-instruct", lambda output, at: apply_pack(pack, model, output), {}, inputs)
 
 
 def looks_stage(given: Sources, share: float) -> Stage:
