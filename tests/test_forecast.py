@@ -183,9 +183,9 @@ def test_joint_training_is_planned(joint) -> None:
     assert "hours cover joint training only: answers, practice tasks and evaluation are" in text
     assert "which is 40% of the mixture; more than 4 teach little" in text  # 2 / (2+1+1+.5+.5)
     assert "(adapt.epochs=4)" in text
-    # Initialised and trained model, each with two tables of 16 bits.
-    models, states = 2 * 2 * head * 2, 3 * 3 * 100 * 4_096 * 2
-    assert estimate.disk_bytes == 2 * models + 4 * states + 4 * 18_000_000
+    # Two models with two tables of 16 bits; three states of rows and two moments; a training's ids.
+    tables, states = 2 * 2 * 2 * head, 3 * 3 * 4 * 2 * 100 * 4_096
+    assert estimate.disk_bytes == tables + states + 4 * 18_000_000
     assert "adapt does not fit: lower adapt.micro_batch_tokens" in str(
         forecast(joint("adapt.micro_batch_tokens=600_000"), "rtx3090")
     )
@@ -201,7 +201,7 @@ def test_joint_training_for_some_hours(joint, tmp_path) -> None:
 def test_passes_over_new_text_alone_are_counted(joint) -> None:
     """Two passes take 2.5 times as many tokens of a mixture of which 0.4 are that text."""
     estimate = forecast(joint("adapt.epochs=2"), "h100")
-    assert estimate.tokens == pytest.approx(2 * estimate.pass_tokens / 0.4, rel=1e-6)
+    assert estimate.tokens == pytest.approx(2 * estimate.pass_tokens / 0.4, abs=2)
     assert "that is 2.00 passes over" in str(estimate)
 
 

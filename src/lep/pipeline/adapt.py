@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,7 +22,9 @@ from lep.hub import local_folder, weights_advice
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.recipe_file import Draft, Loader, Origins, load_grid
 from lep.publish import created, publish_text
-from lep.result import Result
+
+if TYPE_CHECKING:
+    from lep.pipeline.run import FinishedRun
 
 RECIPE = "recipe.yaml"
 SCRIPT_TEXTS, SCRIPT_CHARACTERS, LEAST_SCRIPT = 200, 5_000, 0.05  # texts read, of each, of letters
@@ -36,20 +38,6 @@ COMMENTS = {
     "adapt": "Joint training of the new rows.",
     "evaluate": "What is measured.",
 }
-
-
-@dataclass(frozen=True)
-class Adapted(Result):
-    """A finished run, and in one sentence what became of the model."""
-
-    folder: Path
-    report: Path
-    table: str
-    verdict: str | None
-
-    def __str__(self) -> str:
-        parts = [f"report: {self.report}", self.table, self.verdict]
-        return "\n\n".join(filter(None, parts))
 
 
 def adapt(
@@ -66,7 +54,7 @@ def adapt(
     title: str = "",
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = print,
-) -> Adapted:
+) -> "FinishedRun":
     """Teach an instruct model a new language by joint training, in the folder `output`.
 
     `text` has paths by language code, the new one first unless `language` names it, and at least
@@ -93,10 +81,8 @@ def adapt(
         with created(output):
             publish_text(path, f"{command}\n{content}")
     from lep.pipeline.run import run_recipe
-    from lep.report.verdict import run_verdict
 
-    finished = run_recipe(load_grid(path), output, say=say)
-    return Adapted(finished.folder, finished.report, finished.table, run_verdict(output))
+    return run_recipe(load_grid(path), output, say=say)
 
 
 def _is_begun(path: Path, command: str) -> bool:

@@ -13,6 +13,7 @@ from lep.inference.models import device
 from lep.pipeline.forecast import DEVICES, MOST_PASSES, UTILISATION, Shape
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.sampled_savings import (
+    SAMPLE_CHARACTERS,
     Savings,
     sampled_savings,
     savings_curve,
@@ -96,6 +97,7 @@ class _Choice:
         adapt = recipe.adapt
         assert adapt is not None
         folder = local_folder(recipe.instruct, weights=False)
+        characters = training_characters(recipe, CHARACTERS_READ) or CHARACTERS_READ
         shape, operations, note = None, None, ""
         if hours is not None and tokens is None:
             shape = Shape.of(folder)
@@ -104,8 +106,8 @@ class _Choice:
             rate = f"{speed / 1e9:,.0f} GFLOP/s, {source}"
             note = f"; {TRAINING_SHARE:.0%} of {hours:g} hours at {rate}"
         return cls(
-            _curve(recipe, folder, new_tokens),
-            training_characters(recipe, CHARACTERS_READ) or CHARACTERS_READ,
+            _curve(recipe, folder, new_tokens, characters),
+            characters,
             text_share(adapt),
             TOKENS_AFTER_PACK if adapt.from_pack else TOKENS_FOR_EACH,
             tokens,
@@ -152,13 +154,25 @@ class _Choice:
         return size, "the text yields no more" if size < SIZES[-1] else "more are not tried"
 
 
-def _curve(recipe: Recipe, folder: Path, new_tokens: int | None) -> dict[int, Savings]:
-    """Savings by number of new tokens: of all sizes, or up to the number that is given."""
+def _curve(
+    recipe: Recipe, folder: Path, new_tokens: int | None, characters: int
+) -> dict[int, Savings]:
+    """Savings by number of new tokens: of all sizes, or up to the number that is given.
+
+    Raises `CorpusError` where the text yields fewer, unless this is only a sample of it.
+    """
     paths, settings = recipe.text[recipe.language], recipe.tokenizer
+    from_pack = recipe.adapt and recipe.adapt.from_pack
     if settings.method == "continue":
         sizes = [n for n in SIZES if new_tokens is None or n < new_tokens]
         sizes += [] if new_tokens is None else [new_tokens]
-        return savings_curve(folder, paths, sizes, settings.script)
+        curve = savings_curve(folder, paths, sizes, settings.script)
+        most = max(curve)
+        is_sampled = characters >= SAMPLE_CHARACTERS
+        if not (new_tokens is None or most >= new_tokens or is_sampled or from_pack):
+            advice = "give more text or ask for fewer"
+            raise CorpusError(f"the text yields only {most:,} of {new_tokens:,} tokens: {advice}")
+        return curve
     savings = sampled_savings(folder, paths, settings)
     if savings is None:
         raise CorpusError(f"the text yields too few tokens for {settings.method}: give more")

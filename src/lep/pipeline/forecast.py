@@ -31,6 +31,7 @@ from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_
 UTILISATION = 0.4  # of a device's peak that training of large models reaches
 CONTEXT_TOKENS = 2_000  # that a served answer looks back on, with the old vocabulary
 SERVED_RATE = 2_500  # old tokens a second and device, for the break-even in tokens
+STATES_WITH_LOOKS = 3  # saved at once: the best, the last and the next
 TRAININGS = ("pretrain", "adapt")  # sections that train rows on text
 # Up to four passes teach nearly as much as new text does (Muennighoff et al. 2023, 2305.16264).
 MOST_PASSES = 4
@@ -234,7 +235,8 @@ class Forecast(Result):
         based = (2 if recipe.pretrain else 0) + len(recipe.propagate) + recipe.direct
         models = 1 + bool(recipe.adapt) + based + linked + tuned
         tables = models * self.rows * shape.hidden * shape.tables
-        states = saved_states(self.settings) * STATE_COPIES
+        kept = saved_states(recipe.pretrain) if recipe.pretrain else STATES_WITH_LOOKS
+        states = kept * STATE_COPIES
         saved = states * self.trained_rows * shape.hidden * shape.tables
         # Later bodies are not linked to one with an adapter.
         has_adapters = recipe.pretrain and "lora" in recipe.pretrain.train

@@ -170,19 +170,15 @@ class Recipe(Settings):
             return
         for name in ("pretrain", "propagate", "direct", "calibrate", "tune"):
             if getattr(self, name):
-                advice = "give the base of the instruct model, or adapt instead"
-                yield (
-                    name,
-                    f"{name} is part of training a base model, and base is not set: {advice}",
-                )
+                advice = "base is not set: give the base of the instruct model, or adapt instead"
+                yield name, f"{name} is part of training a base model, and {advice}"
 
     def _adapt_faults(self, adapt: AdaptStage) -> Iterator[Fault]:
-        for stream in adapt.shares:
-            if stream not in STREAMS:
-                yield (
-                    f"adapt.shares.{stream}",
-                    f"no stream is '{stream}'; {nearest(stream, STREAMS)}",
-                )
+        for name in adapt.shares:
+            if name not in STREAMS:
+                yield f"adapt.shares.{name}", f"no stream is '{name}'; {nearest(name, STREAMS)}"
+        if not adapt.share("text"):
+            yield "adapt.shares.text", "the share of text is 0: the training needs new text"
         old = [stream for stream in ("old_text", "old_answers") if adapt.share(stream)]
         if old and not self.old_languages:
             zero = ",".join(f"{stream}=0" for stream in old)

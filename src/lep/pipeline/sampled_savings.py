@@ -58,7 +58,7 @@ def sampled_savings(folder: Path, paths: list[str], settings: TokenizerSettings)
 def savings_curve(
     folder: Path, paths: list[str], sizes: Sequence[int], script: str = "auto"
 ) -> dict[int, Savings]:
-    """Savings by number of new tokens, of those that the sample yields; `sizes` ascend.
+    """Savings by number of new tokens; sizes beyond what the sample yields become that number.
 
     Continued merges are nested: one learning of the largest size holds all smaller ones.
 
@@ -67,17 +67,16 @@ def savings_curve(
     learned, heldout = _sample_sides(paths)
     base = load_tokenizer(folder).backend_tokenizer
     parts, words = Parts.of(base), count_texts(base, learned, script)
-    while True:
-        try:
-            extension = extend_bpe(parts, words, sizes[-1])
-            break
-        except CorpusError:
-            if len(sizes) == 1:
-                raise
-            sizes = sizes[:-1]
-    characters, before = (_characters(learned), _characters(heldout)), _tokens(base, heldout)
-    tokenizers = ((size, first_tokens(parts, extension, size).tokenizer) for size in sizes)
-    return {n: Savings(*characters, before, _tokens(each, heldout)) for n, each in tokenizers}
+    extension = extend_bpe(parts, words, max(sizes), fewer=True)
+    if (total := len(extension.new)) < min(sizes):
+        advice = "give more text or ask for fewer"
+        raise CorpusError(f"the text yields only {total:,} of {min(sizes):,} new tokens: {advice}")
+    counts = _characters(learned), _characters(heldout), _tokens(base, heldout)
+    tokenizers = {
+        size: first_tokens(parts, extension, size).tokenizer
+        for size in sorted({min(size, total) for size in sizes})
+    }
+    return {n: Savings(*counts, _tokens(each, heldout)) for n, each in tokenizers.items()}
 
 
 def first_tokens(parts: Parts, extension: Extension, count: int) -> Parts:

@@ -9,7 +9,8 @@ from typing import Any
 
 from lep.calibration.answers import COUNTS, SCRIPTS, Answers
 from lep.calibration.practice import practise
-from lep.calibration.prompts import write_prompts
+from lep.calibration.prompts import COUNTS as PROMPT_COUNTS
+from lep.calibration.prompts import PROMPTS, OwnPrompts, write_prompts
 from lep.corpus.copies import Text, records_apart
 from lep.corpus.language import SCRIPTS as SCRIPT_OF
 from lep.corpus.prepare import unit_hash
@@ -38,7 +39,6 @@ from lep.training.pretrain import pretrain
 from lep.transfer.language_pack import apply_pack, pack_tokenizer
 
 LEAST_ANSWERS = 10  # in the new language: with fewer the model cannot answer in it
-PROMPTS_FILE = "prompts.jsonl"  # of lep prompts
 SPARE_PRACTICE = 1.2  # practice tasks that are made, for each token that is trained on
 
 
@@ -105,7 +105,7 @@ def prompts_stage(given: Sources, looks: Stage, adapt: AdaptStage) -> Stage:
 
     def action(output: Path, at: FolderOf) -> None:
         files = [at(stage) / RECORDS for stage in tasks]
-        files += [at(stage) / PROMPTS_FILE for stage in written]
+        files += [at(stage) / PROMPTS for stage in written]
         records = chain.from_iterable(map(read_records, files))
         with publishing(output) as partial:
             write_records(partial / RECORDS, (record for _, record in records))
@@ -132,14 +132,16 @@ def own_prompts_stage(
 ) -> Stage:
     """Let the instruct model write prompts of its own."""
     settings = part(OwnPromptSettings, adapt)
-    return Stage(
-        "own-prompts",
-        lambda output, at: write_prompts(
-            given.instruct, rest_of(looks, languages, at), output, settings
-        ),
-        settings.model_dump() | {"languages": languages},
-        (looks, given.instruct),
-    )
+
+    def action(output: Path, at: FolderOf) -> None:
+        write_prompts(given.instruct, rest_of(looks, languages, at), output, settings)
+
+    def check(folder: Path) -> list[str]:
+        counts = read_json(folder / PROMPT_COUNTS)
+        return OwnPrompts(counts, settings.own_prompts, folder).warnings
+
+    values = settings.model_dump() | {"languages": languages}
+    return Stage("own-prompts", action, values, (looks, given.instruct), check)
 
 
 def kept_answers_stage(given: Sources, prompts: Source, adapt: AdaptStage) -> Stage:
@@ -165,9 +167,9 @@ def warnings(folder: Path, language: str | None) -> Iterator[str]:
         dropped = ", ".join(f"{n:,} {why}" for why, n in outcomes.items() if why != "kept")
         raise CorpusError(
             f"{kept:,} of {total:,} {script or language} questions have an answer to learn from "
-            f"({dropped or 'no other'}), and {LEAST_ANSWERS} are needed: the instruct model cannot "
-            f"answer in '{language}', or the prompts are not in it; look at {folder}, give better "
-            "prompts (adapt.prompts), or train without answers (adapt.shares=answers=0)"
+            f"({dropped or 'none dropped'}), and {LEAST_ANSWERS} are needed: look at {folder}, "
+            "give more or better prompts (adapt.prompts), a model that can answer in "
+            f"'{language}', or train without answers (adapt.shares=answers=0)"
         )
     yield from answers.warnings
 

@@ -28,8 +28,12 @@ class Extension:
     excluded: list[str]
 
 
-def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
+def extend_bpe(
+    parts: Parts, words: WordCounts, new_tokens: int, *, fewer: bool = False
+) -> Extension:
     """Learn exactly `new_tokens` tokens on counted words; new merges follow the known ones.
+
+    With `fewer`, as many as the words yield are enough.
 
     A new token holds a whole character of the words' script, or is a byte prefix without which a
     character of the script cannot be reached. So no new merge applies to text without the script,
@@ -40,18 +44,20 @@ def extend_bpe(parts: Parts, words: WordCounts, new_tokens: int) -> Extension:
     Every new token is reached by a text: the tokenizer itself is asked, and those that its
     pre-tokenizer or its known merges cut everywhere are left out when it learns once more.
 
-    Raises `CorpusError` when the corpus yields fewer tokens.
+    Raises `CorpusError` when the corpus yields fewer tokens, unless they are enough.
     """
     left_out = set[bytes]()
     while True:
-        extension = _extended(parts, words, new_tokens, left_out)
+        extension = _extended(parts, words, new_tokens, left_out, fewer=fewer)
         lost = set(unreachable_tokens(extension.parts.tokenizer, extension.new.values()))
         if not lost:
             return extension
         left_out |= {content for content, index in extension.new.items() if index in lost}
 
 
-def _extended(parts: Parts, words: WordCounts, new_tokens: int, left_out: set[bytes]) -> Extension:
+def _extended(
+    parts: Parts, words: WordCounts, new_tokens: int, left_out: set[bytes], *, fewer: bool
+) -> Extension:
     """`extend_bpe`, once."""
     byte_level = parts.vocabulary.byte_level
     letters = [] if byte_level else _missing_letters(parts, words, left_out)[:new_tokens]
@@ -68,7 +74,7 @@ def _extended(parts: Parts, words: WordCounts, new_tokens: int, left_out: set[by
         lambda content: content not in left_out and accept(content),
     )
     learned = [content for content in contents[len(known) :] if content is not None]
-    if len(learned) < missing:
+    if len(learned) < missing and not fewer:
         total = len(letters) + len(learned)
         raise CorpusError(
             f"the corpus yields only {total} of {new_tokens} new tokens ({words.script or 'any'} "

@@ -1,0 +1,536 @@
+"""`lep adapt`: what it refuses at once, what it decides, the recipe that it writes, its stages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from math import ceil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, SAMPLE
+from tokenizers import Tokenizer
+
+import lep
+from lep.corpus.read import Document, read_documents, write_records
+from lep.errors import CorpusError, LepError, OutputError
+from lep.pipeline import budget as budgets
+from lep.pipeline import stages_adapt
+from lep.pipeline.budget import budget
+from lep.pipeline.forecast import Shape
+from lep.pipeline.recipe import Recipe
+from lep.pipeline.recipe_file import load_recipe
+from lep.pipeline.recipe_stages import recipe_stages
+from lep.pipeline.run import FinishedRun
+from lep.pipeline.sampled_savings import Savings, first_tokens, savings_curve
+from lep.pipeline.stage import RunFolder, Runner, Stage
+from lep.pipeline.stages_adapt import apart, warnings
+from lep.tokenizer.count import count_texts
+from lep.tokenizer.extend import extend_bpe
+from lep.tokenizer.parts import Parts
+
+TEXT = {"ru": SAMPLE / "ru", "en": SAMPLE / "en"}
+LAB = ROOT / "lab" / "pair" / "instruct"
+
+
+@pytest.fixture
+def instruct(pair) -> Path:
+    return pair["instruct"]
+
+
+@pytest.fixture
+def no_run(monkeypatch) -> list[Recipe]:
+    """Recipes that would have been run."""
+    recipes = []
+
+    def run_recipe(grid, output, say) -> FinishedRun:
+        recipes.append(grid.cells[0].recipe)
+        return FinishedRun(output, output / "report.html", "table", {}, "It answers.")
+
+    monkeypatch.setattr("lep.pipeline.run.run_recipe", run_recipe)
+    return recipes
+
+
+# --- what is missing ------------------------------------------------------------------------------
+
+ENGLISH_AS_RUSSIAN = {"ru": SAMPLE / "en", "en": SAMPLE / "en"}
+FAULTS = {
+    "no model": ({"model": "/no/such"}, "there is no folder /no/such"),
+    "no template": ({"model": "BASE"}, "base has no chat template, so it cannot be asked anything"),
+    "no text": ({"text": {}}, "--text has none, and two languages are needed"),
+    "one language": (
+        {"text": {"ru": SAMPLE / "ru"}},
+        "--text has ru, and two languages are needed",
+    ),
+    "another language": ({"language": "kk"}, "--language is 'kk', and --text has ru, en: give"),
+    "no such text": ({"text": {"ru": "/no/text", "en": SAMPLE}}, "/no/text does not exist"),
+    "another script": (
+        {"text": ENGLISH_AS_RUSSIAN},
+        "0% of the letters in .* are Cyrillic .most are Latin., and 'ru' is written in Cyrillic",
+    ),
+    "no prompts": ({"prompts": "/no/prompts"}, "/no/prompts does not exist"),
+    "no pack": ({"from_pack": "/no/pack"}, "there is no pack /no/pack: check the path"),
+    "no time": ({"hours": 0}, "--hours is 0: give a time above 0"),
+    "time and tokens": ({"hours": 1, "tokens": 10}, r"give --hours \(1\) or --tokens \(10\), not"),
+}
+SETTINGS = {
+    "unknown": (["adapt.tokns=5"], "unknown key 'adapt.tokns'; did you mean 'tokens'"),
+    "no section": (["adapt=null"], "lep adapt needs the section adapt, and a change removes it"),
+    "no number": (["tokenizer.new_tokens=many"], "tokenizer.new_tokens is 'many': input should"),
+    "too many": (
+        ["tokenizer.new_tokens=90000"],
+        r"the text yields only \d,\d+ of 90,000 tokens: give",
+    ),
+}
+
+
+def refused(instruct: Path, output: Path, message: str, **changes) -> None:
+    given = {"model": instruct, "text": TEXT} | changes
+    if given["model"] == "BASE":
+        given["model"] = instruct.parent / "base"
+    with pytest.raises(LepError, match=message):
+        lep.adapt(given.pop("model"), given.pop("text"), output, **given)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_missing_is_said_and_nothing_written(name, instruct, tmp_path) -> None:
+    changes, message = FAULTS[name]
+    refused(instruct, tmp_path / "run", message, **changes)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_changes_that_cannot_be_followed(name, instruct, tmp_path) -> None:
+    overrides, message = SETTINGS[name]
+    refused(instruct, tmp_path / "run", message, overrides=overrides)
+
+
+def test_faults_show_before_torch_is_imported(pair, tmp_path) -> None:
+    """In the first second: each of these commands in a new process, one after the other."""
+    commands = [
+        ["/no/such", *texts("ru", "en")],
+        [str(pair["base"]), *texts("ru", "en")],
+        [str(pair["instruct"]), *texts("ru")],
+        [str(pair["instruct"]), "--text", f"ru={SAMPLE / 'en'}", *texts("en")],
+    ]
+    script = (
+        "import sys\nfrom lep.cli import main\nfor words in " + repr(commands) + ":\n"
+        f"    sys.argv = ['lep', 'adapt', *words, '--output', {str(tmp_path / 'run')!r}]\n"
+        "    try: main()\n    except SystemExit as left: assert left.code == 2\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    faults = done.stderr.splitlines()
+    assert len(faults) == len(commands)
+    assert all(fault.startswith("error: ") for fault in faults)
+    assert not (tmp_path / "run").exists()
+
+
+def texts(*languages: str) -> list[str]:
+    return [word for code in languages for word in ("--text", f"{code}={SAMPLE / code}")]
+
+
+# --- the recipe that is written -------------------------------------------------------------------
+
+
+def test_the_recipe_holds_what_was_decided_and_nothing_else(
+    instruct, tmp_path, no_run, monkeypatch
+) -> None:
+    monkeypatch.chdir(SAMPLE.parent)
+    said: list[str] = []
+    text = {"en": "train/en", "ru": ["train/ru"]}
+    changes = ["adapt.own_prompts=7", "evaluate.items=3", "adapt.shares=old_answers=0"]
+    options = {"language": "ru", "tokens": 40_000, "title": "Cheaper: Russian", "say": said.append}
+    result = lep.adapt(instruct, text, tmp_path / "run", overrides=changes, **options)
+    path = tmp_path / "run" / "recipe.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert content == {
+        "name": "run",
+        "title": "Cheaper: Russian",
+        "instruct": str(instruct),
+        "language": "ru",
+        "text": {"en": str(SAMPLE / "en"), "ru": str(SAMPLE / "ru")},
+        "tokenizer": {"new_tokens": 100},  # 40,000 tokens of training / 400
+        "adapt": {"tokens": 40_000, "own_prompts": 7, "shares": "old_answers=0"},
+        "evaluate": {"items": 3},
+    }
+    assert no_run == [load_recipe(path)]
+    assert str(result).endswith("\n\nIt answers.")
+    (line,) = said
+    assert line.startswith("100 new tokens (more need more text or training; tokens saved by 256 ")
+    assert "; 40,000 tokens to train on (400 for each new token, " in line
+
+
+def test_the_same_command_continues_and_another_is_refused(
+    here, instruct, tmp_path, no_run, monkeypatch
+) -> None:
+    words = ["adapt", instruct, *texts("ru", "en"), "--output", tmp_path / "run"]
+    words += ["--tokens", "40000"]
+    first = here(*words, "adapt.seed=3")
+    assert "It answers." in first
+    recipe = tmp_path / "run" / "recipe.yaml"
+    before = recipe.read_text()
+    monkeypatch.setattr("lep.pipeline.budget.budget", None)  # nothing is decided again
+    here(*words, "adapt.seed=3")
+    assert no_run[0] == no_run[1] == load_recipe(recipe)
+    assert no_run[0].adapt.seed == 3
+    refusal = here(*words, code=2)
+    assert "is the recipe of another command (lep adapt" in refusal
+    assert f"`lep run {recipe} --output {tmp_path / 'run'} KEY=VALUE`" in refusal
+    recipe.write_text(before.replace("seed: 3", "seed: 4"))  # by hand
+    here(*words, "adapt.seed=3")
+    assert no_run[2].adapt.seed == 4
+
+
+def test_changes_may_follow_the_text(here, instruct, tmp_path, no_run) -> None:
+    output = ["--output", tmp_path / "run", "--new-tokens", "50"]
+    here("adapt", instruct, *output, *texts("ru", "en"), "adapt.seed=3")
+    assert (no_run[0].adapt.seed, list(no_run[0].text)) == (3, ["ru", "en"])
+    assert no_run[0].tokenizer.new_tokens == 50
+    assert no_run[0].adapt.tokens == 600 * 50
+
+
+def test_other_folders_are_left_alone(instruct, tmp_path, no_run) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.yaml.0123.partial").write_text("")  # of a command killed while it wrote
+    lep.adapt(instruct, TEXT, folder, new_tokens=50, say=lambda line: None)
+    assert len(no_run) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("")
+    with pytest.raises(OutputError, match=r"other exists already, without a recipe.yaml: delete"):
+        lep.adapt(instruct, TEXT, tmp_path / "other", new_tokens=50)
+
+
+# --- how many tokens ------------------------------------------------------------------------------
+
+# Held-out tokens by new tokens: the doublings save 10%, 4% and 2%.
+CURVE = {256: 8_000, 512: 7_200, 1024: 6_912, 2048: 6_774}
+
+
+@pytest.fixture
+def chosen(instruct, tmp_path, monkeypatch):
+    """The budget for a text of `characters`, of which one token is three with every size."""
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"name: x\ninstruct: {instruct}\nlanguage: ru\ntext: {{ru: {SAMPLE}/ru, en: {SAMPLE}/en}}\n"
+        "tokenizer: {new_tokens: 1}\nadapt: {tokens: 1}\n"
+    )
+
+    def choose(characters: int, *changes: str, **options) -> budgets.Budget:
+        curve = {n: Savings(1, 3 * after, 10_000, after) for n, after in CURVE.items()}
+        monkeypatch.setattr(budgets, "savings_curve", lambda *_: curve)
+        monkeypatch.setattr(budgets, "training_characters", lambda *_: characters)
+        given = dict.fromkeys(("new_tokens", "tokens", "hours")) | options
+        return budget(load_recipe(path, changes), **given)
+
+    return choose
+
+
+def test_new_tokens_follow_the_curve_of_savings(chosen) -> None:
+    """The last doubling that still saves 3%; 600 tokens of training for each."""
+    found = chosen(10**8)
+    assert (found.new_tokens, found.tokens) == (1024, 614_400)
+    assert "twice as many save less than 3% more" in found.reason
+    assert "256 20%, 512 28%, 1,024 31%, 2,048 32%" in found.reason
+
+
+def test_new_tokens_are_bounded_by_the_text(chosen) -> None:
+    """Four passes over 60,000 tokens, of which are two fifths of the mixture, are 600,000."""
+    found = chosen(180_000)
+    assert (found.new_tokens, found.tokens) == (1024, 600_000)
+    assert "4.0 passes over the text" in found.reason
+    found = chosen(90_000)
+    assert (found.new_tokens, found.tokens) == (512, 300_000)
+    assert "more need more text or training" in found.reason
+    found = chosen(30_000)  # 100,000 tokens at most: fewer than the smallest size needs
+    assert (found.new_tokens, found.tokens) == (250, 100_000)
+
+
+def test_new_tokens_are_bounded_by_the_budget(chosen) -> None:
+    assert chosen(10**8, tokens=300_000).new_tokens == 512
+    assert chosen(10**8, tokens=40_000).new_tokens == 100
+    found = chosen(10**8, new_tokens=2048, tokens=300_000)
+    assert (found.new_tokens, found.tokens) == (2048, 300_000)
+    assert "each needs 400 to be learned well: give more text or time" in found.reason
+
+
+def test_hours_decide_how_much_is_trained(chosen, instruct, monkeypatch) -> None:
+    """60% of the hours, at the operations of a token of which the new rows train."""
+    monkeypatch.setattr(budgets, "device_speed", lambda *_: (1e9, "as told"))
+    shape = Shape.of(instruct)
+    rows = shape.ids + 512
+    operations = 4 * (shape.body + rows * shape.hidden) + 2 * 512 * shape.hidden
+    found = chosen(10**9, new_tokens=512, hours=0.01)
+    assert found.tokens == pytest.approx(0.6 * 36 * 1e9 / operations, abs=1)
+    assert "; 60% of 0.01 hours at 1 GFLOP/s, as told)" in found.reason
+
+
+def test_a_pack_needs_a_tenth(chosen, tmp_path) -> None:
+    found = chosen(10**8, f"adapt.from_pack={tmp_path}", new_tokens=1000)
+    assert found.tokens == 60_000
+    assert "as in the pack" in found.reason
+    assert "to be learned well" not in found.reason
+
+
+def test_the_speed_of_this_device(instruct) -> None:
+    from lep.settings import TrainingSettings
+
+    speed, source = budgets.device_speed(Shape.of(instruct), TrainingSettings())
+    assert 1e6 < speed < 1e16
+    assert source.startswith("40% of ")
+
+
+def test_smaller_extensions_are_the_first_tokens_of_a_larger_one(instruct) -> None:
+    """Each learned alone has the same tokens and merges."""
+    base = Tokenizer.from_file(str(instruct / "tokenizer.json"))
+    russian = [file.read_text(encoding="utf-8") for file in sorted((SAMPLE / "ru").iterdir())]
+    parts, words = Parts.of(base), count_texts(base, russian[1:])
+    largest = extend_bpe(parts, words, 300)
+    for size in (1, 100, 299, 300):
+        alone, first = extend_bpe(parts, words, size).parts, first_tokens(parts, largest, size)
+        for text in russian:
+            sides = [
+                each.tokenizer.encode(text, add_special_tokens=False) for each in (alone, first)
+            ]
+            assert sides[0].tokens == sides[1].tokens
+
+
+def test_the_curve_ends_where_the_text_yields_no_more(instruct) -> None:
+    curve = savings_curve(instruct, [str(SAMPLE / "ru")], [64, 128, 80_000, 90_000])
+    assert list(curve)[:2] == [64, 128]
+    assert 1_000 < list(curve)[2] < 10_000  # of 90,000 characters
+    assert len(curve) == 3
+    assert curve[64].before == curve[128].before > curve[64].after > curve[128].after
+    with pytest.raises(CorpusError, match="yields only"):
+        savings_curve(instruct, [str(SAMPLE / "ru")], [90_000])
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def documents(groups: list[str]) -> list[Document]:
+    return [Document(str(i), "text", "source", group) for i, group in enumerate(groups)]
+
+
+def test_looks_are_whole_groups() -> None:
+    looks, rest = apart(documents([f"author {i % 50}" for i in range(1_000)]), 0.1, "ru")
+    groups = [{document.group for document in side} for side in (looks, rest)]
+    assert not groups[0] & groups[1]
+    assert 1 <= len(groups[0]) <= 12
+    assert len(looks) + len(rest) == 1_000
+
+
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+@pytest.mark.parametrize("groups", [["a", "b"], ["a", "a", "a"]])
+def test_both_sides_have_a_document(share, groups) -> None:
+    assert all(apart(documents(groups), share, "ru"))
+    with pytest.raises(CorpusError, match="training text of 'ru' is a single document"):
+        apart(documents(["a"]), share, "ru")
+
+
+@pytest.fixture
+def stages(pair, tmp_path):
+    """The stages of a recipe by name."""
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"name: x\ninstruct: {pair['instruct']}\nlanguage: ru\n"
+        f"text: {{ru: {SAMPLE}/ru, en: {SAMPLE}/en}}\n"
+        "tokenizer: {new_tokens: 60}\nadapt: {tokens: 10_000}\n"
+    )
+    return lambda *changes: {s.name: s for s in recipe_stages(load_recipe(path, changes)).all}
+
+
+ALL = [
+    *("corpus", "tokenizer", "init-instruct", "looks", "prompt-tasks", "own-prompts"),
+    *("adapt-prompts", "adapt-unjudged", "adapt-answers", "practice", "adapt"),
+    *("evaluate-instruct", "evaluate-init-instruct", "evaluate-adapt"),
+]
+
+
+def test_the_stages_of_joint_training(stages) -> None:
+    assert list(stages()) == ALL
+    assert stages()["practice"].settings["practice_tokens"] == ceil(1.2 * 10_000 / 5)
+    assert stages("adapt.practice_tokens=9")["practice"].settings["practice_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "without"),
+    [
+        (["adapt.shares=practice=0"], ["practice"]),
+        (["adapt.shares=answers=0,old_answers=0"], [name for name in ALL if name in ALL[4:9]]),
+        (["adapt.own_prompts=0"], ["own-prompts"]),
+        (["adapt.prompt_tasks=0"], ["prompt-tasks"]),
+    ],
+)
+def test_a_stream_without_a_share_has_no_stage(changes, without, stages) -> None:
+    assert list(stages(*changes)) == [name for name in ALL if name not in without]
+
+
+def test_prompts_are_in_the_languages_that_have_a_share(stages) -> None:
+    both, new = stages(), stages("adapt.shares=old_answers=0")
+    assert both["own-prompts"].settings["languages"] == ["ru", "en"]
+    assert new["own-prompts"].settings["languages"] == ["ru"]
+
+
+def test_a_file_of_prompts_replaces_those_made(stages, tmp_path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    write_records(file, [{"messages": [{"role": "user", "content": "?"}]}])
+    given = stages(f"adapt.prompts={file}")
+    assert not {"prompt-tasks", "own-prompts", "adapt-prompts"} & set(given)
+    assert given["adapt-unjudged"].files[1:] == [file]
+
+
+def test_stages_do_not_depend_on_what_does_not_change_them(stages) -> None:
+    """Another budget trains on the same answers; more new tokens change no answer either."""
+    before = stages()
+    for change, again in {
+        "adapt.tokens=20_000": {"practice", "adapt"},
+        "adapt.learning_rate=1e-3": {"adapt"},
+        "adapt.practice=50": {"practice", "adapt"},
+        "adapt.max_new_tokens=9": {"adapt-unjudged", "adapt-answers", "adapt"},
+        "tokenizer.new_tokens=70": {"tokenizer", "init-instruct", "practice", "adapt"},
+        "adapt.looks_share=0.5": set(ALL[3:11]),
+    }.items():
+        after = stages(change)
+        changed = {n for n in ALL[:11] if after[n].fingerprint != before[n].fingerprint}
+        assert changed == again, change
+
+
+def test_with_a_base_both_ways_are_there(stages, pair) -> None:
+    """On one tokenizer, the base's; the stages of the base are those without joint training."""
+    base = [f"base={pair['base']}", "pretrain.tokens=5_000", "propagate=[conversion]"]
+    both, alone = stages(*base), stages(*base, "adapt=null")
+    assert {*alone, *ALL} == set(both)
+    assert all(both[name].fingerprint == stage.fingerprint for name, stage in alone.items())
+    assert pair["base"] in both["tokenizer"].files
+    titles = recipe_stages_titles(both)
+    assert titles["evaluate-adapt"] == "joint training"
+
+
+def recipe_stages_titles(stages: dict[str, Stage]) -> dict[str, str]:
+    return {"evaluate-adapt": "joint training"} if "evaluate-adapt" in stages else {}
+
+
+def test_few_answers_stop_the_run_with_counts(tmp_path) -> None:
+    few, reason = {"kept": 9, "too long": 91}, {"kept": 40}
+    for name, value in (("answers", few), ("scripts", {"Cyrillic": few, "Latin": reason})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    message = (
+        r"9 of 100 Cyrillic questions have an answer to learn from \(91 too long\), and 10 are "
+        "needed: look at .*, give more or better prompts .adapt.prompts., a model that can "
+    )
+    with pytest.raises(CorpusError, match=message):
+        list(warnings(tmp_path, "ru"))
+    (warning,) = warnings(tmp_path, None)  # where they have no share
+    assert "9 of 100 Cyrillic questions have an answer to learn from" in warning
+
+
+def test_warnings_are_said_before_the_next_stage_and_faults_stop_it(tmp_path) -> None:
+    said: list[str] = []
+
+    def check(folder: Path):
+        assert (folder / "x").exists()
+        yield "most answers were dropped"
+        if not (tmp_path / "good").exists():
+            raise CorpusError("too few")
+
+    first = Stage("answers", lambda output, at: make(output), {}, check=check)
+    second = Stage("adapt", lambda output, at: make(output), {}, (first,))
+    for _ in range(2):  # what was built stays refused
+        runner = Runner(RunFolder(tmp_path / "run"), said.append)
+        with pytest.raises(CorpusError, match="too few"):
+            runner.run_all([first, second])
+        assert not (tmp_path / "run" / "answers").exists()
+    (tmp_path / "good").touch()
+    said.clear()
+    Runner(RunFolder(tmp_path / "run"), said.append).run_all([first, second])
+    assert said.index("most answers were dropped") < said.index("[2/2] adapt ...")
+
+
+def make(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "x").touch()
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+SMALL = [
+    *("adapt.prompt_tasks=6", "adapt.own_prompts=0", "adapt.max_new_tokens=12"),
+    *("adapt.shares=practice=0", "adapt.block_size=64", "adapt.checkpoints=2"),
+    *("evaluate.items=2", "evaluate.characters=2_000", "evaluate.bootstrap=50"),
+    "evaluate.tasks=[copy_sentence, first_word]",
+]
+
+
+def test_from_text_to_verdict_and_again(instruct, tmp_path, monkeypatch) -> None:
+    """On a random model, whose answers pass no rule and no practice task."""
+    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
+    run, said = tmp_path / "run", []
+    options = {"new_tokens": 40, "tokens": 3_000, "overrides": SMALL}
+    result = lep.adapt(instruct, TEXT, run, **options, say=said.append)
+    assert "joint training" in result.table
+    assert str(result).endswith(str(result.verdict))
+    record = json.loads((run / "adapt" / "lep" / "pretrain.json").read_text())
+    assert set(record["streams"]) == {"text", "answers", "old_answers", "old_text"}
+    looked = [look["bits_per_byte"] for look in record["looks"]]
+    assert all(list(bits) == ["ru", "en"] for bits in looked)
+    paths = ["corpus/ru.train.jsonl", "looks/ru.looks.jsonl", "looks/ru.rest.jsonl"]
+    whole, looks, rest = ([d.text for d in read_documents([run / path])] for path in paths)
+    assert sorted(looks + rest) == sorted(whole)
+    again: list[str] = []
+    lep.run_recipe(run / "recipe.yaml", run, say=again.append)
+    assert all(line.endswith("up to date") for line in again)
+    assert len(again) == len(ALL) - 2  # without own prompts and practice
+
+
+LAB_CHANGES = [
+    *("adapt.prompt_tasks=4", "adapt.own_prompts=4", "adapt.max_new_tokens=60"),
+    *("adapt.checkpoints=4", "evaluate.items=4", "evaluate.characters=2_000"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prompt-tasks", "adapt-unjudged", "practice", "adapt"])
+def test_a_killed_command_continues(stage, tmp_path) -> None:
+    """On the lab pair: killed in a stage, then the same command; compared with a run in peace."""
+    results = []
+    for name in ("killed", "peace"):
+        run = tmp_path / name / "run"
+        command = [sys.executable, "-m", "lep", "adapt", str(LAB), *texts("ru", "en")]
+        command += ["--output", str(run), "--new-tokens", "64", "--tokens", "8000", *LAB_CHANGES]
+        if name == "killed":
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            assert process.stdout is not None
+            assert any(f"] {stage} ..." in line for line in process.stdout)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not (run / "run.json").exists()
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        files = ("adapt/model.safetensors", "adapt-answers/kept.jsonl", "practice/kept.jsonl")
+        results.append([(run / file).read_bytes() for file in files])
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_a_pack_is_where_a_sibling_starts(tmp_path) -> None:
+    """New rows of the lab model, packed, and trained on in the same model."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    lep.adapt(LAB, TEXT, first, new_tokens=64, tokens=8_000, overrides=LAB_CHANGES)
+    lep.make_pack(LAB, first / "adapt", tmp_path / "ru.pack")
+    result = lep.adapt(LAB, TEXT, second, from_pack=tmp_path / "ru.pack", overrides=LAB_CHANGES)
+    recipe = load_recipe(second / "recipe.yaml")
+    assert (recipe.tokenizer.new_tokens, recipe.adapt.tokens) == (64, 64 * 60)
+    assert "rows of the pack" in result.table
+    sizes = [
+        json.loads((run / "tokenizer" / "changes.json").read_text())["size"]
+        for run in (first, second)
+    ]
+    assert sizes[0] == sizes[1]
+    assert stages_adapt.LEAST_ANSWERS == 10
