@@ -407,12 +407,51 @@ def test_with_a_base_both_ways_are_there(stages, pair) -> None:
     assert {*alone, *ALL} == set(both)
     assert all(both[name].fingerprint == stage.fingerprint for name, stage in alone.items())
     assert pair["base"] in both["tokenizer"].files
-    titles = recipe_stages_titles(both)
-    assert titles["evaluate-adapt"] == "joint training"
 
 
-def recipe_stages_titles(stages: dict[str, Stage]) -> dict[str, str]:
-    return {"evaluate-adapt": "joint training"} if "evaluate-adapt" in stages else {}
+def test_a_model_that_writes_no_prompts_answers_tasks(stages, tmp_path, monkeypatch) -> None:
+    """Without tasks the fault is the run's."""
+
+    def write_prompts(*_) -> None:
+        raise CorpusError("none of 80 prompts is of use")
+
+    monkeypatch.setattr(stages_adapt, "write_prompts", write_prompts)
+    names = ("corpus", "looks", "prompt-tasks", "own-prompts", "adapt-prompts")
+    for change, fault in {"adapt.prompt_tasks=2": False, "adapt.prompt_tasks=0": True}.items():
+        made, said = stages(change), []
+        runner = Runner(RunFolder(tmp_path / change), said.append)
+        if fault:
+            with pytest.raises(CorpusError, match="none of 80 prompts is of use"):
+                runner.run_all([made[name] for name in names if name in made])
+            continue
+        runner.run_all([made[name] for name in names])
+        warning = (
+            "warning: none of 80 prompts is of use; only tasks made from the text are answered"
+        )
+        assert warning in said
+        lines = (tmp_path / change / "adapt-prompts" / "records.jsonl").read_text().splitlines()
+        questions = [json.loads(line)["messages"][0] for line in lines]
+        assert len(questions) == 2 * 5 * 2  # of five kinds in two languages
+        assert {question["role"] for question in questions} == {"user"}
+
+
+def test_prompts_of_its_own_join_the_tasks(stages, tmp_path, monkeypatch) -> None:
+    def write_prompts(original, text, output, settings) -> None:
+        output.mkdir()
+        record = {"messages": [{"role": "user", "content": "How so?"}], "language": "en"}
+        write_records(output / "prompts.jsonl", [record])
+        counts = {"ru": {"kept": 0, "cut off": 8}, "en": {"kept": 200}}
+        (output / "prompts.json").write_text(json.dumps(counts))
+
+    monkeypatch.setattr(stages_adapt, "write_prompts", write_prompts)
+    made, said = stages("adapt.prompt_tasks=1"), []
+    names = ("corpus", "looks", "prompt-tasks", "own-prompts", "adapt-prompts")
+    Runner(RunFolder(tmp_path / "run"), said.append).run_all([made[name] for name in names])
+    lines = (tmp_path / "run" / "adapt-prompts" / "records.jsonl").read_text().splitlines()
+    assert len(lines) == 5 * 2 + 1
+    assert json.loads(lines[-1])["messages"][0]["content"] == "How so?"
+    (warning,) = (line for line in said if line.startswith("warning"))
+    assert "0 of 200 prompts in ru, after 8 drafts" in warning
 
 
 def test_few_answers_stop_the_run_with_counts(tmp_path) -> None:

@@ -44,14 +44,18 @@ class OwnPrompts(Result):
 
     def __str__(self) -> str:
         lines = [f"{language}: {_listed(counts)}" for language, counts in self.counts.items()]
-        for language, counts in self.counts.items():
-            if counts[KEPT] < FEW * self.wanted:
-                lines.append(
-                    f"warning: {counts[KEPT]:,} of {self.wanted:,} prompts in {language}, after "
-                    f"{sum(counts.values()):,} drafts: look at {self.output / DRAFTS}, the "
-                    "original model may not know the language well enough"
-                )
-        return "\n".join([*lines, f"wrote {self.output}"])
+        return "\n".join([*lines, *self.warnings, f"wrote {self.output}"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each language in which few drafts are of use."""
+        return [
+            f"warning: {counts[KEPT]:,} of {self.wanted:,} prompts in {language}, after "
+            f"{sum(counts.values()):,} drafts: look at {self.output / DRAFTS}, the original model "
+            "may not know the language well enough"
+            for language, counts in self.counts.items()
+            if counts[KEPT] < FEW * self.wanted
+        ]
 
 
 def write_prompts(

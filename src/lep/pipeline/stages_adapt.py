@@ -16,7 +16,7 @@ from lep.corpus.language import SCRIPTS as SCRIPT_OF
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, read_documents, read_records, write_records
 from lep.errors import CorpusError
-from lep.files import read_json
+from lep.files import read_json, write_json
 from lep.pipeline.recipe import AdaptStage
 from lep.pipeline.stage import FolderOf, Source, Stage
 from lep.pipeline.stages import (
@@ -38,6 +38,7 @@ from lep.settings import (
 from lep.training.pretrain import pretrain
 from lep.transfer.language_pack import apply_pack, pack_tokenizer
 
+FAULT = "fault.json"  # why the instruct model wrote no prompts
 LEAST_ANSWERS = 10  # in the new language: with fewer the model cannot answer in it
 SPARE_PRACTICE = 1.2  # practice tasks that are made, for each token that is trained on
 
@@ -130,17 +131,30 @@ def tasks_stage(given: Sources, looks: Stage, languages: Sequence[str], adapt: A
 def own_prompts_stage(
     given: Sources, looks: Stage, languages: Sequence[str], adapt: AdaptStage
 ) -> Stage:
-    """Let the instruct model write prompts of its own."""
+    """Let the instruct model write prompts of its own.
+
+    A model that cannot is no fault where there are tasks to answer.
+    """
     settings = part(OwnPromptSettings, adapt)
 
     def action(output: Path, at: FolderOf) -> None:
-        write_prompts(given.instruct, rest_of(looks, languages, at), output, settings)
+        try:
+            write_prompts(given.instruct, rest_of(looks, languages, at), output, settings)
+        except CorpusError as error:
+            if not adapt.prompt_tasks:
+                raise
+            with publishing(output) as partial:
+                write_records(partial / PROMPTS, [])
+                write_json(partial / FAULT, {"fault": str(error)})
 
     def check(folder: Path) -> list[str]:
-        counts = read_json(folder / PROMPT_COUNTS)
-        return OwnPrompts(counts, settings.own_prompts, folder).warnings
+        if (folder / FAULT).exists():
+            fault = read_json(folder / FAULT)["fault"]
+            return [f"warning: {fault}; only tasks made from the text are answered"]
+        return OwnPrompts(read_json(folder / PROMPT_COUNTS), settings.own_prompts, folder).warnings
 
     values = settings.model_dump() | {"languages": languages}
+    values["alone"] = not adapt.prompt_tasks
     return Stage("own-prompts", action, values, (looks, given.instruct), check)
 
 
