@@ -47,7 +47,7 @@ def no_run(monkeypatch) -> list[Recipe]:
 
     def run_recipe(grid, output, say) -> FinishedRun:
         recipes.append(grid.cells[0].recipe)
-        return FinishedRun(output, output / "report.html", "table", {}, "It answers.")
+        return FinishedRun(output, output / "report.html", "table of models", {})
 
     monkeypatch.setattr("lep.pipeline.run.run_recipe", run_recipe)
     return recipes
@@ -158,7 +158,7 @@ def test_the_recipe_holds_what_was_decided_and_nothing_else(
         "evaluate": {"items": 3},
     }
     assert no_run == [load_recipe(path)]
-    assert str(result).endswith("\n\nIt answers.")
+    assert str(result).endswith("table of models")
     (line,) = said
     assert line.startswith("100 new tokens (more need more text or training; tokens saved by 256 ")
     assert "; 40,000 tokens to train on (400 for each new token, " in line
@@ -170,7 +170,7 @@ def test_the_same_command_continues_and_another_is_refused(
     words = ["adapt", instruct, *texts("ru", "en"), "--output", tmp_path / "run"]
     words += ["--tokens", "40000"]
     first = here(*words, "adapt.seed=3")
-    assert "It answers." in first
+    assert "table of models" in first
     recipe = tmp_path / "run" / "recipe.yaml"
     before = recipe.read_text()
     monkeypatch.setattr("lep.pipeline.budget.budget", None)  # nothing is decided again
@@ -505,6 +505,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_from_text_to_verdict_and_again(instruct, tmp_path, monkeypatch) -> None:
     """On a random model, whose answers pass no rule and no practice task."""
     monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
