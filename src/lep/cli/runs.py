@@ -23,7 +23,8 @@ def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> An
 @verb(
     app,
     model="Instruct model: a local folder or a hub id.",
-    text="LANGUAGE=PATH: text of the new language first, then of one that the model knows.",
+    text="LANGUAGE=PATH: text of the new language, and of one that the model knows (default: none; "
+    "both are needed).",
     output="Run folder; the same command continues there.",
     language="Code of the new language (default: the first of the text).",
     new_tokens="Tokens to add (default: by what they save).",
