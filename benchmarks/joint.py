@@ -82,7 +82,8 @@ def prepared(folder: Path, corpus: Path) -> dict[str, Any]:
         print(lep.answer(INSTRUCT, prompts, answers, max_new_tokens=300, generation_batch=64))
     if not practice.exists():
         options = {"practice_tokens": PRACTICE_TOKENS, "practice": 1_000}
-        print(lep.practise(INSTRUCT, start, {"ru": train["ru"]}, practice, **options))
+        words = {"ru": train["ru"]}
+        print(lep.practise(INSTRUCT, start, words, practice, heldout=heldout, **options))
     streams = {"answers": answers, "practice_tasks": practice}
     return {
         "start": start,

@@ -12,7 +12,8 @@ from conftest import ROOT, SAMPLE, TEMPLATE, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lep.calibration import practice
-from lep.calibration.practice import Drawing, Words, practise
+from lep.calibration.drawing import Drawing, Words
+from lep.calibration.practice import practise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.tasks import PROMPTS
 from lep.errors import CheckpointError, CorpusError
@@ -83,22 +84,23 @@ def test_counts_are_those_of_the_tasks(start, made) -> None:
 def test_each_new_token_comes_equally_often(start) -> None:
     checkpoint = Checkpoint(start)
     texts = (path.read_text(encoding="utf-8") for path in sorted(RU["ru"][0].iterdir()))
-    words = Words.count(checkpoint, texts, new_tokens(start))
+    words = Words.count(checkpoint, "ru", texts, new_tokens(start))
     drawing = Drawing(words, "ru", 0)
     tokenizer = AutoTokenizer.from_pretrained(start)
     counts: Counter[int] = Counter()
     for item in islice(drawing, 400):
         counts.update(set(tokenizer(" " + item.answer, add_special_tokens=False)["input_ids"]))
+        words_of_text = item.text.rstrip(".").split()
+        before = (
+            {"word_after": words_of_text[words_of_text.index(item.answer) - 1]}
+            if item.task == "word_after"
+            else {}
+        )
         assert item.question == PROMPTS["ru"][item.task].format(
-            text=item.text, word=_word_before(item)
+            text=item.text, word=before.get(item.task, "")
         )
     usual = sorted(counts[index] for index in words.of_token)
     assert usual[len(usual) // 20] >= usual[len(usual) // 2] / 3  # text itself: a hundredth
-
-
-def _word_before(item) -> str:
-    words = item.text.rstrip(".").split()
-    return words[words.index(item.answer) - 1] if item.task == "word_after" else ""
 
 
 def test_a_killed_run_continues_with_the_same_tasks(start, made, tmp_path, monkeypatch) -> None:
@@ -125,7 +127,7 @@ def test_a_killed_run_continues_with_the_same_tasks(start, made, tmp_path, monke
 
 
 def test_tasks_that_the_original_cannot_do_are_drawn_less(start) -> None:
-    words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1])
+    words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1], {})
     drawing = Drawing(words, "ru", 0)
     items = list(islice(drawing, 600))
     drawing.learn(items, [item.task != "copy_paragraph" for item in items])

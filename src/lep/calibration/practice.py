@@ -5,22 +5,20 @@ token comes equally often, in the question and in the answer. A task is kept whe
 is the one that the original model gives.
 """
 
-import heapq
 import json
-import random
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import regex
-
+from lep.calibration.drawing import Drawing, Words
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import evaluated_runs
 from lep.corpus.files import corpus_files, file_stamps
 from lep.corpus.read import Record, stream_texts, write_records
-from lep.corpus.tasks import PROMPTS, TaskItem
+from lep.corpus.tasks import TaskItem
 from lep.errors import CheckpointError, CorpusError
 from lep.files import parse_json, write_json
 from lep.inference.generate import end_tokens
@@ -34,23 +32,9 @@ from lep.training.streams import ANSWER_FILE
 from lep.transfer.mappings import saved_mappings
 
 COUNTS, VERDICTS = "practice.json", "verdicts.jsonl"
-WEIGHTS = {
-    "copy_sentence": 3,
-    "copy_paragraph": 1,
-    "first_word": 1,
-    "last_word": 1,
-    "word_after": 1,
-}
-WORDS = {"copy_paragraph": (12, 24)}  # of a text, at least and at most
-FEW_WORDS = (4, 10)  # of other tasks
 TASKS_AT_ONCE = 256  # drawn between two looks at the limits
-READ_CHARACTERS = 20_000_000  # of text that words are counted in
-MOST_WORDS, LONGEST_WORD = 200_000, 30
-WORDS_OF_TOKEN = 20  # the most frequent ones
 LEAST_KEPT = 0.01  # of the tasks: with fewer right answers, drawing ends
-ENOUGH = 20  # tasks of a kind, to know what share of them the original model can do
 FEW = 0.5  # of the tasks: fewer right answers deserve a warning
-_WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
 
 
 @dataclass(frozen=True)
@@ -80,119 +64,19 @@ class Practice(Result):
         return "\n".join([*lines, f"wrote {self.output}"])
 
 
-@dataclass(frozen=True)
-class Words:
-    """Words of a text with their new tokens, and frequent words by token."""
-
-    tokens: dict[str, list[int]]  # new tokens of each word
-    of_token: dict[int, list[str]]
-    frequent: list[str]
-    weights: list[int]  # of the frequent words
-
-    @classmethod
-    def count(cls, checkpoint: Checkpoint, texts: Iterator[str], new: set[int]) -> "Words":
-        """Count the words, and tokenise each as it is at the beginning and inside of a sentence."""
-        counts: Counter[str] = Counter()
-        characters = 0
-        for text in texts:
-            counts.update(w for w in _WORD.findall(text) if len(w) <= LONGEST_WORD)
-            characters += len(text)
-            if characters > READ_CHARACTERS:
-                break
-        words = [word for word, _ in counts.most_common(MOST_WORDS)]
-        if not words:
-            return cls({}, {}, [], [])
-        twice = [f"{word} {word}" for word in words]
-        encoded = checkpoint.tokenizer(twice, add_special_tokens=False)["input_ids"]
-        tokens = {w: [i for i in ids if i in new] for w, ids in zip(words, encoded, strict=True)}
-        of_token: dict[int, list[str]] = defaultdict(list)
-        for word, ids in tokens.items():  # the most frequent ones first
-            for index in set(ids):
-                if len(of_token[index]) < WORDS_OF_TOKEN:
-                    of_token[index].append(word)
-        return cls(tokens, dict(of_token), words, [counts[word] for word in words])
-
-
-class Drawing:
-    """Tasks without end; each is about the tokens that came least often so far."""
-
-    def __init__(self, words: Words, language: str, seed: int) -> None:
-        self.words, self.language = words, language
-        self.rng = random.Random(seed)
-        self.weights: dict[str, float] = dict(WEIGHTS)
-        self.counts: Counter[int] = Counter()
-        self.heap = [(0, self.rng.random(), index) for index in sorted(words.of_token)]
-        heapq.heapify(self.heap)
-
-    def __iter__(self) -> Iterator[TaskItem]:
-        wording = PROMPTS.get(self.language, PROMPTS["en"])
-        while True:
-            task = self.rng.choices([*self.weights], [*self.weights.values()])[0]
-            count = self.rng.randint(*WORDS.get(task, FEW_WORDS))
-            if task.startswith("copy"):
-                words = self._rare(count)
-                text = answer = _sentence(words)
-                named = ""
-            else:
-                (answer,) = self._rare(1)
-                others = self.rng.choices(self.words.frequent, self.words.weights, k=count - 1)
-                others = [word for word in others if word != answer] or ["—"]
-                position = {"first_word": 0, "last_word": len(others)}.get(
-                    task, self.rng.randint(1, len(others))
-                )
-                words = [*others[:position], answer, *others[position:]]
-                named = words[position - 1]
-                if task == "word_after" and words.count(named) > 1:
-                    continue
-                text = _sentence(words) if position else " ".join(words) + "."
-            question = wording[task].format(text=text, word=named)
-            yield TaskItem(task, self.language, text, question, answer)
-
-    def _rare(self, count: int) -> list[str]:
-        """Words, each with the token that came least often."""
-        chosen = []
-        for _ in range(count):
-            while True:  # entries of the heap may be older than the counts
-                times, order, index = heapq.heappop(self.heap)
-                if times == self.counts[index]:
-                    break
-                heapq.heappush(self.heap, (self.counts[index], order, index))
-            word = self.rng.choice(self.words.of_token[index])
-            chosen.append(word)
-            self.counts.update(set(self.words.tokens[word]))
-            heapq.heappush(self.heap, (self.counts[index], self.rng.random(), index))
-        return chosen
-
-    def learn(self, items: Sequence[TaskItem], right: Sequence[int]) -> None:
-        """Draw fewer of the tasks that the original model cannot do: by its share of right ones."""
-        if not any(right):  # then nothing says which task would be better
-            return
-        for task in self.weights:
-            rights = [each for item, each in zip(items, right, strict=True) if item.task == task]
-            if len(rights) >= ENOUGH:
-                self.weights[task] = WEIGHTS[task] * sum(rights) / len(rights)
-
-    def least(self) -> int:
-        """How often the token that came least often was drawn."""
-        return min(self.counts[index] for index in self.words.of_token)
-
-
-def _sentence(words: Sequence[str]) -> str:
-    text = " ".join(words)
-    return f"{text[:1].upper()}{text[1:]}."
-
-
 def practise(
     original: str | Path,
     model: str | Path,
     text: Mapping[str, Sequence[str | Path]],
     output: str | Path,
     settings: PracticeSettings | None = None,
+    heldout: Mapping[str, Sequence[str | Path]] | None = None,
     **options: Any,
 ) -> Practice:
     """Make practice tasks for the new tokens of `model`, and write them to the folder `output`.
 
-    `text` has the files of one language, from which words are drawn. `original` is given each task
+    `text` has the files of one language, from which words and sentences are drawn; no sentence
+    shares a run of eight words with `heldout` text. `original` is given each task
     with its right answer, in its own tokens, and the task is kept where each token of the answer is
     its greedy choice, the end of the turn included. `kept.jsonl` holds the tasks as `messages`,
     `practice.json` the counts that are returned. An interrupted run continues.
@@ -215,10 +99,12 @@ def practise(
         raise CheckpointError(
             f"{model} does not say which of its tokens are new: initialise it with lep init"
         )
-    stamps = [checkpoint.stamp(), teacher.stamp(), file_stamps(corpus_files(paths))]
+    files = corpus_files([*paths, *chain.from_iterable((heldout or {}).values())])
+    stamps = [checkpoint.stamp(), teacher.stamp(), file_stamps(files)]
     key = fingerprint([*stamps, language, settings.model_dump()])
     with publishing(output, resume_key=key) as folder:
-        words = Words.count(checkpoint, stream_texts(paths), new)
+        runs = evaluated_runs(chain.from_iterable((heldout or {}).values()))
+        words = Words.count(checkpoint, language, stream_texts(paths), new, runs)
         if not words.of_token:
             raise CorpusError(
                 f"none of the {len(new):,} new tokens of {model} is in a word of the {language} "

@@ -81,7 +81,8 @@ def sentences(text: str) -> list[str]:
     return [s.strip() for paragraph in paragraphs(text) for s in _SENTENCE_END.split(paragraph)]
 
 
-def _usable(text: str, language: str, length: tuple[int, int]) -> bool:
+def usable(text: str, language: str, length: tuple[int, int]) -> bool:
+    """Whether a text suits a task: whole, without signs of markup, and in its language."""
     return (
         length[0] <= len(text) <= length[1]
         and _TEXT_ONLY.fullmatch(text) is not None
@@ -165,7 +166,7 @@ def _pools(documents: Documents, language: str, enough: int | None) -> dict[str,
             ("sentence", sentences, SENTENCE_CHARACTERS),
             ("paragraph", paragraphs, PARAGRAPH_CHARACTERS),
         ):
-            pools[name] += [t for t in split(document.text) if _usable(t, language, length)]
+            pools[name] += [t for t in split(document.text) if usable(t, language, length)]
         if enough is not None and min(map(len, pools.values())) >= enough:
             break
     return {name: list(dict.fromkeys(texts)) for name, texts in pools.items()}

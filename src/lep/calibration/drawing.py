@@ -1,0 +1,170 @@
+"""Tasks over words and sentences of a text, drawn so that each new token comes equally often."""
+
+import heapq
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import regex
+
+from lep.checkpoint.reader import Checkpoint
+from lep.corpus.copies import runs_of
+from lep.corpus.tasks import PROMPTS, SENTENCE_CHARACTERS, TASKS, TaskItem, sentences, usable
+
+# How often each task is drawn. Answers of one word teach few tokens, and teach where to stop.
+WEIGHTS = {
+    "copy_sentence": 3,
+    "copy_paragraph": 1,
+    "first_word": 2,
+    "last_word": 2,
+    "word_after": 2,
+}
+WORDS = {"copy_paragraph": (12, 24)}  # of a text, at least and at most
+FEW_WORDS = (4, 10)  # of other tasks
+READ_CHARACTERS = 20_000_000  # of text that words are counted in
+MOST_WORDS, LONGEST_WORD = 200_000, 30
+WORDS_OF_TOKEN = 20  # the most frequent ones
+SENTENCE_TEXT = 4_000_000  # characters of text that sentences are taken from
+SENTENCES_OF_WORD = 5
+NATURAL = 0.5  # share of the tasks with an answer of one word that are about a real sentence
+ENOUGH = 20  # tasks of a kind, to know what share of them the original model can do
+_WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
+Sentences = dict[str, dict[str, list[str]]]  # by task and by the word that is its answer
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words of a text with their new tokens, and frequent words by token."""
+
+    tokens: dict[str, list[int]]  # new tokens of each word
+    of_token: dict[int, list[str]]
+    frequent: list[str]
+    weights: list[int]  # of the frequent words
+    sentences: Sentences
+
+    @classmethod
+    def count(
+        cls,
+        checkpoint: Checkpoint,
+        language: str,
+        texts: Iterable[str],
+        new: set[int],
+        heldout: set[int] = frozenset(),  # type: ignore[assignment]
+    ) -> "Words":
+        """Count the words, and tokenise each as it is at the beginning and inside of a sentence.
+
+        Sentences that share a run of words with `heldout` are left out (`copies.runs_of`).
+        """
+        counts: Counter[str] = Counter()
+        natural: Sentences = {"first_word": {}, "last_word": {}}
+        characters = 0
+        for text in texts:
+            if characters < SENTENCE_TEXT:
+                _add_sentences(natural, text, language, heldout)
+            counts.update(w for w in _WORD.findall(text) if len(w) <= LONGEST_WORD)
+            characters += len(text)
+            if characters > READ_CHARACTERS:
+                break
+        words = [word for word, _ in counts.most_common(MOST_WORDS)]
+        if not words:
+            return cls({}, {}, [], [], natural)
+        twice = [f"{word} {word}" for word in words]
+        encoded = checkpoint.tokenizer(twice, add_special_tokens=False)["input_ids"]
+        tokens = {w: [i for i in ids if i in new] for w, ids in zip(words, encoded, strict=True)}
+        of_token: dict[int, list[str]] = defaultdict(list)
+        for word, ids in tokens.items():  # the most frequent ones first
+            for index in set(ids):
+                if len(of_token[index]) < WORDS_OF_TOKEN:
+                    of_token[index].append(word)
+        return cls(tokens, dict(of_token), words, [counts[word] for word in words], natural)
+
+
+def _add_sentences(natural: Sentences, text: str, language: str, heldout: set[int]) -> None:
+    """Add sentences by the word that is first or last in them, a few of each word."""
+    rng = random.Random(0)  # the answers to these tasks need none
+    for sentence in sentences(text):
+        if not usable(sentence, language, SENTENCE_CHARACTERS):
+            continue
+        for task, by_word in natural.items():
+            pair = TASKS[task](sentence, rng)
+            if pair and len(by_word.get(pair[1], ())) < SENTENCES_OF_WORD:
+                if heldout and not heldout.isdisjoint(runs_of(sentence)):
+                    break
+                by_word.setdefault(pair[1], []).append(sentence)
+
+
+class Drawing:
+    """Tasks without end; each is about the tokens that came least often so far."""
+
+    def __init__(self, words: Words, language: str, seed: int) -> None:
+        self.words, self.language = words, language
+        self.rng = random.Random(seed)
+        self.weights: dict[str, float] = dict(WEIGHTS)
+        self.counts: Counter[int] = Counter()
+        self.heap = [(0, self.rng.random(), index) for index in sorted(words.of_token)]
+        heapq.heapify(self.heap)
+
+    def __iter__(self) -> Iterator[TaskItem]:
+        wording = PROMPTS.get(self.language, PROMPTS["en"])
+        while True:
+            task = self.rng.choices([*self.weights], [*self.weights.values()])[0]
+            count = self.rng.randint(*WORDS.get(task, FEW_WORDS))
+            if task.startswith("copy"):
+                text = answer = _sentence(self._rare(count))
+                named = ""
+            else:
+                natural = self.words.sentences.get(task, {})
+                if self.rng.random() >= NATURAL:
+                    natural = {}
+                (answer,) = self._rare(1, natural)
+                if sentences_of := natural.get(answer):
+                    text, named = self.rng.choice(sentences_of), ""
+                else:
+                    text, named = self._random_sentence(task, answer, count)
+            question = wording[task].format(text=text, word=named)
+            yield TaskItem(task, self.language, text, question, answer)
+
+    def _random_sentence(self, task: str, answer: str, count: int) -> tuple[str, str]:
+        """A sentence of frequent words with the answer among them, and the word before it."""
+        others = self.rng.choices(self.words.frequent, self.words.weights, k=count - 1)
+        others = list(dict.fromkeys(word for word in others if word != answer)) or ["—"]
+        ends = {"first_word": 0, "last_word": len(others)}
+        position = ends.get(task, self.rng.randint(1, len(others)))
+        words = [*others[:position], answer, *others[position:]]
+        text = _sentence(words) if position else " ".join(words) + "."
+        return text, text.split()[position - 1] if task == "word_after" else ""
+
+    def _rare(self, count: int, preferred: Iterable[str] = ()) -> list[str]:
+        """Words, each with the token that came least often, of those preferred if there are any."""
+        chosen = []
+        for _ in range(count):
+            while True:  # entries of the heap may be older than the counts
+                times, order, index = heapq.heappop(self.heap)
+                if times == self.counts[index]:
+                    break
+                heapq.heappush(self.heap, (self.counts[index], order, index))
+            words = self.words.of_token[index]
+            word = self.rng.choice([word for word in words if word in preferred] or words)
+            chosen.append(word)
+            self.counts.update(set(self.words.tokens[word]))
+            heapq.heappush(self.heap, (self.counts[index], self.rng.random(), index))
+        return chosen
+
+    def learn(self, items: Sequence[TaskItem], right: Sequence[int]) -> None:
+        """Draw fewer of the tasks that the original model cannot do: by its share of right ones."""
+        if not any(right):  # then nothing says which task would be better
+            return
+        for task in self.weights:
+            rights = [each for item, each in zip(items, right, strict=True) if item.task == task]
+            if len(rights) >= ENOUGH:
+                self.weights[task] = WEIGHTS[task] * sum(rights) / len(rights)
+
+    def least(self) -> int:
+        """How often the token that came least often was drawn."""
+        return min(self.counts[index] for index in self.words.of_token)
+
+
+def _sentence(words: Sequence[str]) -> str:
+    text = " ".join(words)
+    return f"{text[:1].upper()}{text[1:]}."
