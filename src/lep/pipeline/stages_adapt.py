@@ -198,9 +198,10 @@ def practice_stage(given: Sources, start: Stage, looks: Stage, adapt: AdaptStage
     language = given.recipe.language
 
     def action(output: Path, at: FolderOf) -> None:
-        practise(given.instruct, at(start), rest_of(looks, [language], at), output, settings)
+        words, heldout = rest_of(looks, [language], at), given.text("heldout", at)
+        practise(given.instruct, at(start), words, output, settings, heldout)
 
-    inputs = (start, looks, given.instruct)
+    inputs = (start, looks, given.corpus, given.instruct)
     return Stage("practice", action, settings.model_dump() | {"language": language}, inputs)
 
 
