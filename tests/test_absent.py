@@ -16,12 +16,12 @@ from lep.benchmark.scoring import continuation_nats
 from lep.checkpoint.adapter import check_body
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, LepError, TrainingError
-from lep.evaluation.records import AnswerRecord, Score, TextRecord
-from lep.report.data import mark
+from lep.evaluation.records import AnswerRecord, TextRecord
 from lep.report.grid import Cell
+from lep.report.paired import Original
 from lep.selection import auto
 from lep.selection.figures import score, veto
-from lep.settings import PretrainSettings, SelectSettings
+from lep.settings import EvaluateSettings, PretrainSettings, SelectSettings
 from lep.training import lora
 from lep.training.heldout import HeldoutText
 from lep.training.pretrain import pretrain
@@ -172,15 +172,17 @@ def test_a_candidate_without_numbers_is_not_chosen(monkeypatch) -> None:
 
 
 def test_a_score_that_is_no_number_is_neither_better_nor_worse() -> None:
-    def of(value: float) -> Score:
-        return Score("bits per byte", "ru", None, "bits/byte", value, value, value, 3)
+    def outcome(*nats: float) -> str:
+        """Of the second model beside the first, over three texts."""
+        size = {"language": "ru", "tokens": 1, "characters": 1, "bytes": 1}
+        first, second = ([TextRecord(id=str(i), nats=n, **size) for i in range(3)] for n in nats)
+        original = Original(first, [("bits per byte", None)], EvaluateSettings(bootstrap=50))
+        return original.contrasts(second)["bits per byte", "ru", None].outcome
 
-    for one, other in ((1.0, NAN), (NAN, 1.0), (NAN, NAN)):
-        table = {"first": {"bits/byte ru": of(one)}}
-        assert mark(of(other), "bits/byte ru", table) == ""
-    table = {"first": {"bits/byte ru": of(1.0)}}
-    assert mark(of(0.5), "bits/byte ru", table) == "better"
-    assert mark(of(1.5), "bits/byte ru", table) == "worse"
+    for nats in ((1.0, NAN), (NAN, 1.0), (NAN, NAN)):
+        assert outcome(*nats) == ""
+    assert outcome(1.0, 0.5) == "better"
+    assert outcome(1.0, 1.5) == "worse"
     assert Cell({"a": NAN, "b": 0.5}).sign == 0
     assert Cell({"a": -0.5, "b": -0.51, "c": -0.49}).sign == -1
 

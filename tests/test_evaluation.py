@@ -11,7 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from lep.benchmark.metrics import common_subsequence, copied
 from lep.corpus.read import read_documents
@@ -20,7 +26,7 @@ from lep.evaluation.evaluate import evaluate
 from lep.evaluation.records import TextRecord, load_records, load_scores
 from lep.evaluation.score import Material, bits_per_byte, score_model, summarise, task_record
 from lep.evaluation.spans import answer_nats
-from lep.evaluation.table import text_table
+from lep.evaluation.table import comparison, comparison_table, text_table
 from lep.hub import short_names
 from lep.inference.generate import answers
 from lep.inference.likelihood import sequence_nats
@@ -325,6 +331,36 @@ def test_text_windows_are_the_same_for_every_tokenizer(pair, adapted) -> None:
     first, second = (score_model(m, text, settings).records for m in (pair["base"], adapted))
     assert [(r.id, r.bytes) for r in first] == [(r.id, r.bytes) for r in second]
     assert sum(r.tokens for r in first) > sum(r.tokens for r in second)
+
+
+def test_what_new_tokens_take_where_an_old_one_is_right(pair, adapted, tmp_path) -> None:
+    """By a softmax of each window on its own; new tokens are those beyond the old vocabulary."""
+    settings = SETTINGS.model_copy(update={"tasks": []})
+    text = {"en": [TEXT / "en"]}
+    folder = adapted.parent / "initialised"
+    evaluation = score_model(folder, text, settings)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    first_new = len(AutoTokenizer.from_pretrained(pair["base"]))
+    assert len(tokenizer) > first_new
+    masses, counts = [], []
+    windows = Material.of(text, settings).windows["en"]
+    for window, record in zip(windows, evaluation.records, strict=True):
+        ids = tokenizer(window.text, add_special_tokens=False)["input_ids"]
+        given = torch.tensor([[tokenizer.bos_token_id, *ids]])
+        taken = model(given).logits[0, :-1].softmax(-1)[:, first_new:].sum(-1)
+        old = torch.tensor(ids) < first_new
+        masses.append(taken[old].sum().item())
+        counts.append(int(old.sum()))
+        assert record.old_tokens == counts[-1]
+        assert record.new_mass == pytest.approx(masses[-1], rel=1e-4)
+    score = next(s for s in evaluation.scores if s.metric == "new token mass")
+    assert score.value == pytest.approx(sum(masses) / sum(counts), rel=1e-4)
+    assert 0 < score.low <= score.value <= score.high < 1
+    evaluation.write(tmp_path)
+    assert load_records(tmp_path / "records.jsonl") == evaluation.records
+    table = comparison_table(comparison({"m": evaluation.records}, 50, 0), ["m"])
+    assert f"new token mass en   | {score.value:.3f} [" in table
 
 
 def test_compare_writes_table_and_records(pair, tmp_path) -> None:

@@ -15,13 +15,14 @@ from lep.corpus.read import Document, write_records
 from lep.errors import CorpusError
 from lep.evaluation.evaluate import evaluate
 from lep.evaluation.measures import figure, measures
-from lep.evaluation.records import Score, TaskRecord, TextRecord, load_records, save_records
+from lep.evaluation.records import TaskRecord, TextRecord, load_records, save_records
 from lep.evaluation.score import bits_per_byte
 from lep.evaluation.table import comparison, comparison_table
 from lep.linear_map import LinearMapFitter
 from lep.mapping import VocabularyMapping
 from lep.propagation import METHODS, Problem
-from lep.report.data import mark, run_table
+from lep.report.data import run_table
+from lep.report.paired import Original
 from lep.report.run_record import CellRecord, RunRecord
 from lep.selection.auto import _material
 from lep.selection.figures import all_measures
@@ -281,12 +282,13 @@ def test_auto_has_the_same_interval_and_names_what_it_measures() -> None:
 
 
 def test_a_single_unit_has_no_interval_and_no_mark(pair, tmp_path) -> None:
-    def score(value: float, count: int) -> Score:
-        return Score("bits per byte", "ru", None, "bits/byte", value, value, value, count)
+    def texts(nats: float, count: int) -> list[TextRecord]:
+        size = {"language": "ru", "tokens": 1, "characters": 1, "bytes": 1}
+        return [TextRecord(id=str(i), nats=nats, **size) for i in range(count)]
 
-    column = "bits/byte ru"
-    assert mark(score(1.0, 1), column, {"first": {column: score(2.0, 1)}}) == ""
-    assert mark(score(1.0, 2), column, {"first": {column: score(2.0, 2)}}) == "better"
+    for count, outcome in ((1, ""), (2, "better")):
+        original = Original(texts(2.0, count), [("bits per byte", None)], EvaluateSettings())
+        assert original.contrasts(texts(1.0, count))["bits per byte", "ru", None].outcome == outcome
     (tmp_path / "text.txt").write_text("Снег идёт.", encoding="utf-8")
     result = bits_per_byte(pair["base"], [tmp_path / "text.txt"])
     assert str(result) == f"{result.value:.4f} bits per byte (one window, no interval)"

@@ -92,7 +92,9 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     assert "fewer tokens" in page
     assert "http://" not in page.split("</script>")[-1]
     assert "https://" not in page.split("</script>")[-1]
-    report, scores, benchmark = str(finished).split("\n\n")
+    report, scores, benchmark, verdict = str(finished).split("\n\n")
+    assert verdict == finished.verdict
+    assert "Russian takes" in verdict
     assert report == f"report: {tmp_path / 'run' / 'report.html'}"
     assert "Benchmark" in page
     assert "daru_rwsd" in benchmark

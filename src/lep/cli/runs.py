@@ -81,10 +81,12 @@ def plan(
 
 @verb(app)
 def report(folder: Path, /) -> str:
-    """Write the report page of a run again."""
+    """Write the report page of a run again, and say what came out."""
     from lep.report.page import write_report
+    from lep.report.verdict import run_verdict
 
-    return f"report: {write_report(folder)}"
+    page, verdict = write_report(folder), run_verdict(folder)
+    return f"report: {page}" + (f"\n\n{verdict}" if verdict else "")
 
 
 @verb(app)

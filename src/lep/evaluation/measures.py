@@ -15,6 +15,7 @@ from lep.evaluation.records import AnswerRecord, Record
 from lep.statistics import Estimate, bounds, draws, mean, ratio, wilson
 
 BITS = 1 / math.log(2)
+NEW_MASS = "new token mass"  # mean probability of all new tokens where an old token is right
 Key = tuple[str, str, str | None]  # metric, language, task
 
 
@@ -35,6 +36,7 @@ METRICS: dict[str, dict[str, Formula]] = {  # by kind of record
     "text": {
         "bits per byte": Formula("bits/byte", "nats", "bytes", BITS),
         "symbols per token": Formula("characters/token", "characters", "tokens"),
+        NEW_MASS: Formula("share", "new_mass", "old_tokens"),
     },
     "task": {
         "exact match": Formula("share", "exact"),

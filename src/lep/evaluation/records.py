@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -25,6 +26,8 @@ class TextRecord:
     tokens: int
     characters: int
     bytes: int
+    old_tokens: int | None = None  # that the model before the extension has too
+    new_mass: float | None = None  # probability of all new tokens, summed over the old tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +134,13 @@ def decode(line: dict[str, Any]) -> Record:
     """A record from a JSON object; keys that are not fields, such as `model`, are ignored."""
     cls = KINDS[line["kind"]]
     values = {field.name: line[field.name] for field in fields(cls) if field.name in line}
-    TypeAdapter(cls).validate_python(values)
+    _adapter(cls.kind).validate_python(values)
     return cls(**values)
+
+
+@cache  # building one costs a hundred times as much as a record
+def _adapter(kind: str) -> TypeAdapter[Record]:
+    return TypeAdapter(KINDS[kind])
 
 
 def save_records(path: Path, records: Iterable[Record]) -> None:

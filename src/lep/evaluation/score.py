@@ -3,7 +3,7 @@
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from lep.evaluation.records import Record, Score, TaskRecord, TextRecord, save_r
 from lep.evaluation.spans import Messages, answer_nats, greedy_answers
 from lep.files import write_json
 from lep.inference.generate import Answer
-from lep.inference.likelihood import text_nats
+from lep.inference.likelihood import text_losses
 from lep.inference.models import load_model
 from lep.result import Result
 from lep.settings import EvaluateSettings
 from lep.statistics import Estimate
+from lep.transfer.mappings import saved_mappings
 
 SPARE_TOKENS = 16  # beyond the longest right answer: enough to see that a model does not stop
 Paths = Sequence[str | Path]
@@ -153,12 +154,16 @@ def model_records(
 
 
 def text_records(model: Any, checkpoint: Checkpoint, material: Material) -> Iterator[TextRecord]:
-    """A record of each text window."""
-    size = material.settings.batch_size
+    """A record of each text window; of an extended model also what its new tokens take."""
+    size, mappings = material.settings.batch_size, saved_mappings(checkpoint, appended=True)
+    new = mappings["input"].new_rows() if mappings else None
     for language, windows in material.windows.items():
         texts, label = [window.text for window in windows], f"{language} bits per byte"
-        losses = text_nats(model, checkpoint.tokenizer, texts, size, label)
-        yield from window_records(language, windows, losses)
+        losses = text_losses(model, checkpoint.tokenizer, texts, size, label, new)
+        records = window_records(language, windows, [(loss.tokens, loss.nats) for loss in losses])
+        for record, loss in zip(records, losses, strict=True):
+            mass = loss.new_mass if loss.old_tokens else None
+            yield replace(record, old_tokens=loss.old_tokens, new_mass=mass)
 
 
 def window_records(

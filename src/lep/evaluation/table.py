@@ -23,10 +23,6 @@ COLUMNS = {
 }
 
 
-def lower_is_better(column: str) -> bool:
-    return "bits/byte" in column
-
-
 def cells(scores: Iterable[Score]) -> dict[str, Score]:
     """The scores that the table shows, in its order: `{"bits/byte ru": score, ...}`."""
     known = {(s.metric, s.task, s.language): s for s in scores}

@@ -1,6 +1,7 @@
 """Negative log-likelihood of token sequences, in batches."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ Segment = tuple[int, list[int], int]  # sequence, ids, first position that is sc
 LOGITS = {"cpu": 1 << 22}  # in a batch: 16 MiB in float32; fresh memory costs a CPU more than sums
 MOST_LOGITS = 1 << 28  # elsewhere: about 12 bytes each are alive at once
 LONGEST_SEGMENT = 2_048  # tokens
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """A text's tokens and -log p in nats, and what new tokens take where an old one is right."""
+
+    tokens: int
+    nats: float
+    old_tokens: int | None = None  # of the text's tokens; None without new tokens
+    new_mass: float | None = None  # probability of all new tokens, summed over those positions
 
 
 def start_token(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -35,13 +46,32 @@ def text_nats(
     label: str = "",
 ) -> list[tuple[int, float]]:
     """Number of tokens of each text, and -log p of the text in nats."""
+    losses = text_losses(model, tokenizer, texts, batch_size, label)
+    return [(loss.tokens, loss.nats) for loss in losses]
+
+
+def text_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    batch_size: int,
+    label: str = "",
+    new_tokens: Tensor | None = None,
+) -> list[TextLoss]:
+    """Loss of each text, and the probability that `new_tokens`, (n,) int64 ids, take in it."""
     start = start_token(tokenizer)
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    nats = sequence_nats(model, [([start, *ids], 1) for ids in encoded], batch_size, label)
-    return [(len(ids), loss) for ids, loss in zip(encoded, nats, strict=True)]
+    sequences = [([start, *ids], 1) for ids in encoded]
+    sums = _sequence_sums(model, sequences, batch_size, label, new_tokens)
+    if new_tokens is None:
+        return [TextLoss(len(ids), nats) for ids, (nats, _) in zip(encoded, sums, strict=True)]
+    new = set(new_tokens.tolist())
+    return [
+        TextLoss(len(ids), nats, sum(index not in new for index in ids), mass)
+        for ids, (nats, mass) in zip(encoded, sums, strict=True)
+    ]
 
 
-@torch.inference_mode()
 def sequence_nats(
     model: PreTrainedModel,
     sequences: Sequence[tuple[list[int], int]],
@@ -53,16 +83,29 @@ def sequence_nats(
     `sequences` holds (ids, scored_from). A sequence longer than the context (or `LONGEST_SEGMENT`)
     is scored in segments of half the context, each preceded by at least as many tokens.
     """
+    return [nats for nats, _ in _sequence_sums(model, sequences, batch_size, label)]
+
+
+@torch.inference_mode()
+def _sequence_sums(
+    model: PreTrainedModel,
+    sequences: Sequence[tuple[list[int], int]],
+    batch_size: int,
+    label: str,
+    new_tokens: Tensor | None = None,
+) -> list[tuple[float, float]]:
+    """Nats and new mass of each sequence, as `sequence_nats` and `TextLoss` define them."""
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or LONGEST_SEGMENT
     segments = list(_segments(sequences, min(longest, LONGEST_SEGMENT)))
     segments.sort(key=lambda segment: -len(segment[1]))
     batches = _batches(segments, batch_size, config.vocab_size, model)
-    nats = [0.0] * len(sequences)
+    new = None if new_tokens is None else new_tokens.to(model.device)
+    sums = torch.zeros(len(sequences), 2, dtype=torch.float64)
     for batch in progress(batches, label):
-        for (index, _, _), total in zip(batch, _batch_nats(model, batch).tolist(), strict=True):
-            nats[index] += total
-    return nats
+        index = torch.tensor([segment[0] for segment in batch])
+        sums.index_add_(0, index, _batch_sums(model, batch, new).cpu())
+    return [(nats, mass) for nats, mass in sums.tolist()]
 
 
 @torch.inference_mode()
@@ -107,17 +150,24 @@ def _segments(sequences: Sequence[tuple[list[int], int]], context: int) -> Itera
             position, stop = stop, min(len(ids), stop + context // 2)
 
 
-def _batch_nats(model: PreTrainedModel, batch: list[Segment]) -> Tensor:
-    """-log p of each segment: (segments,) float64."""
+def _batch_sums(model: PreTrainedModel, batch: list[Segment], new: Tensor | None) -> Tensor:
+    """Nats and new mass of each segment: (segments, 2) float64."""
     inputs = pad_sequence([torch.tensor(ids) for _, ids, _ in batch], batch_first=True)
     scored = torch.zeros(inputs.shape, dtype=torch.bool)
     for row, (_, ids, scored_from) in enumerate(batch):
         scored[row, scored_from : len(ids)] = True
     inputs, scored = inputs.to(model.device), scored[:, 1:].to(model.device)
-    logits = model(input_ids=inputs, use_cache=False).logits[:, :-1][scored]
-    losses = cross_entropy(logits.float(), inputs[:, 1:][scored], reduction="none").double()
-    totals = torch.zeros(len(batch), dtype=torch.float64, device=model.device)
-    return totals.index_add_(0, scored.nonzero()[:, 0], losses)
+    logits = model(input_ids=inputs, use_cache=False).logits[:, :-1][scored].float()
+    targets = inputs[:, 1:][scored]
+    losses = cross_entropy(logits, targets, reduction="none")
+    mass = torch.zeros_like(losses)
+    if new is not None:
+        total = losses + logits.gather(1, targets[:, None])[:, 0]  # log of the sum of all exp
+        share = (logits[:, new].logsumexp(1) - total).exp()
+        mass = torch.where(torch.isin(targets, new), mass, share)
+    totals = torch.zeros(len(batch), 2, dtype=torch.float64, device=model.device)
+    parts = torch.stack([losses.double(), mass.double()], dim=1)
+    return totals.index_add_(0, scored.nonzero()[:, 0], parts)
 
 
 def _batches(

@@ -11,6 +11,7 @@ from lep.pipeline.stage import RunFolder, Runner, Stage, built_stages
 from lep.report.data import run_table
 from lep.report.page import write_report
 from lep.report.run_record import CellRecord, RunRecord
+from lep.report.verdict import run_verdict
 from lep.result import Result
 
 
@@ -22,9 +23,10 @@ class FinishedRun(Result):
     report: Path
     table: str
     seconds: dict[str, float]  # by stage
+    verdict: str | None = None  # what came out, in a line
 
     def __str__(self) -> str:
-        return f"report: {self.report}\n\n{self.table}"
+        return "\n\n".join(filter(None, (f"report: {self.report}", self.table, self.verdict)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def run_recipe(
     runner = Runner(stages.folder, say)
     runner.run_all(stages.all)
     stages.record(runner.seconds).save(folder)
-    return FinishedRun(folder, write_report(folder), run_table(folder), runner.seconds)
+    page, table, verdict = write_report(folder), run_table(folder), run_verdict(folder)
+    return FinishedRun(folder, page, table, runner.seconds, verdict)
 
 
 def grid_stages(grid: Grid, folder: Path) -> GridStages:

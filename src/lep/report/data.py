@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lep.corpus.read import read_documents
+from lep.evaluation.measures import NEW_MASS
 from lep.evaluation.records import Score, TaskRecord, load_records
-from lep.evaluation.table import benchmark_table, cells, lower_is_better, text_table
+from lep.evaluation.table import COLUMNS, benchmark_table, cells, text_table
 from lep.files import read_json
 from lep.report.grid import grid_blocks, grid_text
+from lep.report.paired import Contrast, Original
 from lep.report.run_record import CellRecord, RunRecord, read_scores
 from lep.settings import EvaluateSettings
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
@@ -20,7 +22,7 @@ from lep.tokenizer.write import CHANGES_FILE
 
 SHOWN_CHARACTERS, SHOWN_ANSWERS, SHOWN_TOKENS = 700, 4, 60
 LOSS_FILES = {"pretrain": "pretrain.json", "direct": "pretrain.json"}
-LOSS_FILES |= {"calibrate": "tune.json", "tune": "tune.json"}
+LOSS_FILES |= {"adapt": "pretrain.json", "calibrate": "tune.json", "tune": "tune.json"}
 Table = dict[str, dict[str, Score]]  # scores by model and column
 
 
@@ -31,34 +33,39 @@ def run_table(folder: Path) -> str:
         return grid_text(grid_blocks(folder, run))
     models = run.cells[0].instruct_models
     scores = {title: read_scores(folder, stage) for title, stage in models.items()}
-    benchmark = benchmark_table(folder, models, evaluate_settings(run.cells[0]))
+    benchmark = benchmark_table(folder, models, run.cells[0].evaluate_settings)
     return text_table(scores) + (f"\n\n{benchmark}" if benchmark else "")
 
 
-def evaluate_settings(cell: CellRecord) -> EvaluateSettings:
-    """The resamples and the seed of the recipe's evaluation."""
-    given = cell.recipe.get("evaluate") or {}
-    return EvaluateSettings(
-        **{name: given[name] for name in ("bootstrap", "seed") if name in given}
-    )
+def model_table(folder: Path, models: dict[str, str], language: str) -> Table:
+    """The scores of each model, given by its title and stage; the first one is the original.
 
-
-def model_table(folder: Path, models: dict[str, str]) -> Table:
-    """The scores of each model, given by its title and stage; the first one is the original."""
-    return {title: cells(read_scores(folder, stage)) for title, stage in models.items()}
-
-
-def mark(score: Score, column: str, table: Table) -> str:
-    """`better` or `worse` than the first model if the two intervals do not overlap.
-
-    Empty for a single unit, which has no interval.
+    What new tokens take is shown in the languages beside the new `language`.
     """
-    first = next(iter(table.values())).get(column, score)
-    if min(score.count, first.count) < 2:
-        return ""
-    if not (score.low > first.high or score.high < first.low):  # nor if one is not a number
-        return ""
-    return "worse" if (score.value > first.value) == lower_is_better(column) else "better"
+    table: Table = {}
+    for title, stage in models.items():
+        scores = read_scores(folder, stage)
+        masses = {
+            f"{NEW_MASS} {score.language}": score
+            for score in scores
+            if score.metric == NEW_MASS and score.language != language
+        }
+        table[title] = cells(scores) | masses
+    return table
+
+
+def compared(
+    folder: Path, models: dict[str, str], settings: EvaluateSettings
+) -> dict[str, dict[str, Contrast]]:
+    """Each model's columns of the table beside the first model, item by item."""
+    records = {title: load_records(folder / s / "records.jsonl") for title, s in models.items()}
+    columns = {key: title for title, key in COLUMNS.items()}
+    table: dict[str, dict[str, Contrast]] = {title: {} for title in records}
+    original = Original(next(iter(records.values()), ()), columns, settings)
+    for title in list(records)[1:]:
+        for (metric, language, task), contrast in original.contrasts(records[title]).items():
+            table[title][f"{columns[metric, task]} {language}"] = contrast
+    return table
 
 
 def heads(columns: list[str]) -> list[tuple[str, list[str]]]:
@@ -71,10 +78,13 @@ def heads(columns: list[str]) -> list[tuple[str, list[str]]]:
     return [(title, [p[1] for p in group]) for title, group in groupby(parts, key=itemgetter(0))]
 
 
-def saving(table: Table, language: str) -> dict[str, float]:
-    """Symbols per token of the first model (the original) and of the last, in the new language."""
+def saving(table: Table, language: str) -> dict[str, float] | None:
+    """Symbols per token of the original and of the last model in the new language, if measured."""
     column = f"symbols/token {language}"
-    before, *_, after = (row[column].value for row in table.values() if column in row)
+    values = [row[column].value for row in table.values() if column in row]
+    if len(values) < 2:
+        return None
+    before, after = values[0], values[-1]
     percent = 100 * (1 - before / after)
     return {"before": before, "after": after, "ratio": after / before, "percent": percent}
 
@@ -84,7 +94,7 @@ def segmentation(folder: Path, recipe: dict[str, Any]) -> list[list[tuple[str, b
     heldout = folder / "corpus" / f"{recipe['language']}.heldout.jsonl"
     text = next(read_documents([heldout])).text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0]
     new = set(IdMap.load(folder / "tokenizer" / ID_MAP_FILE).new)
-    before = pieces(load_tokenizer(recipe["base"]), text)
+    before = pieces(load_tokenizer(recipe.get("base") or recipe["instruct"]), text)
     after = pieces(load_tokenizer(folder / "tokenizer"), text)
     return [[(piece, False) for _, piece in before], [(piece, i in new) for i, piece in after]]
 
@@ -97,11 +107,15 @@ def pieces(tokenizer: Any, text: str) -> Iterator[tuple[int, str]]:
         yield index, (token.content if token else b"").decode(errors="backslashreplace")
 
 
-def losses(folder: Path, stages: Iterable[str]) -> dict[str, list[dict[str, float]]]:
-    """The logged training losses of each stage that trains."""
+def trainings(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The record of each stage that trains, with the file that it is from."""
     names = {stage: LOSS_FILES.get(stage.partition("-")[0], "") for stage in stages}
-    files = {stage: folder / stage / "lep" / name for stage, name in names.items()}
-    return {s: read_json(f)["losses"] for s, f in files.items() if f.is_file()}
+    files = {stage: f"{stage}/lep/{name}" for stage, name in names.items() if name}
+    return {
+        stage: {"file": file} | read_json(folder / file)
+        for stage, file in files.items()
+        if (folder / file).is_file()
+    }
 
 
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:

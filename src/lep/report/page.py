@@ -15,8 +15,12 @@ from lep.files import read_json
 from lep.publish import publish_text
 from lep.report import data
 from lep.report.grid import columns_of, grid_blocks
+from lep.report.paired import MARGIN
 from lep.report.run_record import RunRecord
+from lep.report.verdict import run_verdict
 from lep.tokenizer.compare import Comparison
+
+SIGNS = {"better": "▲", "same": "=", "worse": "▼", "unclear": "?"}  # by outcome
 
 
 def write_report(folder: str | Path) -> Path:
@@ -31,32 +35,36 @@ def write_report(folder: str | Path) -> Path:
 
 
 def run_page(folder: Path, run: RunRecord) -> str:
-    """The page of a single recipe: a table, an example text, losses, fits and answers."""
+    """The page of a single recipe: a verdict, a table, an example text, losses, fits, answers."""
     cell = run.cells[0]
+    language, settings = cell.recipe["language"], cell.evaluate_settings
+    sides = {"instruct": cell.instruct_models, "base": cell.base_models}
     with foreign(f"{folder} is no whole run", "run its recipe again", CheckpointError):
-        instruct = data.model_table(folder, cell.instruct_models)
+        tables = {side: data.model_table(folder, each, language) for side, each in sides.items()}
+        compared = {side: data.compared(folder, each, settings) for side, each in sides.items()}
+        trainings = data.trainings(folder, run.seconds)
+        joint = {stage: record for stage, record in trainings.items() if "streams" in record}
         facts = {
-            "base": data.model_table(folder, cell.base_models),
-            "saving": data.saving(instruct, cell.recipe["language"]),
+            "saving": data.saving(tables["instruct"], language),
             "segmentation": data.segmentation(folder, cell.recipe),
             "examples": data.examples(folder, cell),
             "changes": data.changes(folder),
             "fits": data.fits(folder, cell.recipe["propagate"]),
-            "losses": loss_figure(data.losses(folder, run.seconds)),
-            "benchmark": benchmark_table(
-                folder, cell.instruct_models, data.evaluate_settings(cell)
-            ),
+            "losses": loss_figure(trainings),
+            "joint": {stage: (record, stream_figure(record)) for stage, record in joint.items()},
+            "benchmark": benchmark_table(folder, cell.instruct_models, settings),
             "counts": read_json(folder / "corpus" / "counts.json"),
+            "verdict": run_verdict(folder),
         }
     common = {"run": run, "cell": cell, "recipe": cell.recipe, "plotly": get_plotlyjs()}
-    return render("page.html", instruct=instruct, **facts, **common)
+    return render("page.html", sides=sides, tables=tables, compared=compared, **facts, **common)
 
 
 def grid_page(folder: Path, run: RunRecord) -> str:
     """The page of a recipe with a grid: a table for each combination."""
     instruct, base = (grid_blocks(folder, run, base=base) for base in (False, True))
-    recipe = run.cells[0].recipe
-    return render("grid.html", run=run, recipe=recipe, instruct=instruct, base=base)
+    values = {"recipe": run.cells[0].recipe, "verdict": run_verdict(folder)}
+    return render("grid.html", run=run, instruct=instruct, base=base, **values)
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -66,33 +74,47 @@ def comparison_page(comparison: Comparison) -> str:
         for name, texts in comparison.curves.items()
         for text, points in texts.items()
     ]
-    curves = line_figure(lines, "new tokens", "symbols per token") if lines else ""
+    curves = line_figure(lines, "new tokens", "symbols per token")
     return render("tokenizers.html", record=comparison, curves=curves, plotly=get_plotlyjs())
 
 
 def render(template: str, **values: Any) -> str:
     loader = jinja2.PackageLoader("lep.report", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters |= {"heads": data.heads, "mark": data.mark, "columns": columns_of}
+    environment.filters |= {"heads": data.heads, "columns": columns_of}
+    environment.globals |= {"SIGNS": SIGNS, "margin": f"{100 * MARGIN:g}"}
     return environment.get_template(template).render(version=__version__, **values)
 
 
-def loss_figure(losses: dict[str, list[dict[str, float]]]) -> str:
+def loss_figure(trainings: dict[str, dict[str, Any]]) -> str:
     """Training loss against optimizer steps, a line for each stage, as an HTML fragment."""
-    lines = (
-        (stage, ([entry[key] for entry in entries] for key in ("step", "loss")))
-        for stage, entries in losses.items()
-    )
+    lines = [
+        (stage, ([entry[key] for entry in record["losses"]] for key in ("step", "loss")))
+        for stage, record in trainings.items()
+        if record.get("losses")
+    ]
+    return line_figure(lines, "optimizer step", "loss, nats per token", mode="lines")
+
+
+def stream_figure(record: dict[str, Any]) -> str:
+    """The loss of each stream of a joint training, as an HTML fragment."""
+    streams = {name: stream["losses"] for name, stream in record["streams"].items()}
+    lines = [(name, zip(*points, strict=True)) for name, points in streams.items() if points]
     return line_figure(lines, "optimizer step", "loss, nats per token", mode="lines")
 
 
 def line_figure(
     lines: Iterable[tuple[str, Iterable[Any]]], x: str, y: str, *, mode: str | None = None
 ) -> str:
-    """Named lines, each an x and a y sequence, as an HTML fragment; `x` and `y` name the axes."""
+    """Named lines, each an x and a y sequence, as an HTML fragment; `x` and `y` name the axes.
+
+    Empty without lines.
+    """
     figure = go.Figure()
     for name, (xs, ys) in lines:
         figure.add_scatter(x=list(xs), y=list(ys), name=name, mode=mode)
+    if not figure.data:
+        return ""
     axis: dict[str, Any] = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
     figure.update_layout(
         height=340,

@@ -12,6 +12,7 @@ from lep.evaluation.records import Score, load_scores
 from lep.fields import file_part
 from lep.files import read_json
 from lep.publish import publish_text
+from lep.settings import EvaluateSettings
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,13 @@ class CellRecord:
     recipe: dict[str, Any]
     instruct_models: dict[str, str]
     base_models: dict[str, str]
+
+    @property
+    def evaluate_settings(self) -> EvaluateSettings:
+        """The resamples and the seed of the recipe's evaluation."""
+        given = self.recipe.get("evaluate") or {}
+        names = [name for name in ("bootstrap", "seed") if name in given]
+        return EvaluateSettings(**{name: given[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class RunRecord:
             if not record.cells:
                 raise ValueError("it has no cells")
             for cell in record.cells:
-                kinds = {"language": str, "base": str, "propagate": list}
+                kinds = {"language": str, "propagate": list}
                 if missing := [k for k in kinds if not isinstance(cell.recipe.get(k), kinds[k])]:
                     raise ValueError(f"its recipe has no {missing[0]}")
                 for stage in (*cell.instruct_models.values(), *cell.base_models.values()):
