@@ -360,7 +360,7 @@ def test_what_new_tokens_take_where_an_old_one_is_right(pair, adapted, tmp_path)
     evaluation.write(tmp_path)
     assert load_records(tmp_path / "records.jsonl") == evaluation.records
     table = comparison_table(comparison({"m": evaluation.records}, 50, 0), ["m"])
-    assert f"new token mass en   | {score.value:.3f} [" in table
+    assert f"new token mass en    | {score.value:.3f} [" in table
 
 
 def test_compare_writes_table_and_records(pair, tmp_path) -> None:

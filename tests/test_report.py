@@ -1,26 +1,172 @@
-"""What the page marks as better and worse."""
+"""The page of a run: its first sentence, its signs, and sections for what the run has."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
+from test_verdict import answers, texts
 
-from lep.evaluation.records import Score
-from lep.report.data import mark
+from lep.evaluation.records import Record, encode
+from lep.evaluation.score import summarise
+from lep.report.page import write_report
+from lep.report.run_record import CellRecord, RunRecord
+from lep.report.verdict import run_verdict
+from lep.settings import EvaluateSettings
 
-
-def score(low: float, high: float) -> Score:
-    return Score("copied", "ru", None, "share", (low + high) / 2, low, high, 10)
-
-
-@pytest.mark.parametrize(
-    ("column", "low", "high", "says"),
-    [
-        ("copy ru", 0.6, 0.7, "better"),
-        ("copy ru", 0.1, 0.3, "worse"),
-        ("copy ru", 0.5, 0.7, ""),
-        ("copy ru", 0.4, 0.5, ""),
-        ("answer bits/byte ru", 0.6, 0.7, "worse"),
-        ("bits/byte ru", 0.1, 0.3, "better"),
-        ("symbols/token ru", 2, 3, "better"),
+VOID = {"meta", "link", "br", "img", "input", "hr", "path"}
+MODELS: dict[str, list[Record]] = {
+    "original instruct": [
+        *texts("ru", [300.0] * 3), *answers("ru", [0.9] * 8),
+        *texts("en", [200.0] * 3), *answers("en", [0.5, 0.7]),
     ],
-)
-def test_sure_differences_from_the_first_model_are_marked(column, low, high, says) -> None:
-    assert mark(score(low, high), column, {"first": {column: score(0.4, 0.5)}}) == says
+    "joint training": [
+        *texts("ru", [330.0] * 3, tokens=80), *answers("ru", [0.89] * 8),
+        *texts("en", [200.0] * 3, mass=0.004), *answers("en", [0.6, 0.6]),
+    ],
+}  # fmt: skip
+STREAMS = {
+    "text": {"tokens": 6_000, "share": 0.6, "learned": 6_000, "losses": [[1, 4.5], [20, 3.25]]},
+    "old_text": {"tokens": 4_000, "share": 0.4, "learned": 3_987, "losses": [[1, 2.0], [20, 1.5]]},
+}
+PRETRAIN = {
+    "losses": [{"step": 1, "loss": 4.0, "learning_rate": 0.1}],
+    "streams": STREAMS,
+    "new_token_mass": [[1, 0.31], [20, 0.0123]],
+    "below_practice": 1_234,
+    "settings": {"practice": 100},
+}
+
+
+class Outline(HTMLParser):
+    """The elements of a page, each with its tag, class, and the text in it; checks their order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[dict[str, Any]] = []
+        self._open: list[dict[str, Any]] = []
+        self.feed(page)
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            element = {"tag": tag, "text": ""} | dict(attrs)
+            self.elements.append(element)
+            self._open.append(element)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()["tag"] == tag
+
+    def handle_data(self, data: str) -> None:
+        for element in self._open:
+            element["text"] += data
+
+
+@pytest.fixture(scope="module")
+def run(pair: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of joint training: without a base model, propagation, calibration and benchmark."""
+    tmp_path = tmp_path_factory.mktemp("run")
+    settings = EvaluateSettings(bootstrap=100)
+    stages = {title: f"evaluate-{i}" for i, title in enumerate(MODELS)}
+    for title, records in MODELS.items():
+        stage = tmp_path / stages[title]
+        stage.mkdir()
+        lines = "".join(json.dumps(encode(record)) + "\n" for record in records)
+        (stage / "records.jsonl").write_text(lines)
+        scores = [vars(score) for score in summarise(records, settings)]
+        (stage / "scores.json").write_text(json.dumps(scores))
+    shutil.copytree(pair["tokenizer"], tmp_path / "tokenizer")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "ru.heldout.jsonl").write_text('{"text": "Снег идёт. Зима."}\n')
+    (tmp_path / "corpus" / "counts.json").write_text("{}")
+    (tmp_path / "adapt" / "lep").mkdir(parents=True)
+    (tmp_path / "adapt" / "lep" / "pretrain.json").write_text(json.dumps(PRETRAIN))
+    recipe = {"name": "joint", "language": "ru", "base": None, "instruct": str(pair["instruct"])}
+    recipe |= {"propagate": [], "evaluate": {"bootstrap": 100, "seed": 0}}
+    seconds = {"corpus": 1.0, "tokenizer": 2.0, "adapt": 3.0}
+    RunRecord(seconds, [CellRecord({}, None, recipe, stages, {})]).save(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def outline(page: str) -> list[dict[str, Any]]:
+    return Outline(re.sub(r"<script.*?</script>", "", page, flags=re.S)).elements
+
+
+def test_the_verdict_is_the_first_sentence(run: Path, page: str) -> None:
+    after = [each["text"] for each in outline(page) if each["tag"] in ("h1", "p")]
+    assert after[:2] == ["joint", run_verdict(run)]
+    assert after[1] == (
+        "Russian takes 20% fewer tokens. Russian answers are as good as the original's within 2 "
+        "points (89% right, the original 90%; 95% -1 to -1 points). English answers are not "
+        "distinguishable from the original's (60% right, the original 60%; 95% -10 to +10 "
+        "points), English text: as many bits as before within 2% (0%, 95% 0% to 0%)."
+    )
+
+
+def test_every_judged_value_has_a_sign_beside_its_colour(page: str) -> None:
+    elements = outline(page)
+    heads = [e["text"] for e in elements if e["tag"] == "th"][6:15]
+    assert heads == ["ru", "en", "ru", "en", "ru", "en", "ru", "en", "en"]
+    cells = [e for e in elements if e["tag"] == "td" and "class" in e][9:18]
+    signs = {"better": "▲", "same": "=", "worse": "▼", "unclear": "?", None: ""}
+    outcomes = ["better", "same", "worse", "same", "same", "unclear", "same", "same", ""]
+    assert [cell["class"] for cell in cells] == outcomes
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        value = re.match(r"(?P<value>\d\.\d{3})(?P<sign>\D?)", cell["text"])
+        assert value is not None
+        assert value["sign"] == signs[outcome or None]
+    assert cells[8]["text"].startswith("0.004")
+    labels = [e["aria-label"] for e in elements if e.get("class") == "sign"]
+    assert labels == [outcome for outcome in outcomes if outcome]
+
+
+def test_only_sections_with_content_are_shown(page: str) -> None:
+    elements = outline(page)
+    assert [e["text"] for e in elements if e["tag"] == "h2"] == [
+        "What became of the instruct model",
+        "The same text before and after",
+        "The first new tokens",
+        "Training",
+        "Training loss",
+        "Answers to held-out questions",
+    ]
+
+
+def test_the_streams_of_a_training_have_a_table_and_curves(page: str) -> None:
+    rows = re.findall(r"<tr>(?:<td>[^<]*</td>){6}</tr>", page)
+    assert [re.findall(r"<td>([^<]*)</td>", row) for row in rows] == [
+        ["text", "6,000", "60.0%", "6,000", "4.500", "3.250"],
+        ["old text", "4,000", "40.0%", "3,987", "2.000", "1.500"],
+    ]
+    assert "new tokens took 31.00% of the probability at first, and 1.23% at last" in page
+    assert "1,234 new tokens were learned fewer than 100 times" in page
+    assert '"name":"old_text"' in page
+    assert page.count("plotly.js v") == 1
+
+
+def test_a_page_of_base_models_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "base")
+    record = json.loads((run / "run.json").read_text())
+    record["base_models"] = record.pop("instruct_models")
+    (tmp_path / "base" / "run.json").write_text(json.dumps(record | {"instruct_models": {}}))
+    (tmp_path / "base" / "adapt" / "lep" / "pretrain.json").unlink()
+    page = write_report(tmp_path / "base").read_text(encoding="utf-8")
+    assert [e["text"] for e in outline(page) if e["tag"] == "h2"] == [
+        "What became of the base model",
+        "The same text before and after",
+        "The first new tokens",
+    ]
+
+
+def test_the_command_line_says_the_verdict(run: Path, here, monkeypatch) -> None:
+    monkeypatch.setattr("lep.report.page.write_report", lambda folder: folder / "report.html")
+    printed = here("report", run)
+    assert printed == f"report: {run / 'report.html'}\n\n{run_verdict(run)}\n"

@@ -176,5 +176,5 @@ def benchmark_table(folder: Path, models: dict[str, str], settings: EvaluateSett
     for name, stage in models.items():
         stored = load_records(folder / stage / "records.jsonl")
         records[name] = [record for record in stored if record.kind == "benchmark"]
-    rows = comparison(records, settings.bootstrap, settings.seed)
+    rows = comparison(records, settings.bootstrap, settings.seed) if records else []
     return comparison_table(rows, list(records)) if rows else ""

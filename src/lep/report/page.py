@@ -45,7 +45,7 @@ def run_page(folder: Path, run: RunRecord) -> str:
         trainings = data.trainings(folder, run.seconds)
         joint = {stage: record for stage, record in trainings.items() if "streams" in record}
         facts = {
-            "saving": data.saving(tables["instruct"], language),
+            "saving": data.saving(tables["instruct"] or tables["base"], language),
             "segmentation": data.segmentation(folder, cell.recipe),
             "examples": data.examples(folder, cell),
             "changes": data.changes(folder),
