@@ -396,6 +396,13 @@ def test_faults(pair, tmp_path) -> None:
     digits = corpus(tmp_path / "in", "12 + 13 = ?")
     with pytest.raises(CorpusError, match="the ru text has no sentence in Cyrillic script"):
         write_prompts(LAB, {"ru": digits}, out)
+    mixed = corpus(
+        tmp_path / "in", "Ёёёё, жж яяя abcdefghijk lm."
+    )  # whose first words are in another script
+    with pytest.raises(CorpusError, match="the en text has no sentence in Latin script"):
+        write_prompts(LAB, {"en": mixed}, out)
+    with pytest.raises(CorpusError, match=r"corpus path .*nowhere does not exist"):
+        write_prompts(LAB, {"ru": [tmp_path / "nowhere"]}, out)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

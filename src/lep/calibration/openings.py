@@ -11,7 +11,7 @@ import regex
 from lep.calibration.filters import QUESTION
 from lep.corpus.files import Paths
 from lep.corpus.language import SCRIPTS, UNSPACED, dominant_script
-from lep.corpus.read import read_documents
+from lep.corpus.read import stream_texts
 from lep.corpus.tasks import SENTENCE_CHARACTERS, sentences
 from lep.errors import CorpusError
 
@@ -40,37 +40,38 @@ class Sentences:
         """Read `paths` up to `enough` questions, or `MOST_CHARACTERS`.
 
         The script is that of the language, or for codes that are not known that of most sentences.
-        Raises `CorpusError` for a text without a sentence in a known script.
+        Raises `CorpusError` for missing paths, and a corpus without any text.
         """
         wanted, characters = SCRIPTS.get(language), 0
         scripts: Counter[str] = Counter()
         pool: dict[tuple[str, bool], dict[str, None]] = {}  # by script, questions apart
-        for document in read_documents(paths):
-            for sentence in sentences(document.text):
+        for text in stream_texts(paths):
+            for sentence in sentences(text):
                 if script := dominant_script(sentence):
                     key = script, QUESTION.search(sentence) is not None
                     pool.setdefault(key, {})[sentence] = None
                     scripts[script] += 1
-            characters += len(document.text)
+            characters += len(text)
             first = wanted or max(scripts, key=scripts.__getitem__, default="")
             if characters > MOST_CHARACTERS or len(pool.get((first, True), ())) >= enough:
                 break
-        if not scripts[first]:
-            kind = f"in {wanted} script" if wanted else "in a script that lep knows"
-            raise CorpusError(
-                f"the {language} text has no sentence {kind}, and a prompt begins with words of "
-                f"one: give text in the language '{language}', or --prompts FILE"
-            )
         questions, others = (list(pool.get((first, is_one), ())) for is_one in (True, False))
         return cls(language, first, questions, others)
 
     def openings(self, count: int, seed: int) -> list[str]:
         """So many openings of one to three words.
 
-        Those of questions come first, then those of other sentences, each once; then again.
+        Those of questions come first, then those of other sentences, each once; then again. Raises
+        `CorpusError` where there is none.
         """
         rng = random.Random(f"{seed}/{self.language}")
         texts = [*self._openings(self.questions, rng), *self._openings(self.others, rng)]
+        if not texts:
+            kind = f"in {self.script} script" if self.script else "in a script that lep knows"
+            raise CorpusError(
+                f"the {self.language} text has no sentence {kind}, and a prompt begins with words "
+                f"of one: give text in the language '{self.language}', or --prompts FILE"
+            )
         return list(islice(cycle(dict.fromkeys(texts)), count))
 
     def _openings(self, texts: list[str], rng: random.Random) -> Iterator[str]:

@@ -99,7 +99,6 @@ def write_prompts(
         except CorpusError:  # nothing in there is worth another run
             shutil.rmtree(partial / SAVED)
             raise
-        shutil.rmtree(partial / SAVED)
         counts = {part.language: dict(part.counts) for part in parts}
         records = [record for part in parts for record in part.records]
         kept = [record for record in records if record["dropped"] is None]
@@ -107,6 +106,7 @@ def write_prompts(
         write_records(partial / PROMPTS, ({name: each[name] for name in names} for each in kept))
         write_records(partial / DRAFTS, records)
         write_json(partial / COUNTS, counts, indent=1)
+        shutil.rmtree(partial / SAVED)
     return OwnPrompts(counts, settings.own_prompts, output)
 
 
