@@ -138,7 +138,10 @@ def test_answers_alone_are_learned(start, blocks) -> None:
     """What is learned of a conversation is its answer and the end of the turn, by transformers."""
     tokenizer = AutoTokenizer.from_pretrained(start)
     expected = {}
-    for file, kinds in (("answers", ("old_answers", "answers")), ("practice", ("practice",) * 2)):
+    for file, kinds in (
+        ("answers", ("old_answers", "answers")),
+        ("practice", ("old_answers", "practice")),
+    ):
         for line in (start.parent / f"{file}.jsonl").read_text().splitlines():
             messages = json.loads(line)["messages"]
             ids = tokenizer.apply_chat_template(messages, return_dict=False)
@@ -211,9 +214,9 @@ def test_losses_of_streams_are_the_model_s_own(plain, start, monkeypatch) -> Non
     report = trainer.stream_sums.report(lambda sums: sums)
     for number, name in enumerate(STREAMS):
         chosen = learned & (by_stream == number)
-        assert report[f"loss of {name}"] == pytest.approx(float(nats[chosen].mean()), rel=1e-4)
+        assert report[f"loss of {name}"] == pytest.approx(nats[chosen].mean().item(), rel=1e-4)
     old = learned & (by_stream == [*STREAMS].index("old_text"))
-    assert report["new token mass"] == pytest.approx(float(mass[old].mean()), rel=1e-4)
+    assert report["new token mass"] == pytest.approx(mass[old].mean().item(), rel=1e-4)
     assert trainer.stream_sums.report(lambda sums: sums) == {}
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_counts_are_those_of_the_tasks(start, made) -> None:
 def test_each_new_token_comes_equally_often(start) -> None:
     checkpoint = Checkpoint(start)
     texts = (path.read_text(encoding="utf-8") for path in sorted(RU["ru"][0].iterdir()))
-    words = Words.count(checkpoint, "ru", texts, new_tokens(start))
+    words = replace(Words.count(checkpoint, "ru", texts, new_tokens(start)), sentences=[])
     drawing = Drawing(words, "ru", 0)
     tokenizer = AutoTokenizer.from_pretrained(start)
     counts: Counter[int] = Counter()
@@ -127,7 +128,7 @@ def test_a_killed_run_continues_with_the_same_tasks(start, made, tmp_path, monke
 
 
 def test_tasks_that_the_original_cannot_do_are_drawn_less(start) -> None:
-    words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1], {})
+    words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1], [])
     drawing = Drawing(words, "ru", 0)
     items = list(islice(drawing, 600))
     drawing.learn(items, [item.task != "copy_paragraph" for item in items])
@@ -145,3 +146,19 @@ def test_what_cannot_be_practised_is_refused(start, byte_level, tmp_path) -> Non
     with pytest.raises(CorpusError, match=r"right answer to none of \d+ practice tasks"):
         practise(tmp_path / "random", start, RU, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["random"]
+
+
+def test_tasks_of_old_languages_are_added_from_their_sentences(start, made, tmp_path) -> None:
+    en = {"en": [SAMPLE / "en"]}
+    result = practise(INSTRUCT, start, RU, tmp_path / "out", old=en, **SETTINGS)
+    old = lines(tmp_path / "out" / "kept.jsonl")[result.kept :]
+    assert result.old_tasks == len(old) == pytest.approx(result.kept / 2, abs=4)
+    text = "".join(path.read_text(encoding="utf-8") for path in (SAMPLE / "en").iterdir())
+    text = " ".join(text.split())
+    for record in old:
+        question, answer = (message["content"] for message in record["messages"])
+        assert record["language"] == "en"
+        assert answer in question
+        assert answer in text
+    new = lines(made / "kept.jsonl")
+    assert lines(tmp_path / "out" / "kept.jsonl")[: result.kept] == new

@@ -26,11 +26,11 @@ READ_CHARACTERS = 20_000_000  # of text that words are counted in
 MOST_WORDS, LONGEST_WORD = 200_000, 30
 WORDS_OF_TOKEN = 20  # the most frequent ones
 SENTENCE_TEXT = 4_000_000  # characters of text that sentences are taken from
-SENTENCES_OF_WORD = 5
-NATURAL = 0.5  # share of the tasks with an answer of one word that are about a real sentence
+# Share of the tasks that are about a real sentence, as it comes: they teach where answers end,
+# which words without sense do not.
+NATURAL = 0.4
 ENOUGH = 20  # tasks of a kind, to know what share of them the original model can do
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
-Sentences = dict[str, dict[str, list[str]]]  # by task and by the word that is its answer
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Words:
     of_token: dict[int, list[str]]
     frequent: list[str]
     weights: list[int]  # of the frequent words
-    sentences: Sentences
+    sentences: list[str]
 
     @classmethod
     def count(
@@ -57,11 +57,11 @@ class Words:
         Sentences that share a run of words with `heldout` are left out (`copies.runs_of`).
         """
         counts: Counter[str] = Counter()
-        natural: Sentences = {"first_word": {}, "last_word": {}}
+        natural: list[str] = []
         characters = 0
         for text in texts:
             if characters < SENTENCE_TEXT:
-                _add_sentences(natural, text, language, heldout)
+                natural += _sentences(text, language, heldout)
             counts.update(w for w in _WORD.findall(text) if len(w) <= LONGEST_WORD)
             characters += len(text)
             if characters > READ_CHARACTERS:
@@ -80,18 +80,13 @@ class Words:
         return cls(tokens, dict(of_token), words, [counts[word] for word in words], natural)
 
 
-def _add_sentences(natural: Sentences, text: str, language: str, heldout: set[int]) -> None:
-    """Add sentences by the word that is first or last in them, a few of each word."""
-    rng = random.Random(0)  # the answers to these tasks need none
+def _sentences(text: str, language: str, heldout: set[int]) -> Iterator[str]:
+    """The usable sentences of a text that share no run of words with `heldout`."""
     for sentence in sentences(text):
-        if not usable(sentence, language, SENTENCE_CHARACTERS):
-            continue
-        for task, by_word in natural.items():
-            pair = TASKS[task](sentence, rng)
-            if pair and len(by_word.get(pair[1], ())) < SENTENCES_OF_WORD:
-                if heldout and not heldout.isdisjoint(runs_of(sentence)):
-                    break
-                by_word.setdefault(pair[1], []).append(sentence)
+        if usable(sentence, language, SENTENCE_CHARACTERS) and (
+            not heldout or heldout.isdisjoint(runs_of(sentence))
+        ):
+            yield sentence
 
 
 class Drawing:
@@ -110,18 +105,20 @@ class Drawing:
         while True:
             task = self.rng.choices([*self.weights], [*self.weights.values()])[0]
             count = self.rng.randint(*WORDS.get(task, FEW_WORDS))
-            if task.startswith("copy"):
+            natural = self.words.sentences and task not in WORDS
+            if natural and self.rng.random() < NATURAL:
+                text = self.rng.choice(self.words.sentences)
+                pair = TASKS[task](text, self.rng)
+                if pair is None:
+                    continue
+                named, answer = pair
+                self._count(_WORD.findall(answer))
+            elif task.startswith("copy"):
                 text = answer = _sentence(self._rare(count))
                 named = ""
             else:
-                natural = self.words.sentences.get(task, {})
-                if self.rng.random() >= NATURAL:
-                    natural = {}
-                (answer,) = self._rare(1, natural)
-                if sentences_of := natural.get(answer):
-                    text, named = self.rng.choice(sentences_of), ""
-                else:
-                    text, named = self._random_sentence(task, answer, count)
+                (answer,) = self._rare(1)
+                text, named = self._random_sentence(task, answer, count)
             question = wording[task].format(text=text, word=named)
             yield TaskItem(task, self.language, text, question, answer)
 
@@ -135,8 +132,8 @@ class Drawing:
         text = _sentence(words) if position else " ".join(words) + "."
         return text, text.split()[position - 1] if task == "word_after" else ""
 
-    def _rare(self, count: int, preferred: Iterable[str] = ()) -> list[str]:
-        """Words, each with the token that came least often, of those preferred if there are any."""
+    def _rare(self, count: int) -> list[str]:
+        """Words, each with the token that came least often."""
         chosen = []
         for _ in range(count):
             while True:  # entries of the heap may be older than the counts
@@ -144,12 +141,15 @@ class Drawing:
                 if times == self.counts[index]:
                     break
                 heapq.heappush(self.heap, (self.counts[index], order, index))
-            words = self.words.of_token[index]
-            word = self.rng.choice([word for word in words if word in preferred] or words)
+            word = self.rng.choice(self.words.of_token[index])
             chosen.append(word)
-            self.counts.update(set(self.words.tokens[word]))
+            self._count([word])
             heapq.heappush(self.heap, (self.counts[index], self.rng.random(), index))
         return chosen
+
+    def _count(self, words: Iterable[str]) -> None:
+        for word in words:
+            self.counts.update(set(self.words.tokens.get(word, ())))
 
     def learn(self, items: Sequence[TaskItem], right: Sequence[int]) -> None:
         """Draw fewer of the tasks that the original model cannot do: by its share of right ones."""

@@ -7,18 +7,18 @@ is the one that the original model gives.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from lep.calibration.drawing import Drawing, Words
+from lep.calibration.drawing import WORDS, Drawing, Words
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.copies import evaluated_runs
+from lep.corpus.copies import Text, evaluated_runs, records_apart
 from lep.corpus.files import corpus_files, file_stamps
 from lep.corpus.read import Record, stream_texts, write_records
-from lep.corpus.tasks import TaskItem
+from lep.corpus.tasks import TASKS, TaskItem
 from lep.errors import CheckpointError, CorpusError
 from lep.files import parse_json, write_json
 from lep.inference.generate import end_tokens
@@ -34,6 +34,7 @@ from lep.transfer.mappings import saved_mappings
 COUNTS, VERDICTS = "practice.json", "verdicts.jsonl"
 TASKS_AT_ONCE = 256  # drawn between two looks at the limits
 LEAST_KEPT = 0.01  # of the tasks: with fewer right answers, drawing ends
+OLD_TASKS = 0.5  # for each task in the new language
 FEW = 0.5  # of the tasks: fewer right answers deserve a warning
 
 
@@ -48,6 +49,7 @@ class Practice(Result):
     below: int  # new tokens in fewer answers than wanted
     unreachable: int  # new tokens in no word of the text
     practice: int  # answers that each new token should be in
+    old_tasks: int  # in old languages
     output: Path
 
     def __str__(self) -> str:
@@ -57,6 +59,8 @@ class Practice(Result):
             f"{self.new_tokens - self.below:,} of {self.new_tokens:,} new tokens are in at least "
             f"{self.practice} answers ({self.unreachable:,} are in no word of the text)",
         ]
+        if self.old_tasks:
+            lines.append(f"{self.old_tasks:,} tasks in old languages")
         if self.kept < FEW * self.tasks:
             lines.append(
                 "warning: the original model answers few such tasks right in this language"
@@ -67,10 +71,12 @@ class Practice(Result):
 def practise(
     original: str | Path,
     model: str | Path,
-    text: Mapping[str, Sequence[str | Path]],
+    text: Text,
     output: str | Path,
     settings: PracticeSettings | None = None,
-    heldout: Mapping[str, Sequence[str | Path]] | None = None,
+    *,
+    old: Text | None = None,
+    heldout: Text | None = None,
     **options: Any,
 ) -> Practice:
     """Make practice tasks for the new tokens of `model`, and write them to the folder `output`.
@@ -78,7 +84,9 @@ def practise(
     `text` has the files of one language, from which words and sentences are drawn; no sentence
     shares a run of eight words with `heldout` text. `original` is given each task
     with its right answer, in its own tokens, and the task is kept where each token of the answer is
-    its greedy choice, the end of the turn included. `kept.jsonl` holds the tasks as `messages`,
+    its greedy choice, the end of the turn included. Half as many tasks are added from sentences of
+    `old` text, by language: no original is needed there, for a model whose known rows are frozen
+    learns from them only to leave new tokens out. `kept.jsonl` holds the tasks as `messages`,
     `practice.json` the counts that are returned. An interrupted run continues.
 
     Raises `CheckpointError` for a model whose new tokens are not known, `CorpusError` for text
@@ -100,7 +108,8 @@ def practise(
             f"{model} does not say which of its tokens are new: initialise it with lep init"
         )
     files = corpus_files([*paths, *chain.from_iterable((heldout or {}).values())])
-    stamps = [checkpoint.stamp(), teacher.stamp(), file_stamps(files)]
+    files += corpus_files(chain.from_iterable(old.values())) if old else []
+    stamps = [checkpoint.stamp(), teacher.stamp(), file_stamps(files), sorted(old or {})]
     key = fingerprint([*stamps, language, settings.model_dump()])
     with publishing(output, resume_key=key) as folder:
         runs = evaluated_runs(chain.from_iterable((heldout or {}).values()))
@@ -117,6 +126,7 @@ def practise(
                 f"the original model gave the right answer to none of {drawn:,} practice tasks "
                 f"({language}): it cannot copy in this language; train without practice tasks"
             )
+        others = _old_tasks(old or {}, len(records), settings.practice_seed, heldout)
         result = Practice(
             tasks=drawn,
             kept=len(records),
@@ -125,14 +135,22 @@ def practise(
             below=sum(counts[index] < settings.practice for index in new),
             unreachable=len(new) - len(words.of_token),
             practice=settings.practice,
+            old_tasks=len(others),
             output=output,
         )
-        write_records(folder / ANSWER_FILE, records)
+        write_records(folder / ANSWER_FILE, records + others)
         facts = asdict(result)
         del facts["output"]
         write_json(folder / COUNTS, facts | {"settings": settings.model_dump()}, indent=1)
         (folder / VERDICTS).unlink()
     return result
+
+
+def _old_tasks(text: Text, new_tasks: int, seed: int, heldout: Text | None) -> list[Record]:
+    """Tasks on sentences of old text, `OLD_TASKS` for each of the new language."""
+    tasks = [task for task in TASKS if task not in WORDS]
+    count = ceil(OLD_TASKS * new_tasks / (len(tasks) * max(1, len(text))))
+    return records_apart(text, tasks, count, seed, heldout)
 
 
 class _Run:

@@ -34,12 +34,24 @@ def pretrain(model: str, corpus: list[str], output: Path, settings: JointSetting
     return lep.pretrain(model, corpus, output, settings)
 
 
-@verb(app, text="LANGUAGE=PATH: text of the new language (default: none; one is needed).")
+@verb(
+    app,
+    text="LANGUAGE=PATH: text of the new language (default: none; one is needed).",
+    old_text="LANGUAGE=PATH: text that the model knows, for tasks in it (default: none).",
+    eval_text="LANGUAGE=PATH: text used for evaluation; no task shares any (default: none).",
+)
 def practice(
-    original: str, model: str, output: Path, settings: PracticeSettings, text: Texts
+    original: str,
+    model: str,
+    output: Path,
+    settings: PracticeSettings,
+    text: Texts,
+    old_text: Texts,
+    eval_text: Texts,
 ) -> Any:
     """Make tasks over words with new tokens, which the original model solves."""
-    return lep.practise(original, model, text, output, settings)
+    texts = {"old": old_text, "heldout": eval_text}
+    return lep.practise(original, model, text, output, settings, **texts)
 
 
 @verb(

@@ -196,13 +196,17 @@ def practice_stage(given: Sources, start: Stage, looks: Stage, adapt: AdaptStage
         tokens = ceil(SPARE_PRACTICE * share * adapt.tokens)
         settings = settings.model_copy(update={"practice_tokens": tokens})
     language = given.recipe.language
+    old = given.recipe.old_languages if adapt.share("old_answers") else []
 
     def action(output: Path, at: FolderOf) -> None:
         words, heldout = rest_of(looks, [language], at), given.text("heldout", at)
-        practise(given.instruct, at(start), words, output, settings, heldout)
+        texts = {"old": rest_of(looks, old, at), "heldout": heldout}
+        practise(given.instruct, at(start), words, output, settings, **texts)
 
     inputs = (start, looks, given.corpus, given.instruct)
-    return Stage("practice", action, settings.model_dump() | {"language": language}, inputs)
+    return Stage(
+        "practice", action, settings.model_dump() | {"language": language, "old": old}, inputs
+    )
 
 
 def adapt_stage(given: Sources, start: Stage, prompts: Path | None) -> Stage:

@@ -43,7 +43,7 @@ FEATURES = Features(
 def conversations(
     checkpoint: Checkpoint, settings: JointSettings, new_rows: set[int], block: int
 ) -> dict[str, list[Piece]]:
-    """Answers, old ones if no token of theirs is among `new_rows`, and practice tasks, by stream.
+    """Answers and practice tasks by stream: old answers if no token of theirs is in `new_rows`.
 
     A note counts those that are longer than a block, which are left out. Raises `CorpusError` for
     conversations that cannot be used.
@@ -56,8 +56,8 @@ def conversations(
             if longer:
                 note(f"{longer:,} of {len(records):,} {option} are longer than {block} tokens")
             for sample in samples:
-                old = option == "answers" and new_rows and new_rows.isdisjoint(sample.ids)
-                name = "practice" if option != "answers" else "old_answers" if old else option
+                old = new_rows and new_rows.isdisjoint(sample.ids)
+                name = "old_answers" if old else "answers" if option == "answers" else "practice"
                 piece = Piece(sample.ids, sample.prompt_tokens, name)
                 pieces.setdefault(name, []).append(piece)
     return pieces
