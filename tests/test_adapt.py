@@ -499,7 +499,7 @@ def make(folder: Path) -> None:
 
 SMALL = [
     *("adapt.prompt_tasks=6", "adapt.own_prompts=0", "adapt.max_new_tokens=12"),
-    *("adapt.shares=practice=0", "adapt.block_size=64", "adapt.checkpoints=2"),
+    *("adapt.shares=practice=0", "adapt.block_size=256", "adapt.checkpoints=2"),
     *("evaluate.items=2", "evaluate.characters=2_000", "evaluate.bootstrap=50"),
     "evaluate.tasks=[copy_sentence, first_word]",
 ]
