@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lep.calibration.answers import COUNTS, SCRIPTS, Answers
-from lep.calibration.practice import practise
+from lep.calibration.practice import COUNTS as PRACTICE_COUNTS
+from lep.calibration.practice import FEW, practise
 from lep.calibration.prompts import COUNTS as PROMPT_COUNTS
 from lep.calibration.prompts import PROMPTS, OwnPrompts, write_prompts
 from lep.corpus.copies import Text, records_apart
@@ -204,9 +205,16 @@ def practice_stage(given: Sources, start: Stage, looks: Stage, adapt: AdaptStage
         practise(given.instruct, at(start), words, output, settings, **texts)
 
     inputs = (start, looks, given.corpus, given.instruct)
-    return Stage(
-        "practice", action, settings.model_dump() | {"language": language, "old": old}, inputs
-    )
+    values = settings.model_dump() | {"language": language, "old": old}
+    return Stage("practice", action, values, inputs, practice_warnings)
+
+
+def practice_warnings(folder: Path) -> Iterator[str]:
+    """What to know about practice tasks before the training."""
+    facts = read_json(folder / PRACTICE_COUNTS)
+    if facts["kept"] < FEW * facts["tasks"]:
+        share = f"{facts['kept']:,} of {facts['tasks']:,} practice tasks"
+        yield f"warning: the instruct model solves {share}: it may not know the language well"
 
 
 def adapt_stage(given: Sources, start: Stage, prompts: Path | None) -> Stage:
