@@ -48,7 +48,7 @@ def no_run(monkeypatch) -> list[Recipe]:
 
     def run_recipe(grid, output, say) -> FinishedRun:
         recipes.append(grid.cells[0].recipe)
-        return FinishedRun(output, output / "report.html", "table of models", {})
+        return FinishedRun(output, output / "report.html", "table", {}, "It answers.")
 
     monkeypatch.setattr("lep.pipeline.run.run_recipe", run_recipe)
     return recipes
@@ -159,7 +159,7 @@ def test_the_recipe_holds_what_was_decided_and_nothing_else(
         "evaluate": {"items": 3},
     }
     assert no_run == [load_recipe(path)]
-    assert str(result).endswith("table of models")
+    assert str(result).endswith("\n\nIt answers.")
     (line,) = said
     assert line.startswith("100 new tokens (more need more text or training; tokens saved by 256 ")
     assert "; 40,000 tokens to train on (400 for each new token, " in line
@@ -171,7 +171,7 @@ def test_the_same_command_continues_and_another_is_refused(
     words = ["adapt", instruct, *texts("ru", "en"), "--output", tmp_path / "run"]
     words += ["--tokens", "40000"]
     first = here(*words, "adapt.seed=3")
-    assert "table of models" in first
+    assert "It answers." in first
     recipe = tmp_path / "run" / "recipe.yaml"
     before = recipe.read_text()
     monkeypatch.setattr("lep.pipeline.budget.budget", None)  # nothing is decided again

@@ -39,8 +39,11 @@ pytestmark = [
 
 
 @pytest.fixture(params=MODELS)
-def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
-    """A recipe's name, and what makes it small: two random layers, 1 MB of text, few tasks."""
+def small(request, tmp_path, monkeypatch) -> tuple[str, list[str], list[str]]:
+    """A recipe's name, and what makes it small: two random layers, 1 MB of text, few tasks.
+
+    Changes come first for the paper's way, then for joint training.
+    """
     tokenizer, kind, added, rows, language = MODELS[request.param]
     source = DATA / "tokenizers" / tokenizer
     torch.manual_seed(0)
@@ -85,10 +88,23 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
     monkeypatch.setenv("LEP_DATA", str(tmp_path / "text"))
     monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
     changes = [
-        *(f"{name}={tmp_path / name}" for name in ("base", "instruct")),
+        f"instruct={tmp_path / 'instruct'}",
         *(f"text.{code}={tmp_path / 'text'}/{code}.jsonl" for code in (language, "en")),
         "corpus.heldout_share=0.1",
         "tokenizer.new_tokens=500",
+        "evaluate.items=2",
+        "evaluate.characters=2_000",
+    ]
+    joint = [
+        "adapt.tokens=8_000",
+        "adapt.block_size=512",
+        "adapt.prompt_tasks=4",
+        "adapt.own_prompts=0",
+        "adapt.max_new_tokens=8",
+        "adapt.shares=practice=0",  # random models copy nothing
+    ]
+    paper = [
+        f"base={tmp_path / 'base'}",
         "pretrain.epochs=null",
         "pretrain.tokens=8_000",
         "pretrain.batch_tokens=2048",
@@ -98,20 +114,18 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str]]:
         "calibrate.copy_tasks=8",
         "calibrate.max_new_tokens=8",
         "calibrate.batch_size=8",
-        "evaluate.items=2",
-        "evaluate.characters=2_000",
         "select.prompts=8",
         "select.characters=2_000",
         "select.max_new_tokens=8",
         "select.copies=0",
     ]
-    if "tune" in (RECIPES / f"{request.param}.yaml").read_text():
-        changes += ["tune.data=null", "tune.data_tasks=2", "tune.copy_tasks=8", "tune.batch_size=8"]
+    if "tune" in (RECIPES / "paper" / f"{request.param}.yaml").read_text():
+        paper += ["tune.data=null", "tune.data_tasks=2", "tune.copy_tasks=8", "tune.batch_size=8"]
     if (
         request.param == "qwen-kk"
     ):  # answers of a random model do not end, so that `auto` would have none to go by
-        changes += ["propagate=[conversion, exact]", "calibrate.after=[exact, direct]"]
-    return request.param, changes
+        paper += ["propagate=[conversion, exact]", "calibrate.after=[exact, direct]"]
+    return request.param, [*changes, *paper], [*changes, *joint]
 
 
 def _end(spec: dict, settings: dict) -> int:
@@ -137,8 +151,8 @@ def _text(code: str):
 
 
 def test_planned_and_run_in_small(small, tmp_path) -> None:
-    name, changes = small
-    recipe = load_recipe(RECIPES / f"{name}.yaml", changes)
+    name, changes, _ = small
+    recipe = load_recipe(RECIPES / "paper" / f"{name}.yaml", changes)
     assert "tokens saved" in str(forecast(recipe, "h100"))
     assert "conversion" in run_recipe(recipe, tmp_path / "run").table
     stages = json.loads((tmp_path / "run" / "run.json").read_text())["instruct_models"]
@@ -150,3 +164,21 @@ def test_planned_and_run_in_small(small, tmp_path) -> None:
         assert result.shape(result.tables.input)[0] == len(result.vocabulary) == rows
     loaded = AutoModelForCausalLM.from_pretrained(result.folder)
     assert loaded(torch.tensor([[5, len(result.vocabulary) - 1]])).logits.isfinite().all()
+
+
+def test_joint_training_planned_and_run_in_small(small, tmp_path) -> None:
+    name, _, changes = small
+    recipe = load_recipe(RECIPES / f"{name}.yaml", changes)
+    text = str(forecast(recipe, "h100"))
+    assert "tokens saved" in text
+    assert "hours cover joint training only" in text
+    assert "joint training" in run_recipe(recipe, tmp_path / "run").table
+    before = Checkpoint(tmp_path / "instruct").check()
+    result = Checkpoint(tmp_path / "run" / "adapt").check()
+    assert len(result.vocabulary) == len(before.vocabulary) + 500
+    kinds = zip(before.tables.by_kind().values(), result.tables.by_kind().values(), strict=True)
+    for old, new in kinds:  # known rows stay, bit for bit
+        rows = len(before.vocabulary)
+        assert torch.equal(before.tensor(old)[:rows], result.tensor(new)[:rows])
+    record = json.loads((tmp_path / "run" / "adapt" / "lep" / "pretrain.json").read_text())
+    assert {"text", "answers", "old_text"} <= set(record["streams"])
