@@ -1,7 +1,9 @@
 """Joint training on the lab pair: what each stream is worth, and where three seeds arrive.
 
-    python lab/make_pair.py --data DATA --output lab/pair --work runs/lab   (for runs/lab/corpus)
-    python benchmarks/joint.py [--seeds 0 1 2] [--arms ...] [--figure docs/joint.svg]
+    python benchmarks/joint.py --data DATA [--seeds 0 1 2] [--arms ...] [--figure docs/joint.svg]
+
+DATA holds `train/en` and `train/ru`. They are split as for the lab pair, so that no model has seen
+the held-out text.
 
 Every arm starts from the instruct model with 2,048 new Russian tokens, and trains their rows alone,
 on so many tokens:
@@ -22,12 +24,17 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import lep
+
+sys.path.append(str(Path(__file__).parent.parent / "lab"))
+import make_pair
+
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import records_apart
 from lep.corpus.read import read_documents, write_records
@@ -38,7 +45,8 @@ from lep.settings import EvaluateSettings, NewRowsSettings
 ROOT = Path(__file__).parent.parent
 INSTRUCT = ROOT / "lab" / "pair" / "instruct"
 NEW_TOKENS, TOKENS, ABLATION_TOKENS = 2_048, 1_450_000, 600_000
-PROMPTS, PRACTICE_TOKENS = 200, 400_000
+CHARACTERS = {"en": 4_000_000, "ru": 12_000_000}
+PROMPTS, PRACTICE_TOKENS = 200, 560_000
 TASKS = ["copy_sentence", "copy_paragraph", "first_word", "last_word"]
 NOTHING = {"answers": 0, "practice": 0, "old_text": 0, "old_answers": 0}
 ARMS: dict[str, tuple[int, list[dict[str, float]]]] = {  # tokens; shares of one training or two
@@ -77,13 +85,15 @@ def prepared(folder: Path, corpus: Path) -> dict[str, Any]:
         lep.initialise(INSTRUCT, tokenizer, start)
     prompts, answers, practice = folder / "prompts.jsonl", folder / "answers", folder / "practice"
     if not prompts.exists():
-        write_records(prompts, records_apart(train, TASKS, PROMPTS, 1, heldout))
+        kinds = [*TASKS, "word_after"]
+        write_records(prompts, records_apart(train, kinds, PROMPTS, 1, heldout))
     if not answers.exists():
         print(lep.answer(INSTRUCT, prompts, answers, max_new_tokens=300, generation_batch=64))
     if not practice.exists():
         options = {"practice_tokens": PRACTICE_TOKENS, "practice": 1_000}
-        words = {"ru": train["ru"]}
-        print(lep.practise(INSTRUCT, start, words, practice, heldout=heldout, **options))
+        words, old = ({code: train[code]} for code in ("ru", "en"))
+        texts = {"old": old, "heldout": heldout}
+        print(lep.practise(INSTRUCT, start, words, practice, **texts, **options))
     streams = {"answers": answers, "practice_tasks": practice}
     return {
         "start": start,
@@ -203,15 +213,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", type=Path, default=Path("runs/lab/corpus"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/joint"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     parser.add_argument("--figure", type=Path, help="SVG file to write")
     arguments = parser.parse_args()
     folder = arguments.output
-    folder.mkdir(parents=True, exist_ok=True)
-    given = prepared(folder, arguments.corpus)
+    corpus = folder / "corpus"
+    if not corpus.exists():
+        make_pair.CORPUS_CHARACTERS = CHARACTERS
+        make_pair.write_corpus(arguments.data, corpus)
+    given = prepared(folder, corpus)
     results = {
         "original": [scores(INSTRUCT, folder / "original.scores", given)],
         "mean initialisation": [scores(given["start"], folder / "start.scores", given)],

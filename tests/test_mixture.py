@@ -127,7 +127,9 @@ def test_blocks_have_the_shares_of_the_settings(blocks) -> None:
     for name, ids, _ in pieces_of(blocks):
         lengths[name] += len(ids)
     for name, share in STREAMS.items():
-        assert lengths[name] / lengths.total() == pytest.approx(share / 5, abs=0.02)
+        assert lengths[name] / lengths.total() == pytest.approx(
+            share / sum(STREAMS.values()), abs=0.02
+        )
     assert max(map(len, blocks["input_ids"])) <= 96
     # No step of 384 tokens is one stream's alone.
     for step in range(0, len(blocks) - 4, 4):

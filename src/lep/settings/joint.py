@@ -9,7 +9,7 @@ from lep.settings.kinds import Count, Seed, Share, Weights
 from lep.settings.training import PretrainSettings
 
 # Streams of a mixture, with their usual shares of the tokens.
-STREAMS = {"text": 2.0, "answers": 1.0, "practice": 1.0, "old_text": 0.5, "old_answers": 0.5}
+STREAMS = {"text": 1.5, "answers": 1.0, "practice": 2.0, "old_text": 0.5, "old_answers": 0.5}
 
 RELATIVE_RATE = 0.06  # of new rows: the best of several for 3M and for 0.5B parameters
 
@@ -26,7 +26,7 @@ class JointSettings(PretrainSettings):
     """Folder that lep practice wrote, or jsonl with messages, to mix in (default: none)."""
     shares: Weights = Field({})
     """STREAM=SHARE,...: how many tokens of a step a stream has, relative to the others (default:
-    text=2,answers=1,practice=1,old_text=0.5,old_answers=0.5, of those that are given)."""
+    text=1.5,answers=1,practice=2,old_text=0.5,old_answers=0.5, of those that are given)."""
     relative_rate: PositiveFloat | None = None
     """Peak learning rate of each table as a share of the root mean square of its known rows
     (default: 0.06 for new rows that learn from several streams, unless a learning rate is given;

@@ -42,6 +42,9 @@ from lep.transfer.mappings import saved_mappings
 STATE_COPIES = 3  # of the float32 tables in a saved state: weights and two moments
 SWEPT_RATES = (0.1, 0.25, 0.5, 1.0)  # of the learning rate (section 3.4)
 SWEPT_SHARE = 0.2  # of the tokens
+# Of a mixture. A row of the input table has a gradient only where its token occurs, and the usual
+# .999 forgets the steps without one so slowly that a rare token takes many times the rate.
+ADAM_BETA2 = 0.98
 
 
 def pretrain(
@@ -258,6 +261,8 @@ class _Task:
         sequences, accumulation, steps = data.schedule(settings, self.block, blocks, count)
         options: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
         options["per_device_train_batch_size"] = sequences // accumulation // count
+        if self.is_mixture:
+            options["adam_beta2"] = ADAM_BETA2
         if settings.schedule == "wsd":
             decay = max(1, round(settings.decay_share * steps))
             options["lr_scheduler_type"] = "warmup_stable_decay"
