@@ -1,5 +1,6 @@
 """Cross-entropy over large vocabularies, with the logits of a few tokens in memory at a time."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ LEAST_LOG = -64.0  # lower log-probabilities are near the smallest number of flo
 LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
+@dataclass(frozen=True)
+class Details:
+    """What a head fills in beside its loss. Wrappers of modules leave it alone; they would give the
+    head a copy of a tensor, in another dtype.
+    """
+
+    values: Tensor  # (n, 2) float32
+
+
 def chunk_loss(trainer: Trainer) -> bool:
     """Let the model return only the loss where labels are given, by `linear_cross_entropy`.
 
@@ -36,9 +46,11 @@ def chunk_loss(trainer: Trainer) -> bool:
     project, forward = head.forward, model.forward
 
     def head_forward(
-        hidden: Tensor, labels: Tensor | None = None, details: Tensor | None = None
+        hidden: Tensor, labels: Tensor | None = None, details: Details | None = None
     ) -> Tensor:
-        return project(hidden) if labels is None else head_loss(head, hidden, labels, details)
+        if labels is None:
+            return project(hidden)
+        return head_loss(head, hidden, labels, details.values if details else None)
 
     def loss_forward(
         *args: Any,
@@ -51,17 +63,17 @@ def chunk_loss(trainer: Trainer) -> bool:
             return forward(*args, **others)
         targets = labels[:, 1:].flatten()
         learned = targets != -100
-        shape, device = (int(learned.sum()), 2), targets.device
-        details = None if streams is None else torch.zeros(shape, device=device)
+        values = torch.zeros(int(learned.sum()), 2, device=targets.device)
+        details = None if streams is None else Details(values)
         others["use_cache"] = False
         if is_plain:
             states = model.get_decoder()(*args, **others).last_hidden_state
             total = head(states[:, :-1].flatten(0, 1)[learned], targets[learned], details)
         else:
             logits = forward(*args, **others).logits[:, :-1].flatten(0, 1)[learned]
-            total = logits_loss(head, logits.float(), targets[learned], details)
+            total = logits_loss(head, logits.float(), targets[learned], values)
         if details is not None:
-            trainer.stream_sums.add(streams[:, 1:].flatten()[learned], details)
+            trainer.stream_sums.add(streams[:, 1:].flatten()[learned], values)
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
@@ -72,14 +84,13 @@ def chunk_loss(trainer: Trainer) -> bool:
     return is_plain
 
 
-def logits_loss(head: Any, logits: Tensor, labels: Tensor, details: Tensor | None) -> Tensor:
+def logits_loss(head: Any, logits: Tensor, labels: Tensor, details: Tensor) -> Tensor:
     """Sum in nats of the cross-entropies of (n, V) logits; `details` as `linear_cross_entropy`."""
     nats = cross_entropy(logits, labels, reduction="none")
-    if details is not None:
-        details[:, 0] = nats.detach()
-        if isinstance(head, SplitHead):
-            new = head.table.position >= len(head.table.kept)
-            details[:, 1] = logits.detach().softmax(1)[:, new].sum(1)
+    details[:, 0] = nats.detach()
+    if isinstance(head, SplitHead):
+        new = head.table.position >= len(head.table.kept)
+        details[:, 1] = logits.detach().softmax(1)[:, new].sum(1)
     return nats.sum()
 
 
