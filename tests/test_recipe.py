@@ -311,6 +311,17 @@ def test_files_of_joint_training_lie_beside_the_recipe(tmp_path) -> None:
     assert {adapt.prompts, adapt.judge, adapt.from_pack} == {str(tmp_path / "f")}
 
 
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [("", 0.06), (", from_pack: f", 0.015), (", from_pack: f, relative_rate: 0.03", 0.03)],
+)
+def test_rows_of_a_pack_are_trained_gently(given, rate, tmp_path) -> None:
+    (tmp_path / "f").touch()
+    path = tmp_path / "r.yaml"
+    path.write_text(ADAPT.replace("{tokens: 500}", f"{{tokens: 500{given}}}"))
+    assert load_recipe(path).adapt.relative_rate == pytest.approx(rate)
+
+
 def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:
     (tmp_path / "bench").mkdir()
     path = tmp_path / "r.yaml"

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from lep.fields import ByName, FileName, nearest
 from lep.limits import RECIPE_VALUES
 from lep.settings import (
+    RELATIVE_RATE,
     STREAMS,
     AnswerSettings,
     CalibrateSettings,
@@ -39,6 +40,7 @@ ByLanguage = Annotated[dict[str, Strings], ByName]
 Models = Annotated[list[Literal[MethodName, "direct"]], Listed]
 SomeModels = Annotated[Models, Field(min_length=1)]
 Fault = tuple[str, str]  # a key, and what is wrong with it
+RATE_AFTER_PACK = RELATIVE_RATE / 4
 
 
 class PretrainStage(PretrainSettings):
@@ -78,7 +80,17 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     prompts: str | None = Field(None, description="messages jsonl (default: made from the text)")
     prompt_tasks: Count = Field(100, description="generated prompts per task and language")
     looks_share: ProperShare = Field(0.02, description="of the training text, to choose a state on")
-    from_pack: str | None = Field(None, description="pack of an instruct model to start from")
+    from_pack: str | None = Field(
+        None, description="pack of an instruct model to start from, at a quarter of the usual rate"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, values: Any) -> Any:
+        """Rows that have learned already are spoilt at the rate of new ones (docs/log.md)."""
+        if isinstance(values, dict) and values.get("from_pack"):
+            return {"relative_rate": RATE_AFTER_PACK} | values
+        return values
 
     def share(self, stream: str) -> float:
         """The tokens of a stream of the mixture, relative to the others."""
