@@ -197,13 +197,20 @@ def test_rules_of_a_script_without_spaces() -> None:
     assert reason_to_drop_draft(replace(draft, text="河在？"), "Han") == "too short"
 
 
-def test_drafts_are_what_transformers_draws(monkeypatch) -> None:
+def test_drafts_are_what_transformers_draws() -> None:
     """With the same seed, and rows that are padded by the tokenizer itself."""
     settings = OwnPromptSettings(prompt_tokens=12, prompt_top_p=0.9, prompt_seed=3)
-    openings = ["Где", "Скажите, пожалуйста"]
-    batch = Writer(LAB, settings).drafts("ru 5", openings, 1.0)
+    openings, writer = ["Где", "Скажите, пожалуйста"], Writer(LAB, settings)
+    batch = writer.drafts("ru 5", openings, 0.5)
     tokenizer = AutoTokenizer.from_pretrained(LAB, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32)
+
+    def nats_per_byte(text: str) -> float:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([[1, *ids]])).logits[0].double().log_softmax(-1)
+        return -sum(float(logits[i, token]) for i, token in enumerate(ids)) / len(text.encode())
+
     texts = [f"<s><|user|> {opening}" for opening in openings]
     inputs = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     inputs.pop("token_type_ids", None)
@@ -215,11 +222,10 @@ def test_drafts_are_what_transformers_draws(monkeypatch) -> None:
         assert draft.text == expected
         assert draft.text.startswith(opening)
         assert draft.finished == bool({2, 6} & set(row))
-        ids = tokenizer(draft.text, add_special_tokens=False)["input_ids"]
-        with torch.inference_mode():
-            logits = model(torch.tensor([[1, *ids]])).logits[0].double().log_softmax(-1)
-        nats = -sum(float(logits[i, token]) for i, token in enumerate(ids))
-        assert draft.surprise == pytest.approx(nats / len(draft.text.encode()), rel=1e-4)
+        assert draft.surprise == pytest.approx(nats_per_byte(draft.text) / 0.5, rel=1e-4)
+    sentences = ["Где мой дом?", "Река.", "Он пошёл домой."]
+    median = sorted(map(nats_per_byte, sentences))[1]
+    assert writer.median(sentences) == pytest.approx(median, rel=1e-4)
 
 
 def writes(monkeypatch, continuation: str) -> None:

@@ -60,17 +60,14 @@ class UserTurn:
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "UserTurn":
         """Raises `TokenizerError` for no template, and for one that changes the content."""
         check_template(tokenizer)
-        parts = set()
+        cuts = set()
         for content in CONTENTS:
             messages = [{"role": "user", "content": content}]
             text = rendered(tokenizer, messages, add_generation_prompt=True)
-            if text.count(content) == 1:
-                before, _, after = text.partition(content)
-                parts.add((before, after))
-            else:
-                parts.clear()
-                break
-        if len(parts) != 1:
+            before, mark, after = text.partition(content)
+            cuts.add((before, bool(mark), after))
+        (before, is_cut, after), *others = cuts
+        if others or not is_cut:
             raise TokenizerError(
                 "the chat template changes, drops or repeats what the user writes, so the model "
                 "cannot write prompts: give --prompts FILE or another model"
