@@ -79,6 +79,7 @@ FAULTS = {
 SETTINGS = {
     "unknown": (["adapt.tokns=5"], "unknown key 'adapt.tokns'; did you mean 'tokens'"),
     "no section": (["adapt=null"], "lep adapt needs the section adapt, and a change removes it"),
+    "no size": (["tokenizer.method=merge"], "the method merge needs new_tokens: give new_tokens"),
     "no number": (["tokenizer.new_tokens=many"], "tokenizer.new_tokens is 'many': input should"),
     "too many": (
         ["tokenizer.new_tokens=90000"],

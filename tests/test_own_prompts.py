@@ -374,6 +374,13 @@ def test_few_prompts_deserve_a_warning(scripted) -> None:
     assert lines[2] == f"wrote {result.output}"
 
 
+def test_drafts_end_where_the_model_writes_hardly_a_prompt(scripted) -> None:
+    """After 64 drafts with fewer than a tenth of use, not after four for each prompt."""
+    texts = [*GOOD, *58 * ["Где да"], *8 * ["Где да"]]
+    result = scripted(texts, own_prompts=100, prompt_batch=8)
+    assert result.counts == {"ru": {"kept": 6, "too short": 58}}
+
+
 def test_no_prompt_at_all_is_a_fault(scripted, tmp_path) -> None:
     message = (
         r"none of 12 prompts that .*instruct wrote in ru is of use \(too short: 12; the last "

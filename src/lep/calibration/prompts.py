@@ -25,6 +25,7 @@ from lep.settings import OwnPromptSettings
 PROMPTS, DRAFTS, COUNTS = "prompts.jsonl", "drafts.jsonl", "prompts.json"
 SAVED = "checkpoint-drafts"  # folder of an unfinished run
 MOST_DRAFTS = 4  # for each prompt that is wanted
+LEAST_KEPT, LEAST_DRAFTS = 0.1, 64  # share of the drafts with which it goes on after so many
 MEASURED = 32  # sentences beside which a draft is word salad or not
 NEAR = 0.7  # Jaccard similarity of near duplicates
 KEPT, DUPLICATE, SURPLUS = "kept", "duplicate", "more than needed"
@@ -153,11 +154,14 @@ class _Part:
             )
 
     def _batches(self, saved: Sequence[Batch], file: IO[bytes]) -> Iterator[Batch]:
-        """Saved and new batches, until there are enough prompts or too many drafts."""
+        """Saved and new batches, until there are enough prompts, or drafts that are of no use."""
         size, median = self.settings.prompt_batch, None
         for number, start in enumerate(range(0, len(self.openings), size)):
             if self.counts[KEPT] >= self.settings.own_prompts:
                 return
+            drafts = len(self.records)
+            if drafts >= LEAST_DRAFTS and self.counts[KEPT] < LEAST_KEPT * drafts:
+                return  # the model never learned what users write
             if number < len(saved):
                 yield saved[number]
                 continue

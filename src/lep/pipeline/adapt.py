@@ -235,8 +235,8 @@ def _decided(
         if not isinstance(values.get(section), dict):
             raise RecipeError(f"lep adapt needs the section {section}, and a change removes it")
     tokenizer, training = values["tokenizer"], values["adapt"]
-    extends = tokenizer.get("method", "continue") in ("continue", "merge")
-    open_size = extends and tokenizer.get("new_tokens") is None
+    is_nested = tokenizer.get("method", "continue") == "continue"  # other methods need a size
+    open_size = is_nested and tokenizer.get("new_tokens") is None
     open_tokens = training.get("tokens") is None and training.get("epochs") is None
     tried = values | {
         "tokenizer": tokenizer | ({"new_tokens": "1"} if open_size else {}),

@@ -122,8 +122,12 @@ def tasks_stage(given: Sources, looks: Stage, languages: Sequence[str], adapt: A
 
     def action(output: Path, at: FolderOf) -> None:
         text, heldout = rest_of(looks, languages, at), given.text("heldout", at)
+        try:
+            records = records_apart(text, tasks, count, seed, heldout)
+        except CorpusError as error:
+            raise CorpusError(f"{error}; evaluate.tasks names the tasks to make") from error
         with publishing(output) as partial:
-            write_records(partial / RECORDS, records_apart(text, tasks, count, seed, heldout))
+            write_records(partial / RECORDS, records)
 
     settings = {"tasks": tasks, "count": count, "seed": seed, "languages": languages}
     return Stage("prompt-tasks", action, settings, (looks,))
