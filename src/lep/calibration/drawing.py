@@ -14,11 +14,11 @@ from lep.corpus.tasks import PROMPTS, SENTENCE_CHARACTERS, TASKS, TaskItem, sent
 
 # How often each task is drawn. Answers of one word teach few tokens, and teach where to stop.
 WEIGHTS = {
-    "copy_sentence": 3,
+    "copy_sentence": 4,
     "copy_paragraph": 1,
-    "first_word": 2,
-    "last_word": 2,
-    "word_after": 2,
+    "first_word": 6,
+    "last_word": 6,
+    "word_after": 6,
 }
 WORDS = {"copy_paragraph": (12, 24)}  # of a text, at least and at most
 FEW_WORDS = (4, 10)  # of other tasks
@@ -28,7 +28,7 @@ WORDS_OF_TOKEN = 20  # the most frequent ones
 SENTENCE_TEXT = 4_000_000  # characters of text that sentences are taken from
 # Share of the tasks that are about a real sentence, as it comes: they teach where answers end,
 # which words without sense do not.
-NATURAL = 0.4
+NATURAL = 0.5
 ENOUGH = 20  # tasks of a kind, to know what share of them the original model can do
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
 
