@@ -111,50 +111,31 @@ def mixed_blocks(
     folder: Path,
     key: str,
 ) -> Dataset:
-    """A whole training as memory-mapped blocks of at most `block` token ids, in random order.
+    """A whole training as memory-mapped blocks of at most `block` token ids.
 
     Each block lists its pieces: their lengths, the tokens at their beginning that are not learned,
     and their streams, as numbers in `STREAMS`. Streams that end before the training are repeated.
     """
     pieces = conversations(checkpoint, settings, new_rows, block)
-    there = [*pieces, *(["old_text"] if settings.old_text else [])]
-    shares = shares_of(settings, there)
-
-    def text_pieces(name: str, paths: list[str | Path]) -> Dataset:
-        whole = batch_of(settings) if settings.tokens else block / shares[name]
-        longest = min(block, max(LEAST_PIECE, int(shares[name] * whole)))
-        tokens = round(shares[name] * settings.tokens) if settings.tokens else None
-
-        def generate() -> Iterator[dict[str, Any]]:
-            documents = documents_for(checkpoint, paths, tokens)
-            for ids in token_pieces(documents, checkpoint.tokenizer, longest):
-                yield {"input_ids": ids}
-
-        features = Features({"input_ids": List(Value("int32"))})
-        return generated(generate, features, folder / name, f"{key}-{name}")
-
-    paths: dict[str, list[str | Path]] = {"text": corpus, "old_text": list(settings.old_text)}
-    texts = {name: text_pieces(name, paths[name]) for name in paths if name in shares}
+    shares = shares_of(settings, [*pieces, *(["old_text"] if settings.old_text else [])])
     if settings.epochs and "text" not in shares:
         raise CorpusError("epochs are passes over text, whose share is 0: give tokens instead")
+    paths: dict[str, list[str | Path]] = {"text": corpus, "old_text": list(settings.old_text)}
+    texts = {
+        name: _text_pieces(
+            checkpoint, paths[name], settings, shares[name], block, folder / name, key
+        )
+        for name in paths
+        if name in shares
+    }
     pass_tokens = tokens_of(texts["text"]) / shares["text"] if settings.epochs else 0
-    total = settings.budget(round(pass_tokens))
-
-    def text_pass(name: str, number: int) -> Iterator[Piece]:
-        for row in texts[name].shuffle(_seed(settings, name, number), keep_in_memory=True):
-            yield Piece(row["input_ids"], 1, name)
-
-    def conversation_pass(name: str, number: int) -> Iterator[Piece]:
-        order = random.Random(_seed(settings, name, number))
-        yield from order.sample(pieces[name], len(pieces[name]))
+    sources = _Sources(texts, pieces, settings.seed)
+    numbers = {name: number for number, name in enumerate(STREAMS)}
 
     def generate() -> Iterator[dict[str, Any]]:
-        streams = {
-            name: endless(partial(text_pass if name in texts else conversation_pass, name))
-            for name in shares
-        }
-        numbers = {name: number for number, name in enumerate(STREAMS)}
-        for inside in packed(interleaved(streams, shares, total), block, OPEN_BLOCKS):
+        streams = {name: endless(partial(sources.once, name)) for name in shares}
+        mixed = interleaved(streams, shares, settings.budget(round(pass_tokens)))
+        for inside in packed(mixed, block, OPEN_BLOCKS):
             yield {
                 "input_ids": [token for piece in inside for token in piece.ids],
                 "lengths": [len(piece) for piece in inside],
@@ -165,8 +146,46 @@ def mixed_blocks(
     return generated(generate, FEATURES, folder / "blocks", f"{key}-blocks")
 
 
-def _seed(settings: JointSettings, name: str, number: int) -> int:
-    return settings.seed * 1_000_003 + [*STREAMS].index(name) * 10_007 + number
+def _text_pieces(
+    checkpoint: Checkpoint,
+    paths: list[str | Path],
+    settings: JointSettings,
+    share: float,
+    block: int,
+    folder: Path,
+    key: str,
+) -> Dataset:
+    """The documents of a text as pieces, none longer than the text's share of a step."""
+    step = share * batch_of(settings) if settings.tokens else block
+    longest = min(block, max(LEAST_PIECE, int(step)))
+    tokens = round(share * settings.tokens) if settings.tokens else None
+
+    def generate() -> Iterator[dict[str, Any]]:
+        documents = documents_for(checkpoint, paths, tokens)
+        for ids in token_pieces(documents, checkpoint.tokenizer, longest):
+            yield {"input_ids": ids}
+
+    features = Features({"input_ids": List(Value("int32"))})
+    return generated(generate, features, folder, f"{key}-{folder.name}")
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Pieces of each stream: of text on the disk, of conversations in memory."""
+
+    texts: dict[str, Dataset]
+    conversations: dict[str, list[Piece]]
+    seed: int
+
+    def once(self, name: str, number: int) -> Iterator[Piece]:
+        """All pieces of a stream, in the random order of its pass of this number."""
+        seed = self.seed * 1_000_003 + [*STREAMS].index(name) * 10_007 + number
+        if name in self.texts:
+            for row in self.texts[name].shuffle(seed, keep_in_memory=True):
+                yield Piece(row["input_ids"], 1, name)
+        else:
+            pieces = self.conversations[name]
+            yield from random.Random(seed).sample(pieces, len(pieces))
 
 
 @dataclass(frozen=True)
