@@ -21,7 +21,7 @@ from lep.errors import CorpusError, LepError
 from lep.settings import STREAMS, JointSettings, NewRowsSettings
 from lep.tokenizer.write import extend_tokenizer
 from lep.training import data, streams
-from lep.training.loss import chunk_loss, linear_cross_entropy
+from lep.training.loss import Details, chunk_loss, linear_cross_entropy
 from lep.training.pretrain import pretrain
 from lep.training.trainable_rows import split_tables
 from lep.transfer.initialise import initialise
@@ -181,12 +181,17 @@ def test_details_of_the_loss_are_those_of_torch() -> None:
     torch.manual_seed(0)
     hidden, labels = torch.randn(700, 16), torch.randint(0, 50, (700,))
     tables = [torch.randn(40, 16), torch.randn(10, 16)]
-    details = torch.zeros(700, 2)
+    tables[1].requires_grad_()
+    details = Details(torch.zeros(700), torch.rand(700), torch.zeros(700, 2))
     total = linear_cross_entropy(hidden, labels, tables, None, details)
+    (gradient,) = torch.autograd.grad(total, tables[1])
     logs = log_softmax(hidden @ torch.cat(tables).T, 1)
-    assert torch.allclose(details[:, 0], -logs.gather(1, labels[:, None])[:, 0], atol=1e-4)
-    assert torch.allclose(details[:, 1], logs.exp()[:, 40:].sum(1), atol=1e-5)
-    assert float(total) == pytest.approx(float(details[:, 0].sum()), rel=1e-5)
+    nats = -logs.gather(1, labels[:, None])[:, 0]
+    assert torch.allclose(details.values[:, 0], nats, atol=1e-4)
+    assert torch.allclose(details.values[:, 1], logs.exp()[:, 40:].sum(1), atol=1e-5)
+    assert total.item() == pytest.approx((nats @ details.weights).item(), rel=1e-5)
+    (expected,) = torch.autograd.grad(nats @ details.weights, tables[1])
+    assert torch.allclose(gradient, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -208,11 +213,15 @@ def test_losses_of_streams_are_the_model_s_own(plain, start, monkeypatch) -> Non
         model=model,
         accelerator=SimpleNamespace(autocast=torch.no_grad),
         stream_sums=streams.StreamSums(),
+        stream_weights=streams.stream_weights("new_rows"),
     )
     assert chunk_loss(trainer) is plain
     loss = model(input_ids=ids, labels=labels, streams=numbers)["loss"]
     learned, by_stream = labels[:, 1:].flatten() != -100, numbers[:, 1:].flatten()
-    assert loss.item() == pytest.approx(nats[learned].mean().item(), rel=1e-4)
+    # Tokens of the old language count ten times: their loss is only what new tokens take.
+    times = torch.tensor([10.0 if name.startswith("old") else 1.0 for name in STREAMS])
+    weighted = (nats * times[by_stream])[learned].mean()
+    assert loss.item() == pytest.approx(weighted.item(), rel=1e-4)
     report = trainer.stream_sums.report(lambda sums: sums)
     for number, name in enumerate(STREAMS):
         chosen = learned & (by_stream == number)

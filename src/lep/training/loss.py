@@ -23,11 +23,21 @@ LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "l
 
 @dataclass(frozen=True)
 class Details:
-    """What a head fills in beside its loss. Wrappers of modules leave it alone; they would give the
-    head a copy of a tensor, in another dtype.
+    """Weights of the tokens of a mixture, and what a head fills in beside its loss.
+
+    Wrappers of modules leave it alone; they would give the head a copy of a tensor, in another
+    dtype.
     """
 
-    values: Tensor  # (n, 2) float32
+    streams: Tensor  # (n,) int64, their numbers
+    weights: Tensor  # (n,) float32
+    values: Tensor  # (n, 2) float32: cross-entropy, and probability of new tokens
+
+    @classmethod
+    def of(cls, trainer: Any, streams: Tensor) -> "Details":
+        """Of learned tokens, given the number of each one's stream."""
+        weights = trainer.stream_weights.to(streams.device)[streams]
+        return cls(streams, weights, weights.new_zeros(len(weights), 2))
 
 
 def chunk_loss(trainer: Trainer) -> bool:
@@ -48,9 +58,7 @@ def chunk_loss(trainer: Trainer) -> bool:
     def head_forward(
         hidden: Tensor, labels: Tensor | None = None, details: Details | None = None
     ) -> Tensor:
-        if labels is None:
-            return project(hidden)
-        return head_loss(head, hidden, labels, details.values if details else None)
+        return project(hidden) if labels is None else head_loss(head, hidden, labels, details)
 
     def loss_forward(
         *args: Any,
@@ -63,17 +71,18 @@ def chunk_loss(trainer: Trainer) -> bool:
             return forward(*args, **others)
         targets = labels[:, 1:].flatten()
         learned = targets != -100
-        values = torch.zeros(int(learned.sum()), 2, device=targets.device)
-        details = None if streams is None else Details(values)
+        details = (
+            None if streams is None else Details.of(trainer, streams[:, 1:].flatten()[learned])
+        )
         others["use_cache"] = False
         if is_plain:
             states = model.get_decoder()(*args, **others).last_hidden_state
             total = head(states[:, :-1].flatten(0, 1)[learned], targets[learned], details)
         else:
-            logits = forward(*args, **others).logits[:, :-1].flatten(0, 1)[learned]
-            total = logits_loss(head, logits.float(), targets[learned], values)
+            logits = forward(*args, **others).logits[:, :-1].flatten(0, 1)[learned].float()
+            total = logits_loss(head, logits, targets[learned], details)
         if details is not None:
-            trainer.stream_sums.add(streams[:, 1:].flatten()[learned], values)
+            trainer.stream_sums.add(details.streams, details.values)
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
@@ -84,17 +93,19 @@ def chunk_loss(trainer: Trainer) -> bool:
     return is_plain
 
 
-def logits_loss(head: Any, logits: Tensor, labels: Tensor, details: Tensor) -> Tensor:
-    """Sum in nats of the cross-entropies of (n, V) logits; `details` as `linear_cross_entropy`."""
+def logits_loss(head: Any, logits: Tensor, labels: Tensor, details: Details | None) -> Tensor:
+    """Weighted sum in nats of the cross-entropies of (n, V) logits in float32."""
     nats = cross_entropy(logits, labels, reduction="none")
-    details[:, 0] = nats.detach()
+    if details is None:
+        return nats.sum()
+    details.values[:, 0] = nats.detach()
     if isinstance(head, SplitHead):
         new = head.table.position >= len(head.table.kept)
-        details[:, 1] = logits.detach().softmax(1)[:, new].sum(1)
-    return nats.sum()
+        details.values[:, 1] = logits.detach().softmax(1)[:, new].sum(1)
+    return nats @ details.weights
 
 
-def head_loss(head: Any, hidden: Tensor, labels: Tensor, details: Tensor | None = None) -> Tensor:
+def head_loss(head: Any, hidden: Tensor, labels: Tensor, details: Details | None = None) -> Tensor:
     """Sum in nats of the cross-entropies of (n, h) hidden states, in the dtype of autocast."""
     bias, device = getattr(head, "bias", None), hidden.device.type
     if isinstance(head, SplitHead):
@@ -137,15 +148,15 @@ def linear_cross_entropy(
     labels: Tensor,
     tables: list[Tensor],
     bias: Tensor | None = None,
-    details: Tensor | None = None,
+    details: Details | None = None,
 ) -> Tensor:
     """Sum in nats of the cross-entropies of the logits `hidden @ [tables]' + bias`, in float32.
 
     `hidden` is (n, h); `tables` are (V_i, h), treated as one matrix; `labels` (n,) are its rows;
     `bias` is (sum of V_i,). Products use the dtype of `hidden`, sums over the vocabulary float32.
     Gradients are computed chunk by chunk in the forward pass, and only where required: a frozen
-    table costs no memory. `details` (n, 2) float32 is filled with the cross-entropy of each row and
-    the probability of all rows after the first table.
+    table costs no memory. `details` weigh the rows of `hidden`, and are filled with the
+    cross-entropy of each and the probability of all rows after the first table.
     """
     return _LinearCrossEntropy.apply(hidden, labels, bias, details, *tables)
 
@@ -157,7 +168,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         labels: Tensor,
         bias: Tensor | None,
-        details: Tensor | None,
+        details: Details | None,
         *tables: Tensor,
     ) -> Tensor:
         sizes, needed = [len(table) for table in tables], ctx.needs_input_grad
@@ -190,14 +201,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 exact = _multiply(states[unlikely], narrow, bias, space)
                 exact = exact.log_softmax(1, dtype=torch.float32)
                 logs[unlikely] = exact.gather(1, targets[unlikely])
-            total -= logs.sum()
+            weights = None
             if details is not None:
-                part = details[start : start + size]
+                part = details.values[start : start + size]
                 part[:, 0], part[:, 1] = -logs[:, 0], slopes[:, sizes[0] :].sum(1)
+                weights = details.weights[start : start + size, None]
+            total -= (logs if weights is None else logs * weights).sum()
             if not any(needed):
                 continue
             # The gradient of the logits: probabilities, less one at the target.
             slopes.scatter_add_(1, targets, slopes.new_full((1, 1), -1.0).expand_as(targets))
+            if weights is not None:
+                slopes *= weights
             if of_bias is not None:
                 of_bias += slopes.sum(0)
             parts = scores.copy_(slopes).split(sizes, 1)

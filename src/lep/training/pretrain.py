@@ -206,6 +206,7 @@ class _Task:
         trainer = self._trainer(model, folder, settings, isolated=isolated)
         if self.is_mixture:
             trainer.stream_sums = streams.StreamSums()
+            trainer.stream_weights = streams.stream_weights(settings.train)
         losses, seconds = run(trainer)
         processes.wait()  # until all have read the best state, which the first process deletes
         trainable_rows.check_frozen(before, model)

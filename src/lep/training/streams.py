@@ -31,6 +31,9 @@ OPTIONS = {  # of each stream
     "practice": "practice_tasks",
     "old_text": "old_text",
 }
+# Weight of a token in the loss where new rows train. Those of old tokens are frozen, and so the
+# loss of old text is small, -log(1 - p) for the probability p of all new tokens, and hardly heard.
+WEIGHTS = {"old_text": 10.0, "old_answers": 10.0}
 LEAST_PIECE = 128  # tokens of text that see each other, however small a step is
 OPEN_BLOCKS = 16  # few, so that pieces of all streams stay together
 READ_AT_ONCE = 1_000  # blocks
@@ -229,6 +232,12 @@ class Mixture:
     def rarer_than(self, times: int, rows: Iterable[int]) -> int:
         """How many of the rows are learned less often than so many times."""
         return sum(self.counts[row] < times for row in rows)
+
+
+def stream_weights(train: str) -> Tensor:
+    """The weight of a token in the loss by the number of its stream, (streams,) float32."""
+    weights = WEIGHTS if train == "new_rows" else {}
+    return torch.tensor([weights.get(name, 1.0) for name in STREAMS])
 
 
 def logged(history: list[dict[str, float]], name: str) -> list[tuple[int, float]]:

@@ -38,11 +38,12 @@ from lep.training.heldout import HeldoutText
 from lep.training.loss import chunk_loss
 from lep.training.processes import local, reshard, shard_like, whole, world_size
 from lep.training.results import Loss
-from lep.training.streams import StreamSums
+from lep.training.streams import LOSS, StreamSums
 from lep.transfer.mappings import copy_mappings
 
 LOOK_SECONDS = "look_seconds"  # in the log
 WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
+LOSS_OF_TEXT = f"{LOSS}text"
 RISE, PATIENCE = 1.0, 3  # nats a token above the first loss, in so many reports: no longer noise
 
 
@@ -121,6 +122,7 @@ class TablesTrainer(TrainedOnlyTrainer):
 
     heldout: HeldoutText
     stream_sums: StreamSums | None = None  # of a mixture
+    stream_weights: Tensor  # of a mixture, by number of the stream
     output_rate: float = 1.0  # of the output table, as a share of the input table's
     control: Any
 
@@ -224,7 +226,7 @@ def training_seconds(state: TrainerState) -> float:
 class StopWhenDiverging(TrainerCallback):
     """Ends a training whose loss is not a number, or stays far above the first one.
 
-    No state is saved meanwhile.
+    Of a mixture, it is that of the text: the whole loss changes with what a step holds. No state is saved meanwhile.
     """
 
     def __init__(self) -> None:
@@ -232,11 +234,12 @@ class StopWhenDiverging(TrainerCallback):
         self.bad = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        loss = (logs or {}).get("loss")
+        name = LOSS_OF_TEXT if LOSS_OF_TEXT in (logs or {}) else "loss"
+        loss = (logs or {}).get(name)
         if loss is None:
             return
         if self.first is None:
-            losses = (entry["loss"] for entry in state.log_history if "loss" in entry)
+            losses = (entry[name] for entry in state.log_history if name in entry)
             self.first = next(losses, loss)
         lost = not math.isfinite(loss)
         self.bad = self.bad + 1 if lost or loss > self.first + RISE else 0
