@@ -226,7 +226,8 @@ def training_seconds(state: TrainerState) -> float:
 class StopWhenDiverging(TrainerCallback):
     """Ends a training whose loss is not a number, or stays far above the first one.
 
-    Of a mixture, it is that of the text: the whole loss changes with what a step holds. No state is saved meanwhile.
+    Of a mixture, it is that of the text: the whole loss changes with what a step holds. No state is
+    saved meanwhile.
     """
 
     def __init__(self) -> None:
