@@ -241,15 +241,15 @@ def test_new_tokens_follow_the_curve_of_savings(chosen) -> None:
 
 
 def test_new_tokens_are_bounded_by_the_text(chosen) -> None:
-    """Four passes over 60,000 tokens, of which are two fifths of the mixture, are 600,000."""
-    found = chosen(180_000)
-    assert (found.new_tokens, found.tokens) == (1024, 600_000)
+    """Text is 1.5 in 5.5 of the mixture: four passes over 42,000 tokens are 616,000."""
+    found = chosen(126_000)  # 42,000 tokens
+    assert (found.new_tokens, found.tokens) == (1024, 614_400)
     assert "4.0 passes over the text" in found.reason
-    found = chosen(90_000)
-    assert (found.new_tokens, found.tokens) == (512, 300_000)
+    found = chosen(60_000)
+    assert (found.new_tokens, found.tokens) == (512, 293_333)
     assert "more need more text or training" in found.reason
-    found = chosen(30_000)  # 100,000 tokens at most: fewer than the smallest size needs
-    assert (found.new_tokens, found.tokens) == (250, 100_000)
+    found = chosen(21_000)  # 102,666 tokens at most: fewer than the smallest size needs
+    assert (found.new_tokens, found.tokens) == (256, 102_666)
 
 
 def test_new_tokens_are_bounded_by_the_budget(chosen) -> None:
@@ -355,7 +355,7 @@ ALL = [
 
 def test_the_stages_of_joint_training(stages) -> None:
     assert list(stages()) == ALL
-    assert stages()["practice"].settings["practice_tokens"] == ceil(1.2 * 10_000 / 5)
+    assert stages()["practice"].settings["practice_tokens"] == ceil(1.2 * 10_000 * 2 / 5.5)
     assert stages("adapt.practice_tokens=9")["practice"].settings["practice_tokens"] == 9
 
 

@@ -223,6 +223,7 @@ def test_losses_of_streams_are_the_model_s_own(plain, start, monkeypatch) -> Non
     weighted = (nats * times[by_stream])[learned].mean()
     assert loss.item() == pytest.approx(weighted.item(), rel=1e-4)
     report = trainer.stream_sums.report(lambda sums: sums)
+    assert report["loss"] == pytest.approx(nats[learned].mean().item(), rel=1e-4)
     for number, name in enumerate(STREAMS):
         chosen = learned & (by_stream == number)
         assert report[f"loss of {name}"] == pytest.approx(nats[chosen].mean().item(), rel=1e-4)

@@ -259,13 +259,15 @@ class StreamSums:
         self.sums.index_add_(0, streams.cpu(), rows)
 
     def report(self, reduce: Any) -> dict[str, float]:
-        """Mean nats a token by stream, and the probability of new tokens; begins anew.
+        """Mean nats a learned token, of all and by stream, and the probability of new tokens.
 
-        `reduce` adds the sums of all processes.
+        Begins anew. `reduce` adds the sums of all processes.
         """
         sums = np.asarray(reduce(self.sums))
         self.sums = torch.zeros_like(self.sums)
-        entries = {
+        nats, _, count = sums.sum(0)
+        entries = {"loss": float(nats / count)} if count else {}
+        entries |= {
             LOSS + name: float(nats / count)
             for name, (nats, _, count) in zip(STREAMS, sums, strict=True)
             if count

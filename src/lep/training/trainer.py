@@ -127,7 +127,7 @@ class TablesTrainer(TrainedOnlyTrainer):
     control: Any
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        """Add what the streams of a mixture lost since the last report."""
+        """Add what the streams of a mixture lost, and give the loss without their weights."""
         if "loss" in logs and self.stream_sums is not None:
             logs |= self.stream_sums.report(self._summed)
         super().log(logs, *args, **options)
@@ -235,9 +235,13 @@ class StopWhenDiverging(TrainerCallback):
         self.bad = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        name = LOSS_OF_TEXT if LOSS_OF_TEXT in (logs or {}) else "loss"
-        loss = (logs or {}).get(name)
-        if loss is None:
+        logs = logs or {}
+        if "loss" not in logs:
+            return
+        is_mixture = any(name.startswith(LOSS) for name in logs)
+        name = LOSS_OF_TEXT if is_mixture else "loss"
+        loss = logs.get(name, logs["loss"] if not math.isfinite(logs["loss"]) else None)
+        if loss is None:  # a report without text
             return
         if self.first is None:
             losses = (entry[name] for entry in state.log_history if name in entry)
