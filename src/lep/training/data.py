@@ -21,7 +21,7 @@ from lep.errors import LepError
 from lep.settings import JointSettings, PretrainSettings
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024
-# New rows learn from the number of steps more than from their size (docs/log.md).
+# New rows are to see many steps, rather than large ones.
 JOINT_BATCH_TOKENS, JOINT_STEPS = 1_024, 1_500
 # Documents for SPARE times the tokens of a training are drawn, if that is at most LARGEST_SHARE of
 # the corpus.
