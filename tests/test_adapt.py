@@ -409,6 +409,12 @@ def test_with_a_base_both_ways_are_there(stages, pair) -> None:
     assert {*alone, *ALL} == set(both)
     assert all(both[name].fingerprint == stage.fingerprint for name, stage in alone.items())
     assert pair["base"] in both["tokenizer"].files
+    after = stages(*base, "adapt.after=conversion")
+    assert set(after) - set(both) == {"adapt-conversion", "evaluate-adapt-conversion"}
+    assert all(after[name].fingerprint == stage.fingerprint for name, stage in both.items())
+    trained, first = after["adapt-conversion"], after["adapt"]
+    assert trained.upstream == [after["propagate-conversion"], *first.upstream[1:]]
+    assert trained.settings == first.settings
 
 
 def test_a_model_that_writes_no_prompts_answers_tasks(stages, tmp_path, monkeypatch) -> None:

@@ -213,6 +213,9 @@ def test_a_base_and_joint_training_are_planned_together(joint) -> None:
     assert both.hours == pytest.approx(both.training_hours + joint_alone.hours)
     assert "hours with joint training" in str(both)
     assert [*both.memory] == ["pretrain", "adapt"]
+    twice = forecast(joint(*base, "adapt.after=swap"), "h100")
+    assert twice.joint_hours == pytest.approx(2 * joint_alone.hours)
+    assert twice.disk_bytes > both.disk_bytes
     with pytest.raises(LepError, match=r"joint training alone takes [\d.]+ of 0.01 hours: give"):
         forecast(joint(*base), "h100", hours=0.01)
 

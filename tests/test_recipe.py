@@ -228,6 +228,11 @@ def test_a_recipe_without_a_base(tmp_path) -> None:
             ["adapt.from_pack=p", "base=b", "pretrain.tokens=5"],
             "a pack brings its own tokens, not those of a base: leave base and pretrain out",
         ),
+        (["adapt.after=swap"], "adapt comes after 'swap', which propagate does not list"),
+        (
+            ["adapt.after=direct", "base=b", "pretrain.tokens=5"],
+            "adapt.after is 'direct': input should be 'swap'",
+        ),
     ],
 )
 def test_faults_of_joint_training(overrides, message, tmp_path) -> None:

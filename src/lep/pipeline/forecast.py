@@ -157,7 +157,7 @@ class Forecast(Result):
         adapt = self.recipe.adapt
         if adapt is None or self.recipe.pretrain is None:
             return 0.0
-        tokens = training_tokens(adapt, self.pass_tokens)
+        tokens = (1 + len(adapt.after)) * training_tokens(adapt, self.pass_tokens)
         return tokens / (3600 * DEVICES[self.gpu].flops * UTILISATION) * self._operations(adapt)
 
     @property
@@ -233,7 +233,8 @@ class Forecast(Result):
         tuned = sum(len(stage.after) for stage in (recipe.calibrate, recipe.tune) if stage)
         linked = len(recipe.calibrate.new_rows) if recipe.calibrate else 0
         based = (2 if recipe.pretrain else 0) + len(recipe.propagate) + recipe.direct
-        models = 1 + bool(recipe.adapt) + based + linked + tuned
+        joint = 1 + len(recipe.adapt.after) if recipe.adapt else 0
+        models = 1 + joint + based + linked + tuned
         tables = models * self.rows * shape.hidden * shape.tables
         kept = saved_states(recipe.pretrain) if recipe.pretrain else STATES_WITH_LOOKS
         states = kept * STATE_COPIES

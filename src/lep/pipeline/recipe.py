@@ -80,6 +80,9 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     prompts: str | None = Field(None, description="messages jsonl (default: made from the text)")
     prompt_tasks: Count = Field(100, description="generated prompts per task and language")
     looks_share: ProperShare = Field(0.02, description="of the training text, to choose a state on")
+    after: Annotated[list[MethodName], Listed] = Field(
+        [], description="propagated models whose new rows are trained in the same way"
+    )
     from_pack: str | None = Field(
         None, description="pack of an instruct model to start from, at a quarter of the usual rate"
     )
@@ -162,7 +165,8 @@ class Recipe(Settings):
                 message = f"compares models: give --{name} to lep evaluate after the run"
                 yield f"evaluate.{name}", f"evaluate.{name} {message}"
         models = [*self.propagate, *(["direct"] if self.direct else [])]
-        for stage, key in (("calibrate", "after"), ("calibrate", "new_rows"), ("tune", "after")):
+        trained = [(name, "after") for name in ("adapt", "calibrate", "tune")]
+        for stage, key in (*trained, ("calibrate", "new_rows")):
             for name in getattr(getattr(self, stage), key, ()):
                 if name not in models:
                     direct = "the recipe does not make: set direct: true"

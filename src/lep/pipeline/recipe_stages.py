@@ -15,7 +15,7 @@ from lep.pipeline import stages as build
 from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import Source, Stage
 from lep.pipeline.stages import Sources, part
-from lep.pipeline.stages_adapt import adapt_stage, pack_stage
+from lep.pipeline.stages_adapt import adapt_stage, pack_stage, streams_of
 from lep.settings import AnswerSettings, CalibrateSettings, TuneSettings
 
 
@@ -55,12 +55,17 @@ def recipe_stages(recipe: Recipe) -> RecipeStages:
     else:
         instructs = {"mean initialisation": build.init_instruct_stage(given, init)}
     (init_instruct,) = instructs.values()
-    if adapt:
-        prompts = Path(adapt.prompts) if adapt.prompts else None
-        instructs["joint training"] = adapt_stage(given, init_instruct, prompts)
+    streams = streams_of(given, init_instruct) if adapt else None
+    if streams:
+        instructs["joint training"] = adapt_stage(given, "adapt", init_instruct, streams)
     if base is None or recipe.pretrain is None:
         return RecipeStages(evaluated(given, "instruct", instruct, instructs), {})
     adapted, more = base_stages(given, recipe.pretrain, init, init_instruct)
+    if adapt and streams:
+        more |= {
+            f"{name} + joint training": adapt_stage(given, f"adapt-{name}", more[name], streams)
+            for name in adapt.after
+        }
     bases = {"mean initialisation": init, "after training": adapted}
     return RecipeStages(
         evaluated(given, "instruct", instruct, instructs | more),

@@ -1,7 +1,7 @@
 """The stages of joint training: what the instruct model learns from, and the training itself."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -222,17 +222,35 @@ def practice_warnings(folder: Path) -> Iterator[str]:
         yield f"warning: the instruct model solves {share}: it may not know the language well"
 
 
-def adapt_stage(given: Sources, start: Stage, prompts: Path | None) -> Stage:
-    """Train the new rows of the instruct model on text, answers and practice tasks together."""
-    adapt, language = given.recipe.adapt, given.recipe.language
+@dataclass(frozen=True)
+class Streams:
+    """What joint training learns from: the stages of text, answers and practice tasks."""
+
+    looks: Stage
+    answers: Stage | None
+    practice: Stage | None
+
+
+def streams_of(given: Sources, start: Stage) -> Streams:
+    """The streams that the recipe has a share of; `start` is a model with the new tokens."""
+    adapt = given.recipe.adapt
     assert adapt is not None
-    old = given.recipe.old_languages if adapt.share("old_text") else []
     looks = looks_stage(given, adapt.looks_share)
     answers = practice = None
     if adapt.share("answers") or adapt.share("old_answers"):
-        answers = kept_answers_stage(given, prompts or prompts_stage(given, looks, adapt), adapt)
+        prompts = Path(adapt.prompts) if adapt.prompts else prompts_stage(given, looks, adapt)
+        answers = kept_answers_stage(given, prompts, adapt)
     if adapt.share("practice"):
         practice = practice_stage(given, start, looks, adapt)
+    return Streams(looks, answers, practice)
+
+
+def adapt_stage(given: Sources, name: str, start: Stage, streams: Streams) -> Stage:
+    """Train the new rows of an instruct model on text, answers and practice tasks together."""
+    adapt, language = given.recipe.adapt, given.recipe.language
+    assert adapt is not None
+    old = given.recipe.old_languages if adapt.share("old_text") else []
+    looks, answers, practice = streams.looks, streams.answers, streams.practice
     names = set(NewRowsSettings.model_fields)
     values = adapt.model_dump(include=names, exclude_unset=True)
 
@@ -248,4 +266,4 @@ def adapt_stage(given: Sources, start: Stage, prompts: Path | None) -> Stage:
     languages = [language, *given.recipe.old_languages]
     inputs = [stage for stage in (start, looks, answers, practice) if stage]
     settings = adapt.model_dump(include=names) | {"language": language}
-    return Stage("adapt", action, settings, tuple(inputs))
+    return Stage(name, action, settings, tuple(inputs))
