@@ -71,6 +71,15 @@ COLUMNS = {
 }
 
 
+def corpus_of(data: Path, folder: Path) -> Path:
+    """Training and held-out text, split as for the lab pair."""
+    corpus = folder / "corpus"
+    if not corpus.exists():
+        make_pair.CORPUS_CHARACTERS = CHARACTERS
+        make_pair.write_corpus(data, corpus)
+    return corpus
+
+
 def prepared(folder: Path, corpus: Path) -> dict[str, Any]:
     """Tokenizer, initialised model, answers and practice tasks: the same for all arms."""
     train, heldout = (
@@ -220,11 +229,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="SVG file to write")
     arguments = parser.parse_args()
     folder = arguments.output
-    corpus = folder / "corpus"
-    if not corpus.exists():
-        make_pair.CORPUS_CHARACTERS = CHARACTERS
-        make_pair.write_corpus(arguments.data, corpus)
-    given = prepared(folder, corpus)
+    given = prepared(folder, corpus_of(arguments.data, folder))
     results = {
         "original": [scores(INSTRUCT, folder / "original.scores", given)],
         "mean initialisation": [scores(given["start"], folder / "start.scores", given)],
