@@ -3,9 +3,10 @@
     python benchmarks/joint.py --data DATA --arms full --seeds 0   (the model that is packed)
     python benchmarks/siblings.py --data DATA
 
-The sibling is the lab pair's instruct model, tuned further: adapters and head learn other tasks. It
 The sibling is the lab pair's instruct model, tuned further: adapters and head learn other tasks.
 It gets the new tokens in three ways: initialised by mean, from the pack, and from the pack with a
+tenth of the joint training, on its own answers and the practice tasks that it solves. Finished
+steps are skipped.
 """
 
 import argparse
