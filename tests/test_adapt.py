@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from math import ceil
 from pathlib import Path
 
 import pytest
@@ -241,14 +240,14 @@ def test_new_tokens_follow_the_curve_of_savings(chosen) -> None:
 
 
 def test_new_tokens_are_bounded_by_the_text(chosen) -> None:
-    """Text is 1.5 in 5.5 of the mixture: four passes over 42,000 tokens are 616,000."""
-    found = chosen(126_000)  # 42,000 tokens
+    """Text is a fifth of the mixture: four passes over 30,721 tokens are 614,420."""
+    found = chosen(92_163)  # 30,721 tokens
     assert (found.new_tokens, found.tokens) == (1024, 614_400)
     assert "4.0 passes over the text" in found.reason
-    found = chosen(60_000)
+    found = chosen(44_000)
     assert (found.new_tokens, found.tokens) == (512, 293_333)
     assert "more need more text or training" in found.reason
-    found = chosen(21_000)  # 102,666 tokens at most: fewer than the smallest size needs
+    found = chosen(15_400)  # 102,666 tokens at most: fewer than the smallest size needs
     assert (found.new_tokens, found.tokens) == (256, 102_666)
 
 
@@ -355,7 +354,7 @@ ALL = [
 
 def test_the_stages_of_joint_training(stages) -> None:
     assert list(stages()) == ALL
-    assert stages()["practice"].settings["practice_tokens"] == ceil(1.2 * 10_000 * 2 / 5.5)
+    assert stages()["practice"].settings["practice_tokens"] == 6_000  # half, and a fifth more
     assert stages("adapt.practice_tokens=9")["practice"].settings["practice_tokens"] == 9
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +198,7 @@ def practice_stage(given: Sources, start: Stage, looks: Stage, adapt: AdaptStage
     settings: PracticeSettings = part(PracticeSettings, adapt)
     if adapt.practice_tokens is None and adapt.tokens is not None:
         share = adapt.share("practice") / sum(map(adapt.share, STREAMS))
-        tokens = ceil(SPARE_PRACTICE * share * adapt.tokens)
+        tokens = max(1, round(SPARE_PRACTICE * share * adapt.tokens))
         settings = settings.model_copy(update={"practice_tokens": tokens})
     language = given.recipe.language
     old = given.recipe.old_languages if adapt.share("old_answers") else []
