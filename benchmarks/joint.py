@@ -8,7 +8,7 @@ the held-out text.
 Every arm starts from the instruct model with 2,048 new Russian tokens, and trains their rows alone,
 on so many tokens:
 
-    full          the usual mixture                                          1,450,000
+    full          the usual mixture                                          1,500,000
     mixture       the usual mixture                                            300,000
     no-answers    without the original's answers, in both languages            300,000
     no-practice   without practice tasks                                       300,000
@@ -44,7 +44,7 @@ from lep.settings import EvaluateSettings, NewRowsSettings
 
 ROOT = Path(__file__).parent.parent
 INSTRUCT = ROOT / "lab" / "pair" / "instruct"
-NEW_TOKENS, TOKENS, ABLATION_TOKENS = 2_048, 1_450_000, 300_000
+NEW_TOKENS, TOKENS, ABLATION_TOKENS = 2_048, 1_500_000, 300_000
 CHARACTERS = {"en": 4_000_000, "ru": 12_000_000}
 PROMPTS, PRACTICE_TOKENS = 200, 750_000
 TASKS = ["copy_sentence", "copy_paragraph", "first_word", "last_word"]

@@ -9,7 +9,7 @@ from lep.settings.kinds import Count, Seed, Share, Weights
 from lep.settings.training import PretrainSettings
 
 # Streams of a mixture, with their usual shares of the tokens.
-STREAMS = {"text": 0.2, "answers": 0.15, "practice": 0.5, "old_text": 0.075, "old_answers": 0.075}
+STREAMS = {"text": 0.22, "answers": 0.16, "practice": 0.5, "old_text": 0.06, "old_answers": 0.06}
 
 RELATIVE_RATE = 0.06  # of new rows: better than 0.1 on the lab pair (docs/log.md)
 
@@ -26,7 +26,7 @@ class JointSettings(PretrainSettings):
     """Folder that lep practice wrote, or jsonl with messages, to mix in (default: none)."""
     shares: Weights = Field({})
     """STREAM=SHARE,...: how many tokens of a step a stream has, relative to the others (default, of
-    those that are given: text=0.2,answers=0.15,practice=0.5,old_text=0.075,old_answers=0.075)."""
+    those that are given: text=0.22,answers=0.16,practice=0.5,old_text=0.06,old_answers=0.06)."""
     relative_rate: PositiveFloat | None = None
     """Peak learning rate of each table as a share of the root mean square of its known rows
     (default: 0.06 for new rows that learn from several streams, unless a learning rate is given;
