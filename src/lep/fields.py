@@ -24,7 +24,11 @@ class Settings(BaseModel):
 
     # Validators are built on first use, so that `lep --help` does not wait for them.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, defer_build=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        defer_build=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @classmethod

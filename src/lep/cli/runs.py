@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import PositiveInt
-
 import lep
 from lep.cli.verb import Values, app, say, verb
 from lep.errors import LepError
-from lep.settings import BuildSettings, ClusterSettings, EvaluateSettings, TaskName, Texts
+from lep.settings import (
+    BuildSettings,
+    ClusterSettings,
+    EvaluateSettings,
+    PositiveInt,
+    TaskName,
+    Texts,
+)
 
 
 @verb(app, output="Run folder (default: runs/NAME).")

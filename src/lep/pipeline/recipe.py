@@ -22,6 +22,7 @@ from lep.settings import (
     InitSettings,
     NewRowsSettings,
     OwnPromptSettings,
+    PositiveInt,
     PracticeSettings,
     PretrainSettings,
     PropagationName,
@@ -57,7 +58,7 @@ class CalibrateStage(CalibrateSettings):
     after: SomeModels = Field(["conversion"], description="propagated models, or direct")
     new_rows: Models = Field([], description="models to calibrate in their new rows alone")
     prompts: str | None = Field(None, description="messages jsonl (default: from training text)")
-    prompt_tasks: int = Field(100, gt=0, description="generated prompts per task and language")
+    prompt_tasks: PositiveInt = Field(100, description="generated prompts per task and language")
 
 
 class TuneStage(TuneSettings):
@@ -65,7 +66,7 @@ class TuneStage(TuneSettings):
 
     after: SomeModels = Field(["conversion"], description="propagated models, or direct")
     data: str | None = Field(None, description="messages jsonl (default: from training text)")
-    data_tasks: int = Field(300, gt=0, description="generated samples per task and language")
+    data_tasks: PositiveInt = Field(300, description="generated samples per task and language")
 
 
 class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSettings):

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Self, get_args
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from lep.fields import Settings
-from lep.settings.kinds import Count, Names, Seed, TaskName
+from lep.settings.kinds import Count, Names, PositiveInt, Seed, TaskName
 
 
 class ScoringSettings(Settings):

@@ -1,11 +1,11 @@
 """Settings of joint training, and of what the original model writes and answers for it."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from lep.fields import Settings
-from lep.settings.kinds import Count, Seed, Share, Weights
+from lep.settings.kinds import Count, LearningRate, PositiveInt, Seed, Share, WeightDecay, Weights
 from lep.settings.training import PretrainSettings
 
 # Streams of a mixture, with their usual shares of the tokens.
@@ -27,7 +27,7 @@ class JointSettings(PretrainSettings):
     shares: Weights = Field({})
     """STREAM=SHARE,...: how many tokens of a step a stream has, relative to the others (default, of
     those that are given: text=0.22,answers=0.16,practice=0.5,old_text=0.06,old_answers=0.06)."""
-    relative_rate: PositiveFloat | None = None
+    relative_rate: LearningRate | None = None
     """Peak learning rate of each table as a share of the root mean square of its known rows
     (default: 0.06 for new rows that learn from several streams, unless a learning rate is given;
     else the learning rate)."""
@@ -80,5 +80,5 @@ class NewRowsSettings(JointSettings):
     """Joint training of the new rows of an instruct model."""
 
     train: Literal["embeddings", "new_rows", "embeddings+lora"] = "new_rows"
-    relative_rate: Annotated[float | None, Field(gt=0)] = RELATIVE_RATE
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    relative_rate: LearningRate | None = RELATIVE_RATE
+    weight_decay: WeightDecay = 0.0

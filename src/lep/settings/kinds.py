@@ -20,10 +20,16 @@ PropagationName = Literal[
     "new-rows",
 ]
 
-Count = Annotated[int, Field(ge=0)]
+BEYOND = 1 << 63  # what neither tensors nor files can count
+PositiveInt = Annotated[int, Field(gt=0, lt=BEYOND)]
+Count = Annotated[int, Field(ge=0, lt=BEYOND)]
+# Far beyond these, a step overflows float32.
+LearningRate = Annotated[float, Field(gt=0, le=1_000)]
+WeightDecay = Annotated[float, Field(ge=0, le=1_000)]
+Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
 ProperShare = Annotated[float, Field(gt=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
 Texts = Annotated[dict[str, list[str]], BeforeValidator(split_paths), ByName]  # paths by language
 Weights = Annotated[dict[str, NonNegative], BeforeValidator(split_weights)]

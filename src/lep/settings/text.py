@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from lep.fields import Settings
-from lep.settings.kinds import ProperShare, Seed, Share, Weights
+from lep.settings.kinds import PositiveInt, ProperShare, Seed, Share, Weights
 
 
 class CorpusSettings(Settings):

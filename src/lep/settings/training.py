@@ -2,18 +2,27 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from lep.fields import Settings
-from lep.settings.kinds import Count, NonNegative, Seed, Share, Texts
+from lep.settings.kinds import (
+    Count,
+    Epochs,
+    LearningRate,
+    PositiveInt,
+    Seed,
+    Share,
+    Texts,
+    WeightDecay,
+)
 
 
 class TrainingSettings(Settings):
     """Training."""
 
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """Peak learning rate."""
-    weight_decay: NonNegative = 0.1
+    weight_decay: WeightDecay = 0.1
     """Weight decay of AdamW."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the steps in which the learning rate rises."""
@@ -34,7 +43,7 @@ class PretrainSettings(TrainingSettings):
 
     tokens: PositiveInt | None = None
     """Tokens to train on; a smaller corpus is repeated (default: see epochs)."""
-    epochs: PositiveFloat | None = None
+    epochs: Epochs | None = None
     """Passes over the corpus, instead of tokens (the paper: 1; default: see tokens)."""
     train: Literal["embeddings", "new_rows", "embeddings+lora"] = "embeddings"
     """What to train: both tables (the paper's way), only the rows of new tokens, or the tables and
@@ -90,15 +99,15 @@ class LoraSettings(TrainingSettings):
     """Samples in memory at once."""
     max_length: PositiveInt = 4096
     """Longest sample, in tokens; longer ones are left out and counted."""
-    epochs: PositiveFloat = 1.0
+    epochs: Epochs = 1.0
     """Passes over the data."""
 
 
 class TuneSettings(LoraSettings):
     """Instruction tuning (section 3.7 of the paper)."""
 
-    learning_rate: PositiveFloat = 5e-5
-    weight_decay: NonNegative = 0.05
+    learning_rate: LearningRate = 5e-5
+    weight_decay: WeightDecay = 0.05
     copy_tasks: Count = 2_000
     """Copy tasks per language to add to the data."""
 
@@ -146,7 +155,7 @@ class CalibrateSettings(AnswerSettings, LoraSettings):
     train: Literal["outer_layers", "new_rows"] = "outer_layers"
     """What to train: first and last layer, embeddings and head (the paper's way), or only the rows
     of new tokens, which leaves known text unchanged."""
-    learning_rate: PositiveFloat = 2.5e-5
+    learning_rate: LearningRate = 2.5e-5
     rank: PositiveInt = 8
     alpha: PositiveFloat = 1
     batch_size: PositiveInt = 64

@@ -2,10 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from lep.fields import Settings
-from lep.settings.kinds import Count, InitName, Names, NonNegative, PropagationName, Seed
+from lep.settings.kinds import (
+    Count,
+    InitName,
+    Names,
+    NonNegative,
+    PositiveInt,
+    PropagationName,
+    Seed,
+)
 
 
 class InitSettings(Settings):
