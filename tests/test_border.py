@@ -259,7 +259,17 @@ def test_what_is_no_fault_of_the_content_passes() -> None:
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(MemoryError("of 9 GB"), "memory is full (of 9 GB)"), (RecursionError(), "nested too deep")],
+    [
+        (MemoryError("of 9 GB"), "memory is full (of 9 GB)"),
+        (RecursionError(), "nested too deep"),
+        (
+            RuntimeError(
+                "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+                "allocate 9 bytes. Error code 12"
+            ),
+            "memory is full (you tried to allocate 9 bytes)",
+        ),
+    ],
 )
 def test_the_command_line_says_what_no_limit_refused(error, words, here, monkeypatch) -> None:
     monkeypatch.setattr("lep.inspect_checkpoint", lambda _: (_ for _ in ()).throw(error))

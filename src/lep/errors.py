@@ -60,6 +60,14 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def check_utf8(text: str, kind: type[LepError] = LepError) -> None:
+    """Raise `kind` for a name of other bytes than UTF-8, which no record of a result could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise kind(f"the name {text} is not UTF-8: rename it") from error
+
+
 def redacted(text: str) -> str:
     """Text without the keys of the environment, and without user and password in its URLs.
 

@@ -10,7 +10,7 @@ import typer
 from lep import __version__
 from lep.cli import models, runs, tokenizers
 from lep.cli.verb import app
-from lep.errors import LepError, LepWarning, printable
+from lep.errors import LepError, LepWarning, check_utf8, printable
 from lep.progress import is_terminal
 
 __all__ = ["app", "main", "models", "runs", "tokenizers"]
@@ -49,18 +49,23 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a character that the locale lacks is spelled out
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        for argument in sys.argv[1:]:
+            check_utf8(argument)
         app()
     except (LepError, OSError) as error:  # OSError: a full or read-only disk, for example
         fault = str(error)
     except (MemoryError, RecursionError) as error:
         fault = _exhausted(error)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported for this
+        _, is_cpu, needed = str(error).partition("DefaultCPUAllocator: can't allocate memory: ")
+        if is_cpu:  # torch's, as the other
+            fault = _exhausted(MemoryError(needed.partition(". ")[0]))
+        elif type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
+            reason = str(error).partition(". ")[0]
+            advice = "use smaller batches or --activation-checkpointing"
+            fault = f"device memory is full ({reason}): {advice}"
+        else:
             raise
-        reason = str(error).partition(". ")[0]
-        fault = (
-            f"device memory is full ({reason}): use smaller batches or --activation-checkpointing"
-        )
     print(f"error: {printable(' '.join(fault.splitlines()))}", file=sys.stderr)
     sys.exit(2)
 

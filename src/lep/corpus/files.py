@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lep.errors import CorpusError, note
+from lep.errors import CorpusError, check_utf8, note
 
 TXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
 SUFFIXES = (*TXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -27,6 +27,8 @@ def corpus_files(paths: Paths) -> list[Path]:
     for path in map(Path, paths):
         for file in _files(path):
             files.setdefault(file.resolve(), file)
+    for resolved in files:
+        check_utf8(str(resolved), CorpusError)
     return list(files.values())
 
 

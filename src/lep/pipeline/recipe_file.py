@@ -211,6 +211,8 @@ def _plain(node: yaml.Node, key: str, origins: Origins) -> Any:
         return [_plain(entry, joined(key, i), origins) for i, entry in enumerate(node.value)]
     if node.tag in (f"{_TAG}null", f"{_TAG}bool"):
         return None if node.tag.endswith("null") else node.value == "true"
+    if "\0" in node.value:  # which no path can hold
+        raise origins.fault(key, "a value holds a zero byte: leave it out")
     text = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda match: _variable(match, line), node.value)
     return text.replace("_", "") if re.fullmatch(r"[-+]?\d[\d_]*", text) else text
 
