@@ -32,7 +32,7 @@ def token_pieces(
             pieces = [ids] if fits else _cut(text, tokenizer, block_size - len(end))
             if last and end and pieces[-1][-1:] != end:
                 pieces[-1] = pieces[-1] + end
-            yield from pieces
+            yield from filter(None, pieces)  # a tokenizer may drop all characters
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:

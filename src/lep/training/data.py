@@ -17,7 +17,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.blocks import packed, token_pieces
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, read_documents
-from lep.errors import LepError
+from lep.errors import CorpusError, LepError
 from lep.settings import JointSettings, PretrainSettings
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024
@@ -91,9 +91,20 @@ def packed_blocks(
 def generated(
     generate: Callable[[], Iterator[dict[str, Any]]], features: Features, folder: Path, key: str
 ) -> Dataset:
-    """A memory-mapped data set, kept in a folder under a key; raises what the generator raises."""
+    """A memory-mapped data set, kept in a folder under a key; raises what the generator raises.
+
+    Raises `CorpusError` if there is nothing to learn.
+    """
+
+    def rows() -> Iterator[dict[str, Any]]:
+        row = None
+        for row in generate():
+            yield row
+        if row is None:
+            raise CorpusError("the text holds no token to learn: give other text")
+
     try:
-        return Dataset.from_generator(generate, features, str(folder), fingerprint=key)
+        return Dataset.from_generator(rows, features, str(folder), fingerprint=key)
     except DatasetGenerationError as error:  # datasets wraps the reader's own error
         if isinstance(error.__cause__, LepError):
             raise error.__cause__ from None
@@ -109,7 +120,7 @@ def documents_for(
     first = islice(read_documents(corpus), PROBED_DOCUMENTS)
     texts = [document.text[:PROBED_CHARACTERS] for document in first]
     known = sum(map(len, checkpoint.tokenizer(texts)["input_ids"]))
-    enough = SPARE * tokens * sum(map(len, texts)) / known
+    enough = SPARE * tokens * sum(map(len, texts)) / max(1, known)
     characters = Counter[int]()  # by the bucket of a document
     for document in read_documents(corpus):
         characters[_bucket(document)] += len(document.text)

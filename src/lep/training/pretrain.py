@@ -1,6 +1,7 @@
 """Continued pre-training on plain text: the tables train, the body is frozen (section 3.4)."""
 
 import json
+import math
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.files import corpus_files, file_stamps
 from lep.durable import discard
-from lep.errors import TrainingError
+from lep.errors import CheckpointError, TrainingError
 from lep.files import parse_json, read_text
 from lep.inference.models import context_of
 from lep.publish import check_output, check_space, fingerprint, publish_text
@@ -172,6 +173,12 @@ def _relative_rates(
         kind: trainable_rows.known_row_size(checkpoint.tensor(name), rows[kind])
         for kind, name in names.items()
     }
+    for kind, size in sizes.items():
+        if not 0 < size < math.inf:  # NaN too
+            raise CheckpointError(
+                f"the known {kind} rows of {checkpoint.folder} have a size of {size:g}, so no rate "
+                "can be relative to it: the model is damaged, copy it again"
+            )
     return {kind: settings.relative_rate * size for kind, size in sizes.items()}
 
 

@@ -19,6 +19,7 @@ from lep.corpus.files import corpus_files
 from lep.corpus.mixture import Piece, endless, interleaved
 from lep.corpus.read import read_messages
 from lep.errors import CorpusError, note
+from lep.publish import check_space
 from lep.settings import STREAMS, JointSettings
 from lep.training.data import batch_of, documents_for, generated, tokens_of
 from lep.training.results import StreamRecord
@@ -37,6 +38,7 @@ WEIGHTS = {"old_text": 10.0, "old_answers": 10.0}
 LEAST_PIECE = 128  # tokens of text that see each other, however small a step is
 OPEN_BLOCKS = 16  # few, so that pieces of all streams stay together
 READ_AT_ONCE = 1_000  # blocks
+BYTES_OF_TOKEN = 4  # on the disk
 LOSS, MASS = "loss of ", "new token mass"  # in the log
 FEATURES = Features(
     {name: List(Value("int32")) for name in ("input_ids", "lengths", "prompt_tokens", "streams")}
@@ -132,12 +134,14 @@ def mixed_blocks(
         if name in shares
     }
     pass_tokens = tokens_of(texts["text"]) / shares["text"] if settings.epochs else 0
+    tokens = settings.budget(round(pass_tokens))
+    check_space(folder, BYTES_OF_TOKEN * tokens)
     sources = _Sources(texts, pieces, settings.seed)
     numbers = {name: number for number, name in enumerate(STREAMS)}
 
     def generate() -> Iterator[dict[str, Any]]:
         streams = {name: endless(partial(sources.once, name)) for name in shares}
-        mixed = interleaved(streams, shares, settings.budget(round(pass_tokens)))
+        mixed = interleaved(streams, shares, tokens)
         for inside in packed(mixed, block, OPEN_BLOCKS):
             yield {
                 "input_ids": [token for piece in inside for token in piece.ids],
@@ -161,7 +165,7 @@ def _text_pieces(
     """The documents of a text as pieces, none longer than the text's share of a step."""
     step = share * batch_of(settings) if settings.tokens else block
     longest = min(block, max(LEAST_PIECE, int(step)))
-    tokens = round(share * settings.tokens) if settings.tokens else None
+    tokens = max(1, round(share * settings.tokens)) if settings.tokens else None
 
     def generate() -> Iterator[dict[str, Any]]:
         documents = documents_for(checkpoint, paths, tokens)

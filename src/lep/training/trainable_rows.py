@@ -127,7 +127,7 @@ def whole_tables(model: Any, kinds: Iterable[str]) -> None:
 def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The rows of new tokens in each table, (n,) int64, as `lep init` saved them beside the model.
 
-    Raises `CheckpointError` where they are not known, or no token is new.
+    Raises `CheckpointError` where they are not known, and where none or all are new.
     """
     mappings = saved_mappings(checkpoint, appended=True) or {}
     rows = {kind: mapping.new_rows() for kind, mapping in mappings.items()}
@@ -135,6 +135,10 @@ def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{checkpoint.folder} does not say which of its rows are new "
             "(lep/mapping.safetensors): initialise it with lep init, or train more than new rows"
+        )
+    if any(len(rows[kind]) >= mapping.target_size for kind, mapping in mappings.items()):
+        raise CheckpointError(
+            f"all rows of {checkpoint.folder} are new (lep/mapping.safetensors): train embeddings"
         )
     return rows
 
