@@ -111,6 +111,7 @@ def practise(
     files += corpus_files(chain.from_iterable(old.values())) if old else []
     stamps = [checkpoint.stamp(), teacher.stamp(), file_stamps(files), sorted(old or {})]
     key = fingerprint([*stamps, language, settings.model_dump()])
+    _old_tasks(old or {}, 1, settings.practice_seed, None)  # faults of the text show before work
     with publishing(output, resume_key=key) as folder:
         runs = evaluated_runs(chain.from_iterable((heldout or {}).values()))
         words = Words.count(checkpoint, language, stream_texts(paths), new, runs)

@@ -15,7 +15,7 @@ import yaml
 from lep.corpus.files import corpus_files
 from lep.corpus.language import SCRIPTS, dominant_script, script_share
 from lep.corpus.read import read_messages, stream_texts
-from lep.errors import CheckpointError, CorpusError, LepError, OutputError, RecipeError
+from lep.errors import CheckpointError, CorpusError, LepError, OutputError, RecipeError, printable
 from lep.fields import file_part
 from lep.files import read_json, read_text
 from lep.hub import local_folder, weights_advice
@@ -71,18 +71,25 @@ def adapt(
     options = {"new_tokens": new_tokens, "tokens": tokens, "hours": hours}
     output = Path(output)
     path, command = output / RECIPE, request.command(output, options, overrides)
-    if not _is_begun(path, command):
+    is_begun = _is_begun(path, command)
+    if not is_begun:
         if hours is not None and tokens is not None:
             raise LepError(f"give --hours ({hours:g}) or --tokens ({tokens:,}), not both")
         if hours is not None and not hours > 0:
             raise LepError(f"--hours is {hours:g}: give a time above 0")
         request.check()
         content = _decided(request.values(output), path, options, overrides, say)
-        with created(output):
-            publish_text(path, f"{command}\n{content}")
     from lep.pipeline.run import run_recipe
 
-    return run_recipe(load_grid(path), output, say=say)
+    with created(output):
+        if not is_begun:
+            publish_text(path, f"{command}\n{content}")
+        try:
+            return run_recipe(load_grid(path), output, say=say)
+        except BaseException:
+            if not is_begun and [file.name for file in output.iterdir()] == [RECIPE]:
+                path.unlink()  # nothing is built: another command may take the folder
+            raise
 
 
 def _is_begun(path: Path, command: str) -> bool:
@@ -160,7 +167,7 @@ class _Request:
             if value is not None:
                 words += [f"--{name.replace('_', '-')}", str(value)]
         words += ["--output", str(output.resolve()), *overrides]
-        return "# " + " ".join(shlex.join(words).split())
+        return "# " + " ".join(printable(shlex.join(words)).split())
 
     def check(self) -> None:
         """Raise `LepError` for what can be seen to be missing without loading anything."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lep.benchmark.harness import Benchmark
 from lep.benchmark.tasks import resolve
+from lep.checkpoint.adapter import check_merged
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import copy_records, records_apart
 from lep.corpus.read import read_messages
@@ -17,6 +18,7 @@ from lep.pipeline.stage import Source, Stage
 from lep.pipeline.stages import Sources, part
 from lep.pipeline.stages_adapt import adapt_stage, pack_stage, streams_of
 from lep.settings import AnswerSettings, CalibrateSettings, TuneSettings
+from lep.transfer.language_pack import LanguagePack, check_kin
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def base_stages(
 def checked_models(recipe: Recipe) -> tuple[Path | None, Path]:
     """Base, if any, and instruct model. Faults of models and given data show before anything runs.
 
-    Raises `CheckpointError` for a damaged model and for an instruct model without a chat template,
+    Raises `CheckpointError` for a damaged model or pack, for a pack that does not fit the instruct
+    model, and for an instruct model without a chat template,
     `CorpusError` for prompts in another format, `LepError` for unknown benchmark tasks.
     """
     base = Checkpoint(recipe.base).check().folder if recipe.base else None
@@ -106,6 +109,9 @@ def checked_models(recipe: Recipe) -> tuple[Path | None, Path]:
     for path in files:
         if path:
             read_messages(path)
+    if adapt and adapt.from_pack:
+        pack, chat = LanguagePack.load(Path(adapt.from_pack)), Checkpoint(instruct)
+        check_kin(pack, check_merged(chat), adapt.from_pack, force=False)
     if names := resolve(recipe.evaluate.benchmark.tasks):
         for model in filter(None, (base, instruct)):
             Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)

@@ -96,7 +96,7 @@ class Runner:
     def _run_all(self, stages: list[Stage]) -> None:
         pending = {s.fingerprint: (f"[{i}/{len(stages)}]", s) for i, s in enumerate(stages, 1)}
         waiting = False
-        with (self.folder.path / LOCKS).open("a", encoding="utf-8") as locks:
+        with (self.folder.path / LOCKS).open("a+b") as locks:
             while pending:
                 before = len(pending)
                 for key, (position, stage) in list(pending.items()):
@@ -116,7 +116,7 @@ class Runner:
         if [path.name for path in self.folder.path.iterdir()] == [LOCKS]:
             (self.folder.path / LOCKS).unlink()
 
-    def _run(self, stage: Stage, position: str, locks: IO[str]) -> bool:
+    def _run(self, stage: Stage, position: str, locks: IO[bytes]) -> bool:
         """Build the stage unless it is up to date; False while another process builds it."""
         if self._is_current(stage, position):
             return True
@@ -190,11 +190,14 @@ def built_stages(folder: Path) -> dict[str, str]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a stage recorded about itself; empty if it is not there, or just being replaced."""
+    """What a stage recorded about itself; empty if that is not there or not whole."""
     try:
-        return read_json(folder / MANIFEST)
-    except FileNotFoundError:
+        manifest = read_json(folder / MANIFEST)
+    except FileNotFoundError:  # perhaps just being replaced
         return {}
+    types = {"fingerprint": str, "seconds": int | float}
+    is_whole = all(isinstance(manifest.get(key), kind) for key, kind in types.items())
+    return manifest if is_whole else {}
 
 
 def identity(path: Path) -> list[list[str]]:
