@@ -676,21 +676,21 @@ def stored() -> Iterator[Case]:
         )
 
 
-def packs() -> Iterator[Case]:
-    """Language packs."""
+def repacked(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]) -> None:
+    """Change the tensors of a pack, and its description: `change` may return another one."""
+    tensors = load_file(path)
+    about = json.loads(zstandard.decompress(tensors["about"].numpy().tobytes()))
+    result = change(tensors, about)
+    about = about if result is None else result
+    raw = about if isinstance(about, bytes) else zstandard.compress(json.dumps(about).encode())
+    if "about" in tensors:
+        tensors["about"] = torch.frombuffer(bytearray(raw or b"\0"), dtype=torch.uint8)
+    path.unlink()
+    save_file({name: each.contiguous() for name, each in tensors.items()}, path)
 
-    def repack(
-        path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]
-    ) -> None:
-        tensors = load_file(path)
-        about = json.loads(zstandard.decompress(tensors["about"].numpy().tobytes()))
-        result = change(tensors, about)
-        about = about if result is None else result
-        raw = about if isinstance(about, bytes) else zstandard.compress(json.dumps(about).encode())
-        if "about" in tensors:
-            tensors["about"] = torch.frombuffer(bytearray(raw or b"\0"), dtype=torch.uint8)
-        path.unlink()
-        save_file({name: each.contiguous() for name, each in tensors.items()}, path)
+
+def pack_changes() -> dict[str, Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]]:
+    """What may be wrong in a language pack."""
 
     def packed(content: bytes) -> torch.Tensor:
         return torch.frombuffer(bytearray(zstandard.compress(content)), dtype=torch.uint8)
@@ -768,9 +768,14 @@ def packs() -> Iterator[Case]:
             {"mapping/input/offsets": torch.tensor([], dtype=torch.int64)}
         ),
     }
-    for name, change in changes.items():
+    return changes
+
+
+def packs() -> Iterator[Case]:
+    """Language packs."""
+    for name, change in pack_changes().items():
         yield Case(
-            f"pack {name}", APPLY, ("model", "pack"), lambda f, c=change: repack(f / "pack", c)
+            f"pack {name}", APPLY, ("model", "pack"), lambda f, c=change: repacked(f / "pack", c)
         )
     for way in ("empty", "half", "zeros", "folder", "fifo", "device", "circle"):
         yield Case(f"pack {way}", APPLY, ("model", "pack"), lambda f, c=FILES[way]: c(f / "pack"))
@@ -1137,7 +1142,7 @@ def copied(world: Path, case: Case, folder: Path) -> None:
     """Put what a case needs into its folder; the model that it is about is `model`."""
     folder.mkdir()
     (folder / "secret.json").write_text('{"secret": "of the house"}')
-    for name in ("text.txt", "prompts.jsonl"):
+    for name in ("text.txt", "long.txt", "prompts.jsonl"):
         shutil.copy(world / name, folder / name)
     models = [n for n in case.needs if (world / n / "config.json").exists()]
     words = case.command.split()

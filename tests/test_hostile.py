@@ -21,12 +21,13 @@ import pytest
 import torch
 from conftest import ROOT, SPECIALS, TEMPLATE, byte_level_tokenizer, sample_texts, save_model
 from hostile_cases import REPLIES, SECRET, Case, all_cases, copied
+from hostile_joint import joint_cases
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-SAMPLE_EVERY = 45
+SAMPLE_EVERY = 76
 MODULE = Path(__file__)
-NAMES = [case.name for case in all_cases("http://localhost")]
+NAMES = [case.name for case in [*all_cases("http://localhost"), *joint_cases()]]
 NAMES = [n for n in NAMES if re.search(os.environ.get("HOSTILE", ""), n)]
 FAST = NAMES[::SAMPLE_EVERY]
 
@@ -127,6 +128,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, lep: Callable) -> Path:
     question = end_after_one_token(instruct, tokenizer, world / "instruct")
     save_model(world / "sharded", tokenizer, shard_size="60KB")
     (world / "text.txt").write_text(russian[0] + "\n" + english[0])
+    (world / "long.txt").write_text("\n".join([*russian[:6], *english[:3]]))
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "word"}]
     (world / "prompts.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     kept = {"messages": messages, "sample": 0, "grade": None, "dropped": None}
@@ -137,6 +139,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, lep: Callable) -> Path:
     commands = [
         "tokenizer extend --base base --corpus text.txt --new-tokens 30 --output tokenizer",
         "init --model base --tokenizer tokenizer --output adapted",
+        "init --model instruct --tokenizer tokenizer --output learner",
         "pack --base base --adapted adapted --output pack",
         "tokenizer count --base base --corpus text.txt --output words.counts.zst",
     ]
@@ -190,7 +193,7 @@ def end_after_one_token(model: Any, tokenizer: Tokenizer, folder: Path) -> str:
 def test_a_hostile_input_is_one_sentence(
     name: str, world: Path, lep: Callable, server: str, tmp_path: Path
 ) -> None:
-    case = next(case for case in all_cases(server) if case.name == name)
+    case = next(c for c in [*all_cases(server), *joint_cases()] if c.name == name)
     folder = tmp_path / "case"
     copied(world, case, folder)
     case.prepare(folder)
