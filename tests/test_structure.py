@@ -22,7 +22,7 @@ FLOORS = [
     {"corpus"},
     {"tokenizer"},
     {"checkpoint"},
-    {"transfer"},
+    {"transfer", "exports"},
     {"inference"},
     {"training", "benchmark"},
     {"evaluation"},

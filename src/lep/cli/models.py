@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import lep
-from lep.cli.verb import app, say, verb
+from lep.cli.verb import Values, app, say, verb
 from lep.errors import LepError
 from lep.settings import (
     AnswerSettings,
     AnswerTuning,
     CalibrateSettings,
+    ExportSettings,
     InitSettings,
     JointSettings,
     MethodSettings,
@@ -139,6 +140,16 @@ def pack(base: str, adapted: str, output: Path, new_only: bool = False) -> Any:
 def apply(pack: str, /, model: str, output: Path, force: bool = False) -> Any:
     """Give a model the language of a pack that was made on a relative."""
     return lep.apply_pack(pack, model, output, force=force)
+
+
+@verb(
+    app,
+    output="File to write; must not exist.",
+    text="Text whose ids are compared too (default: none).",
+)
+def export(model: str, output: Path, settings: ExportSettings, text: Values = ()) -> Any:
+    """Write a model for llama.cpp and Ollama, with a tokenizer that is proven there."""
+    return lep.export(model, output, settings, text=text)
 
 
 @verb(app)

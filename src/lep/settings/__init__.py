@@ -44,7 +44,13 @@ from lep.settings.training import (
     TrainingSettings,
     TuneSettings,
 )
-from lep.settings.transfer import InitSettings, MethodSettings, PropagateSettings, SelectSettings
+from lep.settings.transfer import (
+    ExportSettings,
+    InitSettings,
+    MethodSettings,
+    PropagateSettings,
+    SelectSettings,
+)
 
 __all__ = [
     "RELATIVE_RATE",
@@ -59,6 +65,7 @@ __all__ = [
     "CorpusSettings",
     "Count",
     "EvaluateSettings",
+    "ExportSettings",
     "InitName",
     "InitSettings",
     "JointSettings",

