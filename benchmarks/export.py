@@ -102,10 +102,11 @@ def changes(source: Path, text: Path, chunk: int) -> dict:
         kept = round(0.9 * size)
         optimize_tokenizer(source, [text], kept, size, output, script="cyrillic", in_place=True)
 
+    def original(output: Path) -> None:
+        shutil.copytree(source, output, ignore=shutil.ignore_patterns("*.safetensors"))
+
     return {
-        "original": lambda output: shutil.copytree(
-            source, output, ignore=shutil.ignore_patterns("*.safetensors")
-        ),
+        "original": original,
         f"extended by {chunk:,}": lambda output: extend_tokenizer(source, [text], chunk, output),
         "in place": in_place,
         "replaced": lambda output: train_tokenizer(source, [text], "bpe", 4 * chunk, output),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SAMPLE, TEMPLATE, save_model
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
 import lep
@@ -21,7 +21,7 @@ from lep.exports.llama_cpp import llama_cpp_ids
 from lep.exports.pre_tokenizers import NAMES, pre_tokenizer_name
 from lep.exports.reading import Reading
 from lep.exports.sample import sample
-from lep.exports.vocabulary import gguf_vocabulary
+from lep.exports.vocabulary import gguf_vocabulary, unused_names
 from lep.tokenizer.load import load_tokenizer
 
 LAB = ROOT / "lab" / "pair" / "instruct"
@@ -223,6 +223,31 @@ def test_each_pre_tokenizer_has_its_name_and_its_ids(
         assert llama_cpp_ids(metadata, texts) == expected
 
 
+def test_composed_text_is_compared_where_the_tokenizer_composes(
+    by_rule: dict[str, Tokenizer], tmp_path: Path, monkeypatch
+) -> None:
+    """Qwen 2's tokenizer composes characters, llama.cpp does not; the result says so."""
+    monkeypatch.setattr(exporting, "runtime", lambda: None)
+    tokenizer = Tokenizer.from_str(by_rule["qwen2"].to_str())
+    tokenizer.normalizer = normalizers.NFC()
+    save_model(tmp_path, tokenizer)
+    fast = load_tokenizer(tmp_path)
+    metadata = gguf_vocabulary(fast, 700, [1])
+    decomposed = "\u0438\u0306"  # two characters that become one
+    assert Reading(metadata).read(decomposed) != fast(decomposed)["input_ids"]
+    exporting.prove(fast, metadata, [(decomposed, True)])
+    assert "does not compose characters (NFC)" in exporting.notes(fast, [])[0]
+
+
+def test_rows_without_a_token_have_names_of_their_own() -> None:
+    """llama.cpp refuses a file in which two tokens have the same name."""
+    names = ["a", "[PAD3]", None, "[PAD2]"]
+    unused = unused_names(names, 5)
+    tokens = [unused[i] if i >= 4 or names[i] is None else names[i] for i in range(5)]
+    assert len(set(tokens)) == 5
+    assert [tokens[i] for i in (0, 1, 3)] == ["a", "[PAD3]", "[PAD2]"]
+
+
 def test_pre_tokenizers_as_tokenizer_json_writes_them() -> None:
     """GPT-2's rule in its short form, after digits, and llama.cpp's smollm."""
     tokenizer = Tokenizer(models.BPE())
@@ -237,7 +262,7 @@ def test_pre_tokenizers_as_tokenizer_json_writes_them() -> None:
         pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA_3), "removed"), short]),
     ):
         tokenizer.pre_tokenizer = other
-        with pytest.raises(TokenizerError, match="llama.cpp has no pre-tokenizer that cuts"):
+        with pytest.raises(TokenizerError, match="has no pre-tokenizer that cuts"):
             pre_tokenizer_name(tokenizer)
 
 
@@ -291,7 +316,7 @@ def test_an_architecture_that_the_converter_lacks_is_refused(
     model = shutil.copytree(sentencepiece, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["OtherForCausalLM"]}))
-    with pytest.raises(LepError, match="OtherForCausalLM is not supported.*serve the folder"):
+    with pytest.raises(LepError, match=r"OtherForCausalLM is not supported.*serve the folder"):
         lep.export(model, tmp_path / "m.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -99,9 +99,9 @@ def export(
         beside.write(_modelfile(output.name, stops).encode())
     pre = metadata["tokenizer.ggml.pre"]
     rows = len(metadata["tokenizer.ggml.tokens"])
-    notes = _notes(tokenizer, stops)
+    about = notes(tokenizer, stops)
     return Exported(
-        output, modelfile, settings.type, rows, pre, len(texts), proven_by, stops, notes
+        output, modelfile, settings.type, rows, pre, len(texts), proven_by, stops, about
     )
 
 
@@ -197,10 +197,11 @@ def _modelfile(name: str, stops: list[str]) -> str:
     return "\n".join([f"FROM ./{name}", *(f"PARAMETER stop {stop}" for stop in quoted)]) + "\n"
 
 
-def _notes(tokenizer: PreTrainedTokenizerFast, stops: list[str]) -> list[str]:
-    notes = []
+def notes(tokenizer: PreTrainedTokenizerFast, stops: list[str]) -> list[str]:
+    """What a user must know of a file that is right."""
+    lines = []
     if composes(tokenizer):
-        notes.append("llama.cpp does not compose characters (NFC): give it composed text")
+        lines.append("llama.cpp does not compose characters (NFC): give it composed text")
     if more := stops[ENDS:]:
-        notes.append(f"stops that the GGUF file has no place for: {' '.join(more)}")
-    return notes
+        lines.append(f"stops that the GGUF file has no place for: {' '.join(more)}")
+    return lines

@@ -37,7 +37,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int, ends: Sequenc
     """
     parts = Parts.of(tokenizer.backend_tokenizer)
     model = _byte_level(parts) if parts.vocabulary.byte_level else _sentencepiece(parts)
-    unused = _unused_names(parts.names, rows)
+    unused = unused_names(parts.names, rows)
     tokens = [unused[i] if name is None else name for i, name in enumerate(parts.names)]
     lists = {"tokens": tokens + unused[len(tokens) :], "token_type": _types(parts, rows)}
     if (scores := model.pop("scores", None)) is not None:
@@ -117,7 +117,7 @@ def _types(parts: Parts, rows: int) -> list[int]:
     return list(map(int, types + unused))
 
 
-def _unused_names(names: Sequence[str | None], rows: int) -> list[str]:
+def unused_names(names: Sequence[str | None], rows: int) -> list[str]:
     """A name for each row that no token has: llama.cpp refuses names that occur twice."""
     known = set(names)
     unused = []
