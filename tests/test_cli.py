@@ -35,6 +35,7 @@ SETTINGS = {
     "tune": ["TuneSettings", "AnswerTuning"],
     "corpus": ["BuildSettings", "ClusterSettings"],
     "evaluate": ["EvaluateSettings"],
+    "export": ["ExportSettings"],
 }
 # The options of the answers of `lep answer`, which `lep calibrate` is given.
 NOT_OPTIONS = {"calibrate": set(settings.AnswerSettings.model_fields)}

@@ -14,19 +14,15 @@ _SHORT = r"'s|'t|'re|'ve|'m|'ll|'d"  # English contractions
 _LINES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORD, _SIGNS = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _MARKED = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_BEFORE, _PATHS = r"[^\r\n\p{L}\p{N}]?", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-_CASED = f"{_BEFORE}{_CAPITALS}*{_SMALL}+", f"{_BEFORE}{_CAPITALS}+{_SMALL}*"
-_SHORT_END = f"(?i:{_SHORT})?"
 
 DIGIT = r"\p{N}"
 GPT_2 = rf"{_SHORT}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
 LLAMA_3 = rf"(?i:{_SHORT})|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{_LINES}"
 QWEN_2 = rf"(?i:{_SHORT})|{_WORD}|\p{{N}}|{_SIGNS}|{_LINES}"
 QWEN_3_5 = rf"(?i:{_SHORT})|{_MARKED[0]}|\p{{N}}|{_MARKED[1]}|{_LINES}"
-TEKKEN = rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_PATHS}|{_LINES}"
-GPT_4O = rf"{_CASED[0]}{_SHORT_END}|{_CASED[1]}{_SHORT_END}|\p{{N}}{{1,3}}|{_PATHS}|{_LINES}"
 
+# Not here: tekken and gpt-4o, for which llama.cpp has rules that cut marks and Cyrillic capitals
+# elsewhere (Devanagari texts get other ids).
 # llama.cpp's names of a rule where whole words that are tokens need no merges, and where they do.
 NAMES: dict[Rule, dict[bool, str]] = {
     (GPT_2,): {False: "gpt-2"},
@@ -34,8 +30,6 @@ NAMES: dict[Rule, dict[bool, str]] = {
     (LLAMA_3,): {True: "llama-bpe", False: "smaug-bpe"},
     (QWEN_2,): {False: "qwen2"},
     (QWEN_3_5,): {False: "qwen35"},
-    (TEKKEN,): {True: "tekken"},
-    (GPT_4O,): {False: "gpt-4o"},
 }
 RULES = {name: (rule, flag) for rule, names in NAMES.items() for flag, name in names.items()}
 
