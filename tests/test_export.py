@@ -196,9 +196,9 @@ def by_rule(english: list[str], russian: list[str]) -> dict[str, Tokenizer]:
         trainer = trainers.BpeTrainer(
             vocab_size=1500, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
         )
-        tokenizer.train_from_iterator(
-            [text[:20_000] for text in english[:2] + russian[:2]], trainer
-        )
+        texts = [text[:20_000] for text in english[:2] + russian[:2]]
+        texts += SENTENCES * 20  # merges across marks, where rules differ
+        tokenizer.train_from_iterator(texts, trainer)
         for direct, name in names.items():
             spec = json.loads(tokenizer.to_str())
             spec["model"]["ignore_merges"] = direct
