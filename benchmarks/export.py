@@ -99,7 +99,7 @@ def changes(source: Path, text: Path, chunk: int) -> dict:
 
     def in_place(output: Path) -> None:
         size = len(Vocabulary.of(load_tokenizer(source)))
-        kept = round(0.9 * size)
+        kept = size - chunk
         optimize_tokenizer(source, [text], kept, size, output, script="cyrillic", in_place=True)
 
     def original(output: Path) -> None:

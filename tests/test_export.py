@@ -252,6 +252,24 @@ def test_composed_text_is_compared_where_the_tokenizer_composes(
     assert "does not compose characters (NFC)" in exporting.notes(fast, [])[0]
 
 
+def test_a_score_is_the_rank_of_the_first_merge(tmp_path: Path) -> None:
+    """Of the two ways to spell abc, the earlier one counts; what no merge makes comes last."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    names += ["a", "b", "c", "ab", "abc", "bc"]
+    merges = [("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    save_model(tmp_path, tokenizer)
+    metadata = gguf_vocabulary(load_tokenizer(tmp_path), len(names), [2])
+    scores = metadata["tokenizer.ggml.scores"][-7:]
+    assert scores == [-4, -4, -4, -4, 0, -1, -2]
+    assert metadata["tokenizer.ggml.add_space_prefix"] is True
+
+
 def test_rows_without_a_token_have_names_of_their_own() -> None:
     """llama.cpp refuses a file in which two tokens have the same name."""
     names = ["a", "[PAD3]", None, "[PAD2]"]
