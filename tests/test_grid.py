@@ -108,7 +108,7 @@ def test_what_is_made_keeps_its_name_when_a_grid_grows(recipe, tmp_path) -> None
     first = next(stage for stage in one.all if stage.name == "pretrain")
     assert one.folder.name(first) == "pretrain.Extended.low"
     (tmp_path / "pretrain.Extended.low").mkdir()
-    record = json.dumps({"fingerprint": first.fingerprint})
+    record = json.dumps({"fingerprint": first.fingerprint, "seconds": 1.5})
     (tmp_path / "pretrain.Extended.low" / "lep_stage.json").write_text(record)
     grown = stages_of(recipe, tmp_path)
     assert grown.folder.name(first) == "pretrain.Extended.low"

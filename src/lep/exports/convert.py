@@ -26,7 +26,9 @@ def convert(model: Path, file: Path, kind: str, tokenizer: Path) -> None:
     """
     command = [sys.executable, "-m", __name__, *map(str, (model.resolve(), file, kind, tokenizer))]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(command, capture_output=True, text=True, env=offline)
+    process = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=offline
+    )
     if process.returncode:
         lines = process.stderr.strip().splitlines() or ["no reason given"]
         reason = lines[-1].strip().removeprefix("ERROR:").removeprefix("hf-to-gguf:")

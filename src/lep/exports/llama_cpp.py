@@ -42,7 +42,12 @@ def llama_cpp_ids(metadata: Metadata, texts: Iterable[tuple[str, bool]]) -> list
         write_tiny(file, metadata)
         command = [sys.executable, "-m", __name__, str(file), str(result)]
         process = subprocess.run(
-            command, input=json.dumps(list(texts)), capture_output=True, text=True, timeout=SECONDS
+            command,
+            input=json.dumps(list(texts)),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SECONDS,
         )
         if not result.exists():
             lines = process.stderr.splitlines()
