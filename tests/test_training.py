@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -615,21 +615,37 @@ def test_a_loss_that_runs_away_ends_the_training(adapted, tmp_path) -> None:
 
 def test_no_state_is_saved_while_the_loss_is_high(tmp_path) -> None:
     watch, control = StopWhenDiverging(), SimpleNamespace(should_save=True)
-    arguments = SimpleNamespace(output_dir=tmp_path, max_steps=9, learning_rate=1.0)
+    arguments = SimpleNamespace(output_dir=tmp_path, max_steps=19, learning_rate=1.0)
     (tmp_path / "checkpoint-3").mkdir()
-    for step, loss in enumerate([5.0, 4.0, 6.5, 6.6], start=1):
+    history = []
+
+    def report(loss: float) -> None:
         # The trainer's own callback asks for this before the step's loss is known.
         control.should_save = True
         watch.on_step_end(arguments, None, control)
-        state = SimpleNamespace(global_step=step, log_history=[])
-        watch.on_log(arguments, state, control, {"loss": loss})
-        assert control.should_save == (loss < 6)
-    state = SimpleNamespace(global_step=5, log_history=[{"loss": 5.0}])
-    message = r"from 5.00 to 7.00 .* by step 5 of 9: .*the last state before is .*-3$"
-    with pytest.raises(TrainingError, match=message):
-        watch.on_log(arguments, state, control, {"loss": 7.0})
+        history.append({"loss": loss})
+        state = SimpleNamespace(global_step=len(history), log_history=history)
+        watch.on_log(arguments, state, control, history[-1])
+
+    losses = [4.0, 5.0, 3.0, *[6.5, 6.1, 5.8] * 3]
+    for last, loss in pairwise([0.0, *losses]):
+        report(loss)
+        assert control.should_save == (max(last, loss) <= 6)
+    with pytest.raises(TrainingError, match=r"from 5.00 to 8.00 .* step 13 of 19: .* is .*-3$"):
+        report(8.0)  # ten reports with a mean of 6.32
+    history[1:] = []
     with pytest.raises(TrainingError, match="to nan nats a token"):
-        StopWhenDiverging().on_log(arguments, state, control, {"loss": float("nan")})
+        report(float("nan"))
+
+
+def test_short_reports_of_text_are_noise(tmp_path) -> None:
+    """Three texts in a row that are 1.5 nats harder than the first ones are no divergence."""
+    watch, history = StopWhenDiverging(), []
+    arguments = SimpleNamespace(output_dir=tmp_path, max_steps=99, learning_rate=1.0)
+    for step, loss in enumerate([4.3, 4.6, 4.2, *[4.5, 5.9, 5.8, 6.1, 4.4] * 9]):
+        history.append({"loss": 9.0, "loss of text": loss, "loss of old_text": 20.0})
+        state = SimpleNamespace(global_step=step, log_history=history)
+        watch.on_log(arguments, state, SimpleNamespace(should_save=True), history[-1])
 
 
 def test_a_loss_that_is_no_number_ends_the_training(adapted, tmp_path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ from lep.transfer.mappings import copy_mappings
 LOOK_SECONDS = "look_seconds"  # in the log
 WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
 LOSS_OF_TEXT = f"{LOSS}text"
-RISE, PATIENCE = 1.0, 3  # nats a token above the first loss, in so many reports: no longer noise
+# Nats a token by which the mean of the last reports is above all of the first: no longer noise.
+RISE, FIRST_REPORTS, REPORTS = 1.0, 3, 10
 
 
 class TrainedOnlyTrainer(Trainer):
@@ -224,37 +226,36 @@ def training_seconds(state: TrainerState) -> float:
 
 
 class StopWhenDiverging(TrainerCallback):
-    """Ends a training whose loss is not a number, or stays far above the first one.
+    """Ends a training whose loss is not a number, or stays far above the first ones.
 
-    Of a mixture, it is that of the text: the whole loss changes with what a step holds. No state is
-    saved meanwhile.
+    Of a mixture, it is that of the text: the whole loss changes with what a step holds. A report
+    may be of a few hundred tokens of one text, so that only the mean of several says something. No
+    state is saved after a high report.
     """
 
     def __init__(self) -> None:
-        self.first: float | None = None
-        self.bad = 0
+        self.bad = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         logs = logs or {}
         if "loss" not in logs:
             return
-        is_mixture = any(name.startswith(LOSS) for name in logs)
-        name = LOSS_OF_TEXT if is_mixture else "loss"
-        loss = logs.get(name, logs["loss"] if not math.isfinite(logs["loss"]) else None)
-        if loss is None:  # a report without text
+        lost = not math.isfinite(logs["loss"])
+        name = LOSS_OF_TEXT if any(key.startswith(LOSS) for key in logs) else "loss"
+        if name not in logs and not lost:  # a report without text
             return
-        if self.first is None:
-            losses = (entry[name] for entry in state.log_history if name in entry)
-            self.first = next(losses, loss)
-        lost = not math.isfinite(loss)
-        self.bad = self.bad + 1 if lost or loss > self.first + RISE else 0
+        losses = [entry[name] for entry in state.log_history if name in entry]  # this one too
+        loss, first = logs.get(name, logs["loss"]), max(losses[:FIRST_REPORTS], default=math.nan)
+        lost = lost or not math.isfinite(loss)
+        self.bad = lost or loss > first + RISE
         if self.bad:
             control.should_save = False  # the step of this loss has asked for a save
-        if lost or self.bad >= PATIENCE:
+        enough = len(losses) >= FIRST_REPORTS + REPORTS
+        if lost or (enough and fmean(losses[-REPORTS:]) > first + RISE):
             states = states_in(Path(args.output_dir))
             kept = f"the last state before is {states[-1]}" if states else "no state had been saved"
             raise TrainingError(
-                f"the loss went from {self.first:.2f} to {loss:.2f} nats a token by step "
+                f"the loss went from {first:.2f} to {loss:.2f} nats a token by step "
                 f"{state.global_step} of {args.max_steps}: the learning rate "
                 f"{args.learning_rate:g} is too high, give a lower one; {kept}"
             )
