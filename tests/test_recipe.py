@@ -317,14 +317,20 @@ def test_files_of_joint_training_lie_beside_the_recipe(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "rate"),
-    [("", 0.06), (", from_pack: f", 0.015), (", from_pack: f, relative_rate: 0.03", 0.03)],
+    ("given", "rate", "old"),
+    [
+        ("", 0.06, 0.06),
+        (", from_pack: f", 0.0075, 0.3),
+        (", from_pack: f, relative_rate: 0.03, shares: {old_text: 0.1}", 0.03, 0.06),
+    ],
 )
-def test_rows_of_a_pack_are_trained_gently(given, rate, tmp_path) -> None:
+def test_rows_of_a_pack_are_trained_gently(given, rate, old, tmp_path) -> None:
+    """And on more of the old language, unless the recipe says otherwise."""
     (tmp_path / "f").touch()
     path = tmp_path / "r.yaml"
     path.write_text(ADAPT.replace("{tokens: 500}", f"{{tokens: 500{given}}}"))
-    assert load_recipe(path).adapt.relative_rate == pytest.approx(rate)
+    adapt = load_recipe(path).adapt
+    assert (adapt.relative_rate, adapt.share("old_answers")) == (pytest.approx(rate), old)
 
 
 def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:

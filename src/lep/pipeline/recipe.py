@@ -41,7 +41,16 @@ ByLanguage = Annotated[dict[str, Strings], ByName]
 Models = Annotated[list[Literal[MethodName, "direct"]], Listed]
 SomeModels = Annotated[Models, Field(min_length=1)]
 Fault = tuple[str, str]  # a key, and what is wrong with it
-RATE_AFTER_PACK = RELATIVE_RATE / 4
+# After a pack: rows that have learned already are spoilt at the rate of new ones, and the old
+# language has more to mend than the new one (docs/log.md).
+RATE_AFTER_PACK = RELATIVE_RATE / 8
+SHARES_AFTER_PACK = {
+    "text": 0.15,
+    "answers": 0.1,
+    "practice": 0.3,
+    "old_text": 0.15,
+    "old_answers": 0.3,
+}
 
 
 class PretrainStage(PretrainSettings):
@@ -85,15 +94,16 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
         [], description="propagated models whose new rows are trained in the same way"
     )
     from_pack: str | None = Field(
-        None, description="pack of an instruct model to start from, at a quarter of the usual rate"
+        None,
+        description="pack of an instruct model to start from: an eighth of the usual rate, "
+        "and more of the old language (shares 0.15, 0.1, 0.3, 0.15 and 0.3)",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _rate(cls, values: Any) -> Any:
-        """Rows that have learned already are spoilt at the rate of new ones (docs/log.md)."""
+    def _after_pack(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("from_pack"):
-            return {"relative_rate": RATE_AFTER_PACK} | values
+            return {"relative_rate": RATE_AFTER_PACK, "shares": SHARES_AFTER_PACK} | values
         return values
 
     def share(self, stream: str) -> float:
