@@ -1,5 +1,5 @@
 # make demo   its own environment, the demo recipe, the report
-# make test   the default tests (two cores, some three minutes) with lint and types
+# make test   the default tests (two cores, some four minutes) with lint and types
 # make check  every test, the slow ones too (under an hour); LEP_DATA names a folder of real text, LEP_MODELS one of real models
 
 PYTHON ?= python3
