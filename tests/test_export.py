@@ -116,8 +116,10 @@ def test_an_extended_model_in_a_file(extended: Path, here, tmp_path: Path) -> No
         assert np.array_equal(tensors[f"blk.2.attn_{name}.weight"], interleaved(original, 3))
     ids = {name: metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")}
     assert {name: tokens[i] for name, i in ids.items()} == {
-        "bos": "<s>", "eos": "</s>", "eot": "<|end|>"
-    }  # fmt: skip
+        "bos": "<s>",
+        "eos": "</s>",
+        "eot": "<|end|>",
+    }
     assert metadata["tokenizer.ggml.add_bos_token"] is True
     assert metadata["tokenizer.ggml.add_eos_token"] is False
     assert metadata["tokenizer.chat_template"] == (extended / "chat_template.jinja").read_text()

@@ -25,7 +25,7 @@ from lep.files import read_json
 from lep.publish import check_files, check_space, publishing_files
 from lep.result import Result
 from lep.settings import ExportSettings
-from lep.tokenizer.chat import rendered
+from lep.tokenizer.chat import first_added_token, rendered
 from lep.tokenizer.vocabulary import described
 
 BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "q8_0": 34 / 32}  # of a parameter
@@ -136,10 +136,10 @@ def _difference(text: str, expected: list[int], ids: list[int], reader: str) -> 
     """The sentence about the first place where ids differ."""
     pairs = zip(expected, ids, strict=False)
     start = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(ids)))
-    ours, theirs = (each[start : start + SHOWN_IDS] for each in (expected, ids))
+    first, second = (each[start : start + SHOWN_IDS] for each in (expected, ids))
     return (
         f"the exported tokenizer would give other ids: {text[:SHOWN_CHARACTERS]!r} has the ids "
-        f"{ours} from position {start}, by {reader} {theirs}; nothing was written: "
+        f"{first} from position {start}, by {reader} {second}; nothing was written: "
         f"{ELSEWHERE}"
     )
 
@@ -179,10 +179,8 @@ def _turn_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
-    after = rendered(tokenizer, messages).partition(ANSWER)[2].lstrip()
-    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-    starts = [content for content in added if content and after.startswith(content)]
-    return added[max(starts, key=len)] if starts else None
+    after = rendered(tokenizer, messages).partition(ANSWER)[2]
+    return first_added_token(tokenizer, after.lstrip())
 
 
 def _given(paths: Iterable[str | Path]) -> list[str]:

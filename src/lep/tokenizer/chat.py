@@ -77,13 +77,19 @@ class UserTurn:
 
 def _stop(tokenizer: PreTrainedTokenizerFast, after: str) -> tuple[int | None, str | None]:
     """The added token with which a text begins, or its first line up to an added token."""
-    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-    starts = [content for content in added if content and after.startswith(content)]
-    if starts:
-        return added[max(starts, key=len)], None
+    if (token := first_added_token(tokenizer, after)) is not None:
+        return token, None
     line = after.partition("\n")[0]
-    ends = [line.index(content) for content in added if content and content in line]
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content]
+    ends = [line.index(content) for content in added if content in line]
     return None, line[: min(ends, default=None)].strip() or None
+
+
+def first_added_token(tokenizer: PreTrainedTokenizerFast, text: str) -> int | None:
+    """The id of the longest added token with which a text begins."""
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+    starts = [content for content in added if content and text.startswith(content)]
+    return added[max(starts, key=len)] if starts else None
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **options: Any) -> str:
