@@ -19,9 +19,9 @@ import zstandard
 
 from lep.corpus.read import stream_texts
 from lep.errors import LepError
-from lep.exports.export import prove
 from lep.exports.reading import Reading
 from lep.exports.sample import sample
+from lep.exports.to_gguf import prove
 from lep.exports.vocabulary import gguf_vocabulary
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import lep
 from lep.errors import LepError, TokenizerError
-from lep.exports import export as exporting
+from lep.exports import to_gguf
 from lep.exports.llama_cpp import llama_cpp_ids
 from lep.exports.pre_tokenizers import NAMES, pre_tokenizer_name
 from lep.exports.reading import Reading
@@ -159,7 +159,7 @@ def test_a_sentencepiece_like_model_in_a_file(
 ) -> None:
     """Scores are minus the ranks of merges; bytes and padding have their types."""
     if kind == "q8_0":  # once by the second reading
-        monkeypatch.setattr(exporting, "runtime", lambda: None)
+        monkeypatch.setattr(to_gguf, "runtime", lambda: None)
     result = lep.export(sentencepiece, tmp_path / "m.gguf", type=kind, text=[SAMPLE / "en"])
     assert ("independent reading" in result.proven_by) == (kind == "q8_0" or not runtime_here())
     metadata, tensors = read(tmp_path / "m.gguf")
@@ -242,7 +242,7 @@ def test_composed_text_is_compared_where_the_tokenizer_composes(
     by_rule: dict[str, Tokenizer], tmp_path: Path, monkeypatch
 ) -> None:
     """Qwen 2's tokenizer composes characters, llama.cpp does not; the result says so."""
-    monkeypatch.setattr(exporting, "runtime", lambda: None)
+    monkeypatch.setattr(to_gguf, "runtime", lambda: None)
     tokenizer = Tokenizer.from_str(by_rule["qwen2"].to_str())
     tokenizer.normalizer = normalizers.NFC()
     save_model(tmp_path, tokenizer)
@@ -250,8 +250,8 @@ def test_composed_text_is_compared_where_the_tokenizer_composes(
     metadata = gguf_vocabulary(fast, 1500, [1])
     decomposed = "\u0438\u0306"  # two characters that become one
     assert Reading(metadata).read(decomposed) != fast(decomposed)["input_ids"]
-    exporting.prove(fast, metadata, [(decomposed, True)])
-    assert "does not compose characters (NFC)" in exporting.notes(fast, [])[0]
+    to_gguf.prove(fast, metadata, [(decomposed, True)])
+    assert "does not compose characters (NFC)" in to_gguf.notes(fast, [])[0]
 
 
 def test_a_score_is_the_rank_of_the_first_merge(tmp_path: Path) -> None:
@@ -332,9 +332,9 @@ def test_other_ids_leave_no_file(
         scores = [-1000.0] * len(metadata["tokenizer.ggml.tokens"])
         return metadata | {"tokenizer.ggml.scores": scores}
 
-    monkeypatch.setattr(exporting, "gguf_vocabulary", alike)
+    monkeypatch.setattr(to_gguf, "gguf_vocabulary", alike)
     if not by_llama_cpp:
-        monkeypatch.setattr(exporting, "runtime", lambda: None)
+        monkeypatch.setattr(to_gguf, "runtime", lambda: None)
     output = here("export", "--model", sentencepiece, "--output", tmp_path / "m.gguf", code=2)
     assert "would give other ids: 'The lake was quiet" in output
     shown = r"has the ids \[([\d, ]+)\] from position (\d+), by .+ \[([\d, ]+)\]; nothing was"

@@ -1,0 +1,115 @@
+"""GGUF, for llama.cpp and Ollama: the public converter's tensors, and our tokenizer."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from lep.errors import CheckpointError
+from lep.exports.convert import convert
+from lep.exports.job import Exported, Job, Texts, check_ids
+from lep.exports.llama_cpp import llama_cpp_ids, runtime
+from lep.exports.metadata import check_installed, read_tokenizer
+from lep.exports.pre_tokenizers import ELSEWHERE
+from lep.exports.reading import Reading
+from lep.exports.vocabulary import Metadata, gguf_vocabulary
+from lep.publish import check_files, publishing_files
+from lep.tokenizer.vocabulary import described
+
+ENDS = 3  # tokens that a GGUF file can name as ends: of text, of a turn, of a message
+READING = "an independent reading of the file's merges or scores"
+
+
+def check(output: Path) -> None:
+    """Raise `LepError` where a package is missing, `OutputError` where a file exists."""
+    check_installed()
+    check_files([output, _beside(output)])
+
+
+def write(job: Job) -> Exported:
+    """Write a GGUF file, and a Modelfile beside it.
+
+    The tokenizer is written from tokenizer.json, so that vocabularies that no converter has seen
+    are right too. All texts must have its ids, in llama.cpp itself where the package xllamacpp is
+    installed, otherwise by a second reading of what the file holds.
+    """
+    metadata = gguf_vocabulary(job.tokenizer, job.rows, job.ends)
+    proven_by = prove(job.tokenizer, metadata, job.texts)
+    modelfile = _beside(job.output)
+    with publishing_files([job.output, modelfile]) as (file, beside):
+        _write(job.source.folder, Path(file.name), job.type, metadata)
+        beside.write(_modelfile(job.output.name, job.stops).encode())
+    return Exported(
+        output=job.output,
+        to="gguf",
+        type=job.type,
+        tokens=job.rows,
+        tokenizer=f"pre-tokenizer {metadata['tokenizer.ggml.pre']}",
+        texts=len(job.texts),
+        proven_by=proven_by,
+        agreement="",
+        stops=job.stops,
+        notes=[f"for Ollama: ollama create NAME -f {modelfile}", *notes(job.tokenizer, job.stops)],
+    )
+
+
+def prove(tokenizer: PreTrainedTokenizerFast, metadata: Metadata, texts: Texts) -> str:
+    """Who gives the ids of the tokenizer on all texts.
+
+    Raises `TokenizerError` for the first text with other ids.
+    """
+    if composes(tokenizer):
+        texts = [(tokenizer.backend_tokenizer.normalizer.normalize_str(t), i) for t, i in texts]
+    name = runtime()
+    if name:
+        results = llama_cpp_ids(metadata, texts)
+    else:
+        reading = Reading(metadata)
+        results = [reading.read(text, inserted=inserted) for text, inserted in texts]
+    check_ids(tokenizer, texts, results, name or READING, ELSEWHERE)
+    return name or READING
+
+
+def composes(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer composes characters (NFC), which llama.cpp does not."""
+    return (described(tokenizer.backend_tokenizer.normalizer) or {}).get("type") == "NFC"
+
+
+def _write(folder: Path, file: Path, kind: str, metadata: Metadata) -> None:
+    """Convert, and read back what the file says of its tokenizer."""
+    with tempfile.TemporaryDirectory() as temporary:
+        vocabulary = Path(temporary) / "tokenizer.json"
+        vocabulary.write_text(json.dumps(metadata), encoding="utf-8")
+        convert(folder, file, kind, vocabulary)
+    written, rows = read_tokenizer(file)
+    keys = sorted(metadata.keys() | written.keys())
+    if wrong := [key for key in keys if metadata.get(key) != written.get(key)]:
+        raise CheckpointError(
+            f"the converter wrote another {wrong[0]} than it was given: install the "
+            "version that lep names, pip install 'lep[gguf]'"
+        )
+    if rows != (tokens := len(metadata["tokenizer.ggml.tokens"])):
+        raise CheckpointError(
+            f"the converter wrote {rows:,} rows of embeddings for {tokens:,} tokens: {ELSEWHERE}"
+        )
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.Modelfile")
+
+
+def _modelfile(name: str, stops: list[str]) -> str:
+    """What Ollama makes a model of; the template is in the GGUF file."""
+    quoted = (json.dumps(stop, ensure_ascii=False) for stop in stops)
+    return "\n".join([f"FROM ./{name}", *(f"PARAMETER stop {stop}" for stop in quoted)]) + "\n"
+
+
+def notes(tokenizer: PreTrainedTokenizerFast, stops: list[str]) -> list[str]:
+    """What a user must know of a file that is right."""
+    lines = []
+    if composes(tokenizer):
+        lines.append("llama.cpp does not compose characters (NFC): give it composed text")
+    if more := stops[ENDS:]:
+        lines.append(f"stops that the GGUF file has no place for: {' '.join(more)}")
+    return lines
