@@ -144,11 +144,11 @@ def apply(pack: str, /, model: str, output: Path, force: bool = False) -> Any:
 
 @verb(
     app,
-    output="File to write; must not exist.",
+    output="File or folder to write; must not exist.",
     text="Text whose ids are compared too (default: none).",
 )
 def export(model: str, output: Path, settings: ExportSettings, text: Values = ()) -> Any:
-    """Write a model for llama.cpp and Ollama, with a tokenizer that is proven there."""
+    """Write a model for llama.cpp, CTranslate2 or MLX, proven to read and answer alike there."""
     return lep.export(model, output, settings, text=text)
 
 

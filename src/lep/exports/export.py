@@ -8,14 +8,14 @@ from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import Paths, stream_texts
-from lep.exports import to_gguf
+from lep.exports import to_ctranslate2, to_gguf, to_mlx
 from lep.exports.job import Exported, Job
 from lep.exports.sample import sample
 from lep.publish import check_space
 from lep.settings import ExportSettings
 
 # Modules with `check(output)`, which fails early, and `write(job)`, which writes what it proved.
-TARGETS: dict[str, Any] = {"gguf": to_gguf}
+TARGETS: dict[str, Any] = {"gguf": to_gguf, "ctranslate2": to_ctranslate2, "mlx": to_mlx}
 BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "q8_0": 34 / 32}  # of a parameter
 TEXTS, TEXT_CHARACTERS = 200, 2_000  # of the user's texts: how many are compared, and their lengths
 
@@ -28,14 +28,15 @@ def export(
     text: Paths = (),
     **options: Any,
 ) -> Exported:
-    """Write a model for another program: a GGUF file for llama.cpp and Ollama.
+    """Write a model for another program: a GGUF file, or a folder for CTranslate2 or MLX.
 
     The program's public converter maps the tensors. Before the output takes its name, more than
-    200 texts and those under `text` must have the ids of tokenizer.json there.
+    200 texts and those under `text` must have the ids of tokenizer.json there; a folder must have
+    transformers' log-probabilities and greedy answers too.
 
     Raises `OutputError` where the output exists, `TokenizerError` for a tokenizer that the program
     cannot follow or that gives other ids, `CheckpointError` for an architecture that its converter
-    does not know.
+    does not know, and for a folder that answers otherwise.
     """
     settings = ExportSettings.given(settings, options)
     target, output = TARGETS[settings.to], Path(output)

@@ -136,7 +136,15 @@ def sample(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
     for name in _special_names(tokenizer):
         for text in (name, f"a{name}b", f"слово {name} word", f"{name}\n{name} ", f" {name}{name}"):
             yield text, False
-    yield from ((text, False) for text in _conversations(tokenizer))
+    yield from ((text, False) for text in _conversations(tokenizer, False, True))
+
+
+def prompts(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Token ids that a model continues: sentences, code, and conversations up to an answer."""
+    texts = [*SENTENCES[:2], *SENTENCES[10:12], CODE[0]]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    conversations = _conversations(tokenizer, True)
+    return ids + [tokenizer(text, add_special_tokens=False)["input_ids"] for text in conversations]
 
 
 def _chains(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
@@ -155,11 +163,12 @@ def _special_names(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return list(dict.fromkeys(names[: SPECIALS // 2] + names[-SPECIALS // 2 :]))
 
 
-def _conversations(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
+def _conversations(tokenizer: PreTrainedTokenizerFast, *prompted: bool) -> Iterator[str]:
+    """Conversations in the template, with and without the beginning of an answer."""
     if not tokenizer.chat_template:
         return
     for contents in MESSAGES:
         turns = zip(("user", "assistant") * 2, contents, strict=False)
         messages = [{"role": role, "content": content} for role, content in turns]
-        for prompt in (False, True):
+        for prompt in prompted:
             yield rendered(tokenizer, messages, add_generation_prompt=prompt)

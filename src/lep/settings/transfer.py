@@ -80,7 +80,7 @@ class SelectSettings(Settings):
 class ExportSettings(Settings):
     """What is written for other programs."""
 
-    to: Literal["gguf"] = "gguf"
-    """Format: gguf, of llama.cpp and Ollama."""
+    to: Literal["gguf", "ctranslate2", "mlx"] = "gguf"
+    """Format: gguf (a file, for llama.cpp and Ollama), ctranslate2 or mlx (folders)."""
     type: Literal["bf16", "f16", "q8_0", "f32"] = "bf16"
     """Numbers of the matrices."""
