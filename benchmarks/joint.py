@@ -13,6 +13,7 @@ on so many tokens:
     no-answers    without the original's answers, in both languages            300,000
     no-practice   without practice tasks                                       300,000
     no-old        without text and answers of the old language                 300,000
+    no-shared     no vector in common for tokens that begin a word             300,000
     sequential    text of both languages first, then answers and tasks         300,000
     text          text of the new language alone                               300,000
 
@@ -48,18 +49,22 @@ NEW_TOKENS, TOKENS, ABLATION_TOKENS = 2_048, 1_500_000, 300_000
 CHARACTERS = {"en": 4_000_000, "ru": 12_000_000}
 PROMPTS, PRACTICE_TOKENS = 200, 750_000
 TASKS = ["copy_sentence", "copy_paragraph", "first_word", "last_word"]
-NOTHING = {"answers": 0, "practice": 0, "old_text": 0, "old_answers": 0}
-ARMS: dict[str, tuple[int, list[dict[str, float]]]] = {  # tokens; shares of one training or two
+ALONE = {"answers": 0, "practice": 0, "old_text": 0, "old_answers": 0}  # text of the new language
+ARMS: dict[str, tuple[int, list[dict[str, Any]]]] = {  # tokens; settings of one training or two
     "full": (TOKENS, [{}]),
     "mixture": (ABLATION_TOKENS, [{}]),
-    "no-answers": (ABLATION_TOKENS, [{"answers": 0, "old_answers": 0}]),
-    "no-practice": (ABLATION_TOKENS, [{"practice": 0}]),
-    "no-old": (ABLATION_TOKENS, [{"old_text": 0, "old_answers": 0}]),
+    "no-answers": (ABLATION_TOKENS, [{"shares": {"answers": 0, "old_answers": 0}}]),
+    "no-practice": (ABLATION_TOKENS, [{"shares": {"practice": 0}}]),
+    "no-old": (ABLATION_TOKENS, [{"shares": {"old_text": 0, "old_answers": 0}}]),
+    "no-shared": (ABLATION_TOKENS, [{"shared_vectors": False}]),
     "sequential": (
         ABLATION_TOKENS,
-        [{"answers": 0, "practice": 0, "old_answers": 0}, {"text": 0, "old_text": 0}],
+        [
+            {"shares": {"answers": 0, "practice": 0, "old_answers": 0}},
+            {"shares": {"text": 0, "old_text": 0}},
+        ],
     ),
-    "text": (ABLATION_TOKENS, [NOTHING]),
+    "text": (ABLATION_TOKENS, [{"shares": ALONE}]),
 }
 COLUMNS = {
     "ru text": ("bits per byte", "ru"),
@@ -114,14 +119,14 @@ def prepared(folder: Path, corpus: Path) -> dict[str, Any]:
 
 def trained(folder: Path, arm: str, seed: int, given: dict[str, Any]) -> Path:
     """The model of an arm, after one training or two with half of the tokens each."""
-    tokens, mixtures = ARMS[arm]
+    tokens, trainings = ARMS[arm]
     model = given["start"]
-    for number, shares in enumerate(mixtures, 1):
+    for number, changes in enumerate(trainings, 1):
         output = folder / f"{arm}.seed-{seed}.{number}"
         if not output.exists():
-            options = {"seed": seed, "shares": shares, "block_size": 512, "checkpoints": 4}
+            options = {"seed": seed, "block_size": 512, "checkpoints": 4} | changes
             settings = NewRowsSettings(
-                tokens=tokens // len(mixtures), **options, **given["streams"]
+                tokens=tokens // len(trainings), **options, **given["streams"]
             )
             print(lep.pretrain(model, given["corpus"], output, settings), flush=True)
         model = output

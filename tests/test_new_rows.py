@@ -8,6 +8,7 @@ from conftest import SAMPLE, TEMPLATE, changed, save_model, weights
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GemmaConfig,
     GemmaForCausalLM,
     PhiConfig,
@@ -20,7 +21,7 @@ from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
 from lep.training.loss import head_is_plain, head_loss
 from lep.training.pretrain import pretrain
-from lep.training.trainable_rows import new_token_rows, split_tables
+from lep.training.trainable_rows import new_token_rows, split_tables, word_starts
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
 from lep.transfer.propagate import initialise_instruct
@@ -101,17 +102,26 @@ def test_an_instruct_model_keeps_what_it_knew(byte_level, tmp_path) -> None:
     torch.testing.assert_close(*kept, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [[90, 91, 92, 93, 94, 95], [3, 50, 7]], ids=["last", "scattered"])
-@pytest.mark.parametrize("kind", ["scaled", "head bias", "tied"])
-def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None:
+def small_model(kind: str):
+    """A model of 96 tokens, with a bias in its head, scaled embeddings, or one table for both."""
     torch.manual_seed(0)
     if kind == "head bias":
         model = PhiForCausalLM(PhiConfig(**SHAPE))
         torch.nn.init.normal_(model.lm_head.bias)
-    else:
-        model = GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=16, num_key_value_heads=2))
-        if kind == "scaled":
-            model.lm_head.weight = torch.nn.Parameter(torch.randn(96, 32))
+        return model
+    model = GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=16, num_key_value_heads=2))
+    if kind == "scaled":
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(96, 32))
+    return model
+
+
+KINDS = pytest.mark.parametrize("kind", ["scaled", "head bias", "tied"])
+
+
+@pytest.mark.parametrize("rows", [[90, 91, 92, 93, 94, 95], [3, 50, 7]], ids=["last", "scattered"])
+@KINDS
+def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None:
+    model = small_model(kind)
     rows = torch.tensor(rows)
     ids = torch.cat([torch.randint(0, 96, (4, 30)), rows.repeat(4, 1)], dim=1)
     expected = model(input_ids=ids, labels=ids).loss
@@ -134,6 +144,47 @@ def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None
         torch.testing.assert_close(part.new.grad, slopes[name][order], rtol=1e-4, atol=1e-6)
     assert torch.equal(split["input"].whole(), table)
     assert all("new" in name for name, p in model.named_parameters() if p.requires_grad)
+
+
+@KINDS
+def test_a_shared_vector_is_part_of_the_rows_of_its_group(kind) -> None:
+    """Loss and gradients are those of transformers' model with the sums in its table."""
+    model, rows = small_model(kind), torch.tensor([50, 3, 91, 7])
+    groups = torch.tensor([1, 0, 1, 1])
+    shared = torch.randn(2, 32) / 4
+    inputs = model.get_input_embeddings().weight
+    before = inputs.detach().clone()
+    ids = torch.cat([torch.randint(0, 96, (4, 30)), rows.repeat(4, 1)], dim=1)
+    with torch.no_grad():
+        inputs[rows] += shared[groups]
+    expected = model(input_ids=ids, labels=ids).loss
+    expected.backward()
+    slopes, sums = inputs.grad[rows], inputs.detach().clone()
+    model.requires_grad_(False)
+    inputs.copy_(before)
+    trained = {"input": rows} if kind == "tied" else {"input": rows, "output": rows}
+    table = split_tables(model, trained, groups)["input"]
+    assert torch.equal(table.whole(), before)
+    table.shared.data.copy_(shared)
+    torch.testing.assert_close(table.whole(), sums)
+    loss = model(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(loss, expected)
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
+    loss = head_loss(model.get_output_embeddings(), hidden, ids[:, 1:].flatten()) / hidden.shape[0]
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    of_group = torch.stack([slopes[groups == group].sum(0) for group in (0, 1)])
+    torch.testing.assert_close(table.shared.grad, of_group, rtol=1e-4, atol=1e-6)
+    assert sum("shared" in name for name, _ in model.named_parameters()) == 1
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_groups_are_of_tokens_that_begin_with_a_space(kind, request, tmp_path) -> None:
+    save_model(tmp_path, request.getfixturevalue(kind))
+    names = AutoTokenizer.from_pretrained(tmp_path).convert_ids_to_tokens(range(500))
+    expected = [int(name.startswith(("Ġ", "▁"))) for name in names]
+    assert word_starts(Checkpoint(tmp_path), torch.arange(500)).tolist() == expected
+    assert 0 < sum(expected) < 500
 
 
 def test_what_is_no_plain_lookup_is_refused() -> None:

@@ -33,6 +33,9 @@ class JointSettings(PretrainSettings):
     else the learning rate)."""
     practice: PositiveInt = 100
     """Count the new tokens that are learned less often than this."""
+    shared_vectors: bool = True
+    """Of a mixture: new input rows also train a vector in common for all tokens that begin with a
+    space, and another for the rest. A mean of pieces does not tell that a token begins a word."""
 
     @model_validator(mode="after")
     def _rates(self) -> Self:

@@ -109,7 +109,7 @@ def head_loss(head: Any, hidden: Tensor, labels: Tensor, details: Details | None
     """Sum in nats of the cross-entropies of (n, h) hidden states, in the dtype of autocast."""
     bias, device = getattr(head, "bias", None), hidden.device.type
     if isinstance(head, SplitHead):
-        tables, position = [head.table.kept, head.table.new], head.table.position
+        tables, position = [head.table.kept, head.table.trained()], head.table.position
         labels = position[labels]
         bias = None if bias is None else torch.empty_like(bias).index_copy_(0, position, bias)
     else:

@@ -206,7 +206,7 @@ class _Task:
             rank, alpha = settings.lora_rank, settings.lora_alpha
             names = lora.add_adapter(model, self.checkpoint, rank, alpha)
         if settings.train == "new_rows":
-            trainable_rows.split_tables(model, self.rows)
+            trainable_rows.split_tables(model, self.rows, self._groups(settings))
         else:
             trainable_rows.whole_tables(model, self.rows)
         before = trainable_rows.frozen_digest(model)
@@ -244,6 +244,13 @@ class _Task:
             output=self.output,
         )
         return result, tables, lora.adapter_factors(model, names)
+
+    def _groups(self, settings: PretrainSettings) -> Tensor | None:
+        """The groups of input rows that train a vector in common, (n,) int64."""
+        wanted = isinstance(settings, JointSettings) and settings.shared_vectors
+        if not (wanted and self.is_mixture):
+            return None
+        return trainable_rows.word_starts(self.checkpoint, self.rows["input"])
 
     @property
     def is_mixture(self) -> bool:

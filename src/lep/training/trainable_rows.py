@@ -20,16 +20,23 @@ TableRows = Mapping[str, Tensor]  # of the tables "input" and "output" that trai
 class SplitTable(nn.Module):
     """A (V, h) table as frozen rows `kept` (V - n, h) and trained rows `new` (n, h) in float32.
 
-    Only `new` has gradients. `position` (V,) is where each row is in the two, `kept` first.
+    Only `new` and `shared` have gradients. With `groups` (n,), the group of each of `rows`, all
+    rows of a group train one vector of `shared` (groups, h), zero at first, that is added to each.
+    `position` (V,) is where each row is in `kept` and `new`, `kept` first.
     """
 
     kept: Tensor
     position: Tensor
+    groups: Tensor
 
-    def __init__(self, table: Tensor, rows: Tensor) -> None:
+    def __init__(self, table: Tensor, rows: Tensor, groups: Tensor | None = None) -> None:
         super().__init__()
         trains = torch.zeros(len(table), dtype=torch.bool)
         trains[rows] = True
+        self.shared = None
+        if groups is not None:
+            self.register_buffer("groups", groups[rows.argsort()], persistent=False)
+            self.shared = nn.Parameter(torch.zeros(int(groups.max()) + 1, table.shape[1]))
         stay, rows = (~trains).nonzero().flatten(), trains.nonzero().flatten()
         last = len(rows) == 0 or int(rows[0]) == len(stay)  # then nothing needs to be copied
         position = torch.empty(len(table), dtype=torch.int64)
@@ -38,9 +45,21 @@ class SplitTable(nn.Module):
         self.register_buffer("position", position, persistent=False)
         self.new = nn.Parameter(table[rows].float())
 
+    def trained(self) -> Tensor:
+        """The trained rows as they are now, (n, h)."""
+        return self.new if self.shared is None else self.new + self.shared[self.groups]
+
+    def looked_up(self, index: Tensor) -> Tensor:
+        """Rows of `trained`, (..., h)."""
+        rows = embedding(index, self.new)
+        return rows if self.shared is None else rows + embedding(self.groups[index], self.shared)
+
     def whole(self) -> Tensor:
         """The table as it is now, (V, h), in the dtype of the frozen rows."""
-        return torch.cat([self.kept, whole(self.new).to(self.kept)])[self.position]
+        rows = whole(self.new)
+        if self.shared is not None:
+            rows = rows + whole(self.shared)[self.groups]
+        return torch.cat([self.kept, rows.to(self.kept)])[self.position]
 
 
 class SplitEmbedding(nn.Module):
@@ -56,7 +75,7 @@ class SplitEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         position, stay = self.table.position[ids], len(self.table.kept)
         kept = embedding(position.clamp(max=max(stay - 1, 0)), self.table.kept)
-        new = embedding((position - stay).clamp(min=0), self.table.new).to(kept.dtype)
+        new = self.table.looked_up((position - stay).clamp(min=0)).to(kept.dtype)
         rows = torch.where((position >= stay)[..., None], new, kept)
         return rows if self.scale is None else rows * self.scale.to(rows.dtype)
 
@@ -72,7 +91,8 @@ class SplitHead(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        parts = [hidden @ part.to(hidden.dtype).T for part in (self.table.kept, self.table.new)]
+        tables = (self.table.kept, self.table.trained())
+        parts = [hidden @ part.to(hidden.dtype).T for part in tables]
         logits = torch.cat(parts, dim=-1)[..., self.table.position]
         return logits if self.bias is None else logits + self.bias
 
@@ -88,14 +108,22 @@ def table_layers(model: Any) -> dict[str, Any]:
     return {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
 
 
-def split_tables(model: Any, rows: TableRows) -> dict[str, SplitTable]:
+def split_tables(
+    model: Any, rows: TableRows, groups: Tensor | None = None
+) -> dict[str, SplitTable]:
     """Put split tables into a model; `rows` (n,) of "input" and, where untied, "output" train.
+
+    With `groups` (n,), the input rows of a group train a vector in common.
 
     Raises `CheckpointError` where embeddings or head do more than look up and multiply.
     """
     layers = table_layers(model)
     inputs, head = layers["input"], layers["output"]
-    tables = {kind: SplitTable(layers[kind].weight.detach(), rows[kind]) for kind in rows}
+    shared = {"input": groups}
+    tables = {
+        kind: SplitTable(layers[kind].weight.detach(), rows[kind], shared.get(kind))
+        for kind in rows
+    }
     bias, scale = getattr(head, "bias", None), getattr(inputs, "embed_scale", None)
     split = SplitEmbedding(tables["input"], None if scale is None else torch.as_tensor(scale))
     output_table = tables.get("output", tables["input"])
@@ -141,6 +169,12 @@ def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
             f"all rows of {checkpoint.folder} are new (lep/mapping.safetensors): train embeddings"
         )
     return rows
+
+
+def word_starts(checkpoint: Checkpoint, rows: Tensor) -> Tensor:
+    """Which of the tokens `rows` (n,) begin with a space: 1 or 0, (n,) int64."""
+    contents = checkpoint.vocabulary.contents
+    return torch.tensor([int((contents[index] or b"").startswith(b" ")) for index in rows.tolist()])
 
 
 def known_row_size(table: Tensor, trained: Tensor) -> float:
