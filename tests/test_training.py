@@ -840,7 +840,7 @@ def test_settings_are_keywords_and_results_print(pair, tmp_path) -> None:
     assert f"step {trained.best_step}: bits per byte ru {kept[0]:.4f} (kept)" in printed
     assert printed[-1] == f"wrote {tmp_path / 'trained'}"
     record = json.loads((tmp_path / "trained" / "lep" / "pretrain.json").read_text())
-    assert record["settings"] == trained.settings.model_dump()
+    assert record["settings"] == trained.settings.model_dump() | {"eval_text": {"ru": [RU[0].name]}}
     assert record["looks"] == [asdict(look) for look in trained.looks]
     assert not {"sweep", "output"} & set(record)  # no sweep was asked for
     tuned = tune(

@@ -95,6 +95,26 @@ def check_depth(value: Any) -> None:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
 
 
+def without_paths(value: Any) -> Any:
+    """A JSON-like value with the last part of each absolute path and without addresses of servers.
+
+    Records beside a model are passed on with it, and must not tell of the machine.
+
+    >>> without_paths({"text": ["/home/me/ru", "ru/x"], "judge": "/models/big@http://10.0.0.1/v1"})
+    {'text': ['ru', 'ru/x'], 'judge': 'big'}
+    """
+    if isinstance(value, dict):
+        return {name: without_paths(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(each) for each in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    name = value.partition("@http")[0]
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with newlines as they are, whatever the locale and the system."""
     path.write_text(text, encoding="utf-8", newline="\n")

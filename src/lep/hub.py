@@ -10,7 +10,8 @@ from lep.errors import CheckpointError, redacted
 from lep.limits import JSON_BYTES
 
 # What is downloaded: never pickled weights, never code.
-ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
+ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
+ALLOWED_FILES += ["LICENSE*", "NOTICE*", "USE_POLICY*"]
 # Files and folders of a model that are read or copied as they are.
 SUBFOLDERS = ("lep", "adapter", "additional_chat_templates")
 READ = "lep lep/* adapter adapter/* additional_chat_templates *.json *.jsonl *.jinja *.model *.txt"

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,16 @@ def write_checkpoint(
     _write_index(source, replaced, output)
     for file in _carried(source.folder):
         shutil.copyfile(file, output / file.name)
-    write_json(output / "config.json", source.config | (config or {}), indent=2)
+    write_json(output / "config.json", _unlocated(source.config | (config or {})), indent=2)
+
+
+def _unlocated(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the paths from which it and its parts were loaded."""
+    return {
+        name: _unlocated(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name != "_name_or_path"
+    }
 
 
 def carried_settings(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -91,6 +101,11 @@ def _growth(source: Checkpoint, replaced: Replaced) -> int:
     return sum(t.nbytes - source.entries[name].nbytes for name, t in replaced.items())
 
 
+def _more_numbers(source: Checkpoint, replaced: Replaced) -> int:
+    changed = {name: t for name, t in replaced.items() if name not in source.tables.aliases}
+    return sum(prod(t.shape) - prod(source.shape(name)) for name, t in changed.items())
+
+
 def _needed_bytes(source: Checkpoint, replaced: Replaced, output: Path) -> int:
     linked = source.folder.stat().st_dev == existing_parent(output).stat().st_dev
     written = replaced if linked else source.shard_of
@@ -124,6 +139,7 @@ def _write_index(source: Checkpoint, replaced: Replaced, output: Path) -> None:
     if (path := source.folder / INDEX).exists():
         index = read_json(path, CheckpointError)
         metadata = index.get("metadata")
-        if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
-            metadata["total_size"] += _growth(source, replaced)
+        for name, growth in (("total_size", _growth), ("total_parameters", _more_numbers)):
+            if isinstance(metadata, dict) and isinstance(metadata.get(name), int):
+                metadata[name] += growth(source, replaced)
         write_json(output / INDEX, index, indent=2)

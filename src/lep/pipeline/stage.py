@@ -16,7 +16,7 @@ from typing import IO, Any, TypeAlias
 import lep
 from lep.durable import sync_folder
 from lep.errors import OutputError
-from lep.files import open_binary, read_json
+from lep.files import open_binary, read_json, without_paths
 from lep.publish import created, fingerprint, publish_text
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
@@ -174,9 +174,9 @@ class Runner:
             "fingerprint": stage.fingerprint,
             "version": VERSION,
             "lep": lep.__version__,
-            "settings": stage.settings,
+            "settings": without_paths(stage.settings),
             "upstream": {self.folder.name(other): other.fingerprint for other in stage.upstream},
-            "files": [str(file) for file in stage.files],
+            "files": without_paths(stage.files),
             "seconds": self.seconds[name],
         }
         return json.dumps(manifest, indent=1, default=str) + "\n"

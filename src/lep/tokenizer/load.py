@@ -30,6 +30,8 @@ LOADER_TEXTS = [
     "ქართული, 中文, हिन्दी 🙂",
     " a  b",
 ]
+# What transformers notes of where a tokenizer was loaded.
+MACHINE_SETTINGS = ("is_local", "local_files_only", "name_or_path", "_name_or_path")
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -89,8 +91,10 @@ def write_tokenizer(
 
 
 def copy_tokenizer(source: Path, output: Path) -> None:
-    """Copy the files of a tokenizer unchanged."""
+    """Copy the files of a tokenizer, without what its settings note of the machine."""
     _copy((TOKENIZER, *CARRIED_FILES, *OTHER_FORMATS), source, output)
+    if not {*MACHINE_SETTINGS}.isdisjoint(settings := _read_config(output)):
+        _write_config(output, settings)
 
 
 def keep_chat_template(source: Path, output: Path) -> None:
@@ -184,7 +188,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _write_config(folder: Path, settings: dict[str, Any]) -> None:
-    write_json(folder / CONFIG, settings, indent=2)
+    kept = {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
+    write_json(folder / CONFIG, kept, indent=2)
 
 
 def _special_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lep.files import write_json
+from lep.files import without_paths, write_json
 from lep.result import Result
 from lep.settings import LoraSettings, PretrainSettings
 
@@ -129,10 +129,10 @@ class TuneResult(Result):
 
 
 def write_record(result: PretrainResult | TuneResult, file: Path) -> None:
-    """Write all fields that apply, without the folder, as JSON."""
+    """Write all fields that apply as JSON, without the folder and the paths that were read."""
     record = asdict(result, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
     del record["output"]
-    record["settings"] = result.settings.model_dump()
+    record["settings"] = without_paths(result.settings.model_dump())
     write_json(file, record, indent=1)
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from lep import __version__
 from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
+from lep.checkpoint.origin import model_name
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256
 from lep.errors import CheckpointError, TokenizerError
@@ -267,10 +268,8 @@ def _finite_table(model: Checkpoint, kind: str) -> Tensor:
 
 
 def _name(given: str | Path, model: Checkpoint) -> str:
-    """A model's hub id, or the name that its configuration or its folder gives it."""
-    if not Path(given).is_dir():
-        return str(given)
-    return str(model.config.get("_name_or_path") or model.folder.resolve().name)
+    """A model's hub id, or the name of its folder."""
+    return model_name(model.folder) if Path(given).is_dir() else str(given)
 
 
 def _about(source: Checkpoint, tables: dict[str, Tensor]) -> dict[str, Any]:

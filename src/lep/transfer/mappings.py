@@ -9,6 +9,7 @@ import regex
 import torch
 from torch import Tensor
 
+from lep.checkpoint.origin import Origin
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import read_tensors, save_tensors
 from lep.corpus.language import dominant_script
@@ -152,7 +153,11 @@ def save_mappings(mappings: dict[str, VocabularyMapping], folder: Path) -> None:
 
 
 def copy_mappings(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy the mappings of a model, if it has any, to a model with the same vocabulary."""
+    """Copy the mappings of a model, if it has any, to a model with the same vocabulary.
+
+    And what both are made from.
+    """
+    Origin.of(checkpoint.folder).save(folder)
     for file in (*MAPPING_FILES.values(), INIT_FILE):
         if (checkpoint.folder / file).exists():
             shutil.copyfile(checkpoint.folder / file, folder / file)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lep.checkpoint.ids import check_named, remap_files
+from lep.checkpoint.origin import Origin
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows
 from lep.checkpoint.writer import resized_config, write_checkpoint
@@ -57,6 +58,7 @@ def write_model(
         write_checkpoint(source, replaced, partial, config | resized)
         remap_files(partial, moved)
         save_mappings(mappings, partial)
+        Origin.of(source.folder).save(partial)
         add_files(partial)
         tokenizer = Checkpoint(partial).check().tokenizer
         check_carried(source.tokenizer, tokenizer, moved)
