@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, SAMPLE
+from test_card import traces
 from tokenizers import Tokenizer
 
 import lep
@@ -529,6 +530,9 @@ def test_from_text_to_verdict_and_again(instruct, tmp_path, monkeypatch) -> None
     paths = ["corpus/ru.train.jsonl", "looks/ru.looks.jsonl", "looks/ru.rest.jsonl"]
     whole, looks, rest = ([d.text for d in read_documents([run / path])] for path in paths)
     assert sorted(looks + rest) == sorted(whole)
+    assert not traces(run / "adapt", tmp_path, instruct, ROOT)
+    card = (run / "adapt" / "README.md").read_text(encoding="utf-8")
+    assert result.verdict in card
     again: list[str] = []
     lep.run_recipe(run / "recipe.yaml", run, say=again.append)
     assert all(line.endswith("up to date") for line in again)

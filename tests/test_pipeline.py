@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from benchmark_data import write_data
+from test_card import traces
 
 from lep.corpus.read import read_documents
 from lep.errors import LepError
@@ -110,6 +112,13 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
         "conversion + tuning",
     ]
     assert not any(cell == "-" for line in lines for cell in line.split())
+    for name in ("init-instruct", "propagate-swap", "calibrate-conversion", "tune-conversion"):
+        assert not traces(tmp_path / "run" / name, tmp_path, recipe.parent, ROOT)
+        card = (tmp_path / "run" / name / "README.md").read_text(encoding="utf-8")
+        written = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+        assert written["pretrain"]["tokens"] == 8_000
+        assert written["text"] == {"ru": ["ru"], "en": ["en"]}
+    assert "Russian takes" in card
     before = results(tmp_path / "run")
     assert sum(name.endswith("model.safetensors") for name in before) == 8
     again: list[str] = []

@@ -27,6 +27,7 @@ FLOORS = [
     {"training", "benchmark"},
     {"evaluation"},
     {"calibration", "selection", "report"},
+    {"release"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

@@ -10,6 +10,7 @@ from lep.settings import (
     AnswerSettings,
     AnswerTuning,
     CalibrateSettings,
+    CardSettings,
     ExportSettings,
     InitSettings,
     JointSettings,
@@ -150,6 +151,19 @@ def apply(pack: str, /, model: str, output: Path, force: bool = False) -> Any:
 def export(model: str, output: Path, settings: ExportSettings, text: Values = ()) -> Any:
     """Write a model for llama.cpp, CTranslate2 or MLX, proven to read and answer alike there."""
     return lep.export(model, output, settings, text=text)
+
+
+@verb(
+    app,
+    model="Folder of a model that lep wrote.",
+    evaluation="Folder that lep evaluate wrote (default: the figures of the run).",
+    source="Model that it was made from (default: what the folder says).",
+)
+def card(
+    model: str, /, settings: CardSettings, evaluation: Path | None = None, source: str | None = None
+) -> Any:
+    """Write a model's card for the hub: origin, licence, figures, how to use it."""
+    return lep.card(model, settings, evaluation=evaluation, source=source)
 
 
 @verb(app)

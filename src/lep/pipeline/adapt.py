@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lep.corpus.files import corpus_files
 from lep.corpus.language import SCRIPTS, dominant_script, script_share
 from lep.corpus.read import read_messages, stream_texts
@@ -20,7 +18,7 @@ from lep.fields import file_part
 from lep.files import read_json, read_text
 from lep.hub import local_folder, weights_advice
 from lep.pipeline.recipe import Recipe
-from lep.pipeline.recipe_file import Draft, Loader, Origins, load_grid
+from lep.pipeline.recipe_file import Draft, Origins, as_yaml, load_grid
 from lep.publish import created, publish_text
 
 if TYPE_CHECKING:
@@ -30,14 +28,6 @@ RECIPE = "recipe.yaml"
 SCRIPT_TEXTS, SCRIPT_CHARACTERS, LEAST_SCRIPT = 200, 5_000, 0.05  # texts read, of each, of letters
 # Characters of a language that are used: so many at least, and so many for each that is trained on.
 LEAST_LIMIT, SPARE_TEXT = 20_000_000, 2
-COMMENTS = {
-    "language": "The new language, and its text; the model knows the other languages.",
-    "corpus": "How much text is used, and how much is held out.",
-    "tokenizer": "How many tokens are added.",
-    "init": "How rows of new tokens begin.",
-    "adapt": "Joint training of the new rows.",
-    "evaluate": "What is measured.",
-}
 
 
 def adapt(
@@ -275,23 +265,3 @@ def _decided(
 def _new_tokens(recipe: Recipe) -> int:
     settings = recipe.tokenizer
     return settings.new_tokens or settings.size(0) - (settings.keep or 0)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `Loader` reads: numbers are plain words to it."""
-
-    yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
-
-
-def as_yaml(values: Mapping[str, Any]) -> str:
-    """A recipe as text, with a comment of one line before each section."""
-    lines = []
-    for key, value in values.items():
-        if value == {}:
-            continue
-        if comment := COMMENTS.get(key):
-            lines.append(f"# {comment}\n")
-        lines.append(
-            yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=1000)
-        )
-    return "".join(lines)

@@ -4,7 +4,7 @@ import copy
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,14 @@ from lep.limits import RECIPE_BYTES, RECIPE_VALUES
 from lep.pipeline.recipe import Cell, Grid, GridSettings, Recipe
 
 Checked = TypeVar("Checked", Recipe, GridSettings)
+COMMENTS = {
+    "language": "The new language, and its text; the model knows the other languages.",
+    "corpus": "How much text is used, and how much is held out.",
+    "tokenizer": "How many tokens are added.",
+    "init": "How rows of new tokens begin.",
+    "adapt": "Joint training of the new rows.",
+    "evaluate": "What is measured.",
+}
 SEEDED = ("adapt", "pretrain", "calibrate", "tune")
 # Settings that name files or folders; `*` stands for every key of a section.
 PATHS = ["base", "instruct", "text.*", "heldout.*", "pretrain.eval_text.*", "tune.data"]
@@ -234,3 +242,23 @@ def _located(value: Any, path: Sequence[str], folder: Path) -> Any:
         return [_located(entry, (), folder) for entry in value]
     exists = not path and isinstance(value, str) and (folder / value).exists()
     return str((folder / value).resolve()) if exists else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `Loader` reads: numbers are plain words to it."""
+
+    yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """A recipe as text, with a comment of one line before each section."""
+    lines = []
+    for key, value in values.items():
+        if value == {}:
+            continue
+        if comment := COMMENTS.get(key):
+            lines.append(f"# {comment}\n")
+        lines.append(
+            yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=1000)
+        )
+    return "".join(lines)

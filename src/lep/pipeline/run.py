@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lep.pipeline.cards import write_run_cards
 from lep.pipeline.recipe import Cell, Grid, Recipe
 from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.recipe_stages import RecipeStages, recipe_stages
@@ -71,6 +72,7 @@ def run_recipe(
     runner = Runner(stages.folder, say)
     runner.run_all(stages.all)
     stages.record(runner.seconds).save(folder)
+    write_run_cards(folder)
     page, table, verdict = write_report(folder), run_table(folder), run_verdict(folder)
     return FinishedRun(folder, page, table, runner.seconds, verdict)
 

@@ -45,6 +45,7 @@ from lep.settings.training import (
     TuneSettings,
 )
 from lep.settings.transfer import (
+    CardSettings,
     ExportSettings,
     InitSettings,
     MethodSettings,
@@ -61,6 +62,7 @@ __all__ = [
     "BenchmarkSettings",
     "BuildSettings",
     "CalibrateSettings",
+    "CardSettings",
     "ClusterSettings",
     "CorpusSettings",
     "Count",

@@ -77,6 +77,22 @@ class SelectSettings(Settings):
     """Seed of the resamples."""
 
 
+class CardSettings(Settings):
+    """What the records of a model do not say."""
+
+    licence: str | None = None
+    """Licence: an identifier of the hub, such as apache-2.0, or another name (default: that of the
+    original)."""
+    base_model: str | None = None
+    """Hub id of the model that it was made from (default: what the folder says)."""
+    languages: Annotated[list[str], Names] = Field([])
+    """Codes of the new languages, separated by commas (default: that of the run)."""
+    name: str | None = None
+    """Name of the model (default: the original's with the languages)."""
+    evaluated: str | None = None
+    """Name that the model has in the evaluation (default: that of its folder)."""
+
+
 class ExportSettings(Settings):
     """What is written for other programs."""
 
