@@ -166,6 +166,20 @@ def card(
     return lep.card(model, settings, evaluation=evaluation, source=source)
 
 
+@verb(
+    app,
+    folder="Folder of a model, with its card.",
+    repository="Its name on the hub: OWNER/NAME.",
+    private="Create a repository that only its owners see.",
+    licence="Licence, if the card names none or one that lep does not know (default: the card's).",
+)
+def push(
+    folder: Path, repository: str, /, private: bool = False, licence: str | None = None
+) -> Any:
+    """Upload a model with its card to the hub, if its licence allows it."""
+    return lep.push(folder, repository, private=private, licence=licence)
+
+
 @verb(app)
 def inspect(model: str, /, json_file: Path | None = None) -> Any:
     """Show a model's tables, sizes, special tokens and suspicious rows."""
