@@ -238,7 +238,8 @@ print(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_t
 ```
 
 vLLM serves it as it is: `vllm serve MODEL`. For llama.cpp and Ollama, whose converters misread
-changed vocabularies, write a file with `lep`, which proves its tokenizer:
+changed vocabularies, write a file with `lep`, which proves its tokenizer (`--to ctranslate2` and
+`--to mlx` write folders for these programs):
 
 ```
 lep export --model MODEL --output model.gguf
