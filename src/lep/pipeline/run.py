@@ -72,8 +72,8 @@ def run_recipe(
     runner = Runner(stages.folder, say)
     runner.run_all(stages.all)
     stages.record(runner.seconds).save(folder)
-    write_run_cards(folder)
     page, table, verdict = write_report(folder), run_table(folder), run_verdict(folder)
+    write_run_cards(folder)
     return FinishedRun(folder, page, table, runner.seconds, verdict)
 
 
