@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,20 @@ def _main(model: str, file: str, kind: str, tokenizer: str) -> None:
         return architecture
 
     converter.get_model_class = with_tokenizer
+    converter.ModelBase.load_hparams = staticmethod(_with_context(converter.ModelBase.load_hparams))
     sys.argv = [CONVERTER, model, "--outfile", file, "--outtype", kind]
     converter.main()
+
+
+def _with_context(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The converter asks GPT-2 for `n_ctx`, which transformers 5 no longer writes."""
+
+    def loaded(*arguments: Any, **options: Any) -> dict[str, Any]:
+        settings = load(*arguments, **options)
+        known = "n_positions" in settings
+        return ({"n_ctx": settings["n_positions"]} if known else {}) | settings
+
+    return loaded
 
 
 if __name__ == "__main__":
