@@ -24,13 +24,13 @@ from typing import Any
 
 import zstandard
 from random_body import ALTERNATIVES, CLEAR, NATS, TOKENS, compare, save_body
+from transformers import PreTrainedTokenizerFast
 
 import lep
 from lep.corpus.read import stream_texts
 from lep.errors import LepError
 from lep.exports.reading import Reading
 from lep.exports.sample import sample
-from lep.exports.to_gguf import prove
 from lep.exports.vocabulary import gguf_vocabulary
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -80,8 +80,8 @@ def main() -> None:
                 with arguments.records.open("a", encoding="utf-8") as file:
                     print(json.dumps(record, ensure_ascii=False), file=file)
                 shutil.rmtree(output, ignore_errors=True)
-    if missing := [(n, c) for n in SOURCES for c in CHANGES if (n, c) not in records]:
-        sys.exit(f"{len(missing)} cells are not there yet, first {missing[0]}: run again for all")
+    if missing := len(SOURCES) * len(CHANGES) - len(records):
+        sys.exit(f"{missing} cells are not there yet: run again for all")
     arguments.output.write_text(page(records, arguments.chunk), encoding="utf-8")
 
 
@@ -93,7 +93,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--records", type=Path, default=Path("runs/export.jsonl"))
     parser.add_argument("--only", nargs="*", choices=SOURCES)
     parser.add_argument("--changes", nargs="*", choices=CHANGES)
-    parser.add_argument("--characters", type=int, default=3_000_000, help="of text, per language")
+    parser.add_argument("--characters", type=int, default=1_000_000, help="of text, per language")
     parser.add_argument("--chunk", type=int, default=1_000, help="new tokens of an extension")
     return parser.parse_args()
 
@@ -114,13 +114,6 @@ def corpus(arguments: argparse.Namespace, language: str, folder: Path) -> Path:
             if characters > arguments.characters:
                 return path
     return path
-
-
-def pieces(path: Path, count: int, characters: int) -> list[str]:
-    """Pieces of a text, evenly from all of it, each from the beginning of a line."""
-    text = path.read_text(encoding="utf-8")
-    starts = (text.find("\n", i) + 1 for i in range(0, len(text) - characters, len(text) // count))
-    return [text[start : start + characters] for start in starts][:count]
 
 
 def cell(
@@ -159,10 +152,10 @@ def source_folder(arguments: argparse.Namespace, source: Source, folder: Path) -
 
 def changes(source: Path, text: Path, chunk: int) -> dict[str, Callable[[Path], Any]]:
     """Functions that write a changed tokenizer, by the name of the change."""
-    size = Vocabulary.of(load_tokenizer(source)).count
+    vocabulary = Vocabulary.of(load_tokenizer(source))
+    size, total = vocabulary.count, len(vocabulary)
 
     def in_place(output: Path) -> None:
-        total = len(Vocabulary.of(load_tokenizer(source)))
         lep.optimize_tokenizer(
             source, [text], size - chunk, total, output, script="cyrillic", in_place=True
         )
@@ -181,32 +174,37 @@ def exported(model: Path, kind: str, corpora: dict[str, Path]) -> dict[str, Any]
     tokenizer = load_tokenizer(model)
     rows = len(Vocabulary.of(tokenizer)) + PADDING
     save_body(model, kind, rows, tokenizer)
-    documents = [
-        text for path in corpora.values() for text in pieces(path, DOCUMENTS, DOCUMENT_CHARACTERS)
-    ]
     texts, file = model / "documents.jsonl", model / "model.gguf"
+    documents = drawn(corpora, DOCUMENTS, DOCUMENT_CHARACTERS)
     lines = (json.dumps({"text": text}, ensure_ascii=False) for text in documents)
     texts.write_text("\n".join(lines), encoding="utf-8")
     result = lep.export(model, file, type="bf16", text=[texts])
-    prompts = [
-        text for path in corpora.values() for text in pieces(path, PROMPTS, PROMPT_CHARACTERS)
-    ]
-    comparison = compare(model, file, tokenizer, [text.strip() for text in prompts])
+    prompts = [text.strip() for text in drawn(corpora, PROMPTS, PROMPT_CHARACTERS)]
     return {
         "tokens": result.tokens - PADDING,
-        "pre_tokenizer": result.pre_tokenizer,
+        "pre_tokenizer": result.tokenizer.removeprefix("pre-tokenizer "),
         "texts": result.texts,
         "proven_by": result.proven_by,
-        "second_reading": second_reading(model, rows, documents),
-        **vars(comparison),
+        "second_reading": second_reading(tokenizer, rows),
+        **vars(compare(model, file, tokenizer, prompts)),
     }
 
 
-def second_reading(model: Path, rows: int, documents: list[str]) -> str | None:
+def drawn(corpora: dict[str, Path], count: int, characters: int) -> list[str]:
+    """`count` pieces of each text, evenly from all of it, each from the beginning of a line."""
+    texts = []
+    for path in corpora.values():
+        text = path.read_text(encoding="utf-8")
+        places = range(0, len(text) - 2 * characters, len(text) // count)
+        starts = [text.find("\n", place) + 1 for place in places][:count]
+        texts += [text[start : start + characters] for start in starts]
+    return texts
+
+
+def second_reading(tokenizer: PreTrainedTokenizerFast, rows: int) -> str | None:
     """The first text on which `lep`'s own reading of the metadata differs, if there is one."""
-    tokenizer = load_tokenizer(model)
     reading = Reading(gguf_vocabulary(tokenizer, rows, [tokenizer.eos_token_id]))
-    for text, inserted in [*sample(tokenizer), *((text, True) for text in documents)]:
+    for text, inserted in sample(tokenizer):
         ids = tokenizer(text, add_special_tokens=inserted)["input_ids"]
         if reading.read(text, inserted=inserted) != ids:
             return text[:60]
@@ -218,9 +216,7 @@ def page(records: dict[tuple[str, str], dict], chunk: int) -> str:
     reasons: list[str] = []
     rows = [[name, *(shown(records[name, c], reasons) for c in CHANGES)] for name in SOURCES]
     header = ["", *CHANGES]
-    table = "\n".join(
-        f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]
-    )
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
     notes = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
     return PAGE.format(
         command=COMMAND,
@@ -268,12 +264,13 @@ A cell says *equal*, with three figures:
 * the texts on which llama.cpp gives the ids of tokenizer.json, all that were tried: those of `lep
   export` (languages, code, spaces, emoji, special tokens within text, the template if there is one)
   and {documents} documents in Russian and English;
-* the largest difference, in nats, of a log-probability of the first token after {prompts} prompts:
-  llama.cpp with the bf16 file against transformers with the same bf16 weights in float32, over the
-  {alternatives} likeliest tokens. Up to {nats} counts as equal: llama.cpp rounds activations to bf16;
-* equal tokens of greedy answers to these prompts, of {tokens} each up to the first step at which the
-  two likeliest tokens are within {clear} nats: a random body often finds two nearly as likely, and
-  rounding then decides.
+* the largest difference, in nats, of a log-probability of the first token after {prompts} prompts,
+  over the {alternatives} likeliest tokens: llama.cpp with the bf16 file against transformers with
+  the same bf16 weights in float32. Up to {nats} counts as equal, because llama.cpp rounds
+  activations to bf16;
+* tokens of greedy answers to these prompts that are equal, of all that were compared: {tokens} of
+  each, up to the first step at which the two likeliest are within {clear} nats. A random body often
+  finds two tokens nearly as likely, and rounding then decides.
 
 The body has two layers, 64 wide, of the architecture that the tokenizer comes from, and eight
 padding rows. It shows that rows, ids and tensors belong together, nothing about quality.

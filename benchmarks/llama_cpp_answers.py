@@ -26,7 +26,9 @@ def main(file: str, result: str) -> None:
     parameters.warmup = parameters.fit_params = False
     parameters.n_gpu_layers, parameters.cpuparams.n_threads = 0, 1
     server = xllamacpp.Server(parameters)
-    answers = [continued(server.listening_address, prompt, request) for prompt in request["prompts"]]
+    answers = [
+        continued(server.listening_address, prompt, request) for prompt in request["prompts"]
+    ]
     Path(result).write_text(json.dumps(answers), encoding="utf-8")
     os._exit(0)  # the server's threads have nothing to finish
 

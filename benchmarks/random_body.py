@@ -1,4 +1,4 @@
-"""A small random body for a real tokenizer, and how transformers and llama.cpp continue texts with it.
+"""A small random body for a real tokenizer: transformers and llama.cpp continue texts with it.
 
 Two layers, 64 wide, bf16, of the architecture that the tokenizer comes from, with a row for each
 token. Weights have a standard deviation of 0.08, which nearly keeps the variance from layer to
@@ -39,7 +39,9 @@ class Comparison:
 def save_body(folder: Path, kind: str, rows: int, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write a random model of the type `kind` beside its tokenizer."""
     torch.manual_seed(0)
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    special = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")
+    }
     sizes = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     sizes |= {"max_position_embeddings": CONTEXT, "vocab_size": rows}
     if kind != "gpt2":
@@ -82,7 +84,7 @@ def _greedy(model: PreTrainedModel, ids: list[int]) -> tuple[list[int], list[tor
     """The likeliest next tokens, and log-probabilities (vocabulary,) at each step."""
     answer, steps = list[int](), list[torch.Tensor]()
     for _ in range(TOKENS):
-        logits = model(torch.tensor([ids + answer])).logits[0, -1]
+        logits = model(torch.tensor([ids + answer]), logits_to_keep=1).logits[0, -1]
         steps.append(logits.log_softmax(-1))
         answer.append(int(logits.argmax()))
     return answer, steps

