@@ -46,6 +46,14 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise LepError(f"{cls.__name__}: {first_fault(cls, error).text}") from error
 
+    def unhashed(self, settings: "type[Settings] | None" = None) -> dict[str, Any]:
+        """The fields on which no result depends, and which no dump has (`exclude`).
+
+        With `settings` only those that this class has too.
+        """
+        fields = (settings or type(self)).model_fields
+        return {name: getattr(self, name) for name, field in fields.items() if field.exclude}
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -18,6 +18,7 @@ from lep.pipeline.stage import Source, Stage
 from lep.pipeline.stages import Sources, part
 from lep.pipeline.stages_adapt import adapt_stage, pack_stage, streams_of
 from lep.settings import AnswerSettings, CalibrateSettings, TuneSettings
+from lep.training.reporters import check_reporters
 from lep.transfer.language_pack import LanguagePack, check_kin
 
 
@@ -100,11 +101,14 @@ def checked_models(recipe: Recipe) -> tuple[Path | None, Path]:
 
     Raises `CheckpointError` for a damaged model or pack, for a pack that does not fit the instruct
     model, and for an instruct model without a chat template,
-    `CorpusError` for prompts in another format, `LepError` for unknown benchmark tasks.
+    `CorpusError` for prompts in another format, `LepError` for unknown benchmark tasks and for
+    `report_to` without its package.
     """
     base = Checkpoint(recipe.base).check().folder if recipe.base else None
     instruct = Checkpoint(recipe.instruct).check().folder
     adapt, calibrate, tune = recipe.adapt, recipe.calibrate, recipe.tune
+    for training in filter(None, (recipe.pretrain, adapt, calibrate, tune)):
+        check_reporters(training)
     files = (adapt and adapt.prompts, calibrate and calibrate.prompts, tune and tune.data)
     for path in files:
         if path:

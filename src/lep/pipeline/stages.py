@@ -151,7 +151,7 @@ def pretrain_stage(
 ) -> Stage:
     """Train a model on the text of the new language, and on replayed text of the old ones."""
     values = stage.model_dump(exclude={"replay"})  # a stage of its own
-    settings = PretrainSettings.model_validate(values)
+    settings = PretrainSettings.model_validate(values | stage.unhashed())
 
     def action(output: Path, at: FolderOf) -> None:
         old = [at(replay) / f"{code}.jsonl" for code in stage.replay] if replay else []
@@ -258,7 +258,8 @@ def evaluate_stage(name: str, given: Sources, model: Source, *, base: bool) -> S
 
 def part(settings: type[Settings], section: Settings) -> Any:
     """The values of a recipe's section that belong to the settings it extends."""
-    return settings.model_validate(section.model_dump(include=set(settings.model_fields)))
+    values = section.model_dump(include=set(settings.model_fields))
+    return settings.model_validate(values | section.unhashed(settings))
 
 
 def records_file(source: Source, at: FolderOf) -> Path:

@@ -259,7 +259,7 @@ def adapt_stage(given: Sources, name: str, start: Stage, streams: Streams) -> St
         paths: dict[str, Any] = {"eval_text": looked, "old_text": list(map(str, read))}
         paths |= {"answers": str(at(answers))} if answers else {}
         paths |= {"practice_tasks": str(at(practice))} if practice else {}
-        settings = NewRowsSettings.model_validate(values | paths)
+        settings = NewRowsSettings.model_validate(values | paths | adapt.unhashed())
         pretrain(at(start), rest_of(looks, [language], at)[language], output, settings)
 
     languages = [language, *given.recipe.old_languages]

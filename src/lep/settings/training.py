@@ -9,6 +9,7 @@ from lep.settings.kinds import (
     Count,
     Epochs,
     LearningRate,
+    Names,
     PositiveInt,
     Seed,
     Share,
@@ -36,6 +37,10 @@ class TrainingSettings(Settings):
     """Recompute activations to save memory; takes up to half more time."""
     checkpoints: PositiveInt = 8
     """Number of saved states from which an interrupted run can continue."""
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], Names] = Field(
+        [], exclude=True
+    )
+    """Programs to report losses to, separated by commas (default: none)."""
 
 
 class PretrainSettings(TrainingSettings):

@@ -26,6 +26,7 @@ from lep.publish import check_output, check_space, fingerprint, publish_text
 from lep.settings import RELATIVE_RATE, JointSettings, PretrainSettings
 from lep.training import data, lora, processes, streams, trainable_rows
 from lep.training.heldout import ALL_LANGUAGES, HeldoutText
+from lep.training.reporters import check_reporters
 from lep.training.results import PretrainResult, Sweep, write_record
 from lep.training.trainer import (
     LOOK_SECONDS,
@@ -73,6 +74,7 @@ def pretrain(
             raise TrainingError(
                 f"{name} needs held-out text to look at: give eval_text (--eval-text NAME=PATH)"
             )
+    check_reporters(settings)
     check_output(output)
     checkpoint, files = check_merged(Checkpoint(model).check()), corpus_files(corpus)
     check_vocabulary(corpus, checkpoint)
@@ -140,7 +142,8 @@ def _settings(settings: PretrainSettings | None, options: dict[str, Any]) -> Pre
     if joint.is_mixture or joint.relative_rate:
         return joint
     return PretrainSettings(
-        **joint.model_dump(include={*PretrainSettings.model_fields}, exclude_unset=True)
+        **joint.model_dump(include={*PretrainSettings.model_fields}, exclude_unset=True),
+        **joint.unhashed(),
     )
 
 

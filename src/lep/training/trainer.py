@@ -38,6 +38,7 @@ from lep.tokenizer.load import copy_tokenizer
 from lep.training.heldout import HeldoutText
 from lep.training.loss import chunk_loss
 from lep.training.processes import local, reshard, shard_like, whole, world_size
+from lep.training.reporters import finish, name_logs, run_name
 from lep.training.results import Loss
 from lep.training.streams import LOSS, StreamSums
 from lep.transfer.mappings import copy_mappings
@@ -303,7 +304,8 @@ def training_arguments(
         "logging_steps": logging_steps(steps),
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "save_steps": look_steps(steps, settings.checkpoints),
-        "report_to": [],
+        "report_to": list(settings.report_to),
+        "run_name": run_name(folder),
         "log_level": "error",
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -338,6 +340,7 @@ def run(trainer: Trainer) -> tuple[list[Loss], float]:
     for more in (QuietProgress, TimeInLog):
         trainer.add_callback(more)
     trainer.add_callback(StopWhenDiverging())
+    name_logs(trainer)
     last = last_state(Path(str(trainer.args.output_dir)))
     state = TrainerState.load_from_json(str(last / STATE)) if last else TrainerState()
     if last and state.global_step >= trainer.args.max_steps:
@@ -346,6 +349,7 @@ def run(trainer: Trainer) -> tuple[list[Loss], float]:
         trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+        finish(trainer)
     losses = [
         Loss(entry["step"], entry["loss"], entry["learning_rate"])
         for entry in trainer.state.log_history

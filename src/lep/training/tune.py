@@ -20,6 +20,7 @@ from lep.errors import LepError, TrainingError
 from lep.publish import check_output, check_space, fingerprint, publishing
 from lep.settings import LoraSettings, TuneSettings
 from lep.training import lora, trainable_rows
+from lep.training.reporters import check_reporters
 from lep.training.results import Loss, TuneResult, write_record
 from lep.training.samples import Records, Sample, batches, collate_answers, encode_records, in_order
 from lep.training.trainer import (
@@ -94,6 +95,7 @@ def train_adapter(
     """
     if scope.new_rows_only and not scope.merge:
         raise LepError("training new rows makes no adapter to leave beside: leave --no-merge out")
+    check_reporters(settings)
     output, checkpoint = Path(output), check_merged(Checkpoint(model).check())
     rows = trainable_rows.new_token_rows(checkpoint) if scope.new_rows_only else None
     key = fingerprint([checkpoint.stamp(), records, settings.model_dump(), vars(scope)])
