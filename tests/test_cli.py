@@ -36,6 +36,7 @@ SETTINGS = {
     "corpus": ["BuildSettings", "ClusterSettings"],
     "evaluate": ["EvaluateSettings"],
     "export": ["ExportSettings"],
+    "import": ["ImportSettings"],
 }
 # The options of the answers of `lep answer`, which `lep calibrate` is given.
 NOT_OPTIONS = {"calibrate": set(settings.AnswerSettings.model_fields)}

@@ -23,7 +23,7 @@ FLOORS = [
     {"tokenizer"},
     {"checkpoint"},
     {"transfer", "exports"},
-    {"inference"},
+    {"inference", "imports"},
     {"training", "benchmark"},
     {"evaluation"},
     {"calibration", "selection", "report"},

@@ -152,7 +152,7 @@ def rewrite(source: Path, replaced: Mapping[str, Tensor | Rows], target: Path) -
 
 
 def write_tensors(
-    file: IO[bytes], tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    file: IO[bytes], tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None
 ) -> None:
     """Write tensors to an open file, in the bytes that safetensors' `save_file` gives it.
 
@@ -166,7 +166,7 @@ def write_tensors(
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor | Rows], metadata: dict[str, str] | None = None
 ) -> None:
     """Write tensors to a file with the permissions that all files get; see `write_tensors`."""
     with path.open("wb") as file:

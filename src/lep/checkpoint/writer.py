@@ -44,7 +44,7 @@ def write_checkpoint(
         inside = {name: t for name, t in replaced.items() if source.shard_of[name] == shard}
         _write_shard(source.folder / shard, inside, output / shard)
     _write_index(source, replaced, output)
-    for file in _carried(source.folder):
+    for file in carried_files(source.folder):
         shutil.copyfile(file, output / file.name)
     write_json(output / "config.json", _unlocated(source.config | (config or {})), indent=2)
 
@@ -63,14 +63,15 @@ def carried_settings(folder: Path) -> dict[Path, dict[str, Any]]:
 
     Raises `CheckpointError` for a file that is not JSON.
     """
-    files = (file for file in _carried(folder) if file.suffix == ".json")
+    files = (file for file in carried_files(folder) if file.suffix == ".json")
     contents = {
         p: parse_json(read_text(p, CheckpointError), str(p), CheckpointError) for p in files
     }
     return {path: content for path, content in contents.items() if isinstance(content, dict)}
 
 
-def _carried(folder: Path) -> list[Path]:
+def carried_files(folder: Path) -> list[Path]:
+    """The files beside weights, configuration and tokenizer that a result takes over."""
     files = (file for pattern in CARRIED for file in sorted(folder.glob(pattern)))
     return [file for file in files if file.is_file() and not any(map(file.match, NOT_CARRIED))]
 

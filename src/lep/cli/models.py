@@ -12,6 +12,7 @@ from lep.settings import (
     CalibrateSettings,
     CardSettings,
     ExportSettings,
+    ImportSettings,
     InitSettings,
     JointSettings,
     MethodSettings,
@@ -178,6 +179,16 @@ def push(
 ) -> Any:
     """Upload a model with its card to the hub, if its licence allows it."""
     return lep.push(folder, repository, private=private, licence=licence)
+
+
+@verb(
+    app,
+    verb_name="import",
+    source="GGUF file, or folder with pytorch_model.bin or tokenizer.model.",
+)
+def import_model(source: Path, /, output: Path, settings: ImportSettings) -> Any:
+    """Make a model folder of a GGUF file, pickled weights or a SentencePiece tokenizer."""
+    return lep.import_model(source, output, settings)
 
 
 @verb(app)

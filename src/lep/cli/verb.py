@@ -87,6 +87,7 @@ def verb(
     like: type[Settings] = Settings,
     without: type[Settings] | None = None,
     second_flags: Mapping[str, str] | None = None,
+    verb_name: str = "",
     **texts: str,
 ) -> Callable[[Function], Function]:
     """Make a command of a function; the command prints the function's result.
@@ -94,7 +95,7 @@ def verb(
     Positional-only parameters are arguments, the others options; a parameter of a settings class
     becomes one option per field, except fields that `without` declares. Parameters are described by
     `texts`, the field of their name in `like`, which also has the default, or `TEXTS`. Files
-    to write must not exist.
+    to write must not exist. The command's name is the function's, or `verb_name`.
     """
 
     def add(function: Function) -> Function:
@@ -117,7 +118,7 @@ def verb(
             flags = [_flag(name), *filter(None, [(second_flags or {}).get(name)])]
             signature.append(_parameter(setting, name, [] if name in arguments else flags))
         command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-        group.command(function.__name__, cls=Verb, help=function.__doc__)(command)
+        group.command(verb_name or function.__name__, cls=Verb, help=function.__doc__)(command)
         return function
 
     return add

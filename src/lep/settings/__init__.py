@@ -47,6 +47,7 @@ from lep.settings.training import (
 from lep.settings.transfer import (
     CardSettings,
     ExportSettings,
+    ImportSettings,
     InitSettings,
     MethodSettings,
     PropagateSettings,
@@ -68,6 +69,7 @@ __all__ = [
     "Count",
     "EvaluateSettings",
     "ExportSettings",
+    "ImportSettings",
     "InitName",
     "InitSettings",
     "JointSettings",

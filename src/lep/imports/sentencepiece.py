@@ -1,0 +1,30 @@
+"""tokenizer.json from a SentencePiece model, by transformers' conversion."""
+
+import json
+from pathlib import Path
+
+import transformers
+
+from lep.errors import TokenizerError, foreign
+from lep.files import read_json
+from lep.tokenizer.load import CONFIG, write_tokenizer
+
+
+def convert(source: Path, output: Path) -> str:
+    """Write the tokenizer of a folder as tokenizer.json; the name of the class that did it.
+
+    Raises `TokenizerError` where transformers cannot convert it.
+    """
+    settings = read_json(source / CONFIG, TokenizerError) if (source / CONFIG).exists() else {}
+    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+    known = name.isidentifier() and name.endswith("Tokenizer") and hasattr(transformers, name)
+    name = name if known else "AutoTokenizer"
+    with foreign(
+        f"transformers ({name}) cannot convert the tokenizer.model of {source}",
+        "pip install 'lep[spm]', or take the model with a tokenizer.json",
+        TokenizerError,
+    ):
+        tokenizer = getattr(transformers, name).from_pretrained(source, trust_remote_code=False)
+        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        write_tokenizer(spec, source, output, tokenizer)
+    return name
