@@ -62,9 +62,7 @@ TEMPLATE_BYTES = Limit("TEMPLATE_BYTES", 1_000_000_000, "bytes")  # of memory, f
 CONVERSATION_BYTES = Limit("CONVERSATION_BYTES", 8_000_000, "bytes")  # as the template writes it
 REPLY_SECONDS = Limit("REPLY_SECONDS", 600, "seconds")  # for a server's reply, with all tries
 REPLY_BYTES = Limit("REPLY_BYTES", 10_000_000, "bytes")
-IMPORT_BYTES = Limit(
-    "IMPORT_BYTES", 8_000_000_000, "bytes"
-)  # of memory in `lep import`, beside a file
+IMPORT_BYTES = Limit("IMPORT_BYTES", 8_000_000_000, "bytes")  # of memory for `lep import`
 IMPORT_SECONDS = Limit("IMPORT_SECONDS", 14_400, "seconds")  # of all processors, for the same
 RETRY_SECONDS = Limit("RETRY_SECONDS", 60, "seconds")  # before the next try, if a server asks
 

@@ -29,9 +29,18 @@ COMMON = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 # Read elsewhere, or without meaning for what the model computes.
-READ = """attention.key_length attention.value_length rope.dimension_count rope.freq_base vocab_size
-rope.scaling.type rope.scaling.factor rope.scaling.original_context_length rope.scaling.finetuned
-tensor_data_layout""".split()
+READ = (
+    "attention.key_length",
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "tensor_data_layout",
+    "vocab_size",
+)
 TABLES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
     "attn_norm": "input_layernorm",

@@ -25,7 +25,7 @@ MOST_AXES = 4
 ALIGNMENT = "general.alignment"
 LARGEST_ALIGNMENT = 1 << 20
 STRING, ARRAY = 8, 9
-NUMBERS = {  # types of values
+NUMBERS: dict[int, np.dtype[Any]] = {  # types of values
     0: np.dtype("u1"),
     1: np.dtype("i1"),
     2: np.dtype("<u2"),
@@ -69,7 +69,7 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: Path) -> "GgufFile":
-        """Raises `CheckpointError` unless every value, and every tensor's bytes, are in the file."""
+        """Raises `CheckpointError` unless all values and tensors are in the file, whole."""
         with (
             foreign(f"{path} is no whole GGUF file", "download it again", CheckpointError),
             open_binary(path, CheckpointError) as file,
@@ -132,10 +132,12 @@ class _Bytes:
         if kind == ARRAY:
             kind, count = self.number("<I"), self.number("<Q")
             VOCABULARY.check(count, f"{key} in {self.path}", CheckpointError)
-            return [self.text() for _ in range(count)] if kind == STRING else self.list(kind, count)
-        return self.list(kind, 1)[0]
+            return (
+                [self.text() for _ in range(count)] if kind == STRING else self.numbers(kind, count)
+            )
+        return self.numbers(kind, 1)[0]
 
-    def list(self, kind: int, count: int) -> list[Any]:
+    def numbers(self, kind: int, count: int) -> list[Any]:
         if kind not in NUMBERS:
             raise ValueError(f"it has a value of the unknown type {kind}")
         dtype = NUMBERS[kind]

