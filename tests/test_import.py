@@ -1,31 +1,24 @@
 """What people have, as model folders: the same tensors, ids and templates, or one sentence."""
 
 import json
-import pickle
-import random
 import shutil
-import struct
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, SAMPLE, TEMPLATE, save_model, weights
+from conftest import ROOT, TEMPLATE, save_model, weights
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 import lep
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import LepError, TokenizerError
+from lep.errors import TokenizerError
 from lep.exports import llama_cpp as runtime
 from lep.exports.pre_tokenizers import RULES
 from lep.exports.sample import SENTENCES, sample
 from lep.exports.vocabulary import gguf_vocabulary
 from lep.imports import proof
-from lep.imports.architectures import slowed
 from lep.imports.gguf_file import GgufFile
 from lep.imports.vocabulary import checked, write_tokenizer
 from lep.imports.worker import perform

@@ -173,7 +173,8 @@ def _sentencepiece(source: Path, folder: Path) -> tuple[int, str, list[str]]:
 def _write_ends(folder: Path, ends: list[int]) -> None:
     """Let an answer end where the file and the template end it."""
     settings = read_json(folder / GENERATION, CheckpointError)
-    write_json(folder / GENERATION, settings | {"eos_token_id": ends}, indent=2)
+    changed = {"eos_token_id": ends} if ends else {}
+    write_json(folder / GENERATION, settings | changed, indent=2)
 
 
 def _quality(types: dict[str, int], sizes: dict[str, int], kind: str) -> list[str]:

@@ -48,7 +48,7 @@ def confined(task: str, source: Path, output: Path, **options: Any) -> dict[str,
         environment |= dict.fromkeys(("HOME", "TMPDIR", "HF_HOME"), temporary)
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", WORKER, temporary]
+        command = [sys.executable, "-P", "-m", WORKER, temporary]
         with (scratch / "errors").open("w+b") as errors:
             process = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
