@@ -77,33 +77,19 @@ def _checked(folder: Path) -> Path:
 
 GGUF, PICKLES = ".gguf", (".bin", ".pt", ".pth")
 PICKLED_MODEL = "pytorch_model*.bin"  # what transformers reads
-FROM_GGUF = (
-    "import sys; from transformers import AutoModelForCausalLM as M, GgufConfig as G; "
-    "folder, file, out = sys.argv[1:]; "
-    "M.from_pretrained(folder, gguf_file=file, quantization_config=G(dequantize=True), "
-    "dtype='bfloat16').save_pretrained(out)"
-)
-FROM_PICKLES = (
-    "import glob, shutil, sys; from transformers import AutoModelForCausalLM as M; "
-    "folder, out = sys.argv[1:]; "
-    "M.from_pretrained(folder, use_safetensors=False, dtype='auto').save_pretrained(out); "
-    "files = glob.glob(folder + '/*token*') + glob.glob(folder + '/*.jinja'); "
-    "[shutil.copy(file, out) for file in files]"
-)
 
 
 def gguf_advice(file: Path) -> str:
-    """How to make a model folder of a GGUF file.
-
-    transformers also makes a tokenizer of such a file, but not with the original's rule for words.
-    """
-    output = file.with_suffix("")
+    """How to make a model folder of a GGUF file."""
     return (
         "lep reads model folders with safetensors. Take the repository from which the GGUF file "
-        f"was made; or copy that repository's tokenizer files into {output}, and convert the "
-        "weights: pip install gguf accelerate && python -c "
-        f"{shell_arguments(FROM_GGUF, file.parent, file.name, output)}"
+        f"was made, or convert the file: {import_command(file, file.with_suffix(''))}"
     )
+
+
+def import_command(source: Path, output: Path) -> str:
+    """The command that makes a model folder of other formats, for a POSIX shell."""
+    return shlex.join(["lep", "import", str(source), "--output", str(output)])
 
 
 def weights_advice(folder: Path) -> str | None:
@@ -126,15 +112,9 @@ def pickles_advice(folder: Path) -> str:
     """How to convert pickled weights without running what is in them."""
     output = folder.with_name(folder.resolve().name + "-safetensors")
     return (
-        "they can run code when loaded, and lep does not read them; convert them with "
-        "transformers, which loads tensors alone: python -c "
-        f"{shell_arguments(FROM_PICKLES, folder, output)}"
+        "they can run code when loaded, and only lep import reads them, in a process that can "
+        f"touch nothing else: {import_command(folder, output)}"
     )
-
-
-def shell_arguments(*arguments: str | Path) -> str:
-    """Arguments as a POSIX shell takes them."""
-    return shlex.join(map(str, arguments))
 
 
 def _advice(file: Path) -> str:

@@ -24,13 +24,13 @@ from lep.result import Result
 from lep.settings import ImportSettings
 from lep.tokenizer.load import (
     LOADER_TEXTS,
+    SENTENCEPIECE,
     TOKENIZER,
     check_loaders,
     copy_tokenizer,
     load_tokenizer,
 )
 
-SENTENCEPIECE = "tokenizer.model"
 FACTS = ("types", "parameters")  # of the report about a GGUF file
 RECORD = Path("lep") / "import.json"
 DTYPE_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}

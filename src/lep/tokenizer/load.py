@@ -1,18 +1,18 @@
 """Load tokenizers verbatim, and write them so that every loader gives the same ids."""
 
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import transformers
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.errors import CheckpointError, TokenizerError, foreign, printable
 from lep.files import read_json, write_json
-from lep.hub import GGUF, gguf_advice, local_folder, shell_arguments
+from lep.hub import GGUF, gguf_advice, import_command, local_folder
 from lep.limits import GROWTH, JSON_BYTES
 from lep.tokenizer.id_settings import remap_ids
 from lep.tokenizer.vocabulary import described
@@ -21,7 +21,8 @@ TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 CARRIED_FILES = (CONFIG, TEMPLATE, TEMPLATES)
 # Other formats, which would contradict a changed tokenizer.json.
-MODEL_FILES = ("vocab.json", "merges.txt", "tokenizer.model")
+SENTENCEPIECE = "tokenizer.model"
+MODEL_FILES = ("vocab.json", "merges.txt", SENTENCEPIECE)
 OTHER_FORMATS = (*MODEL_FILES, "added_tokens.json", "special_tokens_map.json")
 # On which all loaders must give the same ids.
 LOADER_TEXTS = [
@@ -156,14 +157,14 @@ def _advice(folder: Path) -> str:
         return gguf_advice(ggufs[0])
     if not any((folder / name).exists() for name in (*MODEL_FILES, "tekken.json")):
         return "give the folder of a tokenizer"
-    name = str(_read_config(folder).get("tokenizer_class") or "").removesuffix("Fast")
-    known = name.isidentifier() and name.endswith("Tokenizer") and hasattr(transformers, name)
+    if (folder / SENTENCEPIECE).exists():
+        output = folder.with_name(folder.resolve().name + "-fast")
+        return f"make it from {SENTENCEPIECE}: {import_command(folder, output)}"
     command = (
-        f"import sys; from transformers import {name if known else 'AutoTokenizer'} as T; "
+        "import sys; from transformers import AutoTokenizer as T; "
         "T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"
     )
-    needs = "pip install protobuf sentencepiece && " if (folder / MODEL_FILES[-1]).exists() else ""
-    return f"make it with transformers: {needs}python -c {shell_arguments(command, folder)}"
+    return f"make it with transformers: {shlex.join(['python', '-c', command, str(folder)])}"
 
 
 def _growth(normalizer: dict[str, Any]) -> int:
