@@ -20,7 +20,7 @@ class Behaviour:
 
     `likeliest` are the ids of the tokens with the highest probabilities after each token,
     `log_probabilities` those probabilities in nats. An answer ends before the first token that has
-    a rival within the tolerance: what comes next may be another text.
+    a rival within twice the tolerance: what comes next may be another text.
     """
 
     prompts: list[list[int]]
@@ -65,7 +65,7 @@ def _answer(
     answer: list[int] = []
     for index, logits in zip(result.sequences[0, inputs.shape[1] :], result.logits, strict=True):
         first, second = logits[0].log_softmax(-1).topk(2).values.tolist()
-        if first - second < tolerance:
+        if first - second < 2 * tolerance:
             break
         answer.append(int(index))
     return answer

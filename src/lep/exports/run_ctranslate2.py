@@ -39,7 +39,11 @@ def convert(model: str, folder: str, question: dict[str, Any]) -> bool:
 
 
 def read(folder: str, question: dict[str, Any]) -> dict[str, Any]:
-    """Ids of texts, log-probabilities of tokens and greedy answers, as its users get them."""
+    """Ids of texts, log-probabilities of tokens and greedy answers, as its users get them.
+
+    The arithmetic is float32, so that only the weights' own type makes a difference: where weights
+    have 8 bits, CTranslate2 otherwise rounds what it multiplies them with, too.
+    """
     import ctranslate2
     import numpy as np
     from transformers import AutoTokenizer
@@ -50,8 +54,7 @@ def read(folder: str, question: dict[str, Any]) -> dict[str, Any]:
     for text, inserted in question["texts"]:
         ids = tokenizer(text, add_special_tokens=inserted)["input_ids"]
         texts.append(tokenizer.convert_ids_to_tokens(ids))
-    kind = "default" if question["type"] == "q8_0" else "float32"
-    generator = ctranslate2.Generator(folder, compute_type=kind)
+    generator = ctranslate2.Generator(folder, compute_type="float32")
     ends = [names[index] for index in question["ends"]]
     values, answers, rows = [], [], 0
     for ids, likeliest in zip(question["prompts"], question["likeliest"], strict=True):
