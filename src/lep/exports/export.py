@@ -8,14 +8,19 @@ from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import Paths, stream_texts
-from lep.exports import to_ctranslate2, to_gguf, to_mlx
+from lep.exports import to_ctranslate2, to_gguf, to_mlx, to_sentencepiece
 from lep.exports.job import Exported, Job
 from lep.exports.sample import sample
 from lep.publish import check_space
 from lep.settings import ExportSettings
 
 # Modules with `check(output)`, which fails early, and `write(job)`, which writes what it proved.
-TARGETS: dict[str, Any] = {"gguf": to_gguf, "ctranslate2": to_ctranslate2, "mlx": to_mlx}
+TARGETS: dict[str, Any] = {
+    "gguf": to_gguf,
+    "ctranslate2": to_ctranslate2,
+    "mlx": to_mlx,
+    "sentencepiece": to_sentencepiece,
+}
 BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "q8_0": 34 / 32}  # of a parameter
 TEXTS, TEXT_CHARACTERS = 200, 2_000  # of the user's texts: how many are compared, and their lengths
 

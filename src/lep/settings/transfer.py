@@ -96,8 +96,9 @@ class CardSettings(Settings):
 class ExportSettings(Settings):
     """What is written for other programs."""
 
-    to: Literal["gguf", "ctranslate2", "mlx"] = "gguf"
-    """Format: gguf (a file, for llama.cpp and Ollama), ctranslate2 or mlx (folders)."""
+    to: Literal["gguf", "ctranslate2", "mlx", "sentencepiece"] = "gguf"
+    """Format: gguf (a file, for llama.cpp and Ollama), ctranslate2 or mlx (folders), or
+    sentencepiece (a tokenizer.model, for other converters)."""
     type: Literal["bf16", "f16", "q8_0", "f32"] = "bf16"
     """Numbers of the matrices."""
 
