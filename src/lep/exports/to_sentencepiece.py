@@ -54,7 +54,7 @@ def sentencepiece_model(tokenizer: PreTrainedTokenizerFast, ends: list[int]) -> 
 
     Raises `TokenizerError` for a tokenizer that SentencePiece cannot follow, with the reason.
     """
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[import-not-found]
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
     vocabulary = Vocabulary.of(tokenizer)
     if vocabulary.byte_level:
