@@ -32,6 +32,7 @@ def result(pair, byte_level, tmp_path_factory) -> Path:
 def model(result, tmp_path) -> Path:
     shutil.copytree(result, tmp_path / "model")
     (tmp_path / "model" / "lep_stage.json").write_text("{}")  # of a run
+    (tmp_path / "model" / "lep" / "answers.jsonl").write_text("{}")  # to private prompts
     return tmp_path / "model"
 
 
@@ -52,7 +53,7 @@ def hub(monkeypatch) -> Hub:
 
 def contents(folder: Path) -> dict[str, bytes]:
     files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    return {name: content for name, content in files.items() if name != "lep_stage.json"}
+    return {name: files[name] for name in set(files) - {"lep_stage.json", "lep/answers.jsonl"}}
 
 
 def test_a_folder_arrives_whole(model, hub, here) -> None:

@@ -13,8 +13,9 @@ from lep.release.card import with_licence
 from lep.release.licence import Licence
 from lep.result import Result
 
-# What belongs to a run, or is unfinished; the client leaves .git and its own cache out.
-LEFT_OUT = ["lep_stage.json", "*.partial", "*.partial/*", ".DS_Store"]
+# What belongs to a run, is unfinished, or repeats the user's prompts and what was answered to them;
+# the client leaves .git and its own cache out.
+LEFT_OUT = ["lep_stage.json", "*.partial", "*.partial/*", ".DS_Store", "lep/*.jsonl"]
 LONGEST_REASON = 500  # characters of the hub's
 
 
