@@ -7,13 +7,12 @@ DATA has `tokenizers/NAME/tokenizer.json.zst` and `train/LANGUAGE`, MODELS the f
 optimised in place, pruned and replaced, and gets a small random body (`random_body.py`). `lep
 export` writes the file, llama.cpp itself (the package xllamacpp) reads and continues texts.
 Cells are kept in --records, so that a run that was interrupted continues; --only and --changes
-choose some. The page is written when all cells are there.
+choose some. The page shows what is there.
 """
 
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -80,8 +79,6 @@ def main() -> None:
                 with arguments.records.open("a", encoding="utf-8") as file:
                     print(json.dumps(record, ensure_ascii=False), file=file)
                 shutil.rmtree(output, ignore_errors=True)
-    if missing := len(SOURCES) * len(CHANGES) - len(records):
-        sys.exit(f"{missing} cells are not there yet: run again for all")
     arguments.output.write_text(page(records, arguments.chunk), encoding="utf-8")
 
 
@@ -214,7 +211,7 @@ def second_reading(tokenizer: PreTrainedTokenizerFast, rows: int) -> str | None:
 def page(records: dict[tuple[str, str], dict], chunk: int) -> str:
     """The table with its reasons, as a page of the documentation."""
     reasons: list[str] = []
-    rows = [[name, *(shown(records[name, c], reasons) for c in CHANGES)] for name in SOURCES]
+    rows = [[name, *(shown(records.get((name, c)), reasons) for c in CHANGES)] for name in SOURCES]
     header = ["", *CHANGES]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
     notes = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
@@ -235,8 +232,10 @@ def page(records: dict[tuple[str, str], dict], chunk: int) -> str:
     )
 
 
-def shown(record: dict, reasons: list[str]) -> str:
+def shown(record: dict | None, reasons: list[str]) -> str:
     """One cell; a reason is listed once."""
+    if record is None:
+        return "not run yet"
     if reason := record.get("refused"):
         if reason not in reasons:
             reasons.append(reason)
