@@ -22,6 +22,7 @@ MODELS = {
     "original": ("whole", ORIGINAL),
     "mean rows": ("whole", "own initialisation"),
     "mean rows, joint training": ("whole", "joint training"),
+    "mean rows, half as much of it": ("all-rows", "joint training"),
     "new rows of the base": ("new-rows", "new-rows"),
     "new rows of the base, joint training": ("new-rows", "new-rows + joint training"),
     "all rows of the base": ("all-rows", "conversion"),
