@@ -1,24 +1,37 @@
 """What people have, as model folders: the same tensors, ids and templates, or one sentence."""
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TEMPLATE, save_model, weights
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 import lep
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import TokenizerError
+from lep.errors import CheckpointError, TokenizerError
 from lep.exports import llama_cpp as runtime
+from lep.exports.convert import convert
 from lep.exports.pre_tokenizers import RULES
 from lep.exports.sample import SENTENCES, sample
 from lep.exports.vocabulary import gguf_vocabulary
 from lep.imports import proof
+from lep.imports.architectures import slowed
 from lep.imports.gguf_file import GgufFile
 from lep.imports.vocabulary import checked, write_tokenizer
 from lep.imports.worker import perform
@@ -184,6 +197,85 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(
     tokenizer, texts = load_tokenizer(tmp_path / "t"), list(sample(original))
     expected = runtime.llama_cpp_ids(few, texts)
     assert [ids(tokenizer, *each) for each in texts] == expected
+
+
+def test_slowed_positions_become_settings() -> None:
+    """The factors as the public converter writes them for Llama 3.1."""
+    config = {"head_dim": 64, "rope_theta": 500_000.0}
+    factors = []
+    for index in range(0, 64, 2):
+        length = 2 * math.pi * 500_000.0 ** (index / 64)
+        smooth = (8192 / length - 1) / (4 - 1)
+        if length < 8192 / 4:
+            factors.append(1.0)
+        elif length > 8192:
+            factors.append(32.0)
+        else:
+            factors.append(1 / ((1 - smooth) / 32 + smooth))
+    assert 0 < sum(1 < each < 32 for each in factors) < 32
+    assert slowed(np.array(factors, np.float32), config) == {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    assert slowed(np.ones(32, np.float32), config) is None
+    with pytest.raises(CheckpointError, match="in a way that is not known here"):
+        slowed(np.array(factors, np.float32) ** 2, config)
+
+
+SLOWED = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
+SLOWED |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
+YARN |= {"original_max_position_embeddings": 128}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+KINDS = {
+    "slowed": (LlamaConfig, {"rope_parameters": SLOWED}),
+    "linear": (LlamaConfig, {"rope_parameters": LINEAR, "head_dim": 32}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    "yarn": (Qwen2Config, {"rope_parameters": YARN}),
+    "qwen3": (Qwen3Config, {"head_dim": 24, "tie_word_embeddings": True}),
+    "gemma3": (
+        Gemma3TextConfig,
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16},
+    ),
+}
+
+
+@converter
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_each_architecture_computes_the_same(
+    name: str, byte_fallback: Tokenizer, tmp_path: Path
+) -> None:
+    """The logits of a model that went through the public converter and back, in float32."""
+    kind, settings = KINDS[name]
+    size = byte_fallback.get_vocab_size()
+    config = kind(
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=7,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **settings,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # norms other than one
+    save_model(tmp_path / "tokenizer", byte_fallback)
+    model.save_pretrained(tmp_path / "model")
+    metadata = gguf_vocabulary(load_tokenizer(tmp_path / "tokenizer"), size, [2])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(metadata))
+    convert(tmp_path / "model", tmp_path / "m.gguf", "f32", tmp_path / "tokenizer.json")
+    folder = imported(tmp_path / "m.gguf", tmp_path / "back")
+    ids = torch.randint(3, size, (1, 200))
+    models = (AutoModelForCausalLM.from_pretrained(f) for f in (tmp_path / "model", folder))
+    with torch.no_grad():
+        before, after = (each.eval()(ids).logits for each in models)
+    assert (before - after).abs().max() <= 1e-4 * before.abs().max()
 
 
 @pytest.mark.parametrize("by_llama_cpp", [False, pytest.param(True, marks=llama_cpp)])
