@@ -19,6 +19,7 @@ from lep.files import read_json, write_json
 from lep.hub import GGUF, PICKLED_MODEL, local_folder
 from lep.imports.proof import compare, prove
 from lep.imports.sandbox import confined
+from lep.imports.vocabulary import checked
 from lep.publish import check_output, publishing
 from lep.result import Result
 from lep.settings import ImportSettings
@@ -97,7 +98,7 @@ def _file(source: Path, output: Path, kind: str) -> Imported:
         report = confined("gguf", source, folder, type=kind)
         tokenizer = load_tokenizer(folder)
         texts = list(sample(tokenizer))
-        proven_by = prove(tokenizer, report["metadata"], texts)
+        proven_by = prove(tokenizer, checked(report.get("metadata") or {}, source), texts)
         check_loaders(folder, LOADER_TEXTS, tokenizer)
         model = Checkpoint(folder).check()
         _write_ends(folder, Job(model, output, kind, texts).ends)

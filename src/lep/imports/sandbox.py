@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,13 @@ def confined(task: str, source: Path, output: Path, **options: Any) -> dict[str,
         command = [sys.executable, "-P", "-m", WORKER, temporary]
         with (scratch / "errors").open("w+b") as errors:
             process = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
-                cwd=scratch, env=environment,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                cwd=scratch,
+                env=environment,
+            )
             errors.seek(max(0, errors.seek(0, os.SEEK_END) - 2_000))
             last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
         if not (scratch / REPORT).is_file():
@@ -85,7 +90,8 @@ def confine(
     ):
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        with suppress(ValueError, OSError):  # systems that have the limit in name only
+            resource.setrlimit(kind, (most, most))
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
