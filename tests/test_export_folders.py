@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PersimmonConfig, P
 import lep
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, LepError, TokenizerError
-from lep.exports import agreement, folder, to_ctranslate2
+from lep.exports import agreement, folder, to_ctranslate2, to_mlx
 from lep.exports.agreement import Behaviour, behaviour, check_agreement
 from lep.exports.apart import apart
 from lep.exports.job import Job
@@ -179,17 +179,27 @@ def test_another_model_or_tokenizer_leaves_no_folder(
     with pytest.raises(CheckpointError, match="gives other probabilities"):
         lep.export(padded, tmp_path / "out", to=to)
     monkeypatch.undo()
-    carried = folder.carry
+    if to == "ctranslate2":  # which looks up names
+        names = to_ctranslate2.row_names
 
-    def swapped(job: Job, path: Path) -> None:
-        carried(job, path)
-        spec = json.loads((path / "tokenizer.json").read_text())
-        vocabulary = spec["model"]["vocab"]
-        first, second = "Ġthe", "Ġand"
-        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-        (path / "tokenizer.json").write_text(json.dumps(spec))
+        def swapped(job: Job) -> list[str]:
+            rows = names(job)
+            first, second = rows.index("Ġthe"), rows.index("Ġand")
+            rows[first], rows[second] = rows[second], rows[first]
+            return rows
 
-    monkeypatch.setattr(folder, "carry", swapped)
+        monkeypatch.setattr(to_ctranslate2, "row_names", swapped)
+    else:
+        carried = folder.carry
+
+        def changed(job: Job, path: Path) -> None:
+            carried(job, path)
+            spec = json.loads((path / "tokenizer.json").read_text())
+            ids = spec["model"]["vocab"]
+            ids["Ġthe"], ids["Ġand"] = ids["Ġand"], ids["Ġthe"]
+            (path / "tokenizer.json").write_text(json.dumps(spec))
+
+        monkeypatch.setattr(folder, "carry", changed)
     with pytest.raises(TokenizerError, match="would give other ids"):
         lep.export(padded, tmp_path / "out", to=to)
     assert not list(tmp_path.iterdir())
@@ -217,6 +227,21 @@ def test_a_turn_ends_where_the_template_ends_it(job: Job, byte_level: Tokenizer)
     save_model(job.source.folder.parent / "base", byte_level)
     base = Job(Checkpoint(job.source.folder.parent / "base"), job.output, "f32", [])
     assert to_ctranslate2.end_token(base) == "</s>"
+
+
+def test_a_model_without_an_end_is_refused(tmp_path: Path, byte_level: Tokenizer) -> None:
+    save_model(tmp_path / "base", byte_level)
+    for name, key in (("tokenizer_config", "eos_token"), ("config", "eos_token_id")):
+        path = tmp_path / "base" / f"{name}.json"
+        settings = json.loads(path.read_text())
+        del settings[key]
+        path.write_text(json.dumps(settings))
+    (tmp_path / "base" / "generation_config.json").unlink()
+    base = Job(Checkpoint(tmp_path / "base"), tmp_path / "out", "f32", [])
+    for target, name in ((to_ctranslate2, "CTranslate2"), (to_mlx, "mlx-lm")):
+        with pytest.raises(TokenizerError, match=f"no token ends an answer, and {name} would"):
+            target.write(base)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_a_converter_sees_weights_settings_and_tokenizer_only(job: Job, tmp_path: Path) -> None:

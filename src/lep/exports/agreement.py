@@ -57,7 +57,7 @@ def _answer(
         attention_mask=torch.ones_like(inputs),
         max_new_tokens=ANSWER_TOKENS,
         do_sample=False,
-        eos_token_id=ends or None,
+        eos_token_id=ends,
         pad_token_id=0,
         return_dict_in_generate=True,
         output_logits=True,

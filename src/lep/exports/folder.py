@@ -63,6 +63,7 @@ class Program:
         The runtime reads the folder as its users do. It must give the ids of all texts, the
         original's log-probabilities and greedy answers, and have as many rows.
         """
+        job.check_ends(self.name)
         with publishing(job.output) as folder:
             with tempfile.TemporaryDirectory() as temporary:
                 staged = Path(temporary) / "model"
@@ -135,7 +136,6 @@ def carry(job: Job, folder: Path) -> None:
     write_tokenizer(spec, source, folder, job.tokenizer)
     path = source / GENERATION
     generation = read_json(path, CheckpointError) if path.exists() else {}
-    if job.ends:
-        write_json(folder / GENERATION, generation | {"eos_token_id": job.ends}, indent=2)
+    write_json(folder / GENERATION, generation | {"eos_token_id": job.ends}, indent=2)
     for path in (path for pattern in TERMS for path in source.glob(pattern) if path.is_file()):
         shutil.copyfile(path, folder / path.name)

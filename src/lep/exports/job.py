@@ -51,6 +51,14 @@ class Job:
         known = len(self.source.vocabulary)
         return list(dict.fromkeys(i for i in given if isinstance(i, int) and 0 <= i < known))
 
+    def check_ends(self, program: str) -> None:
+        """Raise `TokenizerError` where no token ends an answer."""
+        if not self.ends:
+            raise TokenizerError(
+                f"no token ends an answer, and {program} would take another one as the end: name "
+                f"eos_token in {self.source.folder / 'tokenizer_config.json'}"
+            )
+
     @cached_property
     def turn_end(self) -> int | None:
         """The added token that the template writes after an answer."""

@@ -56,6 +56,8 @@ def read(folder: str, question: dict[str, Any]) -> dict[str, Any]:
         texts.append(tokenizer.convert_ids_to_tokens(ids))
     generator = ctranslate2.Generator(folder, compute_type="float32")
     ends = [names[index] for index in question["ends"]]
+    settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    default = names.index(settings["eos_token"])
     values, answers, rows = [], [], 0
     for ids, likeliest in zip(question["prompts"], question["likeliest"], strict=True):
         prompt = [names[index] for index in ids]
@@ -67,14 +69,14 @@ def read(folder: str, question: dict[str, Any]) -> dict[str, Any]:
             max_length=question["tokens"],
             sampling_topk=1,
             include_prompt_in_result=False,
-            end_token=ends or None,
+            end_token=ends,
             return_end_token=True,
         )
         answers.append(result[0].sequences_ids[0])
     return {
         "ids": looked_up(names, texts),
         "rows": rows,
-        "ends": question["ends"],
+        "ends": question["ends"] if default in question["ends"] else [default],
         "log_probabilities": values,
         "answers": answers,
     }

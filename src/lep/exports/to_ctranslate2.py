@@ -27,10 +27,9 @@ def write(job: Job) -> Exported:
 
     def finish(folder: Path) -> None:
         check_names(json.loads((folder / VOCABULARY).read_text(encoding="utf-8")), names)
-        if end := end_token(job):
-            settings = read_json(folder / CONFIG)
-            settings |= {"eos_token": end, "bos_token": settings.get("bos_token") or end}
-            write_json(folder / CONFIG, settings, indent=2)
+        settings, end = read_json(folder / CONFIG), end_token(job)
+        settings |= {"eos_token": end, "bos_token": settings.get("bos_token") or end}
+        write_json(folder / CONFIG, settings, indent=2)
 
     stops = json.dumps(job.stops, ensure_ascii=False)
     notes = [f"generate_batch(..., end_token={stops}): the folder's settings hold one end token"]
@@ -48,11 +47,10 @@ def check_names(written: list[str], names: list[str]) -> None:
         )
 
 
-def end_token(job: Job) -> str | None:
+def end_token(job: Job) -> str:
     """The token that ends a turn, or a text where there are no turns."""
-    first = job.ends[0] if job.ends else None
-    index = first if job.turn_end is None else job.turn_end
-    return None if index is None else job.tokenizer.convert_ids_to_tokens(index)
+    index = job.ends[0] if job.turn_end is None else job.turn_end
+    return job.tokenizer.convert_ids_to_tokens(index)
 
 
 def row_names(job: Job) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from lep.errors import CheckpointError, TokenizerError
+from lep.errors import CheckpointError
 from lep.exports.convert import convert
 from lep.exports.job import Exported, Job, Texts, check_ids
 from lep.exports.llama_cpp import llama_cpp_ids, runtime
@@ -34,11 +34,7 @@ def write(job: Job) -> Exported:
     are right too. All texts must have its ids, in llama.cpp itself where the package xllamacpp is
     installed, otherwise by a second reading of what the file holds.
     """
-    if not job.ends:
-        raise TokenizerError(
-            "no token ends an answer, and llama.cpp would take another one as the end: name "
-            f"eos_token in {job.source.folder / 'tokenizer_config.json'}"
-        )
+    job.check_ends("llama.cpp")
     metadata = gguf_vocabulary(job.tokenizer, job.rows, job.ends)
     proven_by = prove(job.tokenizer, metadata, job.texts)
     modelfile = _beside(job.output)
