@@ -141,9 +141,9 @@ def source_folder(arguments: argparse.Namespace, source: Source, folder: Path) -
     with (packed / "tokenizer.json.zst").open("rb") as file:
         content = zstandard.ZstdDecompressor().stream_reader(file).read()
     (copy / "tokenizer.json").write_bytes(content)
-    settings = json.loads((packed / "tokenizer_config.json").read_text())
+    settings = json.loads((packed / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings.setdefault("eos_token", source.eos)
-    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return copy
 
 

@@ -168,7 +168,7 @@ def measure(result: str) -> None:
     """What `timed` starts; the first prompt is read twice, and counts once."""
     program, path, prompts, tokens, threads = json.load(sys.stdin)
     _, *measured = PROGRAMS[program](path, [prompts[0], *prompts], tokens, threads)
-    Path(result).write_text(json.dumps(measured))
+    Path(result).write_text(json.dumps(measured), encoding="utf-8")
     os._exit(0)  # a server's threads have nothing to finish
 
 
