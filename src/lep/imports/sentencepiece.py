@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import transformers
 
 from lep.errors import TokenizerError, foreign
 from lep.files import read_json
 from lep.tokenizer.load import CONFIG, write_tokenizer
+from lep.tokenizer.vocabulary import SPACE
 
 
 def convert(source: Path, output: Path) -> str:
@@ -26,5 +28,20 @@ def convert(source: Path, output: Path) -> str:
     ):
         tokenizer = getattr(transformers, name).from_pretrained(source, trust_remote_code=False)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        write_tokenizer(spec, source, output, tokenizer)
+        write_tokenizer(_prefixed(spec), source, output, tokenizer)
     return name
+
+
+def _prefixed(spec: dict[str, Any]) -> dict[str, Any]:
+    """The same tokenizer with a space before every text, as SentencePiece puts it.
+
+    transformers' conversion leaves it out where a text begins with a space.
+    """
+    cutter = spec["pre_tokenizer"] or {}
+    if cutter.get("type") != "Metaspace" or cutter["prepend_scheme"] == "never":
+        return spec
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    before = [spec["normalizer"]] if spec["normalizer"] else []
+    normalizer = {"type": "Sequence", "normalizers": [*before, prepend, replace]}
+    return spec | {"normalizer": normalizer, "pre_tokenizer": None}
