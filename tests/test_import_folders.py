@@ -151,7 +151,7 @@ def sentencepiece_folder(
         sentence_iterator=iter(lines),
         model_prefix=str(folder / "tokenizer"),
         model_type="bpe",
-        vocab_size=700,
+        vocab_size=500,
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
