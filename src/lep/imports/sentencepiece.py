@@ -11,6 +11,8 @@ from lep.files import read_json
 from lep.tokenizer.load import CONFIG, write_tokenizer
 from lep.tokenizer.vocabulary import SPACE
 
+LLAMA = "LlamaTokenizer"  # it put BOS before every text, until transformers 5 began to ask for it
+
 
 def convert(source: Path, output: Path) -> str:
     """Write the tokenizer of a folder as tokenizer.json; the name of the class that did it.
@@ -26,7 +28,10 @@ def convert(source: Path, output: Path) -> str:
         "pip install 'lep[spm]', or take the model with a tokenizer.json",
         TokenizerError,
     ):
-        tokenizer = getattr(transformers, name).from_pretrained(source, trust_remote_code=False)
+        usual = {} if "add_bos_token" in settings or name != LLAMA else {"add_bos_token": True}
+        tokenizer = getattr(transformers, name).from_pretrained(
+            source, trust_remote_code=False, **usual
+        )
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         write_tokenizer(_prefixed(spec), source, output, tokenizer)
     return name
