@@ -105,10 +105,11 @@ def test_a_round_trip(lab: Path, here, tmp_path: Path, kind: str) -> None:
             expected = dequantize(packed, GGMLQuantizationType.Q8_0)
             steps = np.abs(tensor.numpy()).reshape(-1, 32).max(1) / 127
             errors = np.abs(after[name].numpy() - tensor.numpy()).reshape(-1, 32).max(1)
-            assert (errors <= 0.51 * steps + 1e-9).all()
+            # Half a step, and the largest of 127 steps times the rounding of their size to f16.
+            assert (errors <= (0.5 + 127 * 2**-11) * steps + 1e-9).all()
         assert np.array_equal(after[name].numpy(), expected), name
-    quantised = "29 of 38 tensors" if kind == "q8_0" else ""
-    assert quantised in output
+    matrices = sum(tensor.ndim == 2 for tensor in before.values())
+    assert (f"{matrices} of {len(before)} tensors" in output) == (kind == "q8_0")
     assert ("the quality that this took cannot come back" in output) == (kind == "q8_0")
     original, tokenizer = load_tokenizer(lab), AutoTokenizer.from_pretrained(folder)
     texts = list(sample(original))
@@ -267,6 +268,7 @@ def test_each_architecture_computes_the_same(
         parameter.data += 0.1 * torch.randn_like(parameter)  # norms other than one
     save_model(tmp_path / "tokenizer", byte_fallback)
     model.save_pretrained(tmp_path / "model")
+    shutil.copy(tmp_path / "tokenizer" / "tokenizer.json", tmp_path / "model")  # Gemma's needs one
     metadata = gguf_vocabulary(load_tokenizer(tmp_path / "tokenizer"), size, [2])
     (tmp_path / "tokenizer.json").write_text(json.dumps(metadata))
     convert(tmp_path / "model", tmp_path / "m.gguf", "f32", tmp_path / "tokenizer.json")
