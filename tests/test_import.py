@@ -26,6 +26,7 @@ import lep
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, TokenizerError
 from lep.exports import llama_cpp as runtime
+from lep.exports import to_gguf
 from lep.exports.convert import convert
 from lep.exports.pre_tokenizers import RULES
 from lep.exports.sample import SENTENCES, sample
@@ -130,7 +131,7 @@ def test_a_round_trip(lab: Path, here, tmp_path: Path, kind: str) -> None:
 
 def test_a_sentencepiece_like_file(tiny: Path, here, tmp_path: Path, monkeypatch) -> None:
     """By the command; the tokenizer's merges come back from scores, padding rows are no tokens."""
-    monkeypatch.setattr(proof, "runtime", lambda: None)
+    monkeypatch.setattr(to_gguf, "runtime", lambda: None)
     output = here("import", tiny, "--output", tmp_path / "m")
     original, tokenizer = load_tokenizer(tiny.parent / "model"), load_tokenizer(tmp_path / "m")
     assert "quality" not in output
@@ -284,7 +285,7 @@ def test_each_architecture_computes_the_same(
 def test_other_ids_are_refused(tiny: Path, tmp_path: Path, monkeypatch, by_llama_cpp: bool) -> None:
     """With both lists of ids."""
     if not by_llama_cpp:
-        monkeypatch.setattr(proof, "runtime", lambda: None)
+        monkeypatch.setattr(to_gguf, "runtime", lambda: None)
     folder = imported(tiny, tmp_path / "m")
     metadata = checked(GgufFile.open(tiny).metadata, tiny)
     path = folder / "tokenizer.json"

@@ -21,11 +21,11 @@ HOLDS = {
 
 def blocks(changes: dict[tuple[str, str], float], noise: float = 0.001) -> joint_grid.Blocks:
     """The figures of `HOLDS` at three strengths with three seeds, changed by (model, column)."""
-    made: joint_grid.Blocks = {}
+    grid: joint_grid.Blocks = {}
     for strength in joint_grid.STRENGTHS:
         for title, (start, model) in joint_grid.MODELS.items():
             labels = {"start": start, "strength": strength}
-            block = made.setdefault((start, strength), Block(labels, [0, 1, 2], {}))
+            block = grid.setdefault((start, strength), Block(labels, [0, 1, 2], {}))
             row = {column: 1.5 if "byte" in column else 0.5 for column in joint_grid.COLUMNS}
             row |= HOLDS.get(title, {})
             row |= {column: value for (name, column), value in changes.items() if name == title}
@@ -38,7 +38,7 @@ def blocks(changes: dict[tuple[str, str], float], noise: float = 0.001) -> joint
                 )
                 for column, value in row.items()
             }
-    return made
+    return grid
 
 
 def words(lines: list[str]) -> list[str]:
@@ -74,7 +74,7 @@ def test_wide_intervals_leave_a_prediction_undecided() -> None:
 
 
 def test_orders_that_differ() -> None:
-    made = blocks({})
-    row = made["all-rows", "strong"].models["conversion + joint training"]
+    grid = blocks({})
+    row = grid["all-rows", "strong"].models["conversion + joint training"]
     row["exact match ru"] = Cell({str(seed): 0.99 for seed in range(3)})
-    assert words(joint_grid.predictions(made))[6] == "does not hold"
+    assert words(joint_grid.predictions(grid))[6] == "does not hold"

@@ -79,11 +79,11 @@ def front_matter(folder: Path) -> dict[str, Any]:
     if not (path := folder / CARD).is_file():
         return {}
     try:
-        found = _FRONT_MATTER.match(read_text(path, CheckpointError))
-        if found is None or len(found[1]) > LONGEST_FRONT_MATTER:
+        front = _FRONT_MATTER.match(read_text(path, CheckpointError))
+        if front is None or len(front[1]) > LONGEST_FRONT_MATTER:
             return {}
         with foreign(f"{path} cannot be read", "correct its front matter", CheckpointError):
-            data = yaml.load(found[1], Loader=_Plain)
+            data = yaml.load(front[1], Loader=_Plain)
     except LepError:  # a card is no reason to refuse a model
         return {}
     return data if isinstance(data, dict) else {}
@@ -111,8 +111,8 @@ def _license_of_text(folder: Path) -> dict[str, str]:
         except LepError:
             continue
         for pattern, name in _BEGINNINGS.items():
-            if found := re.search(pattern, text):
-                name = name.format(*found.groups())
+            if match := re.search(pattern, text):
+                name = name.format(*match.groups())
                 if name in _NAMED:
                     return {"license": "other", "license_name": name, "license_link": path.name}
                 return {"license": name}

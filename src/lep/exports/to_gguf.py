@@ -62,14 +62,17 @@ def prove(tokenizer: PreTrainedTokenizerFast, metadata: Metadata, texts: Texts) 
     """
     if composes(tokenizer):
         texts = [(tokenizer.backend_tokenizer.normalizer.normalize_str(t), i) for t, i in texts]
-    name = runtime()
-    if name:
-        results = llama_cpp_ids(metadata, texts)
-    else:
-        reading = Reading(metadata)
-        results = [reading.read(text, inserted=inserted) for text, inserted in texts]
-    check_ids(tokenizer, texts, results, name or READING, ELSEWHERE)
-    return name or READING
+    reader, results = ids_of(metadata, texts)
+    check_ids(tokenizer, texts, results, reader, ELSEWHERE)
+    return reader
+
+
+def ids_of(metadata: Metadata, texts: Texts) -> tuple[str, list[list[int]]]:
+    """Who read the texts with a file's metadata, llama.cpp where it is installed, and the ids."""
+    if name := runtime():
+        return name, llama_cpp_ids(metadata, texts)
+    reading = Reading(metadata)
+    return READING, [reading.read(text, inserted=inserted) for text, inserted in texts]
 
 
 def composes(tokenizer: PreTrainedTokenizerFast) -> bool:

@@ -4,9 +4,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lep.errors import TokenizerError
 from lep.exports.job import SHOWN_CHARACTERS, SHOWN_IDS, Texts
-from lep.exports.llama_cpp import llama_cpp_ids, runtime
-from lep.exports.reading import Reading
-from lep.exports.to_gguf import READING
+from lep.exports.to_gguf import ids_of
 from lep.exports.vocabulary import Metadata
 from lep.imports.architectures import INSTEAD
 
@@ -16,14 +14,9 @@ def prove(tokenizer: PreTrainedTokenizerFast, metadata: Metadata, texts: Texts) 
 
     Raises `TokenizerError` for the first text with other ids.
     """
-    name = runtime()
-    if name:
-        expected = llama_cpp_ids(metadata, texts)
-    else:
-        reading = Reading(metadata)
-        expected = [reading.read(text, inserted=inserted) for text, inserted in texts]
-    compare(tokenizer, texts, expected, name or READING)
-    return name or READING
+    reader, expected = ids_of(metadata, texts)
+    compare(tokenizer, texts, expected, reader)
+    return reader
 
 
 def compare(
