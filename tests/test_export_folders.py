@@ -127,6 +127,52 @@ def by_mlx(path: Path, texts: list[list[int]]) -> list[list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", TARGETS)
+def test_positions_under_their_present_name(padded: Path, tmp_path: Path, to: str) -> None:
+    """A base of the rotary angles that no program takes by itself, as transformers 5 writes it."""
+    model = Path(shutil.copytree(padded, tmp_path / "model"))
+    settings = json.loads((model / "config.json").read_text())
+    assert not {"rope_theta", "rope_scaling"} & set(settings)
+    settings["rope_parameters"] = {"rope_theta": 500.0, "rope_type": "default"}
+    (model / "config.json").write_text(json.dumps(settings))
+    lep.export(model, tmp_path / "out", to=to, type="f32")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts, ends = prompts(tokenizer), tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"])
+    answers = by_ctranslate2 if to == "ctranslate2" else by_mlx
+    assert greedy(model, texts, ends) != greedy(padded, texts, ends)
+    assert answers(tmp_path / "out", texts) == greedy(model, texts, ends)
+
+
+def test_positions_under_earlier_names() -> None:
+    """What mlx-lm's models read, beside what transformers 5 writes."""
+    llama = {"rope_parameters": {"rope_theta": 100_000.0, "rope_type": "default"}}
+    assert to_mlx.with_earlier_names(llama) == llama | {"rope_theta": 100_000.0}
+    slowed = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500_000.0}
+    assert to_mlx.with_earlier_names({"rope_parameters": slowed}) == {
+        "rope_parameters": slowed,
+        "rope_theta": 500_000.0,
+        "rope_scaling": {"rope_type": "llama3", "factor": 32.0},
+    }
+    kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    gemma = {"text_config": {"rope_parameters": kinds}}
+    assert to_mlx.with_earlier_names(gemma) == {
+        "text_config": {"rope_parameters": kinds, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    }
+    earlier = {"rope_theta": 5.0, "rope_scaling": None}
+    assert to_mlx.with_earlier_names(earlier) == earlier
+
+
+def test_ctranslate2_looks_up_every_name() -> None:
+    """The first name too, at any point of a text: answers of CTranslate2 lack BOS and ends."""
+    pytest.importorskip("ctranslate2", reason="needs lep[ctranslate2]")
+    from lep.exports.run_ctranslate2 import looked_up
+
+    names = [f"t{index}" for index in range(100)]
+    texts = [["t0", "t7", "t0"], ["t99", "t0"], names[::-1]]
+    assert looked_up(names, texts) == [[0, 7, 0], [99, 0], list(range(99, -1, -1))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", TARGETS)
 def test_eight_bits(padded: Path, tmp_path: Path, to: str) -> None:
     """The weights take about half as much as in bf16, and probabilities are near."""
     result = lep.export(padded, tmp_path / "out", to=to, type="q8_0")
@@ -167,8 +213,8 @@ def test_another_model_or_tokenizer_leaves_no_folder(
     """A converter that mixes up two rows is found by the answers, two tokens by their ids."""
     original, staged = weights(padded), folder.stage
 
-    def mixed(job: Job, path: Path) -> None:
-        staged(job, path)
+    def mixed(job: Job, path: Path, settings) -> None:
+        staged(job, path, settings)
         tensors = dict(original)
         name = "model.layers.1.self_attn.q_proj.weight"
         tensors[name] = tensors[name].flip(0).contiguous()

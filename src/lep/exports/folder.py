@@ -57,9 +57,11 @@ class Program:
         finish: Callable[[Path], None],
         notes: list[str],
         question: dict[str, Any] | None = None,
+        settings: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> Exported:
         """Convert, let `finish` correct what the converter cannot know, and prove.
 
+        `settings` turns config.json into what the converter reads.
         The runtime reads the folder as its users do. It must give the ids of all texts, the
         original's log-probabilities and greedy answers, and have as many rows.
         """
@@ -67,7 +69,7 @@ class Program:
         with publishing(job.output) as folder:
             with tempfile.TemporaryDirectory() as temporary:
                 staged = Path(temporary) / "model"
-                stage(job, staged)
+                stage(job, staged, settings)
                 self._convert(job, staged, folder, question or {})
             carry(job, folder)
             finish(folder)
@@ -117,7 +119,9 @@ class Program:
         shutil.rmtree(inner)
 
 
-def stage(job: Job, folder: Path) -> None:
+def stage(
+    job: Job, folder: Path, settings: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> None:
     """A model folder with what a converter may see: weights, settings, tokenizer, no code."""
     folder.mkdir()
     source = job.source
@@ -125,7 +129,7 @@ def stage(job: Job, folder: Path) -> None:
     for path in (source.folder / name for name in names):
         if path.exists():
             (folder / path.name).symlink_to(path.resolve())
-    write_json(folder / CONFIG, source.config, indent=2)
+    write_json(folder / CONFIG, settings(source.config), indent=2)
     carry(job, folder)
 
 

@@ -86,19 +86,21 @@ def looked_up(names: list[str], texts: list[list[str]]) -> list[list[int]]:
     """The ids of texts of token names, by the lookup of CTranslate2.
 
     It looks up when it generates, so it continues each token once, in a body of one tiny layer.
+    Its answers lack the end token, and BOS at the beginning: both are a token that no text has.
     """
     import ctranslate2
 
     tokens = sorted({token for text in texts for token in text})
     pieces = [tokens[start : start + PIECE] for start in range(0, len(tokens), PIECE)]
+    end = max(names, key=len) + "."
     with tempfile.TemporaryDirectory() as folder:
-        write_tiny(folder, names)
+        write_tiny(folder, [*names, end])
         results = ctranslate2.Generator(folder).generate_batch(
             pieces,
             max_batch_size=PIECE,
-            max_length=2 * PIECE,
+            max_length=PIECE + 1,
             sampling_topk=1,
-            end_token=[names[0]],  # all are alike to a model of zeros, and it takes the first one
+            end_token=[end],
             include_prompt_in_result=True,
         )
     ids: dict[str, int] = {}
@@ -108,7 +110,7 @@ def looked_up(names: list[str], texts: list[list[str]]) -> list[list[int]]:
 
 
 def write_tiny(folder: str, names: list[str]) -> None:
-    """A model of zeros with a name for each row."""
+    """A model of zeros with a name for each row; the last one is BOS and the end."""
     import numpy as np
     from ctranslate2.specs.transformer_spec import TransformerDecoderModelSpec
 
@@ -125,7 +127,7 @@ def write_tiny(folder: str, names: list[str]) -> None:
     for linear in (layer.self_attention.linear[1], layer.ffn.linear_0, layer.ffn.linear_1):
         linear.weight = zeros(HIDDEN, HIDDEN)
     spec.register_vocabulary(names)
-    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = names[0]
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = names[-1]
     spec.validate()
     spec.optimize()
     spec.save(folder)
