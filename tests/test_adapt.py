@@ -271,6 +271,33 @@ def test_hours_decide_how_much_is_trained(chosen, instruct, monkeypatch) -> None
     assert "; 60% of 0.01 hours at 1 GFLOP/s, as told)" in found.reason
 
 
+def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> None:
+    """What a slow device cannot write and read in the rest of the hours is asked for less often."""
+    monkeypatch.setattr(budgets, "device_speed", lambda *_: (1e9, "as told"))
+    shape = Shape.of(instruct)
+    forward = 2 * (shape.body + (shape.ids + 512) * shape.hidden)
+    hours = 40_000 * forward / 1e9 / 3600  # in which 40,000 tokens are read
+    expected = {
+        "adapt.own_prompts": 1,  # 4,000 tokens; 4 drafts, the prompt and the answer have 1,152 each
+        "adapt.prompt_tasks": 4,  # the fewest
+        "evaluate.items": 10,
+        "evaluate.characters": 10_000,
+    }
+    found = chosen(10**9, new_tokens=512, hours=hours)
+    assert found.counts == expected
+    assert "; to fit the hours: adapt.own_prompts 1, adapt.prompt_tasks 4, eval" in found.reason
+    named = chosen(10**9, "evaluate.items=70", "adapt.own_prompts=9", new_tokens=512, hours=hours)
+    assert named.counts == {name: expected[name] for name in list(expected)[1::2]}
+    found = chosen(10**9, new_tokens=512, hours=20.1 * hours)  # 804,000 tokens
+    assert found.counts["evaluate.items"] == 16  # of 5 tasks, by 2 models, in 2 languages
+    assert found.counts["evaluate.characters"] == 30_150  # a token is three characters
+    prompts = f"adapt.prompts={instruct}/config.json"  # prompts that are given are all answered
+    found = chosen(10**9, prompts, new_tokens=512, hours=hours)
+    assert list(found.counts) == ["evaluate.items", "evaluate.characters"]
+    assert chosen(10**9, new_tokens=512, hours=1000 * hours).counts == {}
+    assert chosen(10**9, new_tokens=512).counts == {}
+
+
 def test_a_pack_needs_a_tenth(chosen, tmp_path) -> None:
     found = chosen(10**8, f"adapt.from_pack={tmp_path}", new_tokens=1000)
     assert found.tokens == 60_000

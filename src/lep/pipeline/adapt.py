@@ -256,6 +256,9 @@ def _decided(
         tokenizer["new_tokens"] = str(chosen.new_tokens)
     if open_tokens:
         training["tokens"] = str(chosen.tokens)
+    for name, count in chosen.counts.items():
+        section, _, key = name.partition(".")
+        values.setdefault(section, {})[key] = str(count)
     limit = max(LEAST_LIMIT, SPARE_TEXT * chosen.read_characters)
     if limit < chosen.text_characters and provisional.corpus.limit_characters is None:
         values["corpus"]["limit_characters"] = str(limit)  # the split holds it in memory

@@ -10,6 +10,7 @@ import torch
 from lep.errors import CorpusError
 from lep.hub import local_folder
 from lep.inference.models import device
+from lep.pipeline.affordable import affordable
 from lep.pipeline.forecast import DEVICES, MOST_PASSES, UTILISATION, Shape
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.sampled_savings import (
@@ -41,6 +42,7 @@ class Budget:
     tokens: int
     text_characters: int  # of the training text, up to `CHARACTERS_READ`
     read_characters: int  # that the training takes of them, repeated ones included
+    counts: dict[str, int]  # of prompts and of what is evaluated, where the hours allow few
     reason: str
 
 
@@ -72,8 +74,11 @@ def budget(
     if trained < choice.least(size):
         advice = "give more text or time, or ask for fewer new tokens"
         reason += f"; each needs {choice.least(1):,} to be learned well: {advice}"
+    counts = choice.counts(recipe, size)
+    if counts:
+        reason += f"; to fit the hours: {', '.join(f'{k} {n:,}' for k, n in counts.items())}"
     read = round(trained * choice.share * choice.characters / one_pass)
-    return Budget(size, trained, choice.characters, read, reason)
+    return Budget(size, trained, choice.characters, read, counts, reason)
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,16 @@ class _Choice:
         most = MOST_PASSES * self.pass_tokens(size) / self.share
         if self.operations is None or self.shape is None:
             return max(1, int(min(self.for_each * size, most)))
-        rows = max(self.shape.rows, self.shape.ids + size)
+        rows = self.shape.rows_with(size)
         each = self.shape.token_operations(rows, size, recomputes=self.recomputes)
         return max(1, int(min(self.operations / each, most)))
+
+    def counts(self, recipe: Recipe, size: int) -> dict[str, int]:
+        """Settings that keep answers and evaluation within the hours."""
+        if self.operations is None or self.shape is None:
+            return {}
+        each = self.shape.forward_operations(self.shape.rows_with(size))
+        return affordable(recipe, self.operations / TRAINING_SHARE / each)
 
     def least(self, size: int) -> int:
         """Tokens of training without which so many new tokens are not learned."""

@@ -93,7 +93,15 @@ class Shape:
         Activation checkpointing (`recomputes`) adds a second forward pass through the body.
         """
         again = 2 * self.body if recomputes else 0
-        return 4 * (self.body + rows * self.hidden) + again + 2 * trained_rows * self.hidden
+        return 2 * self.forward_operations(rows) + again + 2 * trained_rows * self.hidden
+
+    def forward_operations(self, rows: int) -> float:
+        """Of a token that is read or written, through body and head."""
+        return 2 * (self.body + rows * self.hidden)
+
+    def rows_with(self, new_tokens: int) -> int:
+        """Rows of a table with so many new tokens: padding rows are used first."""
+        return max(self.rows, self.ids + new_tokens)
 
     def speedup(self, savings: Savings, new_rows: int) -> float:
         """How many times as fast text is generated, by the parameters and cache read per token."""
