@@ -1,6 +1,7 @@
 # make demo   its own environment, the demo recipe, the report
 # make test   the default tests (two cores, some four minutes) with lint and types
-# make check  every test, the slow ones too (under an hour); LEP_DATA names a folder of real text, LEP_MODELS one of real models
+# make check  every test, the slow ones too (under an hour); LEP_DATA names a folder of real text, LEP_MODELS one of real models,
+#             LEP_VLLM a Python that has vLLM
 
 PYTHON ?= python3
 VENV ?= .venv
