@@ -1,5 +1,6 @@
 """Tiny models and tokenizers for the tests, and the command line in this process."""
 
+import gc
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.utils import logging
 
 logging.disable_progress_bar()
+gc.disable()  # until all is imported (`pytest_collection_finish`)
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "lab" / "text" / "train"
@@ -27,6 +29,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SPECIALS = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every later collection of garbage what torch and transformers hold for good."""
+    gc.freeze()
+    gc.enable()
 
 
 def sample_texts(language: str) -> list[str]:

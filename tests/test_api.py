@@ -22,6 +22,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         lep.propagat  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

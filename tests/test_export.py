@@ -149,7 +149,8 @@ def test_llama_cpp_continues_as_the_model_does(extended: Path, tmp_path: Path) -
 
 
 @converter
-@pytest.mark.parametrize("kind", [pytest.param("f16", marks=pytest.mark.slow), "q8_0"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
 def test_a_sentencepiece_like_model_in_a_file(
     sentencepiece: Path, tmp_path: Path, monkeypatch, kind: str
 ) -> None:

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 from conftest import SAMPLE
@@ -10,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from lep.errors import LepError
 from lep.pipeline.forecast import DEVICES, Shape, forecast
 from lep.pipeline.recipe_file import load_recipe
-from lep.pipeline.sampled_savings import Savings
+from lep.pipeline.sampled_savings import Savings, sampled_savings
+from lep.settings import TokenizerSettings
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -24,6 +27,23 @@ LLAMA = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+
+
+@cache
+def savings_of(tokenizer: str, paths: tuple[str, ...], settings: str) -> Savings | None:
+    """`sampled_savings`, computed once for equal tokenizers, texts and settings."""
+    given = TokenizerSettings.model_validate_json(settings)
+    return sampled_savings(Path(tokenizer), list(paths), given)
+
+
+@pytest.fixture(autouse=True)
+def savings_once(pair, monkeypatch) -> None:
+    def known(folder, paths, settings):
+        assert (folder / "tokenizer.json").read_bytes() == tokenizer
+        return savings_of(str(pair["base"]), tuple(map(str, paths)), settings.model_dump_json())
+
+    tokenizer = (pair["base"] / "tokenizer.json").read_bytes()
+    monkeypatch.setattr("lep.pipeline.forecast.sampled_savings", known)
 
 
 @pytest.fixture

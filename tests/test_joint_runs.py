@@ -78,7 +78,7 @@ class Kill(BaseException):
 
 
 def test_the_same_bits_after_a_stop_at_any_step(model, mixture, tmp_path, monkeypatch) -> None:
-    settings = settings_of(mixture, tokens=10_000)
+    settings = settings_of(mixture, tokens=4_500, batch_tokens=128)
     whole = pretrain(model, [RU], tmp_path / "whole", settings)
     assert set(whole.streams) == STREAMS
     assert whole.steps >= 30

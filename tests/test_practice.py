@@ -26,6 +26,13 @@ INSTRUCT, RU = ROOT / "lab" / "pair" / "instruct", {"ru": [SAMPLE / "ru"]}
 SETTINGS = {"practice_tokens": 4_000, "practice": 1_000}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_tasks_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(practice, "TASKS_AT_ONCE", 64)
+        yield
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Path:
     """The lab's instruct model with 200 new tokens."""
@@ -114,12 +121,12 @@ def test_a_killed_run_continues_with_the_same_tasks(start, made, tmp_path, monke
         return real(*arguments)
 
     monkeypatch.setattr(practice, "TASKS_AT_ONCE", 32)
-    whole = practise(INSTRUCT, start, RU, tmp_path / "whole", practice_tokens=5_000)
+    whole = practise(INSTRUCT, start, RU, tmp_path / "whole", practice_tokens=2_500)
     monkeypatch.setattr(practice, "greedy_matches", killed)
     with pytest.raises(KeyboardInterrupt):
-        practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=5_000)
+        practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=2_500)
     assert not (tmp_path / "out").exists()
-    again = practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=5_000)
+    again = practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=2_500)
     assert (again.tasks, again.kept) == (whole.tasks, whole.kept)
     for name in ("kept.jsonl", "practice.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -207,7 +207,7 @@ def test_passes_over_a_corpus_are_whole(blocks, epochs) -> None:
     assert (whole - (rest == 0)) * blocks < epochs * blocks
 
 
-@pytest.mark.parametrize(("schedule", "steps"), [("cosine", 24), ("wsd", 20)])
+@pytest.mark.parametrize(("schedule", "steps"), [("cosine", 12), ("wsd", 20)])
 def test_rates_rise_from_the_first_step_on(adapted, tmp_path, schedule, steps) -> None:
     """No step has the rate zero: warm-up begins with a share, and the end is not reached."""
     tokens = steps * 256

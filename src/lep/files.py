@@ -89,6 +89,8 @@ def check_depth(value: Any) -> None:
     """Raise `ValueError` for containers that are nested deeper than `DEEPEST` levels."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST):
+        if not level:
+            return
         inner = chain.from_iterable(c.values() if isinstance(c, dict) else c for c in level)
         level = [container for container in inner if isinstance(container, dict | list)]
     if level:

@@ -18,6 +18,7 @@ PIECE_BYTES = 1 << 16
 UNSUSPICIOUS_BYTES = 100_000_000  # of content, however few bytes it was stored in
 BATCH_ROWS, BATCH_BYTES = 1_000, 256_000_000  # of parquet rows in memory
 MOST_CONTROLS = 0.2  # of the first bytes: in UTF-16 every other byte is one, in text none
+CONTROLS = bytes(range(ord("\t")))
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -100,8 +101,9 @@ def _gzip_content(raw: IO[bytes]) -> Iterator[bytes]:
 def _not_utf16(path: Path, content: Iterator[bytes]) -> Iterator[bytes]:
     """The same content. Raises `CorpusError` when its beginning is UTF-16 or no text at all."""
     for head in content:
-        controls = sum(byte < ord("\t") for byte in head[:PIECE_BYTES])
-        if head.startswith(UTF16) or controls > MOST_CONTROLS * min(len(head), PIECE_BYTES):
+        begin = head[:PIECE_BYTES]
+        controls = len(begin) - len(begin.translate(None, CONTROLS))
+        if head.startswith(UTF16) or controls > MOST_CONTROLS * len(begin):
             raise CorpusError(f"{path} is UTF-16 or no text: try iconv -f UTF-16 -t UTF-8")
         yield head
         break

@@ -91,8 +91,6 @@ def write_card(facts: Facts) -> Path:
 
 def card_text(facts: Facts) -> str:
     """The whole card, signed, so that a later version knows whether a person changed it."""
-    from huggingface_hub import ModelCard  # slow to import
-
     checkpoint = Checkpoint(facts.folder)
     sections = [
         f"# {facts.name}",
@@ -103,7 +101,7 @@ def card_text(facts: Facts) -> str:
         _making(facts),
     ]
     text = "\n\n".join(sections)
-    return signed(str(ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{text}")))
+    return signed(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{text}")
 
 
 def signed(text: str) -> str:
@@ -126,7 +124,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _metadata(facts: Facts) -> Any:
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import ModelCardData  # slow to import
 
     languages = [*facts.origin.languages, *facts.languages]
     languages += [score.language for score in facts.figures.scores]
