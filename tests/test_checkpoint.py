@@ -143,7 +143,8 @@ def test_propagation_with_instruct_equal_to_base_gives_the_adapted_rows(
     ).fits
     expected, got = tensors(adapted), tensors(tmp_path / "out")
     base = tensors(pair["base"])
-    specials = [Checkpoint(pair["base"]).vocabulary.added_ids()[name] for name in SPECIALS]
+    added = Checkpoint(pair["base"]).vocabulary.added_ids()
+    specials = [added[name] for name in SPECIALS]
     ordinary = [i for i in range(600) if i not in specials]
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if method in ("swap", "overlap", "conversion", "ridge"):

@@ -77,7 +77,10 @@ def models(request, tmp_path_factory, english, russian) -> Path:
 
 @pytest.mark.parametrize(
     "change",
-    ["extend", "prune", "in place", "bpe", pytest.param("unigram", marks=pytest.mark.slow)],
+    [
+        *("extend", "in place", "bpe"),
+        *(pytest.param(change, marks=pytest.mark.slow) for change in ("prune", "unigram")),
+    ],
 )
 def test_special_tokens_and_settings_are_the_instruct_models(models, change, tmp_path) -> None:
     base, instruct, out = models / "base", models / "instruct", tmp_path / "out"

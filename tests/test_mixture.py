@@ -139,7 +139,7 @@ def test_blocks_have_the_shares_of_the_settings(blocks) -> None:
 def test_answers_alone_are_learned(start, blocks) -> None:
     """What is learned of a conversation is its answer and the end of the turn, by transformers."""
     tokenizer = AutoTokenizer.from_pretrained(start)
-    expected = {}
+    expected, new = {}, new_rows(start)
     for file, kinds in (
         ("answers", ("old_answers", "answers")),
         ("practice", ("old_answers", "practice")),
@@ -150,7 +150,7 @@ def test_answers_alone_are_learned(start, blocks) -> None:
             prompt = tokenizer.apply_chat_template(
                 messages[:1], add_generation_prompt=True, return_dict=False
             )
-            has_new = not new_rows(start).isdisjoint(ids)
+            has_new = not new.isdisjoint(ids)
             expected[tuple(ids)] = (kinds[has_new], len(prompt))
     assert len({name for name, _ in expected.values()}) == 3
     seen = Counter()
@@ -263,11 +263,11 @@ def test_joint_training_trains_new_rows_and_records_its_streams(start, tmp_path)
     rates = {"train": "new_rows", "relative_rate": 0.5}
     result = pretrain(start, RU, tmp_path / "out", **mixture(start, **rates, **text))
     before, after = weights(start), weights(tmp_path / "out")
-    checkpoint = Checkpoint(start)
+    checkpoint, new = Checkpoint(start), new_rows(start)
     assert changed(before, after) == set(checkpoint.tables.names)
     for name in checkpoint.tables.names:
         moved = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
-        assert set(moved) <= new_rows(start)
+        assert set(moved) <= new
         assert moved
     record = json.loads((tmp_path / "out" / "lep" / "pretrain.json").read_text())
     assert set(record["streams"]) == set(STREAMS)
@@ -280,9 +280,7 @@ def test_joint_training_trains_new_rows_and_records_its_streams(start, tmp_path)
     means = {look.step: math.prod(look.bits_per_byte.values()) for look in result.looks}
     assert result.best_step == min(means, key=means.get)
     # The rates follow the rows that are known, in each table.
-    rows = [
-        row for row in range(len(before[checkpoint.tables.input])) if row not in new_rows(start)
-    ]
+    rows = sorted({*range(len(before[checkpoint.tables.input]))} - new)
     norms = before[checkpoint.tables.input][rows].float().norm(dim=1)
     size = float(norms[norms > 0].median()) / math.sqrt(before[checkpoint.tables.input].shape[1])
     assert result.settings.learning_rate == pytest.approx(0.5 * size)

@@ -1,6 +1,7 @@
 """Laws of propagation on tensors, both claimed and denied per method by docs/propagation.md."""
 
 from collections.abc import Callable
+from itertools import product
 from math import inf
 
 import pytest
@@ -231,18 +232,29 @@ def degenerate(case: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return source, target, unseen, unseen @ true
 
 
+LINEAR = ["overlap", "conversion", "ridge", "procrustes", "exact"]
+DEGENERATE = [
+    "dead and duplicate column",
+    "column scaled by 1e-4",
+    "a direction spread over all columns",
+    "rank 400 rounded to bf16",
+    "few rows",
+]
+# Every case with the usual method, every method with one case, and large hidden sizes once.
+SAMPLED = {
+    *(("conversion", case, False) for case in DEGENERATE),
+    *((method, DEGENERATE[0], False) for method in LINEAR),
+    ("conversion", DEGENERATE[2], True),
+}
+
+
 @pytest.mark.parametrize(
-    "case",
+    ("method", "case", "large"),
     [
-        "dead and duplicate column",
-        "column scaled by 1e-4",
-        "a direction spread over all columns",
-        "rank 400 rounded to bf16",
-        "few rows",
+        each if each in SAMPLED else pytest.param(*each, marks=pytest.mark.slow)
+        for each in product(LINEAR, DEGENERATE, [False, True])
     ],
 )
-@pytest.mark.parametrize("method", ["overlap", "conversion", "ridge", "procrustes", "exact"])
-@pytest.mark.parametrize("large", [False, True])
 def test_rank_deficient_tables_do_no_harm(method: str, case: str, large: bool, monkeypatch) -> None:
     if large:  # large hidden sizes use float32 products
         monkeypatch.setattr("lep.propagation.methods.FLOAT32_PRODUCTS_FROM", 512)

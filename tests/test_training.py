@@ -265,9 +265,8 @@ def test_looks_are_planned_to_a_tenth_of_the_time() -> None:
 def test_windows_of_a_look_are_cut_to_tokens(adapted) -> None:
     heldout = HeldoutText({"ru": [str(RU[0])]}, 3_000, Checkpoint(adapted))
     before = heldout.texts["ru"]
-    lengths = [
-        len(Checkpoint(adapted).tokenizer(t, add_special_tokens=False)["input_ids"]) for t in before
-    ]
+    tokenizer = Checkpoint(adapted).tokenizer
+    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in before]
     heldout.limit(2 * sum(lengths[:2]) + 2)  # half for windows, a quarter for what is repeated
     assert heldout.texts["ru"] == before[:2]
     short = Checkpoint(adapted).tokenizer([t[:300] for t in before[:2]], add_special_tokens=False)
