@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import psutil
 import pytest
 import torch
@@ -19,6 +20,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.utils import logging
 
 logging.disable_progress_bar()
+hypothesis.settings.register_profile("any machine", deadline=None)  # busy ones too
+hypothesis.settings.load_profile("any machine")
 gc.disable()  # until all is imported (`pytest_collection_finish`)
 
 ROOT = Path(__file__).parent.parent
