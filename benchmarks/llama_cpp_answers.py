@@ -14,12 +14,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import xllamacpp
-
 CONTEXT = 1024
 
 
 def main(file: str, result: str) -> None:
+    import xllamacpp
+
     request = json.load(sys.stdin)
     parameters = xllamacpp.CommonParams()
     parameters.model.path, parameters.n_ctx, parameters.n_parallel = file, CONTEXT, 1

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
+
+from llama_cpp_answers import posted
 
 import lep
 from lep.corpus.read import stream_texts
@@ -28,6 +29,7 @@ from lep.errors import LepError
 from lep.tokenizer.load import load_tokenizer
 
 PROMPT_CHARACTERS, TEXT_CHARACTERS, LARGEST_SAMPLE = 300, 200_000, 10_000
+FORMATS = {"llama.cpp": "gguf", "CTranslate2": "ctranslate2", "MLX": "mlx"}
 Times = tuple[float, float]  # seconds until the first token, and of each later one
 Prompts = list[list[int]]
 Measure = Callable[[str, Prompts, int, int], Iterator[Times]]
@@ -73,7 +75,7 @@ def parsed() -> argparse.Namespace:
 
 def exported(arguments: argparse.Namespace, program: str, name: str, folder: Path) -> Path:
     """The original or the adapted model in the program's format."""
-    to = {"llama.cpp": "gguf", "CTranslate2": "ctranslate2", "MLX": "mlx"}[program]
+    to = FORMATS[program]
     output = folder / (f"{name}.gguf" if to == "gguf" else name)
     lep.export(getattr(arguments, name), output, to=to, type=arguments.type)
     return output
@@ -130,25 +132,24 @@ def by_mlx(path: str, prompts: Prompts, tokens: int, threads: int) -> Iterator[T
 
 
 def by_llama_cpp(path: str, prompts: Prompts, tokens: int, threads: int) -> Iterator[Times]:
+    server = llama_cpp_server(path, threads)
+    for ids in prompts:
+        question: dict[str, Any] = {"prompt": ids, "n_predict": tokens, "temperature": 0}
+        question |= {"ignore_eos": True, "cache_prompt": False}
+        timings = posted(f"{server.listening_address}/completion", question)["timings"]
+        yield timings["prompt_ms"] / 1e3, timings["predicted_per_token_ms"] / 1e3
+
+
+def llama_cpp_server(path: str, threads: int) -> Any:
+    """llama.cpp's server with a model, in this process."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path, parameters.n_ctx = path, 2048
+    parameters.warmup = parameters.fit_params = False
     parameters.n_gpu_layers, parameters.cpuparams.n_threads = 0, threads
     parameters.cpuparams_batch.n_threads, parameters.n_parallel = threads, 1
-    server = xllamacpp.Server(parameters)
-    for ids in prompts:
-        question: dict[str, Any] = {"prompt": ids, "n_predict": tokens, "temperature": 0}
-        question |= {"ignore_eos": True, "cache_prompt": False}
-        request = urllib.request.Request(
-            f"{server.listening_address}/completion",
-            json.dumps(question).encode(),
-            {"Content-Type": "application/json"},
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request) as reply:
-            timings = json.load(reply)["timings"]
-        yield timings["prompt_ms"] / 1e3, timings["predicted_per_token_ms"] / 1e3
+    return xllamacpp.Server(parameters)
 
 
 def split(start: float, ends: Iterator[float]) -> Times:
