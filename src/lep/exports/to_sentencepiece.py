@@ -42,8 +42,22 @@ def write(job: Job) -> Exported:
         proven_by=_reader(),
         agreement="",
         stops=job.stops,
-        notes=["converters read it where it lies beside tokenizer.json as tokenizer.model"],
+        notes=notes(job.tokenizer, content),
     )
+
+
+def notes(tokenizer: PreTrainedTokenizerFast, content: bytes) -> list[str]:
+    """What a file `tokenizer.model` cannot say by itself."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+
+    lines = ["converters read it where it lies beside tokenizer.json as tokenizer.model"]
+    begins_with_space = ModelProto.FromString(content).normalizer_spec.add_dummy_prefix
+    if not begins_with_space and tokenizer.init_kwargs.get("add_prefix_space") is None:
+        lines.append(
+            'set "add_prefix_space": false in tokenizer_config.json: the tokenizer puts no space '
+            "before a text, and llama.cpp's converter takes this from there"
+        )
+    return lines
 
 
 def sentencepiece_model(tokenizer: PreTrainedTokenizerFast, ends: list[int]) -> bytes:
