@@ -4,8 +4,9 @@
 
 A request is {"prompts": [text, ...], "tokens": of an answer, "alternatives": of the first token}.
 The result has for each prompt its ids as llama.cpp reads them ("prompt"), the ids of the answer
-("answer") and pairs of id and natural log-probability, best first ("first"). Special tokens in a
-prompt are read as such, and BOS and EOS are inserted as the file says.
+("answer") and pairs of id and natural log-probability, best first ("first"). These are of the first
+token that ends a character, whose index is "step": llama.cpp reports none of a part of a character.
+Special tokens in a prompt are read as such, and BOS and EOS are inserted as the file says.
 """
 
 import json
@@ -40,9 +41,10 @@ def continued(address: str, prompt: str, request: dict) -> dict:
     question = {"prompt": ids, "n_predict": request["tokens"], "n_probs": request["alternatives"]}
     question |= {"temperature": 0, "return_tokens": True, "cache_prompt": False}
     reply = posted(f"{address}/completion", question)
-    first = reply["completion_probabilities"][0]["top_logprobs"]
-    pairs = [[entry["id"], entry["logprob"]] for entry in first]
-    return {"prompt": ids, "answer": reply["tokens"], "first": pairs}
+    first = reply["completion_probabilities"][0]
+    pairs = [[entry["id"], entry["logprob"]] for entry in first["top_logprobs"]]
+    step = reply["tokens"].index(first["id"])
+    return {"prompt": ids, "answer": reply["tokens"], "step": step, "first": pairs}
 
 
 def posted(address: str, body: dict) -> dict:

@@ -65,7 +65,8 @@ def compare(
         ids = tokenizer(prompt)["input_ids"]
         ids_equal += ids == other["prompt"]
         answer, steps = _greedy(model, ids)
-        nats = max(nats, *(abs(float(steps[0][i]) - value) for i, value in other["first"]))
+        values = steps[other["step"]]
+        nats = max(nats, *(abs(float(values[i]) - value) for i, value in other["first"]))
         length = _clear_tokens(steps)
         clear += length
         equal += sum(map(eq, answer[:length], other["answer"]))

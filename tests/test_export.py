@@ -138,7 +138,7 @@ def test_llama_cpp_continues_as_the_model_does(extended: Path, tmp_path: Path) -
         assert written["prompt"] == ids[0].tolist()
         with torch.no_grad():
             first = model(ids).logits[0, -1].log_softmax(-1)
-        assert len(written["first"]) == 20
+        assert (written["step"], len(written["first"])) == (0, 20)
         likeliest, nats = zip(*written["first"], strict=True)
         assert likeliest[0] == first.argmax()
         assert torch.allclose(first[list(likeliest)], torch.tensor(nats), atol=0.02, rtol=0)
