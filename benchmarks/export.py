@@ -263,9 +263,9 @@ A cell says *equal*, with three figures:
 * the texts on which llama.cpp gives the ids of tokenizer.json, all that were tried: those of `lep
   export` (languages, code, spaces, emoji, special tokens within text, the template if there is one)
   and {documents} documents in Russian and English;
-* the largest difference, in nats, of a log-probability of the first token after {prompts} prompts (of
-  the first that ends a character, because llama.cpp reports no others), over the {alternatives} likeliest
-  tokens: llama.cpp with the bf16 file against transformers with
+* the largest difference, in nats, of a log-probability of the first token after {prompts} prompts
+  (of the first that ends a character, because llama.cpp reports no others), over the
+  {alternatives} likeliest tokens: llama.cpp with the bf16 file against transformers with
   the same bf16 weights in float32. Up to {nats} counts as equal, because llama.cpp rounds
   activations to bf16;
 * tokens of greedy answers to these prompts that are equal, of all that were compared: {tokens} of
