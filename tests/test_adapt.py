@@ -288,9 +288,9 @@ def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> No
     assert "; to fit the hours: adapt.own_prompts 1, adapt.prompt_tasks 4, eval" in found.reason
     named = chosen(10**9, "evaluate.items=70", "adapt.own_prompts=9", new_tokens=512, hours=hours)
     assert named.counts == {name: expected[name] for name in list(expected)[1::2]}
-    found = chosen(10**9, new_tokens=512, hours=20.1 * hours)  # 804,000 tokens
-    assert found.counts["evaluate.items"] == 16  # of 5 tasks, by 2 models, in 2 languages
-    assert found.counts["evaluate.characters"] == 30_150  # a token is three characters
+    found = chosen(10**9, new_tokens=512, hours=30.1 * hours)  # 1,204,000 tokens
+    assert found.counts["evaluate.items"] == 16  # of 5 tasks, by 3 models, in 2 languages
+    assert found.counts["evaluate.characters"] == 30_100  # a token is three characters
     prompts = f"adapt.prompts={instruct}/config.json"  # prompts that are given are all answered
     found = chosen(10**9, prompts, new_tokens=512, hours=hours)
     assert list(found.counts) == ["evaluate.items", "evaluate.characters"]

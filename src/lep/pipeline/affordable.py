@@ -5,7 +5,8 @@ from lep.pipeline.recipe import Recipe
 
 # Shares of the hours; training has 60%, and some are left for reading, writing and practice tasks.
 OWN_PROMPTS_SHARE, TASKS_SHARE, ITEMS_SHARE, CHARACTERS_SHARE = 0.1, 0.1, 0.08, 0.05
-TASK_TOKENS, TOKEN_CHARACTERS, MODELS = 200, 3, 2  # question and answer; models that are evaluated
+TASK_TOKENS, TOKEN_CHARACTERS = 200, 3  # of question and answer; of a token
+MODELS = 3  # that are evaluated: the original, its mean initialisation, the adapted one
 LEAST = {
     "adapt.own_prompts": 0,
     "adapt.prompt_tasks": 4,
