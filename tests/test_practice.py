@@ -155,6 +155,7 @@ def test_what_cannot_be_practised_is_refused(start, byte_level, tmp_path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["random"]
 
 
+@pytest.mark.slow
 def test_tasks_of_old_languages_are_added_from_their_sentences(start, made, tmp_path) -> None:
     en = {"en": [SAMPLE / "en"]}
     result = practise(INSTRUCT, start, RU, tmp_path / "out", old=en, **SETTINGS)

@@ -114,6 +114,7 @@ def collected():
     gc.collect()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_loses_nothing(collected, instruct, data, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(backend, "TRIES", 1)
     model, checkpoint = instruct

@@ -123,6 +123,7 @@ def test_a_sibling_keeps_all_that_is_its_own(pair, trained, pack, sibling, tmp_p
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 602
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_pack(pair, trained, pack, sibling, tmp_path) -> None:
     """The result says which rows are new, and training keeps the record of their origin."""
     apply_pack(pack, sibling, tmp_path / "out")

@@ -408,6 +408,7 @@ def test_savings_are_of_texts_from_the_whole_corpus(pair, tmp_path) -> None:
     assert again.corpus_sample == sample
 
 
+@pytest.mark.slow
 def test_compare(pair, tmp_path) -> None:
     change = extend_tokenizer(pair["base"], [RU], 60, tmp_path / "extended")
     train_tokenizer(pair["base"], [RU], "unigram", 450, tmp_path / "unigram")

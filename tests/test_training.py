@@ -575,6 +575,7 @@ def test_a_sweep_takes_the_rate_that_is_best_on_held_out_text(adapted, tmp_path)
     assert pretrain(adapted, RU, tmp_path / "plain", plain).losses == result.losses
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_state(adapted, tmp_path, monkeypatch) -> None:
     """No file may grow beyond 50 kB from the second state on, as if the disk were full."""
     save, saved = TablesTrainer._save_optimizer_and_scheduler, []
