@@ -9,8 +9,16 @@ import pytest
 import torch
 from conftest import ROOT, SAMPLE, TEMPLATE, save_model, weights
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PersimmonConfig, PersimmonForCausalLM
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PersimmonConfig,
+    PersimmonForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 import lep
 from lep.checkpoint.reader import Checkpoint
@@ -159,6 +167,57 @@ def test_positions_under_earlier_names() -> None:
     }
     earlier = {"rope_theta": 5.0, "rope_scaling": None}
     assert to_mlx.with_earlier_names(earlier) == earlier
+
+
+@pytest.fixture
+def plain_qwen(tmp_path: Path, byte_level: Tokenizer) -> Path:
+    """A model of type Qwen 2, whose class composes characters, with a tokenizer that does not."""
+    raw = Tokenizer.from_str(byte_level.to_str())
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(False, use_regex=False)
+    raw.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
+    raw.post_processor = None
+    save_model(tmp_path / "qwen", raw)
+    ids = {"bos_token_id": raw.token_to_id("<s>"), "eos_token_id": raw.token_to_id("</s>")}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    config = Qwen2Config(vocab_size=raw.get_vocab_size(), **ids, **sizes, **heads)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen")
+    return tmp_path / "qwen"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", TARGETS)
+def test_where_the_class_of_a_type_composes(plain_qwen: Path, tmp_path: Path, to: str) -> None:
+    """MLX reads the tokenizer by the model's type: its ids are those of composed text."""
+    result = lep.export(plain_qwen, tmp_path / "out", to=to, type="f32")
+    assert any("mlx-lm composes characters" in note for note in result.notes) == (to == "mlx")
+    there, raw = AutoTokenizer.from_pretrained(tmp_path / "out"), load_tokenizer(plain_qwen)
+    apart, together = "\u0438\u0306", "\u0439"
+    expected = together if to == "mlx" else apart
+    assert there(apart)["input_ids"] == raw(expected)["input_ids"]
+    assert raw(apart)["input_ids"] != raw(together)["input_ids"]
+
+
+def test_who_composes_is_asked(plain_qwen: Path, tmp_path: Path, monkeypatch) -> None:
+    """Ids of composed text pass where the program composes, and nowhere else."""
+    job = Job(Checkpoint(plain_qwen), tmp_path / "out", "f32", [("\u0438\u0306", True)])
+    expected = Behaviour([], [], [], [])
+    answered = {"log_probabilities": [], "answers": [], "rows": job.rows, "ends": job.ends}
+    answered["ids"] = [job.tokenizer("\u0439")["input_ids"]]
+    monkeypatch.setattr(folder, "version", lambda package: "1")
+    monkeypatch.setattr(folder, "behaviour", lambda job: expected)
+    monkeypatch.setattr(folder, "check_agreement", lambda *given: "near")
+    for composes in (False, True):
+        answers = answered | {"composes": composes}
+        monkeypatch.setattr(folder, "apart", lambda *given, answers=answers, **options: answers)
+        if composes:
+            agreement, notes = to_mlx.PROGRAM._prove(job, tmp_path)
+            assert agreement == "near"
+            assert "mlx-lm composes characters (NFC)" in notes[0]
+        else:
+            with pytest.raises(TokenizerError, match="would give other ids"):
+                to_mlx.PROGRAM._prove(job, tmp_path)
 
 
 def test_ctranslate2_looks_up_every_name() -> None:

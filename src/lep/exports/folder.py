@@ -14,11 +14,15 @@ from lep.checkpoint.pretrained import GENERATION
 from lep.errors import CheckpointError, LepError
 from lep.exports.agreement import ANSWER_TOKENS, behaviour, check_agreement
 from lep.exports.apart import apart
-from lep.exports.job import Exported, Job, check_ids
+from lep.exports.job import Exported, Job, check_ids, composed, composes
 from lep.files import read_json, write_json
 from lep.publish import check_output, publishing
 from lep.tokenizer.load import TOKENIZER, write_tokenizer
 
+COMPOSES = (
+    "composes characters (NFC), as transformers does for this type of model, and tokenizer.json "
+    "does not: other text has the ids of composed text there"
+)
 WAY_OUT = "serve the folder as it is (vLLM, transformers)"
 LEFT_OUT = (".py", ".md")  # code, and a card that is the converter's template
 TERMS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -73,7 +77,7 @@ class Program:
                 self._convert(job, staged, folder, question or {})
             carry(job, folder)
             finish(folder)
-            agreement = self._prove(job, folder)
+            agreement, composing = self._prove(job, folder)
         return Exported(
             output=job.output,
             to=self.to,
@@ -84,10 +88,11 @@ class Program:
             proven_by=self.version,
             agreement=agreement,
             stops=job.stops,
-            notes=notes,
+            notes=[*notes, *composing],
         )
 
-    def _prove(self, job: Job, folder: Path) -> str:
+    def _prove(self, job: Job, folder: Path) -> tuple[str, list[str]]:
+        """How near it is, and a note where the program composes characters by itself."""
         fault = f"{self.name} cannot read what its converter made of {job.source.folder}"
         expected = behaviour(job)
         question = {
@@ -99,14 +104,17 @@ class Program:
             "tokens": ANSWER_TOKENS,
         }
         read = apart(self.runner, "read", folder, question=question, fault=fault, way_out=WAY_OUT)
-        check_ids(job.tokenizer, job.texts, read["ids"], self.version, WAY_OUT)
+        composing = read.get("composes", False) and not composes(job.tokenizer)
+        texts = composed(job.texts) if composing else job.texts
+        check_ids(job.tokenizer, texts, read["ids"], self.version, WAY_OUT)
         if read["rows"] != job.rows or set(read["ends"]) != set(job.ends):
             raise CheckpointError(
                 f"{self.version} has {read['rows']:,} rows and ends at the ids {read['ends']}, the "
                 f"model has {job.rows:,} and ends at {job.ends}; nothing was written: {WAY_OUT}"
             )
         values, answers = read["log_probabilities"], read["answers"]
-        return check_agreement(expected, values, answers, job.type, WAY_OUT)
+        agreement = check_agreement(expected, values, answers, job.type, WAY_OUT)
+        return agreement, [f"{self.name} {COMPOSES}"] if composing else []
 
     def _convert(self, job: Job, staged: Path, folder: Path, question: dict[str, Any]) -> None:
         """Convert into a new folder, as converters want one, and take its files, but no code."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from tokenizers.normalizers import NFC
 from transformers import PreTrainedTokenizerFast
 
 from lep.checkpoint.pretrained import GENERATION
@@ -13,6 +14,7 @@ from lep.errors import CheckpointError, TokenizerError
 from lep.files import read_json
 from lep.result import Result
 from lep.tokenizer.chat import first_added_token, rendered
+from lep.tokenizer.vocabulary import described
 
 Texts = Sequence[tuple[str, bool]]  # texts, and whether BOS and EOS are put around them
 SHOWN_IDS, SHOWN_CHARACTERS = 12, 60  # in the sentence of a difference
@@ -99,6 +101,16 @@ class Exported(Result):
             *self.notes,
         ]
         return "\n".join(filter(None, lines))
+
+
+def composes(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer composes characters (NFC)."""
+    return (described(tokenizer.backend_tokenizer.normalizer) or {}).get("type") == "NFC"
+
+
+def composed(texts: Texts) -> Texts:
+    """The texts with their characters composed (NFC)."""
+    return [(NFC().normalize_str(text), inserted) for text, inserted in texts]
 
 
 def check_ids(

@@ -11,6 +11,7 @@ from typing import Any
 from lep.exports.apart import answer
 
 TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "q8_0": "bfloat16"}
+APART, COMPOSED = "e\N{COMBINING ACUTE ACCENT}", "\N{LATIN SMALL LETTER E WITH ACUTE}"
 
 
 def convert(model: str, folder: str, question: dict[str, Any]) -> bool:
@@ -41,8 +42,10 @@ def read(folder: str, question: dict[str, Any]) -> dict[str, Any]:
         values.append(mx.take_along_axis(scores, mx.array(likeliest), axis=-1).tolist())
         steps = generate_step(mx.array(ids), model, max_tokens=question["tokens"])
         answers.append(to_end((int(token) for token, _ in steps), tokenizer.eos_token_ids))
+    normalizer = tokenizer.backend_tokenizer.normalizer
     return {
         "ids": [tokenizer.encode(t, add_special_tokens=add) for t, add in question["texts"]],
+        "composes": normalizer is not None and normalizer.normalize_str(APART) == COMPOSED,
         "rows": rows,
         "ends": sorted(tokenizer.eos_token_ids),
         "log_probabilities": values,

@@ -8,14 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from lep.errors import CheckpointError
 from lep.exports.convert import convert
-from lep.exports.job import Exported, Job, Texts, check_ids
+from lep.exports.job import Exported, Job, Texts, check_ids, composed, composes
 from lep.exports.llama_cpp import llama_cpp_ids, runtime
 from lep.exports.metadata import check_installed, read_tokenizer
 from lep.exports.pre_tokenizers import ELSEWHERE
 from lep.exports.reading import Reading
 from lep.exports.vocabulary import Metadata, gguf_vocabulary
 from lep.publish import check_files, publishing_files
-from lep.tokenizer.vocabulary import described
 
 ENDS = 3  # tokens that a GGUF file can name as ends: of text, of a turn, of a message
 READING = "an independent reading of the file's merges or scores"
@@ -61,7 +60,7 @@ def prove(tokenizer: PreTrainedTokenizerFast, metadata: Metadata, texts: Texts) 
     Raises `TokenizerError` for the first text with other ids.
     """
     if composes(tokenizer):
-        texts = [(tokenizer.backend_tokenizer.normalizer.normalize_str(t), i) for t, i in texts]
+        texts = composed(texts)
     reader, results = ids_of(metadata, texts)
     check_ids(tokenizer, texts, results, reader, ELSEWHERE)
     return reader
@@ -73,11 +72,6 @@ def ids_of(metadata: Metadata, texts: Texts) -> tuple[str, list[list[int]]]:
         return name, llama_cpp_ids(metadata, texts)
     reading = Reading(metadata)
     return READING, [reading.read(text, inserted=inserted) for text, inserted in texts]
-
-
-def composes(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer composes characters (NFC), which llama.cpp does not."""
-    return (described(tokenizer.backend_tokenizer.normalizer) or {}).get("type") == "NFC"
 
 
 def _write(folder: Path, file: Path, kind: str, metadata: Metadata) -> None:
