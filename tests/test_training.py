@@ -36,12 +36,12 @@ from lep.training.heldout import HeldoutText
 from lep.training.loss import head_is_plain, head_loss, linear_cross_entropy
 from lep.training.pretrain import pretrain
 from lep.training.samples import Sample, collate_answers, encode_records, in_order
+from lep.training.states import last_state
 from lep.training.trainable_rows import check_frozen, frozen_digest
 from lep.training.trainer import (
     StopWhenDiverging,
     TablesTrainer,
     decay_touched_rows,
-    last_state,
     logging_steps,
     look_steps,
     uses_bf16,
@@ -254,9 +254,9 @@ def numbers_in(checkpoint: Checkpoint, ids: list[int]) -> list[int]:
 
 
 def test_looks_are_planned_to_a_tenth_of_the_time() -> None:
-    """Eight looks at two languages, forward only, of a training forward and backward."""
+    """Nine looks at two languages, forward only, of a training forward and backward."""
     settings = PretrainSettings(tokens=800_000, eval_text={"ru": ["x"], "en": ["y"]})
-    assert look_tokens(settings) * 2 * 8 == 0.1 * 2 * 800_000
+    assert look_tokens(settings) == int(0.1 * 2 * 800_000 / (2 * 9))
     assert look_tokens(settings.model_copy(update={"eval_text": {}})) is None
     given = PretrainSettings(tokens=800_000, eval_text={"ru": ["x"]}, eval_characters=50_000)
     assert look_tokens(given) is None
@@ -519,6 +519,20 @@ def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> N
     stopped = pretrain(adapted, EN, tmp_path / "early", variant(settings, patience=1))
     assert len(stopped.looks) < len(looks)
     assert stopped.best_step == result.best_step
+
+
+def test_the_start_is_kept_where_no_step_is_better(adapted, tmp_path) -> None:
+    """English at a rate that ruins the tables, and Russian looked at."""
+    settings = watched(learning_rate=0.2, tokens=2_000, precision="float32")
+    result = pretrain(adapted, EN, tmp_path / "out", settings)
+    bits = [look.bits_per_byte["ru"] for look in result.looks]
+    assert result.looks[0].step == result.best_step == 0
+    assert bits[0] < min(bits[1:])
+    assert "no step was better on held-out text than the start" in str(result)
+    start, kept = weights(adapted), weights(tmp_path / "out")
+    assert start.keys() == kept.keys()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in start.items())
+    assert not list(tmp_path.rglob("checkpoint-*"))
 
 
 def test_copying_and_new_tokens_are_looked_at(adapted) -> None:

@@ -65,8 +65,8 @@ class PretrainSettings(TrainingSettings):
     decay_share: Share = 0.2
     """Share of the steps in the final decay, with wsd."""
     eval_text: Texts = Field({})
-    """LANGUAGE=PATH: held-out text to evaluate at each checkpoint; the state that is best on the
-    first language is kept (default: none, the last state is kept)."""
+    """LANGUAGE=PATH: held-out text to evaluate at the start and at each checkpoint; the state that
+    is best on the first language is kept (default: none, the last state is kept)."""
     eval_characters: PositiveInt = 50_000
     """Characters of held-out text to evaluate per language (by default fewer, where looks would
     take more than a tenth of the time)."""

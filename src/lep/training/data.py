@@ -60,7 +60,7 @@ def look_tokens(settings: PretrainSettings) -> int | None:
     """
     if "eval_characters" in settings.model_fields_set or not settings.eval_text:
         return None
-    looks = settings.checkpoints * len(settings.eval_text)
+    looks = (1 + settings.checkpoints) * len(settings.eval_text)  # with one at the start
     return int(LOOK_SHARE * 2 * settings.budget(0) / looks)
 
 

@@ -28,13 +28,13 @@ from lep.training import data, lora, processes, streams, trainable_rows
 from lep.training.heldout import ALL_LANGUAGES, HeldoutText
 from lep.training.reporters import check_reporters
 from lep.training.results import PretrainResult, Sweep, write_record
+from lep.training.states import last_state, state_step
 from lep.training.trainer import (
     LOOK_SECONDS,
     TablesTrainer,
     load_to_train,
     look_steps,
     run,
-    state_step,
     training_arguments,
     write_trained,
 )
@@ -223,9 +223,6 @@ class _Task:
         tables = trainable_rows.stored_tables(self.checkpoint, self.rows, model)
         state, packed_tokens = trainer.state, data.tokens_of(self.blocks)
         best = state.best_model_checkpoint
-        if settings.eval_text and best is None:
-            training = f"the training at {settings.learning_rate:g}"
-            raise TrainingError(f"no state of {training} is usable: {losses[-1]}")
         result = PretrainResult(
             tokens=round(state.epoch * packed_tokens),
             steps=state.global_step,
@@ -289,6 +286,7 @@ class _Task:
             options |= {
                 "eval_strategy": "steps",
                 "eval_steps": look_steps(steps, settings.checkpoints),
+                "eval_on_start": last_state(folder) is None,
                 "load_best_model_at_end": True,
                 "metric_for_best_model": f"eval_{ALL_LANGUAGES if self.is_mixture else first}",
                 "greater_is_better": False,
@@ -336,7 +334,7 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
     short = _updated(settings, tokens=tokens, learning_rate=rate, checkpoints=1)
     try:
         looks, language = task.train(folder, short)[0].looks or [], next(iter(settings.eval_text))
-        bits = min(look.bits_per_byte[language] for look in looks)
+        bits = min(look.bits_per_byte[language] for look in looks if look.step)
     except TrainingError:
         bits = None
     clear_device_cache(garbage_collection=True)

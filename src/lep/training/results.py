@@ -83,6 +83,11 @@ class PretrainResult(Result):
             bits = ", ".join(f"{name} {value:.4f}" for name, value in look.bits_per_byte.items())
             kept = " (kept)" if look.step == self.best_step else ""
             lines.append(f"step {look.step:,}: bits per byte {bits}{kept}")
+        if self.best_step == 0:
+            lines.append(
+                "no step was better on held-out text than the start, which is kept: train on more "
+                "tokens, or at a lower rate"
+            )
         if self.looks and self.seconds:
             share = self.look_seconds / self.seconds
             lines.append(f"looks at held-out text took {share:.0%} of the time")

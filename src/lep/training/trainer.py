@@ -30,8 +30,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import Rows, save_tensors
 from lep.checkpoint.writer import write_checkpoint
 from lep.durable import sync_tree
-from lep.errors import LepError, OutputError, TrainingError
-from lep.files import read_json
+from lep.errors import OutputError, TrainingError
 from lep.progress import Lines, is_terminal
 from lep.settings import TrainingSettings
 from lep.tokenizer.load import copy_tokenizer
@@ -40,11 +39,11 @@ from lep.training.loss import chunk_loss
 from lep.training.processes import local, reshard, shard_like, whole, world_size
 from lep.training.reporters import finish, name_logs, run_name
 from lep.training.results import Loss
+from lep.training.states import START, STATE, WEIGHTS, last_state, states_in
 from lep.training.streams import LOSS, StreamSums
 from lep.transfer.mappings import copy_mappings
 
 LOOK_SECONDS = "look_seconds"  # in the log
-WEIGHTS, STATE = "trained.safetensors", "trainer_state.json"
 LOSS_OF_TEXT = f"{LOSS}text"
 # Nats a token by which the mean of the last reports is above all of the first: no longer noise.
 RISE, FIRST_REPORTS, REPORTS = 1.0, 3, 10
@@ -167,7 +166,18 @@ class TablesTrainer(TrainedOnlyTrainer):
         self.log(metrics)
         handler = self.callback_handler
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.state.global_step == 0:
+            self._keep_start(metrics)
         return metrics
+
+    def _keep_start(self, metrics: dict[str, float]) -> None:
+        """Save the start, which stays the best state where training makes nothing better.
+
+        It has weights alone: no run continues from it.
+        """
+        self._determine_best_metric(metrics, None)
+        self.state.best_model_checkpoint = str(Path(str(self.args.output_dir)) / START)
+        self.save_model(self.state.best_model_checkpoint)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -253,7 +263,7 @@ class StopWhenDiverging(TrainerCallback):
             control.should_save = False  # the step of this loss has asked for a save
         enough = len(losses) >= FIRST_REPORTS + REPORTS
         if lost or (enough and fmean(losses[-REPORTS:]) > first + RISE):
-            states = states_in(Path(args.output_dir))
+            states = [s for s in states_in(Path(args.output_dir)) if s.name != START]
             kept = f"the last state before is {states[-1]}" if states else "no state had been saved"
             raise TrainingError(
                 f"the loss went from {first:.2f} to {loss:.2f} nats a token by step "
@@ -356,28 +366,6 @@ def run(trainer: Trainer) -> tuple[list[Loss], float]:
         if "loss" in entry
     ]
     return losses, round(training_seconds(trainer.state), 1)
-
-
-def last_state(folder: Path) -> Path | None:
-    """The newest whole state in a folder. Deletes states that a kill left half written."""
-    for state in reversed(states_in(folder)):
-        try:
-            (state / WEIGHTS).stat()  # a state of an older version has other files
-            read_json(state / STATE)  # what the Trainer writes last
-            return state
-        except (OSError, LepError):
-            shutil.rmtree(state, ignore_errors=True)  # another process may have done so
-    return None
-
-
-def states_in(folder: Path) -> list[Path]:
-    """The states that a Trainer saved in a folder, `checkpoint-STEP`, by step."""
-    return sorted(folder.glob("checkpoint-*"), key=state_step)
-
-
-def state_step(state: Path | str) -> int:
-    """The step of a saved state."""
-    return int(str(state).rpartition("-")[2])
 
 
 def write_trained(source: Checkpoint, changed: Mapping[str, Tensor | Rows], folder: Path) -> None:
