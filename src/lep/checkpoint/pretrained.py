@@ -77,7 +77,9 @@ def merged(model: PreTrainedModel, folder: Path) -> Any:
         raise CheckpointError(f"{adapter} is a {kind} adapter, only LORA is merged here: {advice}")
     if isinstance(modules := settings.get("target_modules"), str) and modules != "all-linear":
         raise CheckpointError(f"{adapter} names its modules by a pattern, not a list: {advice}")
-    if others := [k for k, v in settings.items() if v and k not in f"{SHAPE} {INERT}".split()]:
+    usual, known = LoraConfig().to_dict(), f"{SHAPE} {INERT}".split()
+    changed = [name for name, value in settings.items() if value and value != usual.get(name)]
+    if others := [name for name in changed if name not in known]:
         raise CheckpointError(
             f"{adapter} sets {others[0][:100]}, which is not known here: {advice}"
         )
