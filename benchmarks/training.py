@@ -1,11 +1,14 @@
 """Embedding training: seconds per step and memory of four ways, each in its own process.
 
     python benchmarks/training.py [--steps 8] [--precision auto] \\
-        [--vocabulary 128000 --new 20000 --hidden 512]
+        [--vocabulary 128000 --new 20000 --hidden 512 | --model FOLDER --new 4096] [--block 1024]
 
 `full` trains every parameter with the stock Trainer, `plain` uses the stock Trainer with a frozen
 body, `embeddings` and `new_rows` are ours. All compute in float32, or in bf16 if the hardware has
 it (`--precision`); ours then hold the body in bf16, as `lep pretrain` does. The ways alternate.
+The model is random, or that of a folder with new rows. The floor is the time of the operations that
+a way cannot do without (`operations`) at the rate of products of its sizes, measured in the same
+process after the steps.
 Seconds are medians over the steps of all rounds, without the first step of each. Peak memory is
 that of the process with its model, minus its memory before the model (on a GPU: what torch
 allocated).
@@ -21,7 +24,15 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from lep.settings import PretrainSettings
 from lep.training.data import collate
@@ -29,7 +40,7 @@ from lep.training.loss import chunk_loss
 from lep.training.trainable_rows import split_tables, whole_tables
 from lep.training.trainer import TablesTrainer, uses_bf16
 
-BLOCK, HEAD = 1_024, 64
+HEAD, PRODUCTS = 64, 20
 WAYS = ("full", "plain", "embeddings", "new_rows")
 
 
@@ -49,8 +60,13 @@ def peak_resident() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def model_of(a: argparse.Namespace) -> LlamaForCausalLM:
+def model_of(a: argparse.Namespace) -> PreTrainedModel:
     torch.manual_seed(0)
+    if a.model:
+        model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32)
+        model.config.use_cache = False
+        model.resize_token_embeddings(len(model.get_input_embeddings().weight) + a.new)
+        return model
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=a.vocabulary + a.new,
@@ -59,37 +75,70 @@ def model_of(a: argparse.Namespace) -> LlamaForCausalLM:
             num_hidden_layers=a.layers,
             num_attention_heads=a.hidden // HEAD,
             num_key_value_heads=a.hidden // HEAD,
-            max_position_embeddings=BLOCK,
+            max_position_embeddings=a.block,
             tie_word_embeddings=False,
             use_cache=False,
         )
     )
 
 
+def operations(model: PreTrainedModel, way: str, tokens: int, block: int, new: int) -> float:
+    """Multiplications and additions of a step.
+
+    Each weight of the body takes two a token forward, and two for the gradient of what it
+    multiplies; two more for its own where it trains. So does the head, of which only new rows train
+    in `new_rows`. The attention's products have two factors that are computed.
+    """
+    config = model.config
+    table = config.vocab_size * config.hidden_size
+    body = sum(p.numel() for p in model.get_decoder().parameters()) - table
+    attention = 2 * block * config.hidden_size * config.num_hidden_layers  # weights, causal
+    trained = {"new_rows": new * config.hidden_size}.get(way, table)
+    weights = 4 * (body + table) + 2 * (trained + (body if way == "full" else 0))
+    return tokens * (weights + 3 * attention)
+
+
+def product_rate(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> float:
+    """Operations a second of products of the body's largest size: the best of some."""
+    config = model.config
+    device, sizes = model.device, (config.hidden_size, config.intermediate_size)
+    states, weight = torch.randn(tokens, sizes[0]), torch.randn(sizes)
+    states, weight = states.to(device, dtype), weight.to(device, dtype)
+    times = []
+    for _ in range(PRODUCTS):
+        began = time.perf_counter()
+        float((states @ weight)[0, 0])
+        times.append(time.perf_counter() - began)
+    return 2 * tokens * sizes[0] * sizes[1] / min(times)
+
+
 def one(a: argparse.Namespace) -> dict[str, float]:
     """Train for some steps in one way; returns seconds, bytes and trained parameters."""
     before = peak_resident()
     model, tables = model_of(a), a.way not in ("full", "plain")
+    a.vocabulary = model.config.vocab_size - a.new
     bf16 = uses_bf16(PretrainSettings(tokens=a.tokens, learning_rate=1e-4, precision=a.precision))
     if bf16 and tables:
         model = model.bfloat16()
     if a.way != "full":
         model.requires_grad_(False)
+    kinds = ("input",) if model.config.tie_word_embeddings else ("input", "output")
     if a.way == "new_rows":
         rows = torch.arange(a.vocabulary, a.vocabulary + a.new)
-        split_tables(model, {"input": rows, "output": rows})
+        split_tables(model, dict.fromkeys(kinds, rows))
     elif a.way == "embeddings":
-        whole_tables(model, ("input", "output"))
+        whole_tables(model, kinds)
     elif a.way == "plain":
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             module.requires_grad_(True)
     ids = torch.randint(
         0,
         a.vocabulary + a.new,
-        (a.tokens // BLOCK, BLOCK),
+        (a.tokens // a.block, a.block),
         generator=torch.Generator().manual_seed(1),
     )
-    blocks = [{"input_ids": row, "lengths": [BLOCK]} for row in ids] * a.steps
+    blocks = [{"input_ids": row, "lengths": [a.block]} for row in ids] * a.steps
+    needed = operations(model, a.way, ids.numel(), a.block, a.new)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -126,8 +175,10 @@ def one(a: argparse.Namespace) -> dict[str, float]:
         torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident() - before
     )
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
+    dtype = torch.bfloat16 if bf16 else torch.float32
     return {
         "step": statistics.median(steps),
+        "floor": needed / product_rate(model, ids.numel(), dtype),
         "peak": peak,
         "optimizer": sum(t.numel() * t.element_size() for t in state),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -144,8 +195,10 @@ def main() -> None:
         ("hidden", 512),
         ("layers", 2),
         ("tokens", 4_096),
+        ("block", 1_024),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", help="a folder")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
@@ -168,15 +221,16 @@ def main() -> None:
     seconds = {way: statistics.median(r["step"] for r in runs) for way, runs in results.items()}
     peaks = {way: max(r["peak"] for r in runs) for way, runs in results.items()}
     print(
-        f"\n| way | trained | s a step | tokens/s | speed, {reference} = 1 | peak GB "
-        f"| memory, {reference} = 1 | optimizer GB |\n" + "|---" * 8 + "|"
+        f"\n| way | trained | s a step | of the floor | tokens/s | speed, {reference} = 1 "
+        f"| peak GB | memory, {reference} = 1 | optimizer GB |\n" + "|---" * 9 + "|"
     )
     for way, runs in results.items():
         speed, memory = seconds[reference] / seconds[way], peaks[way] / peaks[reference]
         rate = arguments.tokens / seconds[way]
+        above = statistics.median(run["step"] / run["floor"] for run in runs)
         print(
-            f"| {way} | {runs[0]['trained'] / 1e6:.1f}M | {seconds[way]:.2f} | {rate:,.0f} "
-            f"| {speed:.2f} | {peaks[way] / 1e9:.2f} | {memory:.2f} "
+            f"| {way} | {runs[0]['trained'] / 1e6:.1f}M | {seconds[way]:.2f} | {above:.2f} "
+            f"| {rate:,.0f} | {speed:.2f} | {peaks[way] / 1e9:.2f} | {memory:.2f} "
             f"| {runs[0]['optimizer'] / 1e9:.2f} |"
         )
 
