@@ -89,6 +89,19 @@ def test_surprise_is_nats_per_byte_beside_the_median_question(pair) -> None:
     assert found.surprise == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_median_question_is_that_of_a_sample(pair, monkeypatch) -> None:
+    """Of each script at equal distances, so that measuring it does not grow with the prompts."""
+    model, checkpoint = load_model(pair["instruct"])
+    texts = [f"Где дом номер {i}?" for i in range(5)] + ["Where is it?"]
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    sampled = [prompts[i] for i in (0, 3, 5)]
+    monkeypatch.setattr("lep.calibration.surprise.QUESTIONS", 2)
+    of_all = Surprise.of(model, checkpoint, prompts, 2)
+    of_sample = Surprise.of(model, checkpoint, sampled, 2)
+    assert of_all.medians == pytest.approx(of_sample.medians, rel=1e-5)
+    assert len(of_all.medians) == 2
+
+
 def test_refrains_are_not_repetition() -> None:
     verse = "one two three four " + " ".join(f"word{i}" for i in range(60)) + " one two three four"
     assert not repeats(verse)

@@ -19,11 +19,15 @@ from lep.inference.likelihood import sequence_nats, text_nats
 from lep.tokenizer.chat import chat_ids
 
 MOST_CHARACTERS = 2_000  # of a text that is measured
+QUESTIONS = 64  # of a script, at most, whose median counts
 
 
 @dataclass(frozen=True)
 class Surprise:
-    """A model, its prompts, and its median nats per byte of their last questions by script."""
+    """A model, its prompts, and its median nats per byte of their last questions by script.
+
+    Of many questions, the median is that of a sample, taken at equal distances.
+    """
 
     model: Any
     checkpoint: Checkpoint
@@ -41,11 +45,14 @@ class Surprise:
         batch_size: int,
     ) -> "Surprise":
         texts = [prompt[-1]["content"] for prompt in prompts]
-        scripts, values = list(map(dominant_script, texts)), defaultdict(list)
-        nats = nats_per_byte(model, checkpoint.tokenizer, texts, batch_size, "questions")
-        for script, value in zip(scripts, nats, strict=True):
-            values[script].append(value)
-        medians = {script: statistics.median(each) for script, each in values.items()}
+        scripts, by_script = list(map(dominant_script, texts)), defaultdict(list)
+        for script, text in zip(scripts, texts, strict=True):
+            by_script[script].append(text)
+        medians = {}
+        for script, each in by_script.items():
+            sample = each[:: math.ceil(len(each) / QUESTIONS)]
+            nats = nats_per_byte(model, checkpoint.tokenizer, sample, batch_size, "questions")
+            medians[script] = statistics.median(nats)
         return cls(model, checkpoint, prompts, scripts, medians, batch_size)
 
     def measured(self, answers: Sequence[Answer]) -> list[Answer]:
