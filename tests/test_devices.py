@@ -212,13 +212,14 @@ def trained(source: Path, train: str, device: torch.device, folder: Path) -> lis
     from lep.training.data import collate
     from lep.training.heldout import HeldoutText
     from lep.training.loss import chunk_loss
+    from lep.training.optimizer import decay_touched_rows
     from lep.training.trainable_rows import (
         new_token_rows,
         split_tables,
         stored_tables,
         whole_tables,
     )
-    from lep.training.trainer import TrainedOnlyTrainer, decay_touched_rows
+    from lep.training.trainer import TrainedOnlyTrainer
 
     checkpoint = Checkpoint(source)
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto").requires_grad_(False)

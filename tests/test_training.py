@@ -34,6 +34,7 @@ from lep.tokenizer.load import load_tokenizer
 from lep.training.data import collate, isolates, look_tokens, packed_blocks, schedule, tokens_of
 from lep.training.heldout import HeldoutText
 from lep.training.loss import head_is_plain, head_loss, linear_cross_entropy
+from lep.training.optimizer import EPSILON_SHARE, decay_touched_rows, scale_epsilon
 from lep.training.pretrain import pretrain
 from lep.training.samples import Sample, collate_answers, encode_records, in_order
 from lep.training.states import last_state
@@ -41,7 +42,6 @@ from lep.training.trainable_rows import check_frozen, frozen_digest
 from lep.training.trainer import (
     StopWhenDiverging,
     TablesTrainer,
-    decay_touched_rows,
     logging_steps,
     look_steps,
     uses_bf16,
@@ -798,6 +798,31 @@ def test_tuning_data_must_hold_answers(pair, tmp_path) -> None:
     with pytest.raises(CorpusError, match=r"bad.jsonl, line 1: 'messages' must be"):
         tune(pair["instruct"], tmp_path / "bad.jsonl", tmp_path / "out", TuneSettings())
     assert not list(tmp_path.glob("out*"))
+
+
+def test_rows_that_no_text_uses_stay_where_they_are() -> None:
+    """Adam's epsilon follows the gradients of the table, against sums over all steps in float64."""
+    gradients = 1e-6 * torch.randn(3, 50, 8, generator=torch.Generator().manual_seed(0))
+    gradients[:, 0] *= 1_000  # the row of a token that occurs
+    table, vector = torch.nn.Parameter(torch.zeros(50, 8)), torch.nn.Parameter(torch.zeros(2, 8))
+    optimizer = torch.optim.AdamW([vector, table], lr=0.1, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer.register_step_pre_hook(scale_epsilon)
+    moment = 0.0
+    for step, gradient in enumerate(gradients, 1):
+        table.grad, vector.grad = gradient.clone(), torch.ones(2, 8)
+        optimizer.step()
+        moment = 0.98 * moment + 0.02 * float(gradient.double().square().mean())
+        expected = EPSILON_SHARE * (moment / (1 - 0.98**step)) ** 0.5
+        assert optimizer.param_groups[0]["eps"] == pytest.approx(expected, rel=1e-4)
+    moved = table.detach().abs().mean(1)
+    assert moved[0] > 0.03
+    assert moved[1:].max() < 0.1 * moved[0]
+    assert vector.detach().abs().min() > 0.2
+    table.grad = torch.zeros_like(table)
+    fresh = torch.optim.AdamW([table])
+    fresh.register_step_pre_hook(scale_epsilon)
+    fresh.step()
+    assert table.isfinite().all()
 
 
 def test_an_adapter_beside_the_weights_is_not_lost(adapted, tmp_path) -> None:

@@ -300,7 +300,7 @@ class _Task:
             # The Trainer demands one; `evaluate` uses `heldout`.
             eval_dataset=self.blocks.select([0]) if settings.eval_text else None,
         )
-        trainer.heldout = self.heldout
+        trainer.heldout, trainer.is_mixture = self.heldout, self.is_mixture
         if self.rates and "output" in self.rates:
             trainer.output_rate = self.rates["output"] / self.rates["input"]
         processes.add_in_float32(trainer.accelerator.state)

@@ -36,7 +36,8 @@ from lep.settings import TrainingSettings
 from lep.tokenizer.load import copy_tokenizer
 from lep.training.heldout import HeldoutText
 from lep.training.loss import chunk_loss
-from lep.training.processes import local, reshard, shard_like, whole, world_size
+from lep.training.optimizer import decay_touched_rows, scale_epsilon
+from lep.training.processes import reshard, shard_like, whole, world_size
 from lep.training.reporters import finish, name_logs, run_name
 from lep.training.results import Loss
 from lep.training.states import START, STATE, WEIGHTS, last_state, states_in
@@ -126,6 +127,7 @@ class TablesTrainer(TrainedOnlyTrainer):
     stream_sums: StreamSums | None = None  # of a mixture
     stream_weights: Tensor  # of a mixture, by number of the stream
     output_rate: float = 1.0  # of the output table, as a share of the input table's
+    is_mixture = False
     control: Any
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
@@ -148,6 +150,8 @@ class TablesTrainer(TrainedOnlyTrainer):
         optimizer.param_groups[1]["decay_of_touched_rows"] = self.args.weight_decay
         optimizer.param_groups[0]["lr"] *= self.output_rate
         optimizer.register_step_pre_hook(decay_touched_rows)
+        if self.is_mixture:
+            optimizer.register_step_pre_hook(scale_epsilon)
         return optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -181,17 +185,6 @@ class TablesTrainer(TrainedOnlyTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-@torch.no_grad()
-def decay_touched_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Weight decay of the rows with a gradient in this step; unused rows do not shrink."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("decay_of_touched_rows") else ():
-            if parameter.grad is not None:
-                rows, slopes = local(parameter), local(parameter.grad)
-                shrunk = 1 - group["lr"] * group["decay_of_touched_rows"]
-                rows.mul_(torch.where((slopes != 0).any(1, keepdim=True), shrunk, 1.0))
 
 
 class QuietProgress(ProgressCallback):
