@@ -282,8 +282,9 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
         assert process.stdout is not None
         if any(line.rstrip().endswith("...") for line in process.stdout):
             time.sleep(seconds)
-            kills += process.poll() is None
-            os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:  # on a slow machine it may be through
+                kills += 1
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(command, check=True, capture_output=True)
     assert kills >= 3
