@@ -233,8 +233,8 @@ class LinearMap:
         return (x @ self.weight + self.offset).float()
 
 
-def from_states(experiment: Experiment, *, split: bool) -> Candidates:
-    """Rows from the states of each layer."""
+def from_states(experiment: Experiment, *, split: bool, added: bool = False) -> Candidates:
+    """Rows from the states of each layer; with `added`, what they add to the mean of the pieces."""
     a = experiment.arguments
     model, _ = load_model(experiment.model)
     depth = len(model.get_decoder().layers)
@@ -243,26 +243,33 @@ def from_states(experiment: Experiment, *, split: bool) -> Candidates:
     new = states(model, new_samples(experiment, a.state_tokens), layers)
     del model
     targets = experiment.known_rows[known.tokens]
+    known_means, new_means = (means(experiment, of) for of in (known, new))
     index = {token: row for row, token in enumerate(experiment.new.tolist())}
     of_row = torch.tensor([index[token] for token in new.tokens])
+    counts = torch.bincount(of_row, minlength=len(index))[:, None]
     candidates, fits = {}, {}
     for layer in layers:
-        fitted = LinearMap(_inputs(experiment, known, layer, split), targets)
-        predicted = fitted(_inputs(experiment, known, layer, split))
+        inputs, state = known.by_layer[layer], new.by_layer[layer]
+        if split:
+            inputs, state = torch.cat([inputs, known_means], 1), torch.cat([state, new_means], 1)
+        fitted = LinearMap(inputs, targets - known_means * added)
+        predicted = fitted(inputs) + known_means * added
         fits[layer] = float(torch.cosine_similarity(predicted, targets).mean())
-        each = fitted(_inputs(experiment, new, layer, split))
-        rows = torch.zeros_like(experiment.mean_rows).index_add_(0, of_row, each)
-        for norm, scaled in experiment.scaled(rows).items():
-            candidates[f"layer {layer}, {norm}"] = scaled
+        sums = torch.zeros_like(experiment.mean_rows).index_add_(0, of_row, fitted(state))
+        rows = sums / counts
+        if added:
+            for share in (0.25, 0.5, 1.0):
+                candidates[f"layer {layer}, {share}"] = experiment.mean_rows + share * rows
+        else:
+            for norm, scaled in experiment.scaled(rows).items():
+                candidates[f"layer {layer}, {norm}"] = scaled
     words, contexts = len(known.tokens), len(new.tokens)
     return candidates, {"cosine": fits, "words": words, "contexts": contexts}
 
 
-def _inputs(experiment: Experiment, of: States, layer: int, split: bool) -> Tensor:
-    if not split:
-        return of.by_layer[layer]
-    means = torch.stack([experiment.known_rows[pieces].mean(0) for pieces in of.pieces])
-    return torch.cat([of.by_layer[layer], means], 1)
+def means(experiment: Experiment, of: States) -> Tensor:
+    """The means of the pieces' rows, (n, h) float32."""
+    return torch.stack([experiment.known_rows[pieces].mean(0) for pieces in of.pieces])
 
 
 def pursuit(targets: Tensor, atoms: Tensor, nonzero: int) -> tuple[Tensor, Tensor]:

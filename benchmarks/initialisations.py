@@ -3,7 +3,7 @@ training.
 
     python benchmarks/initialisations.py run --model FOLDER --tokenizer FOLDER --corpus FOLDER \\
         --eval FILE... --output DIR [--arms mean random ...] [--donor FOLDER] [--updates 50] \\
-        [--relative-rate 0.02]
+        [--relative-rate 0.005] [--input-only]
     python benchmarks/initialisations.py rates --model FOLDER --tokenizer FOLDER --corpus FOLDER \\
         --output DIR
     python benchmarks/initialisations.py table --output DIR
@@ -22,13 +22,17 @@ and is skipped where it exists. Arms:
   After the idea of FragMend (arXiv:2604.16656) and of Kaplan et al. (arXiv:2410.05864).
 * `split`: the same; but the words that the map is fitted on are read in pieces, as new tokens are,
   and it sees the mean of the pieces too.
+* `added`: the same, but what the map finds is what the states add to the mean of the pieces, and a
+  share of it, chosen as the layer, is added. Where the map has learned nothing this is `mean`.
 * `omp`: needs a donor, a model that has some of the new tokens (`--donor`). Each new row that the
   donor has is a sparse combination of its rows of tokens that both models have, by orthogonal
   matching pursuit; the same combination of the model's rows is the new row (arXiv:2506.06607).
   Tokens that the donor lacks too have the mean. The candidates are shared tokens with letters of
   other than the Latin script and a sample of the others.
 
-`hidden`, `split` and `omp` give input rows; in an untied model output rows are means.
+These ways give input rows; in an untied model output rows are means. In a tied one a row serves
+both. With `--input-only` the output table of a tied model is a table of its own, with means, so
+that the input rows are judged alone; their files are named ARM-input, and nothing is trained.
 
 Bits per byte of texts of one document each, and of the repetition of a short one (`copied`), are
 compared with those of `mean` by a paired bootstrap over documents (95%).
@@ -44,6 +48,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from initial_rows import Candidates, Experiment, from_donor, from_states
 from torch import Tensor
 
@@ -79,6 +84,7 @@ EVALUATION_BATCH = 8
 ROWS: dict[str, Callable[[Experiment], Candidates]] = {
     "hidden": partial(from_states, split=False),
     "split": partial(from_states, split=True),
+    "added": partial(from_states, split=True, added=True),
     "omp": from_donor,
 }
 
@@ -121,13 +127,22 @@ def chosen(
     a = experiment.arguments
     items = texts(experiment.text(a.new, "heldout"), a.choice_texts, a.characters)
     model, checkpoint = load_model(experiment.mean)
+    if a.input_only:
+        untie(model, experiment)
     table, looks = model.get_input_embeddings().weight.data, {}
-    for name, rows in candidates.items():
+    for name, rows in {"mean": experiment.mean_rows, **candidates}.items():
         table[experiment.new] = rows.to(table.dtype)
         losses = text_nats(model, checkpoint.tokenizer, items, EVALUATION_BATCH)
         looks[name] = bits(_with_bytes([nats for _, nats in losses], items))
         print(f"    {name}: {looks[name]:.4f}", flush=True)
-    return candidates[min(looks, key=lambda name: looks[name])], looks
+    return candidates[min(candidates, key=lambda name: looks[name])], looks
+
+
+def untie(model: Any, experiment: Experiment) -> None:
+    """Give a model an output table of its own, the one with means."""
+    tables = experiment.after.tables.by_kind()
+    means = experiment.after.tensor(tables.get("output", tables["input"]))
+    model.get_output_embeddings().weight = torch.nn.Parameter(means.to(model.dtype))
 
 
 def initialised(experiment: Experiment, arm: str, folder: Path) -> dict[str, Any]:
@@ -190,17 +205,20 @@ def run(a: argparse.Namespace) -> None:
         a.old: texts([a.corpus / f"{a.old}.heldout.jsonl"], a.old_texts, a.characters),
     }
 
-    def look(folder: Path) -> dict[str, Any]:
+    def look(folder: Path, *, own_output: bool = False) -> dict[str, Any]:
         model, checkpoint = load_model(folder)
+        if own_output:
+            untie(model, experiment)
         return measured(model, checkpoint.tokenizer, reported)
 
+    experiment = experiment_of(a)
     same = [name.replace("-", "_") for name in NUMBERS if name != "updates"]
     settings = {name: str(getattr(a, name)) for name in same}
     if not (a.output / "original.json").exists():
         write_json(a.output / "original.json", {"settings": settings, "start": look(a.model)})
-    experiment = experiment_of(a)
     for arm in a.arms:
-        file, folder = a.output / f"{arm}.json", a.output / "models" / arm
+        name = f"{arm}-input" if a.input_only else arm
+        file, folder = a.output / f"{name}.json", a.output / "models" / name
         record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         before = {name: record["settings"][name] for name in same} if record else settings
         if before != settings:
@@ -209,9 +227,13 @@ def run(a: argparse.Namespace) -> None:
             if arm != "mean":
                 shutil.rmtree(folder, ignore_errors=True)
             choice = {} if arm == "mean" else initialised(experiment, arm, folder)
-            record = {"settings": settings, "choice": choice, "start": look(folder)}
+            record = {
+                "settings": settings,
+                "choice": choice,
+                "start": look(folder, own_output=a.input_only),
+            }
             write_json(file, record)
-        if a.updates and "trained" not in record:
+        if a.updates and not a.input_only and "trained" not in record:
             record["trained"] = look(trained(a, arm, a.relative_rate))
             write_json(file, record | {"relative rate": a.relative_rate})
         print(arm, {k: round(bits(v), 4) for k, v in record["start"].items()}, flush=True)
@@ -265,12 +287,13 @@ def arguments() -> argparse.ArgumentParser:
         part.add_argument("--new", default="ru")
         part.add_argument("--old", default="en")
         if verb is rates:
-            part.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.02])
+            part.add_argument("--rates", type=float, nargs="+", default=[0.002, 0.005, 0.02])
         else:
             part.add_argument("--eval", type=Path, nargs="+", required=True)
             part.add_argument("--donor", type=Path)
             part.add_argument("--arms", nargs="+", choices=[*METHODS, *ROWS], default=["mean"])
-            part.add_argument("--relative-rate", type=float, default=0.02)
+            part.add_argument("--input-only", action="store_true")
+            part.add_argument("--relative-rate", type=float, default=0.005)
         for name, number in NUMBERS.items():
             part.add_argument(f"--{name}", type=int, default=number)
     return parser
