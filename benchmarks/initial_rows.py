@@ -27,6 +27,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 from lep.transfer.mappings import saved_mappings
 
 LAYERS = (0.07, 0.13, 0.2, 0.3)  # of the depth: where a state may be taken
+SHARES = (0.25, 0.5, 1.0)  # of what states add to the mean
 SHORTEST_WORD, CONTEXTS, BATCH, RIDGE = 3, 2, 16, 1e-2
 NOT_LATIN = regex.compile(r"[^\P{L}\p{Latin}]")
 Mark = tuple[int, int, int]  # first position of a token's pieces, the last one, the token
@@ -78,9 +79,10 @@ class Experiment:
         return float(norms[norms > 0].median())
 
     def scaled(self, rows: Tensor) -> dict[str, Tensor]:
-        """The directions of new rows with each of two norms."""
+        """The rows as they are, and their directions with each of two norms."""
         units = normalize(rows, dim=1)
         return {
+            "norm as it is": rows,
             "norm of known rows": units * self.usual_norm,
             "norm of the mean": units * self.mean_rows.norm(dim=1, keepdim=True),
         }
@@ -258,7 +260,7 @@ def from_states(experiment: Experiment, *, split: bool, added: bool = False) -> 
         sums = torch.zeros_like(experiment.mean_rows).index_add_(0, of_row, fitted(state))
         rows = sums / counts
         if added:
-            for share in (0.25, 0.5, 1.0):
+            for share in SHARES:
                 candidates[f"layer {layer}, {share}"] = experiment.mean_rows + share * rows
         else:
             for norm, scaled in experiment.scaled(rows).items():
@@ -325,7 +327,7 @@ def from_donor(experiment: Experiment) -> Candidates:
         rebuilt = (coefficients[:, :, None] * atoms[picked]).sum(1)
         errors.append((rebuilt - targets).norm(dim=1) / targets.norm(dim=1))
         rows[part] = (coefficients[:, :, None] * experiment.known_rows[at_model][picked]).sum(1)
-    return {"norm of the donor's combination": rows, **experiment.scaled(rows)}, {
+    return experiment.scaled(rows), {
         "anchors": len(anchors),
         "not Latin": len(foreign),
         "tokens of the donor": len(donor_rows),
