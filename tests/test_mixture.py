@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.mixture import Piece, endless, interleaved
-from lep.errors import CorpusError, LepError
+from lep.errors import CorpusError, LepError, LepWarning
 from lep.settings import STREAMS, JointSettings, NewRowsSettings
 from lep.tokenizer.write import extend_tokenizer
 from lep.training import data, streams
@@ -77,7 +77,7 @@ def new_rows(start: Path) -> set[int]:
 def blocks(start, tmp_path_factory) -> Dataset:
     """A mixture of 20,000 tokens in blocks of 96."""
     settings, folder = (
-        NewRowsSettings(**mixture(start, tokens=40_000)),
+        NewRowsSettings(**mixture(start, tokens=40_000, shares=STREAMS)),
         tmp_path_factory.mktemp("b"),
     )
     new = new_rows(start)
@@ -328,3 +328,21 @@ def test_answers_without_a_new_token_are_refused_as_answers(start, tmp_path) -> 
 def test_a_relative_rate_is_for_tables() -> None:
     with pytest.raises(LepError, match="relative_rate is for tables"):
         JointSettings.given(None, {"tokens": 5, "train": "embeddings+lora", "relative_rate": 0.1})
+
+
+def test_a_short_stream_is_not_read_again_and_again() -> None:
+    """Eight passes at most; the rest of its share goes to the others, in proportion."""
+    shares = {"text": 0.25, "answers": 0.15, "practice": 0.5, "old_text": 0.1}
+    lengths = {"answers": 10_000, "practice": 500}
+    with pytest.warns(LepWarning, match=r"practice has only 500 tokens .* 4\.0% instead of 50%"):
+        limited = streams.within_passes(shares, lengths, 100_000)
+    expected = {"text": 0.48, "answers": 0.288, "practice": 0.04, "old_text": 0.192}
+    assert limited == pytest.approx(expected)
+    with pytest.warns(LepWarning):  # the practice that is left over overfills the answers
+        both = streams.within_passes(shares, {"answers": 2_500, "practice": 500}, 100_000)
+    assert both == pytest.approx({**both, "answers": 0.2, "practice": 0.04})
+    assert both["text"] / both["old_text"] == pytest.approx(2.5)
+    assert sum(both.values()) == pytest.approx(1)
+    assert streams.within_passes(shares, {"practice": 6_250}, 100_000) == shares
+    alone = {"practice": 1.0}
+    assert streams.within_passes(alone, {"practice": 5}, 100_000) == alone

@@ -38,6 +38,7 @@ WEIGHTS = {"old_text": 10.0, "old_answers": 10.0}
 LEAST_PIECE = 128  # tokens of text that see each other, however small a step is
 OPEN_BLOCKS = 16  # few, so that pieces of all streams stay together
 READ_AT_ONCE = 1_000  # blocks
+MOST_PASSES = 8  # over answers or tasks that are fewer than their usual share
 BYTES_OF_TOKEN = 4  # on the disk
 LOSS, MASS = "loss of ", "new token mass"  # in the log
 FEATURES = Features(
@@ -125,6 +126,9 @@ def mixed_blocks(
     shares = shares_of(settings, [*pieces, *(["old_text"] if settings.old_text else [])])
     if settings.epochs and "text" not in shares:
         raise CorpusError("epochs are passes over text, whose share is 0: give tokens instead")
+    if settings.tokens:
+        lengths = {n: sum(map(len, p)) for n, p in pieces.items() if n not in settings.shares}
+        shares = within_passes(shares, lengths, settings.tokens)
     paths: dict[str, list[str | Path]] = {"text": corpus, "old_text": list(settings.old_text)}
     texts = {
         name: _text_pieces(
@@ -151,6 +155,33 @@ def mixed_blocks(
             }
 
     return generated(generate, FEATURES, folder / "blocks", f"{key}-blocks")
+
+
+def within_passes(
+    shares: dict[str, float], lengths: dict[str, int], tokens: int
+) -> dict[str, float]:
+    """Shares for which no stream is read more than `MOST_PASSES` times in so many tokens.
+
+    `lengths` are the tokens of the streams that may be short. What they do not fill goes to the
+    other streams, in proportion; where there is no other stream, shares stay as they are.
+    """
+    most = {name: MOST_PASSES * length / tokens for name, length in lengths.items()}
+    given, short = shares, dict[str, float]()
+    while over := {n: most[n] for n, s in shares.items() if n in most and s > most[n]}:
+        short |= over
+        others = sum(share for name, share in given.items() if name not in short)
+        if not others:
+            return given
+        left = (1 - sum(short.values())) / others
+        shares = {n: short.get(n, share * left) for n, share in given.items()}
+    for name, share in short.items():
+        if share >= given[name]:  # it was to get what another stream leaves
+            continue
+        note(
+            f"the stream {name} has only {lengths[name]:,} tokens and is read {MOST_PASSES} times: "
+            f"its share is {share:.1%} instead of {given[name]:.0%}, the other streams get the rest"
+        )
+    return shares
 
 
 def _text_pieces(
