@@ -24,8 +24,8 @@ class InitSettings(Settings):
     output_method: InitName | None = None
     """The same for the output table (default: the method of the input table)."""
     calibrate_norms: bool = False
-    """Scale each new row to the median norm of the rows of its script. (It ruined SmolLM2, whose
-    rows share a large vector: compare on held-out text.)"""
+    """Scale each new row to the median norm of the rows of its script. Compare on held-out text:
+    where rows share a large vector, it ruins the model."""
     seed: Seed = 0
     """Seed of the method random."""
 
