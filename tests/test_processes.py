@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import SAMPLE, kill_when, weights
 
-from lep.settings import PretrainSettings
+from lep.settings import JointSettings, PretrainSettings
 from lep.training.pretrain import pretrain
 from lep.transfer.initialise import initialise
 
-RU = SAMPLE / "ru"
+EN, RU = SAMPLE / "en", SAMPLE / "ru"
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 FSDP |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 ENGINES = {"ddp": {}, "fsdp2": FSDP}
@@ -78,6 +78,25 @@ def test_two_processes_reach_the_loss_of_one(
         elif precision == "float32":  # Adam's first steps magnify what bf16 rounds away
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_train_a_mixture_as_one(model, tmp_path, engine: str) -> None:
+    """Adam's epsilon there follows the gradients of the whole table, not those of a shard."""
+    settings = {"tokens": 6_000, "batch_tokens": 512, "block_size": 64, "relative_rate": 0.06}
+    settings |= {"train": "new_rows", "precision": "float32"}
+    joint = JointSettings(**settings, old_text=[str(EN)])
+    expected = pretrain(model, [RU], tmp_path / "one", joint)
+    ran = launch(model, tmp_path / "two", engine, **settings, old_text=EN)
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
+    # The last step has fewer blocks, which two processes share otherwise; its rate is nearly zero.
+    losses = [loss["loss"] for loss in record["losses"][:-1]]
+    assert losses == pytest.approx([loss.loss for loss in expected.losses[:-1]], rel=1e-4)
+    two = weights(tmp_path / "two")
+    for name, tensor in weights(tmp_path / "one").items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
