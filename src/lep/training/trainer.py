@@ -156,6 +156,8 @@ class TablesTrainer(TrainedOnlyTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         began = time.monotonic()
+        if self.state.global_step == 0 and self.is_fsdp_enabled:
+            self._allocate()
         with self.accelerator.autocast():
             look = self.heldout.look(self.model)
         reshard(self.model)
@@ -173,6 +175,13 @@ class TablesTrainer(TrainedOnlyTrainer):
         if self.state.global_step == 0:
             self._keep_start(metrics)
         return metrics
+
+    @torch.no_grad()
+    def _allocate(self) -> None:
+        """A first forward pass: FSDP's buffers must not be those of the looks' inference mode."""
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.args.device)
+        with self.accelerator.autocast():
+            self.model(input_ids=ids)
 
     def _keep_start(self, metrics: dict[str, float]) -> None:
         """Save the start, which stays the best state where training makes nothing better.
