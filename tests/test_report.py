@@ -137,7 +137,20 @@ def test_only_sections_with_content_are_shown(page: str) -> None:
         "Training",
         "Training loss",
         "Answers to held-out questions",
+        "Where the time went",
     ]
+
+
+def test_the_time_of_each_stage_is_drawn(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "timed"
+    shutil.copytree(run, folder)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record["seconds"] = {"corpus": 30.0, "adapt": 270.0}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
+    rows = re.findall(r"<td>([\d.]+)</td><td><span class=\"bar\" style=\"width: ([\d.]+)rem", page)
+    assert rows == [("30.0", "1.00"), ("270.0", "9.00")]
+    assert "5 min in all" in page
 
 
 def test_the_streams_of_a_training_have_a_table_and_curves(page: str) -> None:
@@ -163,6 +176,7 @@ def test_a_page_of_base_models_alone(run: Path, tmp_path: Path) -> None:
         "What became of the base model",
         "The same text before and after",
         "The first new tokens",
+        "Where the time went",
     ]
 
 
