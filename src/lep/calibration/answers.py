@@ -163,7 +163,7 @@ class _Run:
         done = self.saved.answers
         if all(key in done for key in self.keys):
             return
-        settings, (model, checkpoint) = self.settings, load_model(self.original)
+        settings, (model, checkpoint) = self.settings, load_model(self.original, writes=True)
         surprise = Surprise.of(model, checkpoint, self.prompts, settings.generation_batch)
         for sample in range(settings.samples):
             seed = settings.sample_seed + sample

@@ -44,7 +44,7 @@ class Writer:
 
     @cached_property
     def model(self) -> Any:
-        return load_model(self.original)[0]
+        return load_model(self.original, writes=True)[0]
 
     def rows(self, openings: Sequence[str]) -> list[list[int]]:
         """Token ids of the template up to the user's turn, and of an opening of it."""

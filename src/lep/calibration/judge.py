@@ -141,7 +141,7 @@ class LocalModel:
         if not Checkpoint(source).check().tokenizer.chat_template:
             advice = "so it cannot judge: give an instruct model"
             raise CheckpointError(f"{source} has no chat template, {advice}")
-        self.model, self.checkpoint = load_model(source)
+        self.model, self.checkpoint = load_model(source, writes=True)
 
     def replies(self, conversations: Sequence[Conversation]) -> list[str]:
         sizes: Any = {"max_new_tokens": REPLY_TOKENS, "batch_size": BATCH}

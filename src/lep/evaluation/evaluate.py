@@ -112,7 +112,9 @@ def evaluate(
                 if len(sources) > 1:
                     announce(f"model {i + 1} of {len(sources)}: {name}")
                 folder.mkdir(exist_ok=True)
-                save_records(part, _records(subjects[i], material, original, answers, folder))
+                save_records(
+                    part, subject_records(subjects[i], material, original, answers, folder)
+                )
                 sync_tree(folder)
                 part.rename(saved)
             records[name] = load_records(saved)
@@ -158,7 +160,7 @@ def _resume_key(subjects: list[Subject], text: Mapping[str, Paths], material: Ma
     return fingerprint([*models, text, stamps, settings.model_dump(), material.prompts])
 
 
-def _records(
+def subject_records(
     subject: Subject,
     material: Material,
     original: Vocabulary,
@@ -174,7 +176,7 @@ def _records(
         if benchmark is not None:
             yield from benchmark.records(server.answering, folder)
         return
-    model, checkpoint = load_model(subject.source)
+    model, checkpoint = load_model(subject.source, writes=True)
     yield from model_records(model, checkpoint, material, benchmark, folder)
     if material.prompts and checkpoint.tokenizer.chat_template:
         yield from prompt_records(model, checkpoint, material, original, answers)

@@ -125,7 +125,7 @@ def score_model(
         plain = settings.benchmark.model_copy(update={"chat": False})
         settings = settings.model_copy(update={"tasks": [], "benchmark": plain})
     material = Material.of(text, settings)  # its faults show before the model is loaded
-    loaded, checkpoint = load_model(model)
+    loaded, checkpoint = load_model(model, writes=True)
     tasks = resolve(settings.benchmark.tasks)
     benchmark = Benchmark(checkpoint, tasks, settings.benchmark) if tasks else None
     with tempfile.TemporaryDirectory() as temporary:

@@ -6,14 +6,24 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TopPLogitsWarper,
+)
+from transformers.cache_utils import DynamicLayer
 
 from lep.errors import CorpusError
 from lep.progress import progress
 from lep.tokenizer.chat import chat_ids
 
 CONTEXT = 4_096  # tokens, for a configuration that names none
+PART = 16  # tokens that are written before rows that have ended leave the batch
+CANDIDATES = 4_096  # tokens among which a nucleus is looked for first
 
 
 @dataclass(frozen=True)
@@ -94,24 +104,85 @@ def continuations(
     """What a model writes after each row of token ids, in one batch; greedily without `sampling`.
 
     A continuation has the token that ended it, one of the model's own end tokens or of `stops`, and
-    what pads it to the longest one. `draw` < 2 ** 32 is the number of the batch: others draw anew.
+    perhaps padding after it. `draw` < 2 ** 32 is the number of the batch: others draw anew.
     """
     named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     pad = next((index for index in named if index is not None), 0)  # any token, under the mask
     options = {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0, "pad_token_id": pad}
-    if stops:
-        options["eos_token_id"] = sorted(end_tokens(model) - {None} | set(stops))
+    ends = end_tokens(model) - {None} | set(stops)
+    options |= {"eos_token_id": sorted(ends) or None, "temperature": None, "top_p": None}
     if sampling is None:
-        options |= {"do_sample": False, "temperature": None, "top_p": None}
+        options |= {"do_sample": False}
     else:
-        options |= {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        nucleus = Nucleus(sampling.temperature, sampling.top_p)
+        options |= {"do_sample": True, "logits_processor": LogitsProcessorList([nucleus])}
         torch.manual_seed((sampling.seed << 32) + draw)
     tensors = [torch.tensor(row) for row in rows]
     ids = pad_sequence(tensors, True, pad, "left").to(model.device)
     mask = pad_sequence([torch.ones_like(row) for row in tensors], True, 0, "left")
-    inputs = {"input_ids": ids, "attention_mask": mask.to(model.device)}
-    written = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
-    return written[:, ids.shape[1] :].tolist()
+    return _written(model, ids, mask.to(model.device), max_new_tokens, options)
+
+
+def _written(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, most: int, options: dict[str, Any]
+) -> list[list[int]]:
+    """What `generate` adds to (rows, n) ids and their mask.
+
+    Rows that have ended leave the batch after each `PART` tokens: a CPU's time for a token grows
+    with the batch. They stay where a cache is of other layers than keys and values of tokens.
+    """
+    ends, rows, cache = set(options["eos_token_id"] or []), list(range(len(ids))), None
+    written: list[list[int]] = [[] for _ in rows]
+    may_leave = True
+    while rows and (left := most - len(written[rows[0]])):
+        result: Any = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=min(left, PART) if may_leave else left,
+            return_dict_in_generate=True,
+            **options,
+        )
+        new = result.sequences[:, ids.shape[1] :]
+        for row, tokens in zip(rows, new.tolist(), strict=True):
+            written[row] += tokens
+        ids, mask = result.sequences, torch.cat([mask, torch.ones_like(new)], 1)
+        cache = result.past_key_values
+        layers = getattr(cache, "layers", None) or [None]
+        may_leave = all(isinstance(layer, DynamicLayer) for layer in layers)
+        going = [i for i, row in enumerate(rows) if ends.isdisjoint(written[row])]
+        if may_leave and len(going) < len(rows):
+            stay = torch.tensor(going, dtype=torch.int64, device=ids.device)
+            rows, ids, mask = [rows[i] for i in going], ids[stay], mask[stay]
+            cache.batch_select_indices(stay)
+        elif not going:
+            break
+    return written
+
+
+class Nucleus(LogitsProcessor):
+    """Tokens of a nucleus at a temperature, as `TopPLogitsWarper` finds them.
+
+    It sorts the whole vocabulary, which takes a CPU as long as half of a small model. Here the
+    nucleus is looked for among the most likely tokens, and beyond them only where it is larger.
+    """
+
+    def __init__(self, temperature: float, top_p: float) -> None:
+        self.temperature, self.top_p = temperature, top_p
+        self.exact = TopPLogitsWarper(top_p)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(rows, V) scores, divided by the temperature, -inf outside of the nucleus."""
+        scores = scores / self.temperature
+        top, index = scores.topk(min(CANDIDATES, scores.shape[1]))
+        shares = (top - scores.logsumexp(1, keepdim=True)).exp()
+        before = shares.cumsum(1) - shares
+        inside = torch.where(before < self.top_p, top, -torch.inf)
+        found = torch.full_like(scores, -torch.inf).scatter_(1, index, inside)
+        larger = shares.sum(1) < self.top_p
+        if larger.any():
+            found[larger] = self.exact(input_ids[larger], scores[larger])
+        return found
 
 
 def check_prompts(

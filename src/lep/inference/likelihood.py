@@ -14,6 +14,9 @@ from lep.progress import progress
 
 Segment = tuple[int, list[int], int]  # sequence, ids, first position that is scored
 LOGITS = {"cpu": 1 << 22}  # in a batch: 16 MiB in float32; fresh memory costs a CPU more than sums
+LEAST_TOKENS = (
+    256  # in a batch all the same: with fewer, reading the weights takes longer than sums
+)
 MOST_LOGITS = 1 << 28  # elsewhere: about 12 bytes each are alive at once
 LONGEST_SEGMENT = 2_048  # tokens
 
@@ -133,7 +136,7 @@ def greedy_matches(
         states = decoder(input_ids=inputs.to(model.device), use_cache=False).last_hidden_state
         rows, targets = written[:, 1:].nonzero()[:, 0], inputs[:, 1:][written[:, 1:]]
         hidden = states[:, :-1][written[:, 1:].to(model.device)]
-        most = max(1, LOGITS.get(model.device.type, MOST_LOGITS) // len(head.weight))
+        most = _tokens_at_once(model, len(head.weight))
         best = torch.cat([head(part).argmax(1).cpu() for part in hidden.split(most)])
         for row in rows[best != targets].tolist():
             matches[batch[row]] = False
@@ -176,7 +179,12 @@ def _batches(
     """Segments, longest first, in batches bounded by `size` and by their logits."""
     batches, start = [], 0
     while start < len(segments):
-        fits = LOGITS.get(model.device.type, MOST_LOGITS) // (len(segments[start][1]) * rows)
+        fits = _tokens_at_once(model, rows) // len(segments[start][1])
         batches.append(segments[start : start + max(1, min(size, fits))])
         start += len(batches[-1])
     return batches
+
+
+def _tokens_at_once(model: PreTrainedModel, rows: int) -> int:
+    """How many tokens' logits of a vocabulary of so many rows are computed at once."""
+    return max(LEAST_TOKENS, LOGITS.get(model.device.type, MOST_LOGITS) // rows)

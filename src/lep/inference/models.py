@@ -12,6 +12,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.files import file_stamps
 from lep.hub import local_folder
 from lep.inference.generate import CONTEXT
+from lep.inference.packed import pack
 from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
@@ -22,15 +23,19 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
+def load_model(source: str | Path, *, writes: bool = False) -> tuple[PreTrainedModel, Checkpoint]:
     """The model in evaluation mode, and its checkpoint: float32 on a CPU, stored dtype on a GPU.
 
-    An adapter beside the model is merged into it, in memory.
+    An adapter beside the model is merged into it, in memory. A model that `writes` is one whose
+    weights nobody reads or changes: on a CPU its layers are packed (`lep.inference.packed`).
     """
     checkpoint = Checkpoint(source).check()
     dtype = "auto" if device().type == "cuda" else torch.float32
     model = merged(load_pretrained(checkpoint, dtype), checkpoint.folder)
-    return model.to(device()).eval(), checkpoint
+    model = model.to(device()).eval()
+    if writes:
+        pack(model)
+    return model, checkpoint
 
 
 class Description:

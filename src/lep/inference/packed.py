@@ -1,0 +1,53 @@
+"""Linear layers of a model that only writes and reads, in the order in which a CPU multiplies."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.backends import mkldnn
+
+ROWS = 32  # that a layer usually multiplies at once
+
+
+class PackedLinear(nn.Module):
+    """A linear layer without gradients, its weight in oneDNN's order.
+
+    torch brings a weight into such an order in every call, which takes longer than the product
+    where few tokens are written at once.
+    """
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        product: Any = torch.ops.mkldnn._linear_pointwise
+        return product(states, self.packed, self.bias, "none", [], "")
+
+
+@torch.no_grad()
+def pack(model: Any) -> None:
+    """Replace the linear layers of a float32 model on a CPU; no other model changes.
+
+    The head keeps its weight beside the packed one: it may be the embeddings', and others read it.
+    """
+    if not (mkldnn.is_available() and mkldnn.enabled):
+        return
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            weight = getattr(layer, "weight", None)
+            if type(layer) is not nn.Linear or weight is None:
+                continue
+            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+                packed = PackedLinear(layer)
+                if layer is head:
+                    packed.weight = weight
+                setattr(module, name, packed)

@@ -1,0 +1,120 @@
+"""Batches from which ended rows leave, nuclei, and packed layers, beside transformers."""
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, TopPLogitsWarper
+
+from lep.inference import generate
+from lep.inference.generate import Nucleus, Sampling, continuations, end_tokens
+from lep.inference.models import load_model
+from lep.inference.packed import PackedLinear, pack
+
+LAB = ROOT / "lab" / "pair" / "instruct"
+TEXTS = ["Тихо.", "Вечером в саду пели птицы.", "Он взял книгу, сел у окна и долго читал её вслух."]
+
+
+def rows_of(texts: list[str]) -> tuple[object, list[list[int]]]:
+    tokenizer = AutoTokenizer.from_pretrained(LAB)
+    rows = []
+    for text in texts:
+        messages = [{"role": "user", "content": f"Повтори это предложение: {text}"}]
+        shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        rows.append(tokenizer(shown, add_special_tokens=False)["input_ids"])
+    return tokenizer, rows
+
+
+def until_end(row: list[int], ends: set[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
+    return row[: stop + 1]
+
+
+@pytest.mark.parametrize("part", [3, 16])
+def test_rows_that_end_leave_the_batch_and_the_others_go_on(part, monkeypatch) -> None:
+    monkeypatch.setattr(generate, "PART", part)
+    tokenizer, rows = rows_of(TEXTS)
+    plain = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
+    expected = []
+    for row in rows:  # each alone, in one piece
+        written = plain.generate(torch.tensor([row]), max_new_tokens=40, do_sample=False)
+        expected.append(written[0, len(row) :].tolist())
+    sizes, forward = [], plain.forward
+
+    def watched(*args: object, **options: object) -> object:
+        sizes.append(len(options["input_ids"]))
+        return forward(*args, **options)
+
+    plain.forward = watched
+    found = continuations(plain, tokenizer, rows, max_new_tokens=40)
+    ends = end_tokens(plain)
+    assert [until_end(row, ends) for row in found] == [until_end(row, ends) for row in expected]
+    assert sizes[0] == len(rows)
+    assert sizes[-1] < len(rows)
+    shortest = min(len(until_end(row, ends)) for row in expected)
+    assert sizes.count(len(rows)) < shortest + part
+
+
+def test_rows_stay_where_a_cache_has_other_layers(monkeypatch) -> None:
+    tokenizer, rows = rows_of(TEXTS)
+    model = load_model(LAB)[0]
+    monkeypatch.setattr(generate, "PART", 3)
+    expected = continuations(model, tokenizer, rows, max_new_tokens=30)
+    monkeypatch.setattr(generate, "DynamicLayer", type("Other", (), {}))
+    found, ends = continuations(model, tokenizer, rows, max_new_tokens=30), end_tokens(model)
+    assert [until_end(row, ends) for row in found] == [until_end(row, ends) for row in expected]
+
+
+def test_an_answer_that_is_cut_off_has_as_many_tokens_as_asked_for() -> None:
+    tokenizer, rows = rows_of(TEXTS)
+    model = load_model(LAB)[0]
+    assert [len(row) for row in continuations(model, tokenizer, rows[2:], max_new_tokens=5)] == [5]
+
+
+def test_samples_of_a_batch_are_drawn_again() -> None:
+    tokenizer, rows = rows_of(TEXTS)
+    model, sampling = load_model(LAB)[0], Sampling(1.5, 0.9, 3)
+    first, again, other = (
+        continuations(model, tokenizer, rows, max_new_tokens=20, sampling=sampling, draw=draw)
+        for draw in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_a_nucleus_is_that_of_transformers(temperature) -> None:
+    """Among the most likely tokens, and where it is larger than these."""
+    generator = torch.Generator().manual_seed(0)
+    sharpness = torch.tensor([0.1, 1.0, 2.0, 4.0, 8.0])[:, None]
+    scores = torch.randn(5, 20_000, generator=generator) * sharpness
+    expected = TopPLogitsWarper(0.9)(None, scores / temperature)
+    found = Nucleus(temperature, 0.9)(torch.zeros(5, 1, dtype=torch.int64), scores)
+    sizes = torch.isfinite(expected).sum(1)
+    assert sizes[0] > generate.CANDIDATES > sizes[-1] > 0
+    assert torch.equal(torch.isfinite(found), torch.isfinite(expected))
+    inside = torch.isfinite(expected)
+    assert torch.equal(found[inside], expected[inside])
+
+
+def test_packed_layers_multiply_as_before() -> None:
+    plain = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
+    packed = load_model(LAB, writes=True)[0]
+    assert not any(type(module) is nn.Linear for module in packed.modules())
+    ids = torch.randint(0, 1_000, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = (model(input_ids=ids).logits for model in (plain, packed))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_with_and_without_bias_are_packed_and_others_stay() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4, bias=False), nn.ReLU())
+    states = torch.randn(2, 5, 8)
+    with torch.inference_mode():
+        expected = layers(states)
+        pack(layers)
+        torch.testing.assert_close(layers(states), expected)
+    assert [type(layer) for layer in layers] == [PackedLinear, PackedLinear, nn.ReLU]
+    half = nn.Sequential(nn.Linear(8, 8)).bfloat16()
+    pack(half)
+    assert type(half[0]) is nn.Linear
