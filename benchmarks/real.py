@@ -1,0 +1,167 @@
+"""Joint training on a real model, its streams one by one, and two published ways beside it.
+
+    python benchmarks/real.py RUN --output DIR [--arms ...] [--tokens 40000] [--seed 0]
+    python benchmarks/real.py RUN --output DIR --data DATA [--arms ...]
+
+The first command trains the arms, the second measures those that there are and prints the tables.
+
+RUN is the folder of a finished `lep adapt`: its text, answers, practice tasks and initialised model
+are those of all arms, so that an arm's training is all that differs. Arms, with equal tokens but
+for the first three:
+
+    original      the instruct model
+    mean          new rows as `lep init` makes them, no training
+    adapt         the model of RUN, as long as its recipe says
+    mixture       the usual mixture
+    text          text of the new language alone
+    no-answers    the mixture without the original's answers, in both languages
+    no-practice   the mixture without practice tasks
+    no-old        the mixture without text and answers of the old language
+    token-distillation, alm   see anchors.py
+
+Models are measured on text that no arm was chosen on: Wikipedia and news (DATA/eval/ru and
+DATA/bench), English text held out by RUN, tasks made from them, the first model's own answers to
+users' prompts (DATA/bench), RuBLiMP and MMLU (English). Differences from the original have 95%
+intervals from a paired bootstrap over documents, prompts or items. What is finished is read again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import anchors
+import real_scores
+from real_scores import TABLES, Sizes, by_column, cell
+
+import lep
+from lep.checkpoint.reader import Checkpoint
+from lep.settings import NewRowsSettings
+
+ALONE = {"answers": 0, "practice": 0, "old_text": 0, "old_answers": 0}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixture": {},
+    "text": {"shares": ALONE},
+    "no-answers": {"shares": {"answers": 0, "old_answers": 0}},
+    "no-practice": {"shares": {"practice": 0}},
+    "no-old": {"shares": {"old_text": 0, "old_answers": 0}},
+}
+GIVEN = {"mean": "init-instruct", "adapt": "adapt"}  # stages of the run
+TRAINED = [*MIXTURES, *anchors.LOSSES]
+ARMS = ["original", *GIVEN, *TRAINED]
+BLOCK, BATCH, LOOKS, LOOK_CHARACTERS = 256, 256, 4, 6_000
+
+
+class Run:
+    """The folder of a `lep adapt`, and what its arms have in common."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        recipe = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
+        self.original, self.new = Path(recipe["instruct"]), recipe["language"]
+        self.old = sorted(set(recipe["text"]) - {self.new})
+
+    def text(self, language: str, side: str = "rest") -> str:
+        return str(self.folder / "looks" / f"{language}.{side}.jsonl")
+
+    def heldout(self, language: str) -> str:
+        return str(self.folder / "corpus" / f"{language}.heldout.jsonl")
+
+    def model(self, arm: str, output: Path) -> Path:
+        if arm == "original":
+            return self.original
+        return self.folder / GIVEN[arm] if arm in GIVEN else output / arm
+
+
+def train(run: Run, output: Path, arm: str, tokens: int, seed: int) -> None:
+    folder = run.model(arm, output)
+    if folder.exists():
+        return
+    if arm in anchors.LOSSES:
+        corpus = anchors.Corpus(
+            Checkpoint(run.model("mean", output)),
+            Checkpoint(run.original),
+            [Path(run.text(run.new))],
+            run.folder / "adapt-answers" / "kept.jsonl",
+        )
+        rate = NewRowsSettings(tokens=tokens).relative_rate
+        options = {"tokens": tokens, "batch": BATCH, "rate": rate, "seed": seed}
+        anchors.train(corpus, arm, folder, **options)
+        return
+    shares = MIXTURES[arm].get("shares", {})
+    streams: dict[str, Any] = {}
+    if shares.get("old_text", 1):
+        streams["old_text"] = [run.text(code) for code in run.old]
+    if shares.get("answers", 1):
+        streams["answers"] = str(run.folder / "adapt-answers")
+    if shares.get("practice", 1):
+        streams["practice_tasks"] = str(run.folder / "practice")
+    settings = NewRowsSettings(
+        tokens=tokens,
+        seed=seed,
+        block_size=BLOCK,
+        batch_tokens=BATCH,
+        checkpoints=LOOKS,
+        eval_text={code: [run.text(code, "looks")] for code in (run.new, *run.old)},
+        eval_characters=LOOK_CHARACTERS,
+        **MIXTURES[arm],
+        **streams,
+    )
+    print(lep.pretrain(run.model("mean", output), [run.text(run.new)], folder, settings))
+
+
+def cost(run: Run, output: Path, arm: str) -> tuple[str, str]:
+    """Tokens an arm was trained on, and seconds without looks."""
+    folder = run.model(arm, output) / "lep"
+    for name in ("pretrain.json", "anchor.json"):
+        if (folder / name).exists():
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            seconds = record["seconds"] - record.get("look_seconds", 0)
+            return f"{record['tokens']:,}", f"{seconds:,.0f}"
+    return "-", "-"
+
+
+def tables(run: Run, output: Path, data: Path, arms: list[str], sizes: Sizes) -> None:
+    """Score what is not scored yet, and print a row for each arm that there is."""
+    given = real_scores.material(data, run.heldout(run.old[0]), output, sizes)
+    columns = {}
+    for arm in (arm for arm in ARMS if arm in arms or arm == "original"):
+        model = run.model(arm, output)
+        if model.exists():
+            folder = output / "scores" / arm
+            columns[arm] = by_column(real_scores.scored(model, run.original, given, folder))
+    original = columns["original"]
+    for title, shown in TABLES.items():
+        head = ["arm", "tokens", "seconds", *(column.title for column in shown)]
+        print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+        for arm, found in columns.items():
+            is_first = arm == "original"
+            cells = [cell(c, found.get(c.title), original.get(c.title), is_first) for c in shown]
+            print(f"| {' | '.join([arm, *cost(run, output, arm), *cells])} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="score the arms that there are on its items")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
+    parser.add_argument("--tokens", type=int, default=40_000)
+    parser.add_argument("--seed", type=int, default=0)
+    for name, size in vars(Sizes()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
+    a = parser.parse_args()
+    run = Run(a.run)
+    a.output.mkdir(parents=True, exist_ok=True)
+    if a.data:
+        sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
+        tables(run, a.output, a.data, a.arms, sizes)
+        return
+    for arm in (arm for arm in a.arms if arm in TRAINED):
+        train(run, a.output, arm, a.tokens, a.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What `real.py` measures of a model, and the table of all models."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import darumeru_data
+import numpy as np
+
+from lep.corpus.language import dominant_script
+from lep.corpus.prepare import unit_hash
+from lep.corpus.read import question, read_messages, write_records
+from lep.evaluation.evaluate import Subject, subject_records
+from lep.evaluation.measures import Measure, figure, measures, task_score
+from lep.evaluation.records import PromptRecord, Record, load_records, save_records
+from lep.evaluation.score import Material
+from lep.settings import BenchmarkSettings, EvaluateSettings
+
+LONGEST_PROMPT = 400  # characters
+LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
+CHAT_TASKS = ["copy_sentence", "copy_paragraph", "first_word", "last_word"]
+BENCHMARKS = ["rublimp", "daru_mmlu_en"]
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    characters: int = 24_000  # of text, in each language
+    items: int = 40  # of each chat task, in each language
+    prompts: int = 40  # in each language
+    answer_tokens: int = 96
+    limit: int = 200  # items of each benchmark task
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure of the table: of answers, tasks or text; compared as a ratio or a difference."""
+
+    title: str
+    metric: str
+    language: str
+    task: str | None = None
+    ratio: bool = False
+    digits: int = 3
+
+
+BITS, ANSWERS = "bits per byte", "original answers bits per byte"
+TABLES = {
+    "Russian": [
+        Column("characters a token", "symbols per token", "ru", ratio=True, digits=2),
+        Column("text, bits a byte", BITS, "ru", ratio=True),
+        Column("the original's answers, bits a byte", ANSWERS, "ru", ratio=True),
+        Column("sentences copied", "exact match", "ru", "copy_sentence"),
+        Column("tasks", "exact match", "ru"),
+        Column("RuBLiMP", "score", "ru", "rublimp"),
+    ],
+    "English, and how answers end": [
+        Column("en text, bits a byte", BITS, "en", ratio=True, digits=4),
+        Column("en answers, bits a byte", ANSWERS, "en", ratio=True, digits=4),
+        Column("en sentences copied", "exact match", "en", "copy_sentence"),
+        Column("en tasks", "exact match", "en"),
+        Column("MMLU", "score", "en", "daru_mmlu_en"),
+        Column("new tokens on en text", "new token mass", "en", digits=4),
+        Column("ru answers that end", "ends its turn", "ru"),
+        Column("new tokens in ru answers", "new tokens", "ru"),
+    ],
+}
+
+
+def material(data: Path, english: str, output: Path, sizes: Sizes) -> tuple[Any, Any]:
+    """What every model is given, written to `output` once: text by language and settings."""
+    folder, bench = output / "material", data / "bench"
+    if not (folder / "prompts.jsonl").exists():
+        for name in ("rublimp", "mmlu_ru"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        news = darumeru_data.lines(bench / "tg_news_ru.jsonl.zst")
+        write_records(folder / "news.jsonl", ({"id": r["url"], "text": r["text"]} for r in news))
+        darumeru_data.write(folder, "rublimp", {"test": darumeru_data.rublimp(bench)})
+        splits: dict[str, Any] = {part: darumeru_data.mmlu(bench, part) for part in ("dev", "test")}
+        darumeru_data.write(folder, "mmlu_ru", splits)
+        prompts = [p for code in ("ru", "en") for p in users_prompts(data, code, sizes.prompts)]
+        write_records(folder / "prompts.jsonl", prompts)
+    text = {"ru": [str(data / "eval" / "ru"), str(folder / "news.jsonl")], "en": [english]}
+    settings = EvaluateSettings(
+        tasks=CHAT_TASKS,
+        items=sizes.items,
+        characters=sizes.characters,
+        answer_tokens=sizes.answer_tokens,
+        benchmark=BenchmarkSettings(tasks=BENCHMARKS, data=str(folder), limit=sizes.limit),
+    )
+    prompts = [question(r["messages"]) for r in read_messages(folder / "prompts.jsonl")]
+    return Material.of(text, settings, prompts), settings
+
+
+def users_prompts(data: Path, language: str, count: int) -> list[dict[str, Any]]:
+    """Short prompts of users, in an order by hash."""
+    texts = []
+    for line in (data / "bench" / f"{language}_user_prompts.jsonl").open(encoding="utf-8"):
+        record = json.loads(line)
+        if "messages" in record:
+            texts.append(record["messages"][0]["content"])
+        else:
+            given = record["instances"][0]["input"]
+            texts.append("\n\n".join(part for part in (record["instruction"], given) if part))
+    short = sorted((t for t in texts if len(t) <= LONGEST_PROMPT), key=unit_hash)
+    return [{"messages": [{"role": "user", "content": text}]} for text in short[:count]]
+
+
+def scored(model: Path, original: Path, given: tuple[Any, Any], folder: Path) -> list[Record]:
+    """The records of a model; those of the original must be there first."""
+    saved = folder / "records.jsonl"
+    if not saved.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        each, settings = given
+        subject = Subject.parse(str(model), settings.benchmark.tasks, settings.benchmark)
+        answers = None
+        if model != original:
+            before = load_records(folder.parent / "original" / "records.jsonl")
+            answers = [r.original_answer for r in before if isinstance(r, PromptRecord)]
+        vocabulary = Subject.parse(str(original), [], settings.benchmark).checkpoint.vocabulary
+        began = time.monotonic()
+        records = list(subject_records(subject, each, vocabulary, answers, folder))
+        save_records(saved.with_suffix(".part"), records)
+        saved.with_suffix(".part").rename(saved)
+        print(f"{folder.name} scored in {time.monotonic() - began:.0f} s", flush=True)
+    return [
+        replace(r, language=LANGUAGE.get(dominant_script(r.prompt[-1]["content"]) or "", "en"))
+        if isinstance(r, PromptRecord)
+        else r
+        for r in load_records(saved)
+    ]
+
+
+def by_column(records: list[Record]) -> dict[str, Measure]:
+    found = list(measures(records))
+    plain = {m.key: m for m in found}
+    result = {}
+    for column in (column for columns in TABLES.values() for column in columns):
+        if column.metric == "score":
+            parts = [m for m in found if m.task == column.task]
+            if parts:
+                result[column.title] = task_score(parts)
+        elif measure := plain.get((column.metric, column.language, column.task)):
+            result[column.title] = measure
+    return result
+
+
+def cell(column: Column, model: Measure | None, original: Measure | None, first: bool) -> str:
+    """The value, with its ratio to the original's or difference from it, and a 95% interval."""
+    value = model and figure(model, RESAMPLES, 0)
+    if value is None:
+        return "-"
+    shown = f"{value.value:.{column.digits}f}"
+    if first or original is None:
+        return shown
+    assert model is not None
+    if not column.ratio:
+        difference = figure(model, RESAMPLES, 0, original)
+        assert difference is not None
+        return f"{shown} ({_interval(difference.value, difference.drawn, column.digits, '+')})"
+    top, bottom = (figure(side, RESAMPLES, 0) for side in _common(model, original))
+    assert top is not None
+    assert bottom is not None
+    ratios = _interval(top.value / bottom.value, top.drawn / bottom.drawn, column.digits)
+    return f"{shown} (x{ratios})"
+
+
+def _interval(value: float, drawn: Any, digits: int, sign: str = "") -> str:
+    """A value and its interval: paired, because both models' draws are of the same units."""
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    shown = [f"{number:{sign}.{digits}f}" for number in (value, low, high)]
+    return f"{shown[0]}, {shown[1]} to {shown[2]}"
+
+
+def _common(*sides: Measure) -> Iterator[Measure]:
+    """The measures with the items that all have."""
+    items = set.intersection(*(set(side.values) for side in sides))
+    for side in sides:
+        yield replace(side, values={k: v for k, v in side.values.items() if k in items})
