@@ -6,9 +6,9 @@
 `full` trains every parameter with the stock Trainer, `plain` uses the stock Trainer with a frozen
 body, `embeddings` and `new_rows` are ours. All compute in float32, or in bf16 if the hardware has
 it (`--precision`); ours then hold the body in bf16, as `lep pretrain` does. The ways alternate.
-The model is random, or that of a folder with new rows. The floor is the time of the operations that
-a way cannot do without (`operations`) at the rate of products of its sizes, measured in the same
-process after the steps.
+The model is random, or that of a folder with new rows. The floor is the time of the products of
+matrices that a way cannot do without, each measured alone in the same process after the steps;
+with `--peak` in TFLOP/s, their operations are also given as a share of it (MFU).
 Seconds are medians over the steps of all rounds, without the first step of each. Peak memory is
 that of the process with its model, minus its memory before the model (on a GPU: what torch
 allocated).
@@ -16,11 +16,13 @@ allocated).
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -40,8 +42,9 @@ from lep.training.loss import chunk_loss
 from lep.training.trainable_rows import split_tables, whole_tables
 from lep.training.trainer import TablesTrainer, uses_bf16
 
-HEAD, PRODUCTS = 64, 20
+HEAD, HEAD_TOKENS, TIMES = 64, 256, 5
 WAYS = ("full", "plain", "embeddings", "new_rows")
+Product = tuple[str, int, int, int]  # of (rows, inner) and (inner, columns); its kind first
 
 
 class Clock(TrainerCallback):
@@ -71,10 +74,10 @@ def model_of(a: argparse.Namespace) -> PreTrainedModel:
         LlamaConfig(
             vocab_size=a.vocabulary + a.new,
             hidden_size=a.hidden,
-            intermediate_size=4 * a.hidden,
+            intermediate_size=a.intermediate or 4 * a.hidden,
             num_hidden_layers=a.layers,
             num_attention_heads=a.hidden // HEAD,
-            num_key_value_heads=a.hidden // HEAD,
+            num_key_value_heads=a.kv_heads or a.hidden // HEAD,
             max_position_embeddings=a.block,
             tie_word_embeddings=False,
             use_cache=False,
@@ -82,34 +85,42 @@ def model_of(a: argparse.Namespace) -> PreTrainedModel:
     )
 
 
-def operations(model: PreTrainedModel, way: str, tokens: int, block: int, new: int) -> float:
-    """Multiplications and additions of a step.
+def products(model: PreTrainedModel, way: str, tokens: int, new: int) -> Counter[Product]:
+    """The products of matrices that a step cannot do without, and how often.
 
-    Each weight of the body takes two a token forward, and two for the gradient of what it
-    multiplies; two more for its own where it trains. So does the head, of which only new rows train
-    in `new_rows`. The attention's products have two factors that are computed.
+    Each weight of the body is multiplied forward and for the gradient of what it multiplies; once
+    more for its own where it trains. So is the head, of which only new rows train in `new_rows`.
     """
-    config = model.config
-    table = config.vocab_size * config.hidden_size
-    body = sum(p.numel() for p in model.get_decoder().parameters()) - table
-    attention = 2 * block * config.hidden_size * config.num_hidden_layers  # weights, causal
-    trained = {"new_rows": new * config.hidden_size}.get(way, table)
-    weights = 4 * (body + table) + 2 * (trained + (body if way == "full" else 0))
-    return tokens * (weights + 3 * attention)
+    head, config = model.get_output_embeddings(), model.config
+    found = Counter[Product]()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            outputs, inputs = module.out_features, module.in_features
+            found += Counter(_of_weight(tokens, outputs, inputs, outputs if way == "full" else 0))
+    trained = new if way == "new_rows" else config.vocab_size
+    parts = _of_weight(HEAD_TOKENS, config.vocab_size, config.hidden_size, trained)
+    for product in parts:
+        found[product] += math.ceil(tokens / HEAD_TOKENS)
+    return found
 
 
-def product_rate(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> float:
-    """Operations a second of products of the body's largest size: the best of some."""
-    config = model.config
-    device, sizes = model.device, (config.hidden_size, config.intermediate_size)
-    states, weight = torch.randn(tokens, sizes[0]), torch.randn(sizes)
-    states, weight = states.to(device, dtype), weight.to(device, dtype)
-    times = []
-    for _ in range(PRODUCTS):
+def _of_weight(tokens: int, outputs: int, inputs: int, trained: int) -> list[Product]:
+    """Of a (outputs, inputs) weight: forward, for what it multiplies, and for its trained rows."""
+    own = [("weight", trained, tokens, inputs)] if trained else []
+    return [("forward", tokens, inputs, outputs), ("states", tokens, outputs, inputs), *own]
+
+
+def seconds_of(product: Product, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of a product by itself, with its factors as they lie in memory: the best of some."""
+    kind, rows, inner, columns = product
+    left = torch.randn(inner, rows).T if kind == "weight" else torch.randn(rows, inner)
+    right = torch.randn(columns, inner).T if kind == "forward" else torch.randn(inner, columns)
+    left, right, times = left.to(device, dtype), right.to(device, dtype), []
+    for _ in range(TIMES):
         began = time.perf_counter()
-        float((states @ weight)[0, 0])
+        float((left @ right)[0, 0])
         times.append(time.perf_counter() - began)
-    return 2 * tokens * sizes[0] * sizes[1] / min(times)
+    return min(times)
 
 
 def one(a: argparse.Namespace) -> dict[str, float]:
@@ -138,7 +149,6 @@ def one(a: argparse.Namespace) -> dict[str, float]:
         generator=torch.Generator().manual_seed(1),
     )
     blocks = [{"input_ids": row, "lengths": [a.block]} for row in ids] * a.steps
-    needed = operations(model, a.way, ids.numel(), a.block, a.new)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -176,9 +186,11 @@ def one(a: argparse.Namespace) -> dict[str, float]:
     )
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     dtype = torch.bfloat16 if bf16 else torch.float32
+    needed = products(model, a.way, ids.numel(), a.new)
     return {
         "step": statistics.median(steps),
-        "floor": needed / product_rate(model, ids.numel(), dtype),
+        "floor": sum(n * seconds_of(p, model.device, dtype) for p, n in needed.items()),
+        "operations": sum(2 * n * math.prod(p[1:]) for p, n in needed.items()),
         "peak": peak,
         "optimizer": sum(t.numel() * t.element_size() for t in state),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -199,6 +211,9 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--model", help="a folder")
+    parser.add_argument("--kv-heads", type=int, help="default: one for each head")
+    parser.add_argument("--intermediate", type=int, help="default: four times the hidden size")
+    parser.add_argument("--peak", type=float, help="of the device, in TFLOP/s")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
@@ -221,17 +236,18 @@ def main() -> None:
     seconds = {way: statistics.median(r["step"] for r in runs) for way, runs in results.items()}
     peaks = {way: max(r["peak"] for r in runs) for way, runs in results.items()}
     print(
-        f"\n| way | trained | s a step | of the floor | tokens/s | speed, {reference} = 1 "
-        f"| peak GB | memory, {reference} = 1 | optimizer GB |\n" + "|---" * 9 + "|"
+        f"\n| way | trained | s a step | of the floor | MFU | tokens/s | speed, {reference} = 1 "
+        f"| peak GB | memory, {reference} = 1 | optimizer GB |\n" + "|---" * 10 + "|"
     )
     for way, runs in results.items():
         speed, memory = seconds[reference] / seconds[way], peaks[way] / peaks[reference]
         rate = arguments.tokens / seconds[way]
         above = statistics.median(run["step"] / run["floor"] for run in runs)
+        share = runs[0]["operations"] / seconds[way] / 1e12 / (arguments.peak or math.inf)
         print(
             f"| {way} | {runs[0]['trained'] / 1e6:.1f}M | {seconds[way]:.2f} | {above:.2f} "
-            f"| {rate:,.0f} | {speed:.2f} | {peaks[way] / 1e9:.2f} | {memory:.2f} "
-            f"| {runs[0]['optimizer'] / 1e9:.2f} |"
+            f"| {f'{share:.0%}' if share else '-'} | {rate:,.0f} | {speed:.2f} "
+            f"| {peaks[way] / 1e9:.2f} | {memory:.2f} | {runs[0]['optimizer'] / 1e9:.2f} |"
         )
 
 
