@@ -11,7 +11,7 @@ matrices that a way cannot do without, each measured alone in the same process a
 with `--peak` in TFLOP/s, their operations are also given as a share of it (MFU).
 Seconds are medians over the steps of all rounds, without the first step of each. Peak memory is
 that of the process with its model, minus its memory before the model (on a GPU: what torch
-allocated).
+allocated); beside it what `lep run --dry-run` plans.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from lep.pipeline.forecast import Shape, training_memory
 from lep.settings import PretrainSettings
 from lep.training.data import collate
 from lep.training.loss import chunk_loss
@@ -123,14 +124,32 @@ def seconds_of(product: Product, device: torch.device, dtype: torch.dtype) -> fl
     return min(times)
 
 
+def planned(a: argparse.Namespace, model: PreTrainedModel, width: int) -> float:
+    """Bytes that `lep.pipeline.forecast` plans for a training of tables."""
+    config = model.config
+    tables = 1 if config.tie_word_embeddings else 2
+    table = config.vocab_size * config.hidden_size
+    parameters = sum(p.numel() for p in model.get_decoder().parameters())
+    layers, inner = config.num_hidden_layers, config.intermediate_size
+    sizes = (config.vocab_size, config.hidden_size, tables, layers, inner)
+    shape = Shape(parameters - table, *sizes, cache=0, plain=True, ids=config.vocab_size)
+    trained = a.new if a.way == "new_rows" else config.vocab_size
+    on_cpu = not torch.cuda.is_available()
+    options = {"width": width, "on_cpu": on_cpu}
+    return sum(training_memory(shape, config.vocab_size, trained, a.tokens, **options).values())
+
+
 def one(a: argparse.Namespace) -> dict[str, float]:
     """Train for some steps in one way; returns seconds, bytes and trained parameters."""
     before = peak_resident()
     model, tables = model_of(a), a.way not in ("full", "plain")
+    plan = 0.0
     a.vocabulary = model.config.vocab_size - a.new
     bf16 = uses_bf16(PretrainSettings(tokens=a.tokens, learning_rate=1e-4, precision=a.precision))
     if bf16 and tables:
         model = model.bfloat16()
+    if tables:
+        plan = planned(a, model, 2 if bf16 else 4)
     if a.way != "full":
         model.requires_grad_(False)
     kinds = ("input",) if model.config.tie_word_embeddings else ("input", "output")
@@ -192,6 +211,7 @@ def one(a: argparse.Namespace) -> dict[str, float]:
         "floor": sum(n * seconds_of(p, model.device, dtype) for p, n in needed.items()),
         "operations": sum(2 * n * math.prod(p[1:]) for p, n in needed.items()),
         "peak": peak,
+        "plan": plan,
         "optimizer": sum(t.numel() * t.element_size() for t in state),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
@@ -237,17 +257,19 @@ def main() -> None:
     peaks = {way: max(r["peak"] for r in runs) for way, runs in results.items()}
     print(
         f"\n| way | trained | s a step | of the floor | MFU | tokens/s | speed, {reference} = 1 "
-        f"| peak GB | memory, {reference} = 1 | optimizer GB |\n" + "|---" * 10 + "|"
+        f"| peak GB | planned | memory, {reference} = 1 | optimizer GB |\n" + "|---" * 11 + "|"
     )
     for way, runs in results.items():
         speed, memory = seconds[reference] / seconds[way], peaks[way] / peaks[reference]
         rate = arguments.tokens / seconds[way]
         above = statistics.median(run["step"] / run["floor"] for run in runs)
+        plan = runs[0]["plan"] / 1e9
         share = runs[0]["operations"] / seconds[way] / 1e12 / (arguments.peak or math.inf)
         print(
             f"| {way} | {runs[0]['trained'] / 1e6:.1f}M | {seconds[way]:.2f} | {above:.2f} "
             f"| {f'{share:.0%}' if share else '-'} | {rate:,.0f} | {speed:.2f} "
-            f"| {peaks[way] / 1e9:.2f} | {memory:.2f} | {runs[0]['optimizer'] / 1e9:.2f} |"
+            f"| {peaks[way] / 1e9:.2f} | {f'{plan:.2f}' if plan else '-'} | {memory:.2f} "
+            f"| {runs[0]['optimizer'] / 1e9:.2f} |"
         )
 
 

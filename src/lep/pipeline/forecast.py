@@ -25,7 +25,7 @@ from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.train import ALGORITHMS
 from lep.tokenizer.vocabulary import Vocabulary
 from lep.training.data import LARGEST_BLOCK, batch_of
-from lep.training.loss import GPU_LOSS_CHUNK, LOGIT_SETTINGS
+from lep.training.loss import GPU_LOSS_CHUNK, LOGIT_SETTINGS, LOSS_CHUNK
 from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_states
 
 UTILISATION = 0.4  # of a device's peak that training of large models reaches
@@ -109,6 +109,38 @@ class Shape:
         old = self.body + self.rows * self.hidden + self.cache * CONTEXT_TOKENS
         new = self.body + new_rows * self.hidden + self.cache * CONTEXT_TOKENS * share
         return old / (share * new)
+
+
+def training_memory(
+    shape: Shape,
+    rows: int,
+    trained: int,
+    tokens: int,
+    *,
+    width: int,
+    on_cpu: bool = False,
+    recomputes: bool = False,
+) -> dict[str, float]:
+    """Bytes of a training by what they hold: tables of `rows`, of which `trained` train, each step.
+
+    Frozen weights and products have `width` bytes an element; what trains has float32 weights,
+    gradients and two moments. With `recomputes`, states between layers are float32, and the rest
+    is of one layer.
+    """
+    table, copies = rows * shape.hidden, trained * shape.hidden * shape.tables
+    frozen = shape.body + (table * shape.tables if trained < rows else 0)
+    layer = width * (8 * shape.hidden + 4 * shape.inner)
+    layers = 4 * shape.hidden * shape.layers + layer if recomputes else layer * shape.layers
+    chunk = LOSS_CHUNK if on_cpu else GPU_LOSS_CHUNK
+    logits = 4 if on_cpu and width == 4 else 3 * 4  # a CPU's float32 softmax is in place
+    head = width * table if width < 4 else 0
+    return {
+        "frozen weights": width * frozen,
+        "trained rows with gradients and moments": 16 * copies,
+        "16-bit head and its gradient": head + 4 * trained * shape.hidden,
+        "logits": logits * (chunk if shape.plain else tokens) * rows,
+        "activations": tokens * layers,
+    }
 
 
 @dataclass(frozen=True)
@@ -215,24 +247,15 @@ class Forecast(Result):
         return self._memory(rows, tokens, settings) | {"copies of tables": copies * table_bytes}
 
     def _memory(self, rows: int, tokens: int, settings: TrainingSettings) -> dict[str, float]:
-        """For so many training rows in each table, and tokens at once.
-
-        Frozen weights take 16 bits; what trains has float32 weights, gradients and two moments.
-        States between layers are float32.
-        """
-        shape = self.shape
-        table, trained = self.rows * shape.hidden, rows * shape.hidden * shape.tables
-        frozen = shape.body + (table * shape.tables if rows < self.rows else 0)
-        layer = 2 * (8 * shape.hidden + 4 * shape.inner)
-        again = 4 * shape.hidden * shape.layers + layer
-        layers = again if settings.activation_checkpointing else layer * shape.layers
-        return {
-            "frozen weights": 2 * frozen,
-            "trained rows with gradients and moments": 16 * trained,
-            "16-bit head and its gradient": 2 * table + 4 * rows * shape.hidden,
-            "logits": 3 * 4 * (GPU_LOSS_CHUNK if shape.plain else tokens) * self.rows,
-            "activations": tokens * layers,
-        }
+        """For so many training rows in each table, and tokens at once."""
+        return training_memory(
+            self.shape,
+            self.rows,
+            rows,
+            tokens,
+            width=4 if settings.precision == "float32" else 2,
+            recomputes=settings.activation_checkpointing,
+        )
 
     @property
     def disk_bytes(self) -> int:
