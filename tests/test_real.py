@@ -1,0 +1,129 @@
+"""A small cell of the table of real models: a whole `lep adapt` of the lab pair, arms, measures."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+from conftest import ROOT, sample_texts
+from test_adapt import LAB, lab_command
+from transformers import AutoTokenizer
+
+sys.path.append(str(ROOT / "benchmarks"))
+import real_scores
+
+from lep.evaluation.measures import measures
+from lep.evaluation.records import PromptRecord, TaskRecord
+
+SMALL = ["--characters", "2000", "--items", "2", "--prompts", "2", "--limit", "4"]
+LETTERS = "ABCD"
+
+
+def compressed(path: Path, records: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    path.write_bytes(zstandard.compress(lines.encode()))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the benchmark reads, made from the sample texts."""
+    folder, texts = tmp_path_factory.mktemp("data"), sample_texts("ru")
+    compressed(
+        folder / "eval" / "ru" / "wiki.jsonl.zst",
+        [{"id": str(i), "text": text} for i, text in enumerate(texts[:6])],
+    )
+    bench = folder / "bench"
+    news = [{"url": f"u{i}", "title": "т", "text": text} for i, text in enumerate(texts[6:9])]
+    compressed(bench / "tg_news_ru.jsonl.zst", news)
+    pairs = [{"good": t[:40], "bad": t[:40][::-1]} for t in texts[:8]]
+    kinds = {"paradigm": "p", "phenomenon": "f", "domain": "d"}
+    compressed(bench / "rublimp.jsonl.zst", [pair | kinds for pair in pairs])
+    question = {"subject": "s", "question": "Two and two?", "label": "B"} | dict.fromkeys(
+        LETTERS, "4"
+    )
+    splits = [question | {"split": split} for split in ("dev",) * 5 + ("test",) * 6]
+    compressed(bench / "mmlu_en.jsonl.zst", splits)
+    asked = [{"role": "user", "content": f"Повтори это предложение: Я дома {i}."} for i in range(4)]
+    lines = [json.dumps({"messages": [each]}, ensure_ascii=False) for each in asked]
+    (bench / "ru_user_prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    given = {"instruction": "Repeat this sentence:", "instances": [{"input": "I am here."}]}
+    (bench / "en_user_prompts.jsonl").write_text(f"{json.dumps(given)}\n" * 4, encoding="utf-8")
+    return folder
+
+
+def benchmark(*arguments: object) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / "real.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_arms_are_trained_measured_and_read_again(data, tmp_path) -> None:
+    run, output = tmp_path / "run", tmp_path / "out"
+    done = subprocess.run(lab_command(run), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arms = ["mixture", "text", "token-distillation", "alm"]
+    benchmark(run, "--output", output, "--arms", *arms, "--tokens", 2_000)
+    printed = benchmark(run, "--output", output, "--data", data, *SMALL)
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    names = ["arm", "original", "mean", "adapt", *arms]
+    assert [row[0] for row in rows] == names * 2
+    assert all(len(row) == len(rows[0]) for row in rows[: len(names)])
+    assert rows[1][1:3] == ["-", "-"]
+    assert rows[3][1] == "8,000" or int(rows[3][1].replace(",", "")) > 7_000
+    windows = [
+        json.loads(line)
+        for line in (output / "scores" / "original" / "records.jsonl").read_text().splitlines()
+    ]
+    shown = [w for w in windows if w["kind"] == "text" and w["language"] == "ru"]
+    assert shown
+    tokenizer = AutoTokenizer.from_pretrained(LAB)
+    assert tokenizer.chat_template
+    characters, tokens = (sum(w[name] for w in shown) for name in ("characters", "tokens"))
+    assert float(rows[1][3]) == pytest.approx(characters / tokens, abs=0.005)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    assert benchmark(run, "--output", output, "--data", data, *SMALL) == printed
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()} == before
+
+
+def test_a_ratio_and_its_interval_are_of_the_items_that_both_have() -> None:
+    """A prompt that one model lacks does not count; every ratio of equal parts is that ratio."""
+
+    def answers(factor: float, count: int) -> list[PromptRecord]:
+        common = {"prompt": [], "answer": "", "finished": 1.0, "repetition": 0.0, "tokens": 1}
+        return [
+            PromptRecord(
+                language="ru", id=str(i), new_tokens=0, original_answer="x",
+                nats=factor * (i + 1) * math.log(2), bytes=10, **common,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+
+    found = [list(measures(answers(*each))) for each in ((1.5, 5), (1.0, 4))]
+    column = real_scores.Column("x", "original answers bits per byte", "ru", ratio=True)
+    model, original = (next(m for m in side if m.metric == column.metric) for side in found)
+    shown = real_scores.cell(column, model, original, first=False)
+    assert shown == "0.450 (x1.500, 1.500 to 1.500)"
+    assert real_scores.cell(column, original, original, first=True) == "0.250"
+    assert real_scores.cell(column, None, original, first=False) == "-"
+
+
+def test_a_difference_has_a_sign_and_an_interval() -> None:
+    """Where one model is right on two questions more of four, on the same ones in each resample."""
+    common = {"language": "ru", "task": "copy_sentence", "finished": True, "expected": "да"}
+    sides = []
+    for rights in ([1, 1, 1, 0], [1, 0, 0, 0]):
+        records = [
+            TaskRecord(question=str(i), answer="", exact=float(right), **common)
+            for i, right in enumerate(rights)
+        ]
+        sides.append(next(m for m in measures(records) if m.metric == "exact match"))
+    column = real_scores.Column("x", "exact match", "ru", "copy_sentence", digits=2)
+    assert (
+        real_scores.cell(column, sides[1], sides[0], first=False) == "0.25 (-0.50, -1.00 to +0.00)"
+    )
