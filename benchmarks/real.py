@@ -121,8 +121,10 @@ def cost(run: Run, output: Path, arm: str) -> tuple[str, str]:
     return "-", "-"
 
 
-def tables(run: Run, output: Path, data: Path, arms: list[str], sizes: Sizes) -> None:
-    """Score what is not scored yet, and print a row for each arm that there is."""
+def tables(
+    run: Run, output: Path, data: Path, arms: list[str], sizes: Sizes, drawing: Path | None
+) -> None:
+    """Score what is not scored yet, print a row for each arm that there is, and draw them."""
     given = real_scores.material(data, run.heldout(run.old[0]), output, sizes)
     columns = {}
     for arm in (arm for arm in ARMS if arm in arms or arm == "original"):
@@ -138,6 +140,8 @@ def tables(run: Run, output: Path, data: Path, arms: list[str], sizes: Sizes) ->
             is_first = arm == "original"
             cells = [cell(c, found.get(c.title), original.get(c.title), is_first) for c in shown]
             print(f"| {' | '.join([arm, *cost(run, output, arm), *cells])} |")
+    if drawing:
+        real_scores.draw(columns, drawing)
 
 
 def main() -> None:
@@ -150,6 +154,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", type=Path, help="SVG file to write")
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     a = parser.parse_args()
@@ -157,7 +162,7 @@ def main() -> None:
     a.output.mkdir(parents=True, exist_ok=True)
     if a.data:
         sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
-        tables(run, a.output, a.data, a.arms, sizes)
+        tables(run, a.output, a.data, a.arms, sizes, a.figure)
         return
     for arm in (arm for arm in a.arms if arm in TRAINED):
         train(run, a.output, arm, a.tokens, a.seed)

@@ -15,7 +15,7 @@ from lep.corpus.language import dominant_script
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import question, read_messages, write_records
 from lep.evaluation.evaluate import Subject, subject_records
-from lep.evaluation.measures import Measure, figure, measures, task_score
+from lep.evaluation.measures import Figure, Measure, figure, measures, task_score
 from lep.evaluation.records import PromptRecord, Record, load_records, save_records
 from lep.evaluation.score import Material
 from lep.settings import BenchmarkSettings, EvaluateSettings
@@ -25,6 +25,7 @@ LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
 CHAT_TASKS = ["copy_sentence", "copy_paragraph", "first_word", "last_word"]
 BENCHMARKS = ["rublimp", "daru_mmlu_en"]
 RESAMPLES = 2_000
+BRIEFLY = {"ru": "Ответь одним предложением.", "en": "Answer in one sentence."}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ TABLES = {
         Column("new tokens in ru answers", "new tokens", "ru"),
     ],
 }
+DRAWN = (
+    "text, bits a byte",
+    "the original's answers, bits a byte",
+    "sentences copied",
+    "en text, bits a byte",
+    "en tasks",
+)
 
 
 def material(data: Path, english: str, output: Path, sizes: Sizes) -> tuple[Any, Any]:
@@ -100,7 +108,7 @@ def material(data: Path, english: str, output: Path, sizes: Sizes) -> tuple[Any,
 
 
 def users_prompts(data: Path, language: str, count: int) -> list[dict[str, Any]]:
-    """Short prompts of users, in an order by hash."""
+    """Short prompts of users, in an order by hash, that ask for a short answer: it ends in time."""
     texts = []
     for line in (data / "bench" / f"{language}_user_prompts.jsonl").open(encoding="utf-8"):
         record = json.loads(line)
@@ -110,7 +118,8 @@ def users_prompts(data: Path, language: str, count: int) -> list[dict[str, Any]]
             given = record["instances"][0]["input"]
             texts.append("\n\n".join(part for part in (record["instruction"], given) if part))
     short = sorted((t for t in texts if len(t) <= LONGEST_PROMPT), key=unit_hash)
-    return [{"messages": [{"role": "user", "content": text}]} for text in short[:count]]
+    asked = [f"{text.rstrip()}\n{BRIEFLY[language]}" for text in short[:count]]
+    return [{"messages": [{"role": "user", "content": text}]} for text in asked]
 
 
 def scored(model: Path, original: Path, given: tuple[Any, Any], folder: Path) -> list[Record]:
@@ -152,31 +161,39 @@ def by_column(records: list[Record]) -> dict[str, Measure]:
     return result
 
 
-def cell(column: Column, model: Measure | None, original: Measure | None, first: bool) -> str:
-    """The value, with its ratio to the original's or difference from it, and a 95% interval."""
-    value = model and figure(model, RESAMPLES, 0)
-    if value is None:
-        return "-"
-    shown = f"{value.value:.{column.digits}f}"
-    if first or original is None:
-        return shown
-    assert model is not None
-    if not column.ratio:
+def compared(column: Column, model: Measure, original: Measure) -> tuple[float, float, float]:
+    """The ratio to the original's value, or the difference from it, with a 95% interval.
+
+    It is paired, because both models' draws are of the same units.
+    """
+    if column.ratio:
+        top, bottom = (_figure(side) for side in _common(model, original))
+        value, drawn = top.value / bottom.value, top.drawn / bottom.drawn
+    else:
         difference = figure(model, RESAMPLES, 0, original)
         assert difference is not None
-        return f"{shown} ({_interval(difference.value, difference.drawn, column.digits, '+')})"
-    top, bottom = (figure(side, RESAMPLES, 0) for side in _common(model, original))
-    assert top is not None
-    assert bottom is not None
-    ratios = _interval(top.value / bottom.value, top.drawn / bottom.drawn, column.digits)
-    return f"{shown} (x{ratios})"
-
-
-def _interval(value: float, drawn: Any, digits: int, sign: str = "") -> str:
-    """A value and its interval: paired, because both models' draws are of the same units."""
+        value, drawn = difference.value, difference.drawn
     low, high = np.percentile(drawn, [2.5, 97.5])
-    shown = [f"{number:{sign}.{digits}f}" for number in (value, low, high)]
-    return f"{shown[0]}, {shown[1]} to {shown[2]}"
+    return value, float(low), float(high)
+
+
+def cell(column: Column, model: Measure | None, original: Measure | None, first: bool) -> str:
+    """The value, and how it compares with the original's."""
+    if model is None:
+        return "-"
+    shown = f"{_figure(model).value:.{column.digits}f}"
+    if first or original is None:
+        return shown
+    sign, before = ("", "x") if column.ratio else ("+", "")
+    numbers = compared(column, model, original)
+    value, low, high = (f"{number:{sign}.{column.digits}f}" for number in numbers)
+    return f"{shown} ({before}{value}, {low} to {high})"
+
+
+def _figure(measure: Measure) -> Figure:
+    found = figure(measure, RESAMPLES, 0)
+    assert found is not None
+    return found
 
 
 def _common(*sides: Measure) -> Iterator[Measure]:
@@ -184,3 +201,31 @@ def _common(*sides: Measure) -> Iterator[Measure]:
     items = set.intersection(*(set(side.values) for side in sides))
     for side in sides:
         yield replace(side, values={k: v for k, v in side.values.items() if k in items})
+
+
+def draw(columns: dict[str, dict[str, Measure]], file: Path) -> None:
+    """A panel for each measure of `DRAWN`: every arm beside the original, with its interval."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "lep"  # the same figure has the same bytes
+    import matplotlib.pyplot as plt
+
+    shown = [c for each in TABLES.values() for c in each if c.title in DRAWN]
+    arms = [arm for arm in columns if arm != "original"][::-1]
+    figure_, axes = plt.subplots(1, len(shown), figsize=(12, 1 + 0.32 * len(arms)), sharey=True)
+    for axis, column in zip(axes, shown, strict=True):
+        for height, arm in enumerate(arms):
+            value, low, high = compared(
+                column, *(columns[a][column.title] for a in (arm, "original"))
+            )
+            axis.plot([low, high], [height, height], color="#2a6f97", alpha=0.5, linewidth=3)
+            axis.plot(value, height, "o", color="#2a6f97")
+        axis.axvline(1.0 if column.ratio else 0.0, color="#888888", linestyle="--", linewidth=1)
+        kind = "times the original's" if column.ratio else "less the original's"
+        axis.set_title(f"{column.title},\n{kind}", fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(arms)), arms)
+    figure_.suptitle("Dashed: the original. Lines: 95% intervals.", fontsize=9)
+    figure_.tight_layout()
+    figure_.savefig(file, metadata={"Date": None})
