@@ -26,13 +26,6 @@ INSTRUCT, RU = ROOT / "lab" / "pair" / "instruct", {"ru": [SAMPLE / "ru"]}
 SETTINGS = {"practice_tokens": 4_000, "practice": 1_000}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_tasks_at_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(practice, "TASKS_AT_ONCE", 64)
-        yield
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Path:
     """The lab's instruct model with 200 new tokens."""
@@ -138,8 +131,21 @@ def test_tasks_that_the_original_cannot_do_are_drawn_less(start) -> None:
     words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1], [])
     drawing = Drawing(words, "ru", 0)
     items = list(islice(drawing, 600))
-    drawing.learn(items, [item.task != "copy_paragraph" for item in items])
-    assert "copy_paragraph" not in {item.task for item in islice(drawing, 600)}
+    before = Counter(item.task for item in items)["copy_paragraph"]
+    for some in (items[:20], items[20:]):  # all tasks so far count
+        drawing.learn(some, [item.task != "copy_paragraph" for item in some])
+    counts = Counter(item.task for item in islice(drawing, 600))
+    assert counts["copy_paragraph"] < before / 5
+    assert counts["copy_sentence"] > 3 * before / 2
+
+
+def test_nothing_is_learned_from_an_original_that_can_do_nothing(start) -> None:
+    words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1], [])
+    drawing = Drawing(words, "ru", 0)
+    before = dict(drawing.weights)
+    items = list(islice(drawing, 50))
+    drawing.learn(items, [0] * 50)
+    assert drawing.weights == before
 
 
 def test_what_cannot_be_practised_is_refused(start, byte_level, tmp_path) -> None:

@@ -30,7 +30,6 @@ SENTENCE_TEXT = 4_000_000  # characters of text that sentences are taken from
 # Share of the tasks that are about a real sentence, as it comes: they teach where answers end,
 # which words without sense do not.
 NATURAL = 0.4
-ENOUGH = 20  # tasks of a kind, to know what share of them the original model can do
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
 
 
@@ -97,6 +96,7 @@ class Drawing:
         self.words, self.language = words, language
         self.rng = random.Random(seed)
         self.weights: dict[str, float] = dict(WEIGHTS)
+        self.tried, self.solved = Counter[str](), Counter[str]()
         self.counts: Counter[int] = Counter()
         self.heap = [(0, self.rng.random(), index) for index in sorted(words.of_token)]
         heapq.heapify(self.heap)
@@ -154,12 +154,11 @@ class Drawing:
 
     def learn(self, items: Sequence[TaskItem], right: Sequence[int]) -> None:
         """Draw fewer of the tasks that the original model cannot do: by its share of right ones."""
-        if not any(right):  # then nothing says which task would be better
-            return
-        for task in self.weights:
-            rights = [each for item, each in zip(items, right, strict=True) if item.task == task]
-            if len(rights) >= ENOUGH:
-                self.weights[task] = WEIGHTS[task] * sum(rights) / len(rights)
+        self.tried.update(item.task for item in items)
+        self.solved.update(item.task for item, done in zip(items, right, strict=True) if done)
+        if self.solved:  # else nothing says which task would be better
+            shares = {task: (self.solved[task] + 1) / (self.tried[task] + 2) for task in WEIGHTS}
+            self.weights = {task: WEIGHTS[task] * share for task, share in shares.items()}
 
     def least(self) -> int:
         """How often the token that came least often was drawn."""

@@ -32,8 +32,8 @@ from lep.training.streams import ANSWER_FILE
 from lep.transfer.mappings import saved_mappings
 
 COUNTS, VERDICTS = "practice.json", "verdicts.jsonl"
-TASKS_AT_ONCE = 256  # drawn between two looks at the limits
-LEAST_KEPT = 0.01  # of the tasks: with fewer right answers, drawing ends
+TASKS_AT_ONCE = 64  # drawn between two looks at the limits, and at what the original can do
+LEAST_KEPT, LEAST_DRAWN = 0.01, 512  # of so many tasks or more: with fewer kept, drawing ends
 OLD_TASKS = 0.5  # for each task in the new language
 FEW = 0.5  # of the tasks: fewer right answers deserve a warning
 
@@ -192,7 +192,7 @@ class _Run:
                         records.append(record)
                         self._count(record, counts)
                 least = min(counts[index] for index in reachable)
-                hopeless = drawn > 2 * TASKS_AT_ONCE and len(records) < LEAST_KEPT * drawn
+                hopeless = drawn > LEAST_DRAWN and len(records) < LEAST_KEPT * drawn
                 if self._enough(least) or hopeless or self.drawing.least() >= 2 * most:
                     return records, counts, drawn
 
