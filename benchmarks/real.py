@@ -37,6 +37,7 @@ from real_scores import TABLES, Sizes, by_column, cell
 import lep
 from lep.checkpoint.reader import Checkpoint
 from lep.settings import NewRowsSettings
+from lep.training.data import batch_of
 
 ALONE = {"answers": 0, "practice": 0, "old_text": 0, "old_answers": 0}
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
 GIVEN = {"mean": "init-instruct", "adapt": "adapt"}  # stages of the run
 TRAINED = [*MIXTURES, *anchors.LOSSES]
 ARMS = ["original", *GIVEN, *TRAINED]
-BLOCK, BATCH, LOOKS, LOOK_CHARACTERS = 256, 256, 4, 6_000
+LOOKS = 4
 
 
 class Run:
@@ -84,28 +85,19 @@ def train(run: Run, output: Path, arm: str, tokens: int, seed: int) -> None:
             [Path(run.text(run.new))],
             run.folder / "adapt-answers" / "kept.jsonl",
         )
-        rate = NewRowsSettings(tokens=tokens).relative_rate
-        options = {"tokens": tokens, "batch": BATCH, "rate": rate, "seed": seed}
-        anchors.train(corpus, arm, folder, **options)
+        usual = NewRowsSettings(tokens=tokens)
+        options = {"batch": batch_of(usual), "rate": usual.relative_rate}
+        anchors.train(corpus, arm, folder, tokens=tokens, seed=seed, **options)
         return
-    shares = MIXTURES[arm].get("shares", {})
-    streams: dict[str, Any] = {}
-    if shares.get("old_text", 1):
-        streams["old_text"] = [run.text(code) for code in run.old]
-    if shares.get("answers", 1):
-        streams["answers"] = str(run.folder / "adapt-answers")
-    if shares.get("practice", 1):
-        streams["practice_tasks"] = str(run.folder / "practice")
     settings = NewRowsSettings(
         tokens=tokens,
         seed=seed,
-        block_size=BLOCK,
-        batch_tokens=BATCH,
         checkpoints=LOOKS,
         eval_text={code: [run.text(code, "looks")] for code in (run.new, *run.old)},
-        eval_characters=LOOK_CHARACTERS,
+        old_text=[run.text(code) for code in run.old],
+        answers=str(run.folder / "adapt-answers"),
+        practice_tasks=str(run.folder / "practice"),
         **MIXTURES[arm],
-        **streams,
     )
     print(lep.pretrain(run.model("mean", output), [run.text(run.new)], folder, settings))
 
