@@ -22,7 +22,7 @@ from lep.settings import BenchmarkSettings, EvaluateSettings
 
 LONGEST_PROMPT = 400  # characters
 LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
-CHAT_TASKS = ["copy_sentence", "copy_paragraph", "first_word", "last_word"]
+CHAT_TASKS = ["copy_sentence", "first_word", "last_word"]
 BENCHMARKS = ["rublimp", "daru_mmlu_en"]
 RESAMPLES = 2_000
 BRIEFLY = {"ru": "Ответь одним предложением.", "en": "Answer in one sentence."}
@@ -32,11 +32,11 @@ BRIEFLY = {"ru": "Ответь одним предложением.", "en": "Ans
 class Sizes:
     """How much is measured."""
 
-    characters: int = 24_000  # of text, in each language
-    items: int = 40  # of each chat task, in each language
-    prompts: int = 40  # in each language
+    characters: int = 16_000  # of text, in each language
+    items: int = 32  # of each chat task, in each language
+    prompts: int = 24  # in each language
     answer_tokens: int = 96
-    limit: int = 200  # items of each benchmark task
+    limit: int = 120  # items of each benchmark task
 
 
 @dataclass(frozen=True)
