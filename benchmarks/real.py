@@ -21,7 +21,7 @@ for the first three:
 
 Models are measured on text that no arm was chosen on: Wikipedia and news (DATA/eval/ru and
 DATA/bench), English text held out by RUN, tasks made from them, the first model's own answers to
-users' prompts (DATA/bench), RuBLiMP and MMLU (English). Differences from the original have 95%
+users' prompts (DATA/bench), and RuBLiMP. Differences from the original have 95%
 intervals from a paired bootstrap over documents, prompts or items. What is finished is read again.
 """
 
@@ -58,9 +58,9 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        recipe = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
-        self.original, self.new = Path(recipe["instruct"]), recipe["language"]
-        self.old = sorted(set(recipe["text"]) - {self.new})
+        recipe = lep.load_recipe(folder / "recipe.yaml")
+        self.original = Path(recipe.instruct or "")
+        self.new, self.old = recipe.language, recipe.old_languages
 
     def text(self, language: str, side: str = "rest") -> str:
         return str(self.folder / "looks" / f"{language}.{side}.jsonl")

@@ -23,7 +23,7 @@ from lep.settings import BenchmarkSettings, EvaluateSettings
 LONGEST_PROMPT = 400  # characters
 LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
 CHAT_TASKS = ["copy_sentence", "first_word", "last_word"]
-BENCHMARKS = ["rublimp", "daru_mmlu_en"]
+BENCHMARKS = ["rublimp"]
 RESAMPLES = 2_000
 BRIEFLY = {"ru": "Ответь одним предложением.", "en": "Answer in one sentence."}
 
@@ -66,7 +66,6 @@ TABLES = {
         Column("en answers, bits a byte", ANSWERS, "en", ratio=True, digits=4),
         Column("en sentences copied", "exact match", "en", "copy_sentence"),
         Column("en tasks", "exact match", "en"),
-        Column("MMLU", "score", "en", "daru_mmlu_en"),
         Column("new tokens on en text", "new token mass", "en", digits=4),
         Column("ru answers that end", "ends its turn", "ru"),
         Column("new tokens in ru answers", "new tokens", "ru"),
@@ -85,14 +84,11 @@ def material(data: Path, english: str, output: Path, sizes: Sizes) -> tuple[Any,
     """What every model is given, written to `output` once: text by language and settings."""
     folder, bench = output / "material", data / "bench"
     if not (folder / "prompts.jsonl").exists():
-        for name in ("rublimp", "mmlu_ru"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / "rublimp", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         news = darumeru_data.lines(bench / "tg_news_ru.jsonl.zst")
         write_records(folder / "news.jsonl", ({"id": r["url"], "text": r["text"]} for r in news))
         darumeru_data.write(folder, "rublimp", {"test": darumeru_data.rublimp(bench)})
-        splits: dict[str, Any] = {part: darumeru_data.mmlu(bench, part) for part in ("dev", "test")}
-        darumeru_data.write(folder, "mmlu_ru", splits)
         prompts = [p for code in ("ru", "en") for p in users_prompts(data, code, sizes.prompts)]
         write_records(folder / "prompts.jsonl", prompts)
     text = {"ru": [str(data / "eval" / "ru"), str(folder / "news.jsonl")], "en": [english]}

@@ -19,7 +19,6 @@ from lep.evaluation.measures import measures
 from lep.evaluation.records import PromptRecord, TaskRecord
 
 SMALL = ["--characters", "2000", "--items", "2", "--prompts", "2", "--limit", "4"]
-LETTERS = "ABCD"
 
 
 def compressed(path: Path, records: list[dict]) -> None:
@@ -42,11 +41,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [{"good": t[:40], "bad": t[:40][::-1]} for t in texts[:8]]
     kinds = {"paradigm": "p", "phenomenon": "f", "domain": "d"}
     compressed(bench / "rublimp.jsonl.zst", [pair | kinds for pair in pairs])
-    question = {"subject": "s", "question": "Two and two?", "label": "B"} | dict.fromkeys(
-        LETTERS, "4"
-    )
-    splits = [question | {"split": split} for split in ("dev",) * 5 + ("test",) * 6]
-    compressed(bench / "mmlu_en.jsonl.zst", splits)
     asked = [{"role": "user", "content": f"Повтори это предложение: Я дома {i}."} for i in range(4)]
     lines = [json.dumps({"messages": [each]}, ensure_ascii=False) for each in asked]
     (bench / "ru_user_prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
