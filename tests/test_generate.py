@@ -109,11 +109,14 @@ def test_packed_layers_multiply_as_before() -> None:
 def test_layers_with_and_without_bias_are_packed_and_others_stay() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4, bias=False), nn.ReLU())
-    states = torch.randn(2, 5, 8)
+    states, weights = torch.randn(2, 5, 8), [layers[0].weight.clone(), layers[1].weight.clone()]
     with torch.inference_mode():
         expected = layers(states)
         pack(layers)
         torch.testing.assert_close(layers(states), expected)
+    assert [
+        torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=False)
+    ] == [True] * 2
     assert [type(layer) for layer in layers] == [PackedLinear, PackedLinear, nn.ReLU]
     half = nn.Sequential(nn.Linear(8, 8)).bfloat16()
     pack(half)

@@ -163,8 +163,8 @@ def _written(
 class Nucleus(LogitsProcessor):
     """Tokens of a nucleus at a temperature, as `TopPLogitsWarper` finds them.
 
-    It sorts the whole vocabulary, which takes a CPU as long as half of a small model. Here the
-    nucleus is looked for among the most likely tokens, and beyond them only where it is larger.
+    It sorts the whole vocabulary for each token, which takes a CPU long. Here the nucleus is looked
+    for among the most likely tokens, and beyond them only where it is larger.
     """
 
     def __init__(self, temperature: float, top_p: float) -> None:
@@ -178,11 +178,11 @@ class Nucleus(LogitsProcessor):
         shares = (top - scores.logsumexp(1, keepdim=True)).exp()
         before = shares.cumsum(1) - shares
         inside = torch.where(before < self.top_p, top, -torch.inf)
-        found = torch.full_like(scores, -torch.inf).scatter_(1, index, inside)
+        nucleus = torch.full_like(scores, -torch.inf).scatter_(1, index, inside)
         larger = shares.sum(1) < self.top_p
         if larger.any():
-            found[larger] = self.exact(input_ids[larger], scores[larger])
-        return found
+            nucleus[larger] = self.exact(input_ids[larger], scores[larger])
+        return nucleus
 
 
 def check_prompts(

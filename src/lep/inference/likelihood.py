@@ -14,9 +14,7 @@ from lep.progress import progress
 
 Segment = tuple[int, list[int], int]  # sequence, ids, first position that is scored
 LOGITS = {"cpu": 1 << 22}  # in a batch: 16 MiB in float32; fresh memory costs a CPU more than sums
-LEAST_TOKENS = (
-    256  # in a batch all the same: with fewer, reading the weights takes longer than sums
-)
+LEAST_TOKENS = 256  # in a batch all the same: of fewer, most time goes into reading weights
 MOST_LOGITS = 1 << 28  # elsewhere: about 12 bytes each are alive at once
 LONGEST_SEGMENT = 2_048  # tokens
 

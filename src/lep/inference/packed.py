@@ -19,12 +19,21 @@ class PackedLinear(nn.Module):
     packed: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, *, keep: bool = False) -> None:
+        """With `keep`, the weight stays beside the packed one."""
         super().__init__()
+        if keep:
+            self.weight = layer.weight
         weight = layer.weight.detach()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def __getattr__(self, name: str) -> Any:
+        """The weight in its own order, for models that read it; it is not kept."""
+        if name == "weight" and name not in self._parameters:
+            return self.packed.to_dense()
+        return super().__getattr__(name)
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -47,7 +56,4 @@ def pack(model: Any) -> None:
             if type(layer) is not nn.Linear or weight is None:
                 continue
             if weight.dtype == torch.float32 and weight.device.type == "cpu":
-                packed = PackedLinear(layer)
-                if layer is head:
-                    packed.weight = weight
-                setattr(module, name, packed)
+                setattr(module, name, PackedLinear(layer, keep=layer is head))
