@@ -25,6 +25,8 @@ LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
 CHAT_TASKS = ["copy_sentence", "first_word", "last_word"]
 BENCHMARKS = ["rublimp"]
 RESAMPLES = 2_000
+# Not the prompts of ru_user_prompts.jsonl: their answers are a text that arms may be trained on.
+PROMPTS = {"ru": "ru_seed_tasks.jsonl", "en": "en_user_prompts.jsonl"}
 BRIEFLY = {"ru": "Ответь одним предложением.", "en": "Answer in one sentence."}
 
 
@@ -106,13 +108,10 @@ def material(data: Path, english: str, output: Path, sizes: Sizes) -> tuple[Any,
 def users_prompts(data: Path, language: str, count: int) -> list[dict[str, Any]]:
     """Short prompts of users, in an order by hash, that ask for a short answer: it ends in time."""
     texts = []
-    for line in (data / "bench" / f"{language}_user_prompts.jsonl").open(encoding="utf-8"):
+    for line in (data / "bench" / PROMPTS[language]).open(encoding="utf-8"):
         record = json.loads(line)
-        if "messages" in record:
-            texts.append(record["messages"][0]["content"])
-        else:
-            given = record["instances"][0]["input"]
-            texts.append("\n\n".join(part for part in (record["instruction"], given) if part))
+        given = record["instances"][0]["input"]
+        texts.append("\n\n".join(part for part in (record["instruction"], given) if part))
     short = sorted((t for t in texts if len(t) <= LONGEST_PROMPT), key=unit_hash)
     asked = [f"{text.rstrip()}\n{BRIEFLY[language]}" for text in short[:count]]
     return [{"messages": [{"role": "user", "content": text}]} for text in asked]

@@ -232,30 +232,23 @@ def test_losses_of_streams_are_the_model_s_own(plain, start, monkeypatch) -> Non
     assert trainer.stream_sums.report(lambda sums: sums) == {}
 
 
-def test_input_rows_move_in_common_by_whether_they_begin_a_word(start, tmp_path) -> None:
-    """A row of no token of the text moves by the vector of its group, or not at all."""
+def test_input_rows_that_no_text_uses_move_by_the_map_in_common(start, tmp_path) -> None:
+    """Without the map, such rows stay."""
     sizes = {"tokens": 384, "train": "new_rows", "learning_rate": 1e-2, "weight_decay": 0.0}
     text = write_jsonl(tmp_path / "ru.jsonl", [{"text": "Погода " * 200}])
     moved = {}
     for shared in (True, False):
         output = tmp_path / str(shared)
-        pretrain(start, [text], output, **mixture(start, **sizes, shared_vectors=shared))
+        pretrain(start, [text], output, **mixture(start, **sizes, shared_maps=shared))
         before, after = (
             weights(folder)["model.embed_tokens.weight"].float() for folder in (start, output)
         )
         moved[shared] = after - before
-    names = AutoTokenizer.from_pretrained(start).convert_ids_to_tokens(range(560))
     alone = [index for index in sorted(new_rows(start)) if not moved[False][index].any()]
-    vectors = []
-    for mark in (True, False):
-        group = [index for index in alone if names[index].startswith("Ġ") is mark]
-        assert len(group) > 1
-        vectors.append(moved[True][group[0]])
-        assert vectors[-1].abs().min() > 0
-        torch.testing.assert_close(
-            moved[True][group], vectors[-1].expand(len(group), -1), rtol=0, atol=1e-6
-        )
-    assert not torch.allclose(*vectors, rtol=0, atol=1e-3)
+    assert len(alone) > 8
+    distances = moved[True][alone].abs().amax(1)
+    # The tokens are those of one step; a step moves a row by little more than a step of its own.
+    assert 1e-4 < distances.min() <= distances.max() < 3 * sizes["learning_rate"]
 
 
 def test_joint_training_trains_new_rows_and_records_its_streams(start, tmp_path) -> None:

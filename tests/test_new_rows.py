@@ -21,7 +21,7 @@ from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
 from lep.training.loss import head_is_plain, head_loss
 from lep.training.pretrain import pretrain
-from lep.training.trainable_rows import new_token_rows, split_tables, word_starts
+from lep.training.trainable_rows import new_token_rows, row_features, split_tables
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
 from lep.transfer.propagate import initialise_instruct
@@ -147,44 +147,65 @@ def test_the_gradient_of_new_rows_is_that_of_the_whole_table(kind, rows) -> None
 
 
 @KINDS
-def test_a_shared_vector_is_part_of_the_rows_of_its_group(kind) -> None:
-    """Loss and gradients are those of transformers' model with the sums in its table."""
+def test_a_shared_map_is_part_of_the_rows(kind) -> None:
+    """Loss and gradients are those of transformers' model with the sums in its tables."""
     model, rows = small_model(kind), torch.tensor([50, 3, 91, 7])
-    groups = torch.tensor([1, 0, 1, 1])
-    shared = torch.randn(2, 32) / 4
-    inputs = model.get_input_embeddings().weight
-    before = inputs.detach().clone()
+    kinds = ("input",) if kind == "tied" else ("input", "output")
+    features = {name: torch.randn(4, 6) for name in kinds}
+    shared = {name: torch.randn(6, 32) / 8 for name in kinds}
+    layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    tables = {name: layers[name].weight for name in kinds}
+    before = {name: table.detach().clone() for name, table in tables.items()}
     ids = torch.cat([torch.randint(0, 96, (4, 30)), rows.repeat(4, 1)], dim=1)
     with torch.no_grad():
-        inputs[rows] += shared[groups]
+        for name, table in tables.items():
+            table[rows] += features[name] @ shared[name]
     expected = model(input_ids=ids, labels=ids).loss
     expected.backward()
-    slopes, sums = inputs.grad[rows], inputs.detach().clone()
+    slopes = {name: table.grad[rows] for name, table in tables.items()}
+    sums = {name: table.detach().clone() for name, table in tables.items()}
     model.requires_grad_(False)
-    inputs.copy_(before)
-    trained = {"input": rows} if kind == "tied" else {"input": rows, "output": rows}
-    table = split_tables(model, trained, groups)["input"]
-    assert torch.equal(table.whole(), before)
-    table.shared.data.copy_(shared)
-    torch.testing.assert_close(table.whole(), sums)
+    for name, table in tables.items():
+        table.copy_(before[name])
+    split = split_tables(model, dict.fromkeys(kinds, rows), features)
+    for name, table in split.items():
+        assert torch.equal(table.whole(), before[name])
+        table.shared.data.copy_(shared[name])
+        torch.testing.assert_close(table.whole(), sums[name])
     loss = model(input_ids=ids, labels=ids).loss
     torch.testing.assert_close(loss, expected)
     hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
     loss = head_loss(model.get_output_embeddings(), hidden, ids[:, 1:].flatten()) / hidden.shape[0]
     torch.testing.assert_close(loss, expected)
     loss.backward()
-    of_group = torch.stack([slopes[groups == group].sum(0) for group in (0, 1)])
-    torch.testing.assert_close(table.shared.grad, of_group, rtol=1e-4, atol=1e-6)
-    assert sum("shared" in name for name, _ in model.named_parameters()) == 1
+    for name, table in split.items():
+        of_map = features[name].T @ slopes[name]
+        torch.testing.assert_close(table.shared.grad, of_map, rtol=1e-4, atol=1e-6)
+    assert sum("shared" in name for name, _ in model.named_parameters()) == len(kinds)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
-def test_groups_are_of_tokens_that_begin_with_a_space(kind, request, tmp_path) -> None:
-    save_model(tmp_path, request.getfixturevalue(kind))
-    names = AutoTokenizer.from_pretrained(tmp_path).convert_ids_to_tokens(range(500))
-    expected = [int(name.startswith(("Ġ", "▁"))) for name in names]
-    assert word_starts(Checkpoint(tmp_path), torch.arange(500)).tolist() == expected
-    assert 0 < sum(expected) < 500
+def test_features_are_word_beginnings_and_the_rows_of_pieces(pair, tmp_path) -> None:
+    extend_tokenizer(pair["instruct"], [SAMPLE / "ru"], 40, tmp_path / "tokenizer")
+    initialise(pair["instruct"], tmp_path / "tokenizer", tmp_path / "start")
+    checkpoint = Checkpoint(tmp_path / "start")
+    rows = new_token_rows(checkpoint)
+    features = row_features(checkpoint, rows)
+    old = AutoTokenizer.from_pretrained(pair["instruct"])
+    new = AutoTokenizer.from_pretrained(tmp_path / "start")
+    model = AutoModelForCausalLM.from_pretrained(pair["instruct"], dtype=torch.float32)
+    layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    for kind, index in rows.items():
+        assert features[kind].shape == (len(index), 2 + 2 * model.config.hidden_size)
+        table, ends, begins = layers[kind].weight.detach(), [], []
+        for row in index.tolist():
+            text = new.decode([row])
+            pieces = old(text, add_special_tokens=False)["input_ids"]
+            ends.append(torch.cat([table[pieces[0]], table[pieces[-1]]]))
+            begins.append([float(not text.startswith(" ")), float(text.startswith(" "))])
+        assert torch.equal(features[kind][:, :2], torch.tensor(begins))
+        assert 0 < features[kind][:, 0].sum() < len(index)
+        size = torch.stack(ends).reshape(-1, model.config.hidden_size).abs().sum(1).mean()
+        torch.testing.assert_close(features[kind][:, 2:], torch.stack(ends) / size)
 
 
 def test_what_is_no_plain_lookup_is_refused() -> None:

@@ -40,11 +40,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [{"good": t[:40], "bad": t[:40][::-1]} for t in texts[:8]]
     kinds = {"paradigm": "p", "phenomenon": "f", "domain": "d"}
     compressed(bench / "rublimp.jsonl.zst", [pair | kinds for pair in pairs])
-    asked = [{"role": "user", "content": f"Повтори это предложение: Я дома {i}."} for i in range(4)]
-    lines = [json.dumps({"messages": [each]}, ensure_ascii=False) for each in asked]
-    (bench / "ru_user_prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    given = {"instruction": "Repeat this sentence:", "instances": [{"input": "I am here."}]}
-    (bench / "en_user_prompts.jsonl").write_text(f"{json.dumps(given)}\n" * 4, encoding="utf-8")
+    asked = {
+        "ru_seed_tasks": ("Повтори это предложение:", "Я дома {}."),
+        "en_user_prompts": ("Repeat this sentence:", "I am here {}."),
+    }
+    for name, (instruction, text) in asked.items():
+        given = [
+            {"instruction": instruction, "instances": [{"input": text.format(i)}]} for i in range(4)
+        ]
+        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in given)
+        (bench / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     return folder
 
 

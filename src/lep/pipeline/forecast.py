@@ -20,7 +20,7 @@ from lep.pipeline.sampled_savings import (
     training_tokens,
 )
 from lep.result import Result
-from lep.settings import LoraSettings, PretrainSettings, TrainingSettings
+from lep.settings import JointSettings, LoraSettings, PretrainSettings, TrainingSettings
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.train import ALGORITHMS
 from lep.tokenizer.vocabulary import Vocabulary
@@ -120,14 +120,16 @@ def training_memory(
     width: int,
     on_cpu: bool = False,
     recomputes: bool = False,
+    maps: bool = False,
 ) -> dict[str, float]:
     """Bytes of a training by what they hold: tables of `rows`, of which `trained` train, each step.
 
     Frozen weights and products have `width` bytes an element; what trains has float32 weights,
     gradients and two moments. With `recomputes`, states between layers are float32, and the rest
-    is of one layer.
+    is of one layer. `maps` in common train too, on float32 features of the rows.
     """
     table, copies = rows * shape.hidden, trained * shape.hidden * shape.tables
+    features = (2 + 2 * shape.hidden) * shape.tables if maps else 0
     frozen = shape.body + (table * shape.tables if trained < rows else 0)
     layer = width * (8 * shape.hidden + 4 * shape.inner)
     layers = 4 * shape.hidden * shape.layers + layer if recomputes else layer * shape.layers
@@ -137,6 +139,7 @@ def training_memory(
     return {
         "frozen weights": width * frozen,
         "trained rows with gradients and moments": 16 * copies,
+        **({"maps in common": (4 * trained + 16 * shape.hidden) * features} if maps else {}),
         "16-bit head and its gradient": head + 4 * trained * shape.hidden,
         "logits": logits * (chunk if shape.plain else tokens) * rows,
         "activations": tokens * layers,
@@ -255,6 +258,7 @@ class Forecast(Result):
             tokens,
             width=4 if settings.precision == "float32" else 2,
             recomputes=settings.activation_checkpointing,
+            maps=isinstance(settings, JointSettings) and settings.has_maps,
         )
 
     @property

@@ -33,9 +33,13 @@ class JointSettings(PretrainSettings):
     else the learning rate)."""
     practice: PositiveInt = 100
     """Count the new tokens that are learned less often than this."""
-    shared_vectors: bool = True
-    """Of a mixture: new input rows also train a vector in common for all tokens that begin with a
-    space, and another for the rest. A mean of pieces does not tell that a token begins a word."""
+    shared_maps: bool = True
+    """Of a mixture: new rows also train maps in common, from the rows of their first and last
+    pieces, and a vector for all tokens that begin with a space: rare tokens learn from all."""
+
+    fit_output: bool = True
+    """Of a mixture that trains new rows alone: first fit the output rows to the states of the
+    original, which reads a quarter of the tokens (65,536 at most) in its own segmentation."""
 
     @model_validator(mode="after")
     def _rates(self) -> Self:
@@ -47,6 +51,11 @@ class JointSettings(PretrainSettings):
     def is_mixture(self) -> bool:
         """Whether there is more than text of the new language."""
         return bool(self.old_text or self.answers or self.practice_tasks)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether new rows train maps in common, if there is a mixture."""
+        return self.train == "new_rows" and self.shared_maps
 
 
 class PracticeSettings(Settings):

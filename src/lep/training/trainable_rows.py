@@ -20,23 +20,23 @@ TableRows = Mapping[str, Tensor]  # of the tables "input" and "output" that trai
 class SplitTable(nn.Module):
     """A (V, h) table as frozen rows `kept` (V - n, h) and trained rows `new` (n, h) in float32.
 
-    Only `new` and `shared` have gradients. With `groups` (n,), the group of each of `rows`, all
-    rows of a group train one vector of `shared` (groups, h), zero at first, that is added to each.
+    Only `new` and `shared` have gradients. With `features` (n, f) of `rows`, all rows train a map
+    in common: `features @ shared` is added to them, with `shared` (f, h) zero at first.
     `position` (V,) is where each row is in `kept` and `new`, `kept` first.
     """
 
     kept: Tensor
     position: Tensor
-    groups: Tensor
+    features: Tensor
 
-    def __init__(self, table: Tensor, rows: Tensor, groups: Tensor | None = None) -> None:
+    def __init__(self, table: Tensor, rows: Tensor, features: Tensor | None = None) -> None:
         super().__init__()
         trains = torch.zeros(len(table), dtype=torch.bool)
         trains[rows] = True
         self.shared = None
-        if groups is not None:
-            self.register_buffer("groups", groups[rows.argsort()], persistent=False)
-            self.shared = nn.Parameter(torch.zeros(int(groups.max()) + 1, table.shape[1]))
+        if features is not None:
+            self.register_buffer("features", features[rows.argsort()].float(), persistent=False)
+            self.shared = nn.Parameter(torch.zeros(features.shape[1], table.shape[1]))
         stay, rows = (~trains).nonzero().flatten(), trains.nonzero().flatten()
         last = len(rows) == 0 or int(rows[0]) == len(stay)  # then nothing needs to be copied
         position = torch.empty(len(table), dtype=torch.int64)
@@ -45,21 +45,34 @@ class SplitTable(nn.Module):
         self.register_buffer("position", position, persistent=False)
         self.new = nn.Parameter(table[rows].float())
 
+    def frozen_ids(self) -> Tensor:
+        """The ids of the frozen rows in their order, (V - n,) int64."""
+        return self.position.argsort()[: len(self.kept)]
+
     def trained(self) -> Tensor:
         """The trained rows as they are now, (n, h)."""
-        return self.new if self.shared is None else self.new + self.shared[self.groups]
+        if self.shared is None:
+            return self.new
+        return self.new + _in_float32(self.features, self.shared)
 
     def looked_up(self, index: Tensor) -> Tensor:
         """Rows of `trained`, (..., h)."""
         rows = embedding(index, self.new)
-        return rows if self.shared is None else rows + embedding(self.groups[index], self.shared)
+        if self.shared is None:
+            return rows
+        return rows + _in_float32(embedding(index, self.features), self.shared)
 
     def whole(self) -> Tensor:
         """The table as it is now, (V, h), in the dtype of the frozen rows."""
         rows = whole(self.new)
         if self.shared is not None:
-            rows = rows + whole(self.shared)[self.groups]
+            rows = rows + self.features @ whole(self.shared)
         return torch.cat([self.kept, rows.to(self.kept)])[self.position]
+
+
+def _in_float32(features: Tensor, shared: Tensor) -> Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        return features @ shared
 
 
 class SplitEmbedding(nn.Module):
@@ -109,19 +122,19 @@ def table_layers(model: Any) -> dict[str, Any]:
 
 
 def split_tables(
-    model: Any, rows: TableRows, groups: Tensor | None = None
+    model: Any, rows: TableRows, features: TableRows | None = None
 ) -> dict[str, SplitTable]:
     """Put split tables into a model; `rows` (n,) of "input" and, where untied, "output" train.
 
-    With `groups` (n,), the input rows of a group train a vector in common.
+    With `features` (n, f) of a table's rows, these train a map in common.
 
     Raises `CheckpointError` where embeddings or head do more than look up and multiply.
     """
     layers = table_layers(model)
     inputs, head = layers["input"], layers["output"]
-    shared = {"input": groups}
+    features = features or {}
     tables = {
-        kind: SplitTable(layers[kind].weight.detach(), rows[kind], shared.get(kind))
+        kind: SplitTable(layers[kind].weight.detach(), rows[kind], features.get(kind))
         for kind in rows
     }
     bias, scale = getattr(head, "bias", None), getattr(inputs, "embed_scale", None)
@@ -171,10 +184,28 @@ def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return rows
 
 
-def word_starts(checkpoint: Checkpoint, rows: Tensor) -> Tensor:
-    """Which of the tokens `rows` (n,) begin with a space: 1 or 0, (n,) int64."""
+def row_features(checkpoint: Checkpoint, rows: TableRows) -> dict[str, Tensor]:
+    """What new tokens have in common, for maps that all rows of a table train: (n, 2 + 2h) float32.
+
+    Whether the token begins with a space, whether not, and the rows of its first and of its last
+    piece (its own row, for a piece that the model has no more). These rows are so small that an
+    Adam step of the map moves a token's row by no more than a step of its own.
+    """
+    mappings, features = saved_mappings(checkpoint, appended=True) or {}, {}
     contents = checkpoint.vocabulary.contents
-    return torch.tensor([int((contents[index] or b"").startswith(b" ")) for index in rows.tolist()])
+    names = checkpoint.tables.by_kind()
+    for kind, index in rows.items():
+        mapping, table = mappings[kind], checkpoint.tensor(names[kind])
+        kept, source = mapping.kept()
+        there = torch.full((mapping.source_size,), -1).index_copy_(0, source, kept)
+        ends = (mapping.offsets[:-1][index], mapping.offsets[1:][index] - 1)
+        pieces = [there[mapping.indices[end]] for end in ends]
+        read = [table[torch.where(piece < 0, index, piece)].float() for piece in pieces]
+        size = torch.cat(read).abs().sum(1).mean()
+        begins = [(contents[row] or b"").startswith(b" ") for row in index.tolist()]
+        spaces = torch.nn.functional.one_hot(torch.tensor(begins).long(), 2)
+        features[kind] = torch.cat([spaces, *(rows / size for rows in read)], 1)
+    return features
 
 
 def known_row_size(table: Tensor, trained: Tensor) -> float:

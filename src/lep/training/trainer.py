@@ -46,6 +46,8 @@ from lep.transfer.mappings import copy_mappings
 
 LOOK_SECONDS = "look_seconds"  # in the log
 LOSS_OF_TEXT = f"{LOSS}text"
+SHARED = "table.shared"  # in the names of parameters
+
 # Nats a token by which the mean of the last reports is above all of the first: no longer noise.
 RISE, FIRST_REPORTS, REPORTS = 1.0, 3, 10
 
@@ -149,6 +151,7 @@ class TablesTrainer(TrainedOnlyTrainer):
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[1]["decay_of_touched_rows"] = self.args.weight_decay
         optimizer.param_groups[0]["lr"] *= self.output_rate
+        _apart(optimizer, {id(p) for n, p in self.model.named_parameters() if SHARED in n})
         optimizer.register_step_pre_hook(decay_touched_rows)
         if self.is_mixture:
             optimizer.register_step_pre_hook(scale_epsilon)
@@ -194,6 +197,17 @@ class TablesTrainer(TrainedOnlyTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _apart(optimizer: torch.optim.Optimizer, shared: set[int]) -> None:
+    """Put maps that rows share into groups of their own: their gradients have another size."""
+    for group in list(optimizer.param_groups):
+        maps = [p for p in group["params"] if id(p) in shared]
+        if maps:
+            group["params"] = [p for p in group["params"] if id(p) not in shared]
+            others = {key: value for key, value in group.items() if key != "params"}
+            others |= {"weight_decay": 0.0, "decay_of_touched_rows": 0.0}
+            optimizer.add_param_group(others | {"params": maps})
 
 
 class QuietProgress(ProgressCallback):
