@@ -22,11 +22,11 @@ from lep.transfer.initialise import initialise
 RU, EN = [str(SAMPLE / "ru")], [str(SAMPLE / "en")]
 
 
-@pytest.fixture(scope="module")
-def start(byte_level, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def start(byte_level, request, tmp_path_factory) -> Path:
     """A model with 60 new tokens, the original beside it."""
     folder = tmp_path_factory.mktemp("distillation")
-    save_model(folder / "model", byte_level)
+    save_model(folder / "model", byte_level, tied=request.param == "tied")
     extend_tokenizer(folder / "model", [SAMPLE / "ru"], 60, folder / "tokenizer")
     initialise(folder / "model", folder / "tokenizer", folder / "start")
     return folder / "start"
@@ -72,7 +72,7 @@ def test_states_and_loss_are_those_of_the_original_and_of_the_new_rows(start, bl
     checkpoint = Checkpoint(start)
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).eval()
     head = model.get_output_embeddings().weight.detach().clone()
-    table = split_tables(model, new_token_rows(checkpoint))["output"]
+    *_, table = split_tables(model, new_token_rows(checkpoint)).values()  # the output's
     weights = torch.arange(1.0, 1 + len(STREAMS))
     states = original_states(model, table, segmentation_of(start), [collate(blocks[0])], weights)
     original = AutoModelForCausalLM.from_pretrained(start.parent / "model", dtype=torch.float32)
@@ -133,9 +133,10 @@ def test_a_training_begins_with_the_fit_and_says_so(start, tmp_path) -> None:
         before, after = weights(start), weights(output)
         checkpoint = Checkpoint(start)
         new = new_token_rows(checkpoint)
-        for kind, name in checkpoint.tables.by_kind().items():
-            moved = (after[name] - before[name]).float().abs().amax(1)
-            assert bool((moved[new[kind]] > 1e-3).any()) == (wanted and kind == "output")
+        kinds = checkpoint.tables.by_kind()
+        for kind, name in kinds.items():
+            moved, fits = (after[name] - before[name]).float().abs().amax(1), kind == [*kinds][-1]
+            assert bool((moved[new[kind]] > 1e-3).any()) == (wanted and fits)
             moved[new[kind]] = 0
             assert not moved.any()
     assert fitted[False] is None
