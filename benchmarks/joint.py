@@ -14,7 +14,6 @@ on so many tokens:
     no-practice   without practice tasks                                       300,000
     no-old        without text and answers of the old language                 300,000
     no-shared     no maps in common                                            300,000
-    no-fit        output rows not fitted before                                300,000
     sequential    text of both languages first, then answers and tasks         300,000
     text          text of the new language alone                               300,000
 
@@ -58,7 +57,6 @@ ARMS: dict[str, tuple[int, list[dict[str, Any]]]] = {  # tokens; settings of one
     "no-practice": (ABLATION_TOKENS, [{"shares": {"practice": 0}}]),
     "no-old": (ABLATION_TOKENS, [{"shares": {"old_text": 0, "old_answers": 0}}]),
     "no-shared": (ABLATION_TOKENS, [{"shared_maps": False}]),
-    "no-fit": (ABLATION_TOKENS, [{"fit_output": False}]),
     "sequential": (
         ABLATION_TOKENS,
         [

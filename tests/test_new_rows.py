@@ -1,6 +1,7 @@
 """Training new rows alone: the rest stays bit for bit, new rows train as in the whole table."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from transformers import (
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
+from lep.mapping import VocabularyMapping
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
+from lep.training import trainable_rows
 from lep.training.loss import head_is_plain, head_loss
 from lep.training.pretrain import pretrain
 from lep.training.trainable_rows import new_token_rows, row_features, split_tables
@@ -206,6 +209,21 @@ def test_features_are_word_beginnings_and_the_rows_of_pieces(pair, tmp_path) -> 
         assert 0 < features[kind][:, 0].sum() < len(index)
         size = torch.stack(ends).reshape(-1, model.config.hidden_size).abs().sum(1).mean()
         torch.testing.assert_close(features[kind][:, 2:], torch.stack(ends) / size)
+
+
+def test_a_piece_that_the_model_has_no_more_gives_the_row_of_its_token(monkeypatch) -> None:
+    table = torch.randn(3, 4)
+    mapping = VocabularyMapping.from_rows([[0], [3], [2, 3]], source_size=4)
+    monkeypatch.setattr(trainable_rows, "saved_mappings", lambda *_, **__: {"input": mapping})
+    checkpoint = SimpleNamespace(
+        vocabulary=SimpleNamespace(contents=[b"a", b"d", b"cd"]),
+        tables=SimpleNamespace(by_kind=lambda: {"input": "table"}),
+        tensor=lambda name: table,
+    )
+    (features,) = row_features(checkpoint, {"input": torch.tensor([2])}).values()
+    pieces = torch.stack([table[2], table[1]])
+    size = pieces.abs().sum(1).mean()
+    torch.testing.assert_close(features[0], torch.cat([torch.tensor([1.0, 0.0]), *(pieces / size)]))
 
 
 def test_what_is_no_plain_lookup_is_refused() -> None:

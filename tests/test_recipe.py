@@ -189,7 +189,7 @@ def test_a_recipe_without_a_base(tmp_path) -> None:
     recipe = load_recipe(path)
     assert (recipe.base, recipe.pretrain, recipe.propagate) == (None, None, [])
     assert recipe.adapt is not None
-    assert (recipe.adapt.train, recipe.adapt.relative_rate) == ("new_rows", 0.06)
+    assert (recipe.adapt.train, recipe.adapt.relative_rate) == ("new_rows", 0.12)
     assert load_recipe(path, ["adapt.epochs=2"]).adapt.tokens is None
     both = load_recipe(path, ["base=b", "pretrain.tokens=7"])
     assert both.propagate == ["swap", "overlap", "conversion"]
@@ -319,8 +319,8 @@ def test_files_of_joint_training_lie_beside_the_recipe(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("given", "rate", "old"),
     [
-        ("", 0.06, 0.06),
-        (", from_pack: f", 0.0075, 0.3),
+        ("", 0.12, 0.06),
+        (", from_pack: f", 0.015, 0.3),
         (", from_pack: f, relative_rate: 0.03, shares: {old_text: 0.1}", 0.03, 0.06),
     ],
 )

@@ -11,7 +11,7 @@ from lep.settings.training import PretrainSettings
 # Streams of a mixture, with their usual shares of the tokens.
 STREAMS = {"text": 0.22, "answers": 0.16, "practice": 0.5, "old_text": 0.06, "old_answers": 0.06}
 
-RELATIVE_RATE = 0.06  # of new rows: better than 0.1 on the lab pair (docs/log.md)
+RELATIVE_RATE = 0.12  # of new rows, with the epsilon of lep.training.optimizer (docs/log.md)
 
 
 class JointSettings(PretrainSettings):
@@ -29,17 +29,13 @@ class JointSettings(PretrainSettings):
     those that are given: text=0.22,answers=0.16,practice=0.5,old_text=0.06,old_answers=0.06)."""
     relative_rate: LearningRate | None = None
     """Peak learning rate of each table as a share of the root mean square of its known rows
-    (default: 0.06 for new rows that learn from several streams, unless a learning rate is given;
+    (default: 0.12 for new rows that learn from several streams, unless a learning rate is given;
     else the learning rate)."""
     practice: PositiveInt = 100
     """Count the new tokens that are learned less often than this."""
     shared_maps: bool = True
     """Of a mixture: new rows also train maps in common, from the rows of their first and last
     pieces, and a vector for all tokens that begin with a space: rare tokens learn from all."""
-
-    fit_output: bool = True
-    """Of a mixture that trains new rows alone: first fit the output rows to the states of the
-    original, which reads a quarter of the tokens (65,536 at most) in its own segmentation."""
 
     @model_validator(mode="after")
     def _rates(self) -> Self:

@@ -7,7 +7,7 @@ import torch
 
 from lep.training.processes import local, whole
 
-EPSILON_SHARE, LEAST_EPSILON = 0.3, 1e-8
+EPSILON_SHARE, LEAST_EPSILON = 1.0, 1e-8
 
 
 @torch.no_grad()

@@ -26,9 +26,8 @@ from lep.publish import check_output, check_space, fingerprint, publish_text
 from lep.settings import RELATIVE_RATE, JointSettings, PretrainSettings
 from lep.training import data, lora, processes, streams, trainable_rows
 from lep.training.heldout import ALL_LANGUAGES, HeldoutText
-from lep.training.output_fit import fit_output
 from lep.training.reporters import check_reporters
-from lep.training.results import OutputFit, PretrainResult, Sweep, write_record
+from lep.training.results import PretrainResult, Sweep, write_record
 from lep.training.states import last_state, state_step
 from lep.training.trainer import (
     LOOK_SECONDS,
@@ -48,7 +47,6 @@ SWEPT_SHARE = 0.2  # of the tokens
 # Of a mixture. A row of the input table has a gradient only where its token occurs, and the usual
 # .999 forgets the steps without one so slowly that a rare token takes many times the rate.
 ADAM_BETA2 = 0.98
-FITTED = "fitted.safetensors"  # output rows before the training
 
 
 def pretrain(
@@ -214,7 +212,6 @@ class _Task:
             trainable_rows.split_tables(model, self.rows, self._features(settings))
         else:
             trainable_rows.whole_tables(model, self.rows)
-        fitted = self._fit(model, folder.parent / FITTED, settings, isolated=isolated)
         before = trainable_rows.frozen_digest(model)
         trainer = self._trainer(model, folder, settings, isolated=isolated)
         if self.is_mixture:
@@ -241,7 +238,6 @@ class _Task:
             best_step=state_step(best) if best else None,
             looks=self.heldout.looks(state.log_history) if best else None,
             **self._mixture(settings, state.log_history),
-            output_fit=fitted,
             seconds=seconds,
             look_seconds=round(sum(e.get(LOOK_SECONDS, 0) for e in state.log_history), 1),
             settings=settings,
@@ -255,24 +251,6 @@ class _Task:
         if not (wanted and self.is_mixture):
             return None
         return trainable_rows.row_features(self.checkpoint, self.rows)
-
-    def _fit(
-        self, model: Any, file: Path, settings: PretrainSettings, *, isolated: bool
-    ) -> OutputFit | None:
-        """Fit the output rows of a mixture's model before its training, if that is wanted."""
-        wanted = isinstance(settings, JointSettings) and settings.fit_output
-        if not (wanted and self.is_mixture and settings.train == "new_rows"):
-            return None
-        return fit_output(
-            model,
-            self.checkpoint,
-            self.rows,
-            self.blocks,
-            file,
-            stream_weights=streams.stream_weights(settings.train),
-            isolated=isolated,
-            seed=settings.seed,
-        )
 
     @property
     def is_mixture(self) -> bool:

@@ -38,21 +38,6 @@ class StreamRecord:
 
 
 @dataclass(frozen=True)
-class OutputFit:
-    """New output rows fitted to the original's states: nats a token on held-out ones."""
-
-    states: int
-    before: float
-    after: float
-
-    def __str__(self) -> str:
-        return (
-            f"output rows fitted to {self.states:,} states of the original: {self.before:.3f} nats "
-            f"a token before, {self.after:.3f} after"
-        )
-
-
-@dataclass(frozen=True)
 class Sweep:
     """Bits per byte of the first held-out text by learning rate (None: diverged); the best rate."""
 
@@ -84,7 +69,6 @@ class PretrainResult(Result):
     streams: dict[str, StreamRecord] | None = None  # of a mixture
     new_token_mass: list[tuple[int, float]] | None = None  # step, probability on old text
     below_practice: int | None = None  # new tokens that were learned less than `practice` times
-    output_fit: OutputFit | None = None  # before the training
     seconds: float  # of the steps and the looks, without those that an interruption lost
     look_seconds: float
     settings: PretrainSettings  # as used, with tokens, batch and rate settled
@@ -92,7 +76,7 @@ class PretrainResult(Result):
     output: Path
 
     def __str__(self) -> str:
-        lines = [str(each) for each in (self.sweep, self.output_fit) if each]
+        lines = [str(self.sweep)] if self.sweep else []
         lines.append(f"{self.tokens:,} tokens, {_summary(self)}")
         lines += self._mixture()
         for look in self.looks or []:
