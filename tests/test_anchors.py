@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.append(str(ROOT / "benchmarks"))
 import anchors
+import input_output
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import read_documents, write_records
@@ -82,6 +83,40 @@ def test_teacher_chunks_are_the_original_models_likelihoods(corpus, student, mon
             places = range(begin + 1, end + 1)
             expected.append(sum(float(logs[p - 1, sample.old[p]]) for p in places))
     assert found.tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_costs_of_input_and_output_rows_are_those_of_transformers(corpus, student) -> None:
+    """Each of the five from whole logits of the original and of the start, text by text."""
+    samples = [*list(corpus.texts(12))[:5], next(corpus.conversations())]
+    start, original = (
+        AutoModelForCausalLM.from_pretrained(c.folder, dtype=torch.float32).eval()
+        for c in (corpus.start, corpus.original)
+    )
+    known = original.get_output_embeddings().weight
+    sums, size = torch.zeros(5), 0
+    for sample in samples:
+        with torch.no_grad():
+            after, before = (
+                model.get_decoder()(torch.tensor([ids])).last_hidden_state[0]
+                for model, ids in ((start, sample.new), (original, sample.old))
+            )
+            new, old = after[sample.first - 1 : -1], before[sample.ends[:-1]]
+            first = torch.tensor([sample.old[end + 1] for end in sample.ends[:-1]])
+            rest = torch.tensor(sample.old[sample.ends[0] + 1 :])
+            heads = (known, start.get_output_embeddings().weight)
+            labels, states = torch.tensor(sample.labels), before[sample.ends[0] : -1]
+            asked = [
+                (states, heads[0], rest),
+                (new, heads[1], labels),
+                (old, heads[1], labels),
+                (old, heads[0], first),
+                (new, heads[0], first),
+            ]
+            sums += torch.stack([cross_entropy(h @ w.T, t, reduction="sum") for h, w, t in asked])
+        tokenizer = AutoTokenizer.from_pretrained(corpus.original.folder)
+        size += len(tokenizer.decode(rest, skip_special_tokens=True).encode())
+    found = input_output.costs(student, samples, corpus.original)
+    assert found == pytest.approx((sums / math.log(2) / size).tolist(), rel=1e-3)
 
 
 def test_chunks_are_joined_until_a_space_is_expected(corpus, student, monkeypatch) -> None:
