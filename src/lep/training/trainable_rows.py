@@ -187,9 +187,10 @@ def new_token_rows(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def row_features(checkpoint: Checkpoint, rows: TableRows) -> dict[str, Tensor]:
     """What new tokens have in common, for maps that all rows of a table train: (n, 2 + 2h) float32.
 
-    Whether the token begins with a space, whether not, and the rows of its first and of its last
-    piece (its own row, for a piece that the model has no more). These rows are so small that an
-    Adam step of the map moves a token's row by no more than a step of its own.
+    The first two columns tell whether a token begins with a space: 1 and 0 if not, 0 and 1 if so.
+    The others are the rows of its first and last pieces (its own row, for a piece that the model no
+    longer has), scaled so that an Adam step of the map moves a token's row by about as much as a
+    step of its own.
     """
     mappings, features = saved_mappings(checkpoint, appended=True) or {}, {}
     contents = checkpoint.vocabulary.contents
@@ -204,7 +205,7 @@ def row_features(checkpoint: Checkpoint, rows: TableRows) -> dict[str, Tensor]:
         size = torch.cat(read).abs().sum(1).mean()
         begins = [(contents[row] or b"").startswith(b" ") for row in index.tolist()]
         spaces = torch.nn.functional.one_hot(torch.tensor(begins).long(), 2)
-        features[kind] = torch.cat([spaces, *(rows / size for rows in read)], 1)
+        features[kind] = torch.cat([spaces, *(row / size for row in read)], 1)
     return features
 
 
