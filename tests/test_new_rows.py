@@ -19,12 +19,14 @@ from transformers import (
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.mapping import VocabularyMapping
+from lep.pipeline.forecast import Shape, training_memory
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
-from lep.training import trainable_rows
+from lep.training import trainable_rows, trainer
 from lep.training.loss import head_is_plain, head_loss
+from lep.training.optimizer import scale_epsilon
 from lep.training.pretrain import pretrain
-from lep.training.trainable_rows import new_token_rows, row_features, split_tables
+from lep.training.trainable_rows import SplitTable, new_token_rows, row_features, split_tables
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
 from lep.transfer.propagate import initialise_instruct
@@ -239,3 +241,33 @@ def test_a_model_that_does_not_say_what_is_new_is_refused(pair, tmp_path) -> Non
     with pytest.raises(CheckpointError, match=r"does not say which of its rows are new .*lep init"):
         pretrain(pair["base"], RU, tmp_path / "out", SETTINGS)
     assert not list(tmp_path.iterdir())
+
+
+def test_maps_have_an_epsilon_of_their_own_and_no_decay() -> None:
+    rows, maps, other = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3))
+    groups = [
+        {"params": [other], "lr": 0.5},
+        {"params": [rows, maps], "decay_of_touched_rows": 0.1},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.25, weight_decay=0.1)
+    trainer._apart(optimizer, {id(maps)})
+    first, second, third = optimizer.param_groups
+    assert [[id(p) for p in g["params"]] for g in (first, second, third)] == [
+        [id(other)],
+        [id(rows)],
+        [id(maps)],
+    ]
+    assert (third["lr"], third["weight_decay"], third["decay_of_touched_rows"]) == (0.25, 0, 0)
+    for parameter, size in ((other, 1.0), (rows, 10.0), (maps, 100.0)):
+        parameter.grad = torch.full((3, 2), size)
+    scale_epsilon(optimizer)
+    assert [g["eps"] / first["eps"] for g in (second, third)] == pytest.approx([10, 100])
+
+
+def test_the_plan_has_the_bytes_of_the_maps() -> None:
+    shape = Shape(0, 90, 32, 2, 1, 64, 0, plain=True, ids=90)
+    plan = training_memory(shape, 96, 6, 128, width=4, maps=True)
+    layers = SplitTable(torch.zeros(96, 32), torch.arange(90, 96), torch.zeros(6, 2 + 2 * 32))
+    each = 4 * layers.features.numel() + 4 * 4 * layers.shared.numel()  # value, gradient, moments
+    assert plan["maps in common"] == 2 * each
+    assert "maps in common" not in training_memory(shape, 96, 6, 128, width=4)

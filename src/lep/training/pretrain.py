@@ -247,7 +247,7 @@ class _Task:
 
     def _features(self, settings: PretrainSettings) -> dict[str, Tensor] | None:
         """The features of new rows that train a map in common, if they do."""
-        wanted = isinstance(settings, JointSettings) and settings.shared_maps
+        wanted = isinstance(settings, JointSettings) and settings.has_maps
         if not (wanted and self.is_mixture):
             return None
         return trainable_rows.row_features(self.checkpoint, self.rows)

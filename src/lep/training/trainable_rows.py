@@ -45,10 +45,6 @@ class SplitTable(nn.Module):
         self.register_buffer("position", position, persistent=False)
         self.new = nn.Parameter(table[rows].float())
 
-    def frozen_ids(self) -> Tensor:
-        """The ids of the frozen rows in their order, (V - n,) int64."""
-        return self.position.argsort()[: len(self.kept)]
-
     def trained(self) -> Tensor:
         """The trained rows as they are now, (n, h)."""
         if self.shared is None:

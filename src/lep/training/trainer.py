@@ -47,7 +47,6 @@ from lep.transfer.mappings import copy_mappings
 LOOK_SECONDS = "look_seconds"  # in the log
 LOSS_OF_TEXT = f"{LOSS}text"
 SHARED = "table.shared"  # in the names of parameters
-
 # Nats a token by which the mean of the last reports is above all of the first: no longer noise.
 RISE, FIRST_REPORTS, REPORTS = 1.0, 3, 10
 
