@@ -25,13 +25,17 @@ from lep.settings import AnswerSettings, CalibrateSettings
 from lep.training.trainable_rows import new_token_rows
 from lep.transfer.propagate import propagate
 
+NEWS = "".join(f"Другие {i} игры, новые {i} мячи и {i} куклы. " for i in range(5))
+
 
 @pytest.mark.parametrize(
     ("question", "text", "finished", "reason"),
     [
         ("Где река?", "Река за лесом.", True, None),
         ("Где река?", "  ", True, "empty"),
-        ("Где река?", "Река за", False, "cut off"),
+        ("Где река?", "Река за", False, None),
+        ("Что нового?", "Новые игры. " + NEWS, True, None),
+        ("Что нового?", "Новые игры. " + NEWS, False, "repeating"),
         ("Где река?", "The river is behind the wood.", True, "wrong language"),
         ("Where is it?", "Река за лесом.", True, "wrong language"),
         ("Сколько?", "12", True, None),
@@ -146,9 +150,13 @@ def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None
     assert json.loads((tmp_path / "out" / "scripts.json").read_text()) == scripts
     assert json.loads((tmp_path / "out" / "answers.json").read_text()) == result.counts
     records = read(tmp_path / "out" / "answers.jsonl")
-    assert [list(r) for r in records] == [["messages", "sample", "grade", "dropped"]] * 3
+    fields = ["messages", "sample", "grade", "dropped", "finished"]
+    assert [list(r) for r in records] == [fields] * 3
     assert [r["dropped"] for r in records] == ["repeating", None, None]
-    assert [r["messages"][0]["content"] for r in read(tmp_path / "out" / "kept.jsonl")] == WORDS[1:]
+    kept = read(tmp_path / "out" / "kept.jsonl")
+    assert [r["messages"][0]["content"] for r in kept] == WORDS[1:]
+    assert [r["finished"] for r in kept] == [r["finished"] for r in records[1:]]
+    assert not any(r["finished"] for r in records)  # after 8 tokens of a random model
     assert not list(tmp_path.glob("*.answers.jsonl"))
 
 
@@ -412,7 +420,7 @@ def test_another_judge_grades_the_same_answers(
     settings = AnswerSettings(max_new_tokens=4, judge=judge.source)
     with pytest.raises(LepError, match="gives no grades"):
         answer(pair["instruct"], many, tmp_path / "out", settings)
-    monkeypatch.setattr(module, "load_model", None)  # no answers are generated again
+    monkeypatch.setattr(module, "load_writer", None)  # no answers are generated again
     other = settings.model_copy(update={"judge": judge.source.replace("judge@", "better@")})
     judge.reply = lambda number: (200, "2")
     message = r"none of 12 prompts .*'grade below 4': 12.*the answers are in .*out.answers"
@@ -431,7 +439,7 @@ def test_unjudged_answers_are_judged_and_not_generated_again(
     settings = AnswerSettings(max_new_tokens=8, samples=2)
     answer(pair["instruct"], prompts, tmp_path / "at once", settings)
     write_unjudged(pair["instruct"], prompts, tmp_path / "unjudged", settings)
-    monkeypatch.setattr(module, "load_model", None)  # no model may answer
+    monkeypatch.setattr(module, "load_writer", None)  # no model may answer
     answer(pair["instruct"], prompts, tmp_path / "out", settings, tmp_path / "unjudged")
     for name in ("answers.jsonl", "kept.jsonl", "answers.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()

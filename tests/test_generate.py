@@ -1,14 +1,16 @@
 """Batches from which ended rows leave, nuclei, and packed layers, beside transformers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import ROOT
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TopPLogitsWarper
 
-from lep.inference import generate
+from lep.inference import generate, models
 from lep.inference.generate import Nucleus, Sampling, continuations, end_tokens
-from lep.inference.models import load_model
+from lep.inference.models import load_model, load_writer
 from lep.inference.packed import PackedLinear, pack
 
 LAB = ROOT / "lab" / "pair" / "instruct"
@@ -118,6 +120,44 @@ def test_layers_with_and_without_bias_are_packed_and_others_stay() -> None:
         torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=False)
     ] == [True] * 2
     assert [type(layer) for layer in layers] == [PackedLinear, PackedLinear, nn.ReLU]
-    half = nn.Sequential(nn.Linear(8, 8)).bfloat16()
+    half = nn.Sequential(nn.Linear(8, 8)).half()
     pack(half)
     assert type(half[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_model_writes_in_bf16_where_that_is_fast(fast, monkeypatch) -> None:
+    monkeypatch.setattr(models, "multiplies_bf16", lambda: fast)
+    writer = load_writer(LAB)[0]
+    dtype = torch.bfloat16 if fast else torch.float32
+    assert {tensor.dtype for tensor in writer.parameters()} == {dtype}
+    assert not any(type(module) is nn.Linear for module in writer.modules())
+    plain = AutoModelForCausalLM.from_pretrained(LAB, dtype=dtype).eval()
+    ids = torch.randint(0, 1_000, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = (model(input_ids=ids).logits for model in (plain, writer))
+    assert found.dtype == dtype
+    bound = 1e-4 if dtype == torch.float32 else 0.05 * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+    assert load_model(LAB, writes=True)[0].dtype == torch.float32  # as what is measured
+
+
+def test_a_cpu_writes_float16_as_float32(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(models, "multiplies_bf16", lambda: True)
+    AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(LAB).save_pretrained(tmp_path)
+    on_cpu = models.device().type == "cpu"
+    assert load_writer(tmp_path)[0].dtype == (torch.float32 if on_cpu else torch.float16)
+
+
+@pytest.mark.parametrize(("seconds", "fast"), [(0.5, True), (0.9, False), (2, False)])
+def test_what_a_cpu_multiplies_fast_is_measured(seconds, fast, monkeypatch) -> None:
+    """By the best of seven products; other programs make one slower, never faster."""
+    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    taken = [3, 1, 5, 1, 1, 2, 1, 9, 9, 9, seconds, 9, 9, 9]
+    ticks = iter([t for second in taken for t in (0, second)])
+    monkeypatch.setattr(models, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert models.multiplies_bf16.__wrapped__() == fast
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert models.multiplies_bf16.__wrapped__()  # nothing is measured: no tick is left

@@ -23,6 +23,7 @@ from lep.tokenizer.write import extend_tokenizer
 from lep.training import data, streams
 from lep.training.loss import Details, chunk_loss, linear_cross_entropy
 from lep.training.pretrain import pretrain
+from lep.training.samples import encode_records
 from lep.training.trainable_rows import split_tables
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
@@ -175,6 +176,24 @@ def test_answers_alone_are_learned(start, blocks) -> None:
             assert (numbers[position:stop] == stream).all()
             position = stop
         assert (labels[position:] == -100).all()
+
+
+def test_an_answer_that_was_cut_off_is_learned_up_to_its_last_word(start) -> None:
+    """And no token after it, by transformers' ids of the question and the tokenizer's of words,
+    before which the template has a space."""
+    tokenizer, answer = AutoTokenizer.from_pretrained(start), "Автобус едет в гор"
+    record = conversation("Куда едет автобус?", answer)
+    (cut,), (whole,) = (
+        encode_records(Checkpoint(start), [record | {"finished": finished}], 96)[0]
+        for finished in (False, True)
+    )
+    prompt = tokenizer.apply_chat_template(
+        record["messages"][:1], add_generation_prompt=True, return_dict=False
+    )
+    words = tokenizer(" Автобус едет в", add_special_tokens=False)["input_ids"]
+    assert (cut.ids, cut.prompt_tokens) == (prompt + words, len(prompt))
+    assert whole.ids == tokenizer.apply_chat_template(record["messages"], return_dict=False)
+    assert whole.ids[-1] != cut.ids[-1]
 
 
 def test_details_of_the_loss_are_those_of_torch() -> None:

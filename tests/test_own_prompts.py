@@ -197,8 +197,9 @@ def test_rules_of_a_script_without_spaces() -> None:
     assert reason_to_drop_draft(replace(draft, text="河在？"), "Han") == "too short"
 
 
-def test_drafts_are_what_transformers_draws() -> None:
+def test_drafts_are_what_transformers_draws(monkeypatch) -> None:
     """With the same seed, and rows that are padded by the tokenizer itself."""
+    monkeypatch.setattr("lep.inference.models.multiplies_bf16", lambda: False)
     settings = OwnPromptSettings(prompt_tokens=12, prompt_top_p=0.9, prompt_seed=3)
     openings, writer = ["Где", "Скажите, пожалуйста"], Writer(LAB, settings)
     batch = writer.drafts("ru 5", openings, 0.5)

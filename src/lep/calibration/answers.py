@@ -17,7 +17,7 @@ from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError
 from lep.files import read_json, write_json
 from lep.inference.generate import Sampling, answers
-from lep.inference.models import load_model
+from lep.inference.models import load_writer
 from lep.publish import check_output, fingerprint, publishing
 from lep.result import Result
 from lep.settings import AnswerSettings
@@ -38,6 +38,7 @@ class AnswerRecord:
     sample: int
     grade: int | None
     dropped: str | None  # the reason; None for an answer that is kept
+    finished: bool  # False where the length limit cut it off
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def answer(
     `write_unjudged` has the answers already.
 
     `answers.jsonl` holds every answer with its grade and the reason why it was dropped,
-    `kept.jsonl` the conversations to learn from, `answers.json` the counts that are returned, and
-    `scripts.json` the same by script of the question.
+    `kept.jsonl` the conversations to learn from, with `finished` false where the length limit
+    cut an answer off, which is then learned without an end, `answers.json` the counts that are
+    returned, and `scripts.json` the same by script of the question.
 
     Raises `CorpusError` when no answer is kept (they stay beside the output, for another judge or a
     lower bar), `OutputError` where answers of another run are saved there, `LepError` when the
@@ -136,7 +138,11 @@ def answer(
         run.saved.finish(run.facts)
         with publishing(output) as partial:
             write_records(partial / ANSWERS, map(vars, records))
-            kept = [{"messages": record.messages} for record in records if not record.dropped]
+            kept = [
+                {"messages": record.messages, "finished": record.finished}
+                for record in records
+                if not record.dropped
+            ]
             write_records(partial / KEPT, kept)
             write_json(partial / COUNTS, counts, indent=1)
             write_json(partial / SCRIPTS, scripts, indent=1)
@@ -163,7 +169,7 @@ class _Run:
         done = self.saved.answers
         if all(key in done for key in self.keys):
             return
-        settings, (model, checkpoint) = self.settings, load_model(self.original, writes=True)
+        settings, (model, checkpoint) = self.settings, load_writer(self.original)
         surprise = Surprise.of(model, checkpoint, self.prompts, settings.generation_batch)
         for sample in range(settings.samples):
             seed = settings.sample_seed + sample
@@ -220,5 +226,7 @@ class _Run:
             reason = f"grade below {self.settings.least_grade}"
         elif reason is None and grade is None and self.settings.judge is not None:
             reason = "not graded"
-        answer = {"role": "assistant", "content": self.saved.answers[key].text}
-        return AnswerRecord([*self.prompts[index], answer], sample, grade, reason)
+        answer = self.saved.answers[key]
+        message = {"role": "assistant", "content": answer.text}
+        conversation = [*self.prompts[index], message]
+        return AnswerRecord(conversation, sample, grade, reason, answer.finished)

@@ -13,7 +13,7 @@ from lep.calibration.surprise import nats_per_byte, share_of
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError
 from lep.inference.generate import Sampling, continuations, end_tokens
-from lep.inference.models import context_of, load_model
+from lep.inference.models import context_of, load_writer
 from lep.settings import OwnPromptSettings
 from lep.tokenizer.chat import UserTurn
 
@@ -44,7 +44,7 @@ class Writer:
 
     @cached_property
     def model(self) -> Any:
-        return load_model(self.original, writes=True)[0]
+        return load_writer(self.original)[0]
 
     def rows(self, openings: Sequence[str]) -> list[list[int]]:
         """Token ids of the template up to the user's turn, and of an opening of it."""

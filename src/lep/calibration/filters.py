@@ -10,10 +10,12 @@ from lep.inference.generate import Answer
 
 SMALLEST_SHARE = 0.5  # of the letters, in the script of the question
 REPEATED_WORDS, REPEATED_SHARE = 4, 0.25  # a run of four words may not fill a quarter of an answer
+LOOP = 16  # characters, of which an answer that goes round has the same runs again
 LEAST_CHARACTERS = 10  # of an answer whose mean likelihood says something
 WORDS_BEYOND = 2  # of a draft, after its opening
 GREETING_WORDS = 2  # that may come back once
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+_DIGITS = regex.compile(r"\p{Nd}+")
 _CHARACTER = rf"[{UNSPACED}]\p{{M}}*"
 _COUNTED = regex.compile(rf"{_CHARACTER}|(?:(?![{UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+")
 _STUTTER = regex.compile(r"(?=\p{L})(.{1,20}?)\1{3,}", regex.DOTALL)
@@ -24,22 +26,21 @@ QUESTION = regex.compile(r"(?:[?？؟՞፧]|(?<=\p{Greek});)[»\"”’)」』]*
 def reason_to_drop(question: str, answer: Answer) -> str | None:
     """Why an answer is not used, or None.
 
-    `too long` (the prompt, for the context), `empty`, `cut off`, `wrong language`, `echo` (the
-    question and nothing else), `repeating`, `word salad` (more surprising to the model than what
-    people ask it).
+    `too long` (the prompt, for the context), `empty`, `wrong language`, `echo` (the question and
+    nothing else), `repeating`, `word salad` (more surprising to the model than what people ask it).
+    An answer that was cut off at the length limit is as good as another up to there, unless it is
+    one that would never have ended.
     """
     if answer.too_long:
         return "too long"
     text = answer.text.strip()
     if not text:
         return "empty"
-    if not answer.finished:
-        return "cut off"
     if in_other_script(text, dominant_script(question)):
         return "wrong language"
     if echoes(question, text):
         return "echo"
-    if repeats(text) and not repeats(question):
+    if (repeats(text) and not repeats(question)) or (not answer.finished and goes_round(text)):
         return "repeating"
     return "word salad" if is_salad(text, answer.surprise) else None
 
@@ -110,6 +111,19 @@ def repeats(text: str) -> bool:
     runs = Counter(tuple(words[i : i + REPEATED_WORDS]) for i in starts)
     times = max(runs.values(), default=0)
     return times >= 3 and times * REPEATED_WORDS > REPEATED_SHARE * len(words)
+
+
+def goes_round(text: str) -> bool:
+    """Whether over half of a text's runs of 16 characters came before, numbers aside.
+
+    >>> goes_round("".join(f"{i}. Новые программы и технологии. " for i in range(5)))
+    True
+    >>> goes_round("Река начинается в горах, течёт через лес и впадает в море.")
+    False
+    """
+    plain = _DIGITS.sub("0", text)
+    runs = [plain[i : i + LOOP] for i in range(len(plain) - LOOP + 1)]
+    return 2 * len(set(runs)) < len(runs)
 
 
 def stutters(text: str) -> bool:

@@ -12,7 +12,7 @@ import requests
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError, LepError, redacted
 from lep.inference.generate import answers
-from lep.inference.models import load_model
+from lep.inference.models import load_writer
 from lep.progress import progress
 from lep.web import retrying, whole_reply
 
@@ -141,7 +141,7 @@ class LocalModel:
         if not Checkpoint(source).check().tokenizer.chat_template:
             advice = "so it cannot judge: give an instruct model"
             raise CheckpointError(f"{source} has no chat template, {advice}")
-        self.model, self.checkpoint = load_model(source, writes=True)
+        self.model, self.checkpoint = load_writer(source)
 
     def replies(self, conversations: Sequence[Conversation]) -> list[str]:
         sizes: Any = {"max_new_tokens": REPLY_TOKENS, "batch_size": BATCH}

@@ -23,7 +23,7 @@ from lep.errors import CheckpointError, CorpusError
 from lep.files import parse_json, write_json
 from lep.inference.generate import end_tokens
 from lep.inference.likelihood import greedy_matches
-from lep.inference.models import load_model
+from lep.inference.models import load_writer
 from lep.publish import check_output, fingerprint, publishing
 from lep.result import Result
 from lep.settings import PracticeSettings
@@ -208,7 +208,7 @@ class _Run:
 
     def _right(self, items: list[TaskItem]) -> list[int]:
         """1 for each task whose right answer is the original's, else 0."""
-        model, teacher = self.loaded or load_model(self.original)
+        model, teacher = self.loaded or load_writer(self.original)
         self.loaded = (model, teacher)
         ends = end_tokens(model)
         sequences = []

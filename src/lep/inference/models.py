@@ -1,5 +1,7 @@
 """Load a checkpoint for inference."""
 
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,32 @@ from lep.publish import fingerprint
 from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.vocabulary import Vocabulary
 
+MEASURED, MEASUREMENTS = 512, 7  # side of the matrices that are multiplied, and how often
+FASTER = 0.8  # of the time of float32: less is no chance
+
 
 def device() -> torch.device:
     """The GPU when there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether the device multiplies bf16 faster than float32: GPUs, CPUs with AMX, and others that
+    do so when it is measured for some milliseconds. A CPU without the instructions emulates bf16.
+    """
+    if device().type == "cuda" or torch.cpu._is_amx_tile_supported():
+        return True
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.ones(MEASURED, MEASURED, dtype=dtype) for _ in range(2))
+        times = []
+        for _ in range(MEASUREMENTS):
+            start = time.perf_counter()
+            left @ right
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] < FASTER * seconds[torch.float32]
 
 
 def load_model(source: str | Path, *, writes: bool = False) -> tuple[PreTrainedModel, Checkpoint]:
@@ -29,10 +53,24 @@ def load_model(source: str | Path, *, writes: bool = False) -> tuple[PreTrainedM
     An adapter beside the model is merged into it, in memory. A model that `writes` is one whose
     weights nobody reads or changes: on a CPU its layers are packed (`lep.inference.packed`).
     """
+    return _loaded(source, "auto" if device().type == "cuda" else torch.float32, writes=writes)
+
+
+def load_writer(source: str | Path) -> tuple[PreTrainedModel, Checkpoint]:
+    """A model that writes what others learn from, and its checkpoint: in its stored dtype where
+    the device multiplies that fast, otherwise in float32. What is measured is `load_model`'s.
+    """
+    return _loaded(source, "auto" if multiplies_bf16() else torch.float32, writes=True)
+
+
+def _loaded(
+    source: str | Path, dtype: torch.dtype | str, *, writes: bool
+) -> tuple[PreTrainedModel, Checkpoint]:
     checkpoint = Checkpoint(source).check()
-    dtype = "auto" if device().type == "cuda" else torch.float32
     model = merged(load_pretrained(checkpoint, dtype), checkpoint.folder)
     model = model.to(device()).eval()
+    if device().type == "cpu" and model.dtype != torch.bfloat16:
+        model = model.float()  # a CPU does not multiply float16
     if writes:
         pack(model)
     return model, checkpoint

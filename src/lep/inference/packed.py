@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends import mkldnn
 
+PACKED = (torch.float32, torch.bfloat16)
 ROWS = 32  # that a layer usually multiplies at once
 
 
@@ -43,7 +44,7 @@ class PackedLinear(nn.Module):
 
 @torch.no_grad()
 def pack(model: Any) -> None:
-    """Replace the linear layers of a float32 model on a CPU; no other model changes.
+    """Replace the linear layers of a model on a CPU, in float32 or bf16; no other model changes.
 
     The head keeps its weight beside the packed one: it may be the embeddings', and others read it.
     """
@@ -55,5 +56,5 @@ def pack(model: Any) -> None:
             weight = getattr(layer, "weight", None)
             if type(layer) is not nn.Linear or weight is None:
                 continue
-            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+            if weight.dtype in PACKED and weight.device.type == "cpu":
                 setattr(module, name, PackedLinear(layer, keep=layer is head))

@@ -186,9 +186,8 @@ def warnings(folder: Path, language: str | None) -> Iterator[str]:
         raise CorpusError(
             f"{kept:,} of {total:,} {script or language} questions have an answer to learn from "
             f"({dropped or 'none dropped'}), and {LEAST_ANSWERS} are needed: look at {folder}, "
-            "give answers that are cut off more adapt.max_new_tokens, give more or better prompts "
-            f"(adapt.prompts), a model that can answer in '{language}', or train without answers "
-            "(adapt.shares=answers=0)"
+            "give more or better prompts (adapt.prompts), a model that can answer in "
+            f"'{language}', or train without answers (adapt.shares=answers=0)"
         )
     yield from answers.warnings
 

@@ -32,7 +32,7 @@ class TrainingSettings(Settings):
     seed: Seed = 0
     """Seed of the order of samples and of the adapters."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of the body; trained weights are float32. auto: bf16 if the device supports it."""
+    """Arithmetic of the body; trained weights are float32. auto: bf16 where that is faster."""
     activation_checkpointing: bool = False
     """Recompute activations to save memory; takes up to half more time."""
     checkpoints: PositiveInt = 8
@@ -136,7 +136,7 @@ class AnswerSettings(Settings):
     """Answers of the original instruct model (section 3.6 of the paper)."""
 
     max_new_tokens: PositiveInt = 512
-    """Longest answer, in tokens; longer ones are dropped."""
+    """Longest answer, in tokens; longer ones are cut off there."""
     generation_batch: PositiveInt = 32
     """Prompts answered at once."""
     samples: PositiveInt = 1

@@ -22,15 +22,21 @@ CONTENTS = ('Qz7 "é" & <ж>\n\n {x}  ЩW', "Jx4.\tÜk")
 
 
 def chat_ids(
-    tokenizer: PreTrainedTokenizerFast, messages: list[Record], *, ask: bool = False
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[Record],
+    *,
+    ask: bool = False,
+    ends: bool = True,
 ) -> list[int]:
     """Token ids of a conversation; with `ask`, up to where the next answer begins.
+
+    Unless it `ends`, the last message goes on: nothing follows its content.
 
     Raises `TokenizerError` when the model has no chat template, `CorpusError` when the template
     refuses the conversation.
     """
     check_template(tokenizer)
-    text = rendered(tokenizer, messages, add_generation_prompt=ask)
+    text = rendered(tokenizer, messages, add_generation_prompt=ask, continue_final_message=not ends)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise CorpusError("the chat template makes no text of a conversation: give another model")

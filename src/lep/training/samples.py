@@ -35,7 +35,9 @@ def encode_records(
 ) -> tuple[list[Sample], int]:
     """A sample of each conversation, its last message learned, and how many were too long.
 
-    A fixed hash orders them, so that tasks and answers mix. Raises `CorpusError` for a model
+    Where a record's `finished` is false, its answer was cut off: it is learned up to its last whole
+    word, and not that it ends there. A fixed hash orders the samples, so that tasks and answers
+    mix. Raises `CorpusError` for a model
     without a chat template, a conversation without an answer, and when no sample is left.
     """
     if not checkpoint.tokenizer.chat_template:
@@ -44,7 +46,7 @@ def encode_records(
         )
     limit = min(max_length, context_of(checkpoint, max_length))
     ordered = sorted(records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True)))
-    encoded = [_encode(checkpoint, record["messages"]) for record in ordered]
+    encoded = [_encode(checkpoint, record) for record in ordered]
     samples = [sample for sample in encoded if len(sample.ids) <= limit]
     too_long = len(encoded) - len(samples)
     if not samples:
@@ -54,20 +56,36 @@ def encode_records(
     return samples, too_long
 
 
-def _encode(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> Sample:
+def _encode(checkpoint: Checkpoint, record: dict[str, Any]) -> Sample:
+    messages, finished = record["messages"], record.get("finished", True)
     if messages[-1]["role"] != "assistant":
         raise CorpusError(
             f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
             "tuning data must hold the answers"
         )
     prompt = chat_ids(checkpoint.tokenizer, messages[:-1], ask=True)
-    ids = chat_ids(checkpoint.tokenizer, messages)
+    if not finished:
+        messages = [
+            *messages[:-1],
+            messages[-1] | {"content": whole_words(messages[-1]["content"])},
+        ]
+    ids = chat_ids(checkpoint.tokenizer, messages, ends=finished)
     if ids[: len(prompt)] != prompt:
         raise LepError(
             f"the chat template of {checkpoint.folder} does not continue its own prompt: answers "
             "cannot be told from questions"
         )
     return Sample(ids, len(prompt))
+
+
+def whole_words(text: str) -> str:
+    """A text without what follows its last space, if it has words before it.
+
+    >>> whole_words("Река начинается в гор"), whole_words("河在哪")
+    ('Река начинается в', '河在哪')
+    """
+    words = text.rstrip().rsplit(maxsplit=1)
+    return words[0] if len(words) == 2 else text
 
 
 def batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:

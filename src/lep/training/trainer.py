@@ -31,6 +31,7 @@ from lep.checkpoint.stream import Rows, save_tensors
 from lep.checkpoint.writer import write_checkpoint
 from lep.durable import sync_tree
 from lep.errors import OutputError, TrainingError
+from lep.inference.models import multiplies_bf16
 from lep.progress import Lines, is_terminal
 from lep.settings import TrainingSettings
 from lep.tokenizer.load import copy_tokenizer
@@ -292,13 +293,10 @@ class StopWhenDiverging(TrainerCallback):
 
 
 def uses_bf16(settings: TrainingSettings) -> bool:
-    """Whether products are computed in bf16: "auto" does so on GPUs, and on CPUs with AMX.
-
-    Other CPUs emulate it, and take nearly twice the time of float32 (docs/log.md).
-    """
+    """Whether products are computed in bf16: "auto" does so where the device is faster at it."""
     if settings.precision != "auto":
         return settings.precision == "bf16"
-    return torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+    return multiplies_bf16()
 
 
 def load_to_train(checkpoint: Checkpoint, settings: TrainingSettings) -> PreTrainedModel:
