@@ -33,12 +33,13 @@ from lep.corpus.prepare import unit_hash
 from lep.corpus.read import read_documents, read_messages
 from lep.files import write_json
 from lep.inference.likelihood import start_token
-from lep.inference.models import load_model
 from lep.inference.next_byte import byte_offsets
 from lep.publish import publishing
+from lep.settings import NewRowsSettings
 from lep.tokenizer.chat import chat_ids
 from lep.training.loss import Details, linear_cross_entropy
 from lep.training.optimizer import scale_epsilon
+from lep.training.samples import as_learned
 from lep.training.trainable_rows import (
     known_row_size,
     new_token_rows,
@@ -46,7 +47,7 @@ from lep.training.trainable_rows import (
     stored_tables,
     table_layers,
 )
-from lep.training.trainer import write_trained
+from lep.training.trainer import load_to_train, uses_bf16, write_trained
 
 SNIPPET, BLOCK = 50, 256  # tokens
 DOCUMENTS = 4_000  # that are read
@@ -107,8 +108,10 @@ class Corpus:
 
     def conversations(self) -> Iterator[Sample]:
         for record in read_messages(self.answers):
-            messages = record["messages"]
-            new, old = (chat_ids(c.tokenizer, messages) for c in (self.start, self.original))
+            messages, ends = as_learned(record)
+            new, old = (
+                chat_ids(c.tokenizer, messages, ends=ends) for c in (self.start, self.original)
+            )
             question = chat_ids(self.start.tokenizer, messages[:-1], ask=True)
             if sample := self.aligned(new, old, len(question)):
                 yield sample
@@ -163,7 +166,8 @@ class Student:
     def states(self, ids: list[list[int]]) -> Tensor:
         """Last hidden states, (n, longest, h)."""
         padded = pad_sequence([torch.tensor(each) for each in ids], batch_first=True)
-        return self.model.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state
+        found = self.model.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state
+        return found.float()
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor, details: Details) -> Tensor:
         """Weighted sum in nats over the new vocabulary; fills in `details.values`."""
@@ -229,7 +233,9 @@ def _teacher_chunks(student: Student, batch: list[Sample]) -> tuple[Tensor, Tens
     chunk, likelihoods = list[int](), list[float]()
     for row, sample in enumerate(batch):
         before = sample.ends[0]
-        logs = (states[row, before : len(sample.old)] @ student.table.kept.T).log_softmax(1)
+        with torch.autocast("cpu", enabled=False):  # differences of logits, to more than bf16
+            logits = states[row, before : len(sample.old)] @ student.table.kept.float().T
+        logs = logits.log_softmax(1)
         own = logs[:-1].gather(1, torch.tensor(sample.old[before + 1 :])[:, None])[:, 0]
         spaces = logs[:, student.space].logsumexp(1).exp()
         is_whole = True
@@ -256,8 +262,9 @@ def train(
     `batch` is in tokens; the rate of a table is a share of the root mean square of its known rows,
     as in `lep adapt`. An interrupted training continues.
     """
-    model, checkpoint = load_model(corpus.start.folder)
-    model.requires_grad_(False)
+    checkpoint, settings = corpus.start, NewRowsSettings(tokens=tokens)
+    model = load_to_train(checkpoint, settings).requires_grad_(False).eval()
+    in_bf16 = torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(settings))
     rows = new_token_rows(checkpoint)
     tables = split_tables(model, rows)
     contents = corpus.original.vocabulary.contents
@@ -278,7 +285,9 @@ def train(
     run = Run(tables, optimizer, schedule, output.with_suffix(".state"))
     run.load()
     for step in steps[run.done :]:
-        run.step(LOSSES[name](student, step))
+        with in_bf16:
+            loss = LOSSES[name](student, step)
+        run.step(loss)
     run.save()
     with publishing(output) as folder:
         write_trained(checkpoint, stored_tables(checkpoint, rows, model), folder)

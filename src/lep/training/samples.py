@@ -56,20 +56,24 @@ def encode_records(
     return samples, too_long
 
 
+def as_learned(record: dict[str, Any]) -> tuple[list[dict[str, str]], bool]:
+    """The messages of a conversation as they are learned, and whether the last one ends there."""
+    messages = record["messages"]
+    if record.get("finished", True):
+        return messages, True
+    answer = messages[-1] | {"content": whole_words(messages[-1]["content"])}
+    return [*messages[:-1], answer], False
+
+
 def _encode(checkpoint: Checkpoint, record: dict[str, Any]) -> Sample:
-    messages, finished = record["messages"], record.get("finished", True)
+    messages, ends = as_learned(record)
     if messages[-1]["role"] != "assistant":
         raise CorpusError(
             f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
             "tuning data must hold the answers"
         )
     prompt = chat_ids(checkpoint.tokenizer, messages[:-1], ask=True)
-    if not finished:
-        messages = [
-            *messages[:-1],
-            messages[-1] | {"content": whole_words(messages[-1]["content"])},
-        ]
-    ids = chat_ids(checkpoint.tokenizer, messages, ends=finished)
+    ids = chat_ids(checkpoint.tokenizer, messages, ends=ends)
     if ids[: len(prompt)] != prompt:
         raise LepError(
             f"the chat template of {checkpoint.folder} does not continue its own prompt: answers "
