@@ -204,17 +204,16 @@ def test_windows_stay_within_memory(pair) -> None:
     from lep.inference import likelihood
 
     gpu = SimpleNamespace(device=torch.device("cuda"))
-    segments = [(i, [0] * 2_000, 1) for i in range(40)]
-    batches = likelihood._batches(segments, 32, 128_256, gpu)
-    assert all(
-        len(batch) * 2_000 * 128_256 <= likelihood.MOST_LOGITS
-        for batch in batches
-        if len(batch) > 1
-    )
-    assert sum(map(len, batches)) == 40
-    assert (
-        len(likelihood._batches(segments, 32, 1_000, gpu)) == 2
-    )  # a small vocabulary is bounded by the batch alone
+    for rows, wanted in ((128_256, None), (1_000, 2)):  # a small vocabulary is bounded by the size
+        most = likelihood._tokens_at_once(gpu, rows)
+        batches = likelihood.alike([2_000] * 40, 32, most)
+        assert all(
+            len(batch) * 2_000 * rows <= likelihood.MOST_LOGITS
+            for batch in batches
+            if len(batch) > 1
+        )
+        assert [index for batch in batches for index in batch] == [*range(40)]
+        assert wanted in (None, len(batches))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -17,6 +17,7 @@ LOGITS = {"cpu": 1 << 22}  # in a batch: 16 MiB in float32; fresh memory costs a
 LEAST_TOKENS = 256  # in a batch all the same: of fewer, most time goes into reading weights
 MOST_LOGITS = 1 << 28  # elsewhere: about 12 bytes each are alive at once
 LONGEST_SEGMENT = 2_048  # tokens
+LEAST_FILLED = 0.8  # of each row of a batch, by its own tokens
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ def _sequence_sums(
     longest = getattr(config, "max_position_embeddings", None) or LONGEST_SEGMENT
     segments = list(_segments(sequences, min(longest, LONGEST_SEGMENT)))
     segments.sort(key=lambda segment: -len(segment[1]))
-    batches = _batches(segments, batch_size, config.vocab_size, model)
+    most = _tokens_at_once(model, config.vocab_size)
+    batches = alike([len(ids) for _, ids, _ in segments], batch_size, most)
     new = None if new_tokens is None else new_tokens.to(model.device)
     sums = torch.zeros(len(sequences), 2, dtype=torch.float64)
-    for batch in progress(batches, label):
+    for batch in progress([segments[b.start : b.stop] for b in batches], label):
         index = torch.tensor([segment[0] for segment in batch])
         sums.index_add_(0, index, _batch_sums(model, batch, new).cpu())
     return [(nats, mass) for nats, mass in sums.tolist()]
@@ -124,8 +126,8 @@ def greedy_matches(
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index][0]))
     matches = [True] * len(sequences)
-    for start in progress(range(0, len(order), batch_size), label):
-        batch = order[start : start + batch_size]
+    batches = alike([len(sequences[i][0]) for i in order], batch_size)
+    for batch in progress([order[b.start : b.stop] for b in batches], label):
         inputs = pad_sequence([torch.tensor(sequences[i][0]) for i in batch], batch_first=True)
         written = torch.zeros(inputs.shape, dtype=torch.bool)
         for row, index in enumerate(batch):
@@ -139,6 +141,28 @@ def greedy_matches(
         for row in rows[best != targets].tolist():
             matches[batch[row]] = False
     return matches
+
+
+def alike(lengths: Sequence[int], size: int, tokens: int | None = None) -> list[range]:
+    """Indexes of rows, longest first, in batches of at most `size` rows and so many `tokens`.
+
+    No row of a batch is shorter than `LEAST_FILLED` of its first one: a batch is padded to that.
+
+    >>> alike([10, 9, 8, 7, 3, 3], 3)
+    [range(0, 3), range(3, 4), range(4, 6)]
+    >>> alike([10, 9, 8, 8], 9, tokens=20)
+    [range(0, 2), range(2, 4)]
+    """
+    batches, start = [], 0
+    while start < len(lengths):
+        longest = lengths[start]
+        most = start + min(size, max(1, (tokens or size * longest) // longest))
+        stop = start + 1
+        while stop < min(most, len(lengths)) and lengths[stop] >= LEAST_FILLED * longest:
+            stop += 1
+        batches.append(range(start, stop))
+        start = stop
+    return batches
 
 
 def _segments(sequences: Sequence[tuple[list[int], int]], context: int) -> Iterator[Segment]:
@@ -169,18 +193,6 @@ def _batch_sums(model: PreTrainedModel, batch: list[Segment], new: Tensor | None
     totals = torch.zeros(len(batch), 2, dtype=torch.float64, device=model.device)
     parts = torch.stack([losses.double(), mass.double()], dim=1)
     return totals.index_add_(0, scored.nonzero()[:, 0], parts)
-
-
-def _batches(
-    segments: list[Segment], size: int, rows: int, model: PreTrainedModel
-) -> list[list[Segment]]:
-    """Segments, longest first, in batches bounded by `size` and by their logits."""
-    batches, start = [], 0
-    while start < len(segments):
-        fits = _tokens_at_once(model, rows) // len(segments[start][1])
-        batches.append(segments[start : start + max(1, min(size, fits))])
-        start += len(batches[-1])
-    return batches
 
 
 def _tokens_at_once(model: PreTrainedModel, rows: int) -> int:
