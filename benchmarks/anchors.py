@@ -39,7 +39,7 @@ from lep.settings import NewRowsSettings
 from lep.tokenizer.chat import chat_ids
 from lep.training.loss import Details, linear_cross_entropy
 from lep.training.optimizer import scale_epsilon
-from lep.training.samples import as_learned
+from lep.training.samples import learned_ids
 from lep.training.trainable_rows import (
     known_row_size,
     new_token_rows,
@@ -108,11 +108,10 @@ class Corpus:
 
     def conversations(self) -> Iterator[Sample]:
         for record in read_messages(self.answers):
-            messages, ends = as_learned(record)
-            new, old = (
-                chat_ids(c.tokenizer, messages, ends=ends) for c in (self.start, self.original)
-            )
-            question = chat_ids(self.start.tokenizer, messages[:-1], ask=True)
+            new, old = (learned_ids(c.tokenizer, record) for c in (self.start, self.original))
+            if new is None or old is None:
+                continue
+            question = chat_ids(self.start.tokenizer, record["messages"][:-1], ask=True)
             if sample := self.aligned(new, old, len(question)):
                 yield sample
 
@@ -166,13 +165,16 @@ class Student:
     def states(self, ids: list[list[int]]) -> Tensor:
         """Last hidden states, (n, longest, h)."""
         padded = pad_sequence([torch.tensor(each) for each in ids], batch_first=True)
-        found = self.model.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state
-        return found.float()
+        decoder = self.model.get_decoder()
+        return decoder(input_ids=padded, use_cache=False).last_hidden_state.float()
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor, details: Details) -> Tensor:
         """Weighted sum in nats over the new vocabulary; fills in `details.values`."""
-        tables = [self.table.kept, self.table.trained()]
-        return linear_cross_entropy(hidden, self.table.position[labels], tables, None, details)
+        tables, labels = [self.table.kept, self.table.trained()], self.table.position[labels]
+        if torch.is_autocast_enabled("cpu"):
+            hidden = hidden.to(torch.get_autocast_dtype("cpu"))
+        with torch.autocast("cpu", enabled=False):
+            return linear_cross_entropy(hidden, labels, tables, None, details)
 
     def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Nats of each token, (n,), without gradients."""
@@ -229,12 +231,12 @@ def _teacher_chunks(student: Student, batch: list[Sample]) -> tuple[Tensor, Tens
 
     Chunks never go beyond a text. Of the old vocabulary alone: the teacher has no new tokens.
     """
-    states = student.states([sample.old for sample in batch])
+    states, table = student.states([sample.old for sample in batch]), student.table.kept.float()
     chunk, likelihoods = list[int](), list[float]()
     for row, sample in enumerate(batch):
         before = sample.ends[0]
         with torch.autocast("cpu", enabled=False):  # differences of logits, to more than bf16
-            logits = states[row, before : len(sample.old)] @ student.table.kept.float().T
+            logits = states[row, before : len(sample.old)] @ table.T
         logs = logits.log_softmax(1)
         own = logs[:-1].gather(1, torch.tensor(sample.old[before + 1 :])[:, None])[:, 0]
         spaces = logs[:, student.space].logsumexp(1).exp()

@@ -51,6 +51,9 @@ GIVEN = {"mean": "init-instruct", "adapt": "adapt"}  # stages of the run
 TRAINED = [*MIXTURES, *anchors.LOSSES]
 ARMS = ["original", *GIVEN, *TRAINED]
 LOOKS = 4
+TRAINING = "lep/pretrain.json"
+LOOKED_AT = {"text": "bits_per_byte", "repeated text": "copied_bits_per_byte"}
+LEAST_SHARE = 0.01  # of the time of a run, for a line in the table of stages
 
 
 class Run:
@@ -136,6 +139,41 @@ def tables(
         real_scores.draw(columns, drawing)
 
 
+def stages(run: Run) -> None:
+    """Print where the time of `lep adapt` went."""
+    records = [
+        json.loads(file.read_text(encoding="utf-8")) for file in run.folder.glob("*/lep_stage.json")
+    ]
+    seconds = {record["stage"]: record["seconds"] for record in records}
+    whole = sum(seconds.values())
+    print("\nStages of the run\n\n| stage | seconds | share |\n|---|---|---|")
+    for stage, taken in sorted(seconds.items(), key=lambda item: -item[1]):
+        if taken >= LEAST_SHARE * whole:
+            print(f"| {stage} | {taken:,.0f} | {taken / whole:.0%} |")
+    print(f"| all | {whole:,.0f} | 100% |")
+
+
+def curve(run: Run, drawing: Path | None) -> None:
+    """Print, and draw, the looks of `lep adapt` at text of its own sources that is held out."""
+    record = json.loads((run.model("adapt", run.folder) / TRAINING).read_text(encoding="utf-8"))
+    per_step = record["tokens"] / record["steps"]
+    languages = (run.new, *run.old)
+    head = " | ".join(f"{code} {what}" for what in LOOKED_AT for code in languages)
+    print(f"\nWhile `adapt` trained, bits a byte\n\n| tokens | {head} |")
+    print("|---" * (1 + len(languages) * len(LOOKED_AT)) + "|")
+    lines: dict[str, list[float]] = {}
+    tokens = [round(look["step"] * per_step) for look in record["looks"]]
+    for count, look in zip(tokens, record["looks"], strict=True):
+        cells = []
+        for what, field in LOOKED_AT.items():
+            for code in languages:
+                lines.setdefault(f"{code} {what}", []).append(look[field][code])
+                cells.append(f"{look[field][code]:.4f}")
+        print(f"| {count:,} | {' | '.join(cells)} |")
+    if drawing:
+        real_scores.draw_curve(tokens, lines, drawing)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,7 +184,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", type=Path, help="SVG file to write")
+    parser.add_argument("--figure", type=Path, help="SVG file to write: the arms")
+    parser.add_argument("--curve", type=Path, help="SVG file to write: looks while adapt trained")
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     a = parser.parse_args()
@@ -155,6 +194,8 @@ def main() -> None:
     if a.data:
         sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
         tables(run, a.output, a.data, a.arms, sizes, a.figure)
+        stages(run)
+        curve(run, a.curve)
         return
     for arm in (arm for arm in a.arms if arm in TRAINED):
         train(run, a.output, arm, a.tokens, a.seed)

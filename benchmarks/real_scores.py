@@ -200,12 +200,7 @@ def _common(*sides: Measure) -> Iterator[Measure]:
 
 def draw(columns: dict[str, dict[str, Measure]], file: Path) -> None:
     """A panel for each measure of `DRAWN`: every arm beside the original, with its interval."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "lep"  # the same figure has the same bytes
-    import matplotlib.pyplot as plt
-
+    plt = _plots()
     shown = [c for each in TABLES.values() for c in each if c.title in DRAWN]
     arms = [arm for arm in columns if arm != "original"][::-1]
     figure_, axes = plt.subplots(1, len(shown), figsize=(12, 1 + 0.32 * len(arms)), sharey=True)
@@ -224,3 +219,26 @@ def draw(columns: dict[str, dict[str, Measure]], file: Path) -> None:
     figure_.suptitle("Dashed: the original. Lines: 95% intervals.", fontsize=9)
     figure_.tight_layout()
     figure_.savefig(file, metadata={"Date": None})
+
+
+def draw_curve(tokens: list[int], lines: dict[str, list[float]], file: Path) -> None:
+    """A panel for each line against the tokens of the training."""
+    figure_, axes = _plots().subplots(1, len(lines), figsize=(12, 2.6))
+    for axis, (name, values) in zip(axes, lines.items(), strict=True):
+        axis.plot(tokens, values, "o-", color="#2a6f97", markersize=3)
+        axis.set_title(f"{name}, bits a byte", fontsize=9)
+        axis.set_ylim(0, 1.1 * max(values))
+        axis.grid(alpha=0.3)
+    figure_.supxlabel("tokens of training", fontsize=9)
+    figure_.tight_layout()
+    figure_.savefig(file, metadata={"Date": None})
+
+
+def _plots() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "lep"  # the same figure has the same bytes
+    import matplotlib.pyplot as plt
+
+    return plt

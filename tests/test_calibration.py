@@ -2,12 +2,16 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lep.calibration import answers as module
 from lep.calibration.answers import Answers, answer, write_unjudged
@@ -18,8 +22,8 @@ from lep.calibration.surprise import Surprise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import write_records
 from lep.durable import locked
-from lep.errors import CorpusError, LepError, OutputError
-from lep.inference.generate import Answer
+from lep.errors import CorpusError, LepError, LepWarning, OutputError
+from lep.inference.generate import Answer, end_tokens
 from lep.inference.models import load_model
 from lep.settings import AnswerSettings, CalibrateSettings
 from lep.training.trainable_rows import new_token_rows
@@ -112,6 +116,7 @@ def test_refrains_are_not_repetition() -> None:
     assert not repeats("a short answer")
 
 
+LAB = ROOT / "lab" / "pair" / "instruct"
 WORDS = ["Где дом?", "Где река?", "Where is it?"]
 
 
@@ -158,6 +163,45 @@ def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None
     assert [r["finished"] for r in kept] == [r["finished"] for r in records[1:]]
     assert not any(r["finished"] for r in records)  # after 8 tokens of a random model
     assert not list(tmp_path.glob("*.answers.jsonl"))
+
+
+@pytest.mark.parametrize(("longest", "ends"), [(40, True), (3, False)])
+def test_answers_say_whether_they_ended(longest, ends, tmp_path, recwarn) -> None:
+    """By transformers: an end token within the length. If most were cut off, the user is told."""
+    tokenizer = AutoTokenizer.from_pretrained(LAB)
+    model = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32)
+    texts = [f"Повтори это предложение: {text}" for text in ("Тихо.", "Он взял книгу и сел.")]
+    prompts = write_prompts(tmp_path / "prompts.jsonl", texts)
+    answer(LAB, prompts, tmp_path / "out", max_new_tokens=longest)
+    notes = [str(each.message) for each in recwarn if each.category is LepWarning]
+    assert [f"2 of 2 answers were cut off at {longest} tokens" in note for note in notes] == [
+        True for _ in range(not ends)
+    ]
+    for text, record in zip(texts, read(tmp_path / "out" / "kept.jsonl"), strict=True):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=False,
+        )
+        written = model.generate(ids, do_sample=False, max_new_tokens=longest)[0, ids.shape[1] :]
+        ended = not end_tokens(model).isdisjoint(written.tolist())
+        assert record["finished"] == ended == ends
+
+
+def test_an_answer_that_ends_is_kept_before_one_that_was_cut_off(
+    pair, prompts, tmp_path, all_pass, monkeypatch
+) -> None:
+    given = module.answers
+
+    def ending(*args: Any, sampling: Any, **options: Any) -> Any:
+        for batch in given(*args, sampling=sampling, **options):
+            yield [replace(each, finished=sampling is not None) for each in batch]
+
+    monkeypatch.setattr(module, "answers", ending)
+    answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4, samples=3)
+    kept = [r for r in read(tmp_path / "out" / "answers.jsonl") if not r["dropped"]]
+    assert [(r["sample"], r["finished"]) for r in kept] == [(1, True)] * 3
 
 
 def test_a_language_without_answers_deserves_a_warning() -> None:

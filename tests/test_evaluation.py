@@ -200,19 +200,28 @@ def test_a_comparison_begins_again_when_its_text_changed(pair, tmp_path, monkeyp
     assert {r.bytes for r in records} == {len(("Река стала.\n" * 20).encode())}
 
 
-def test_windows_stay_within_memory(pair) -> None:
+def test_windows_stay_within_memory(monkeypatch) -> None:
     from lep.inference import likelihood
 
-    gpu = SimpleNamespace(device=torch.device("cuda"))
+    batches: list[list[tuple[int, list[int], int]]] = []
+
+    def sums(model: object, batch: list, new: object) -> torch.Tensor:
+        batches.append(batch)
+        return torch.ones(len(batch), 2, dtype=torch.float64)
+
+    monkeypatch.setattr(likelihood, "_batch_sums", sums)
+    sequences = [([0] * 2_000, 1)] * 40
     for rows, wanted in ((128_256, None), (1_000, 2)):  # a small vocabulary is bounded by the size
-        most = likelihood._tokens_at_once(gpu, rows)
-        batches = likelihood.alike([2_000] * 40, 32, most)
+        config = SimpleNamespace(vocab_size=rows, max_position_embeddings=None)
+        config.get_text_config = lambda config=config: config
+        gpu = SimpleNamespace(device=torch.device("cuda"), config=config)
+        batches.clear()
+        assert likelihood.sequence_nats(gpu, sequences, 32) == [1.0] * 40
         assert all(
             len(batch) * 2_000 * rows <= likelihood.MOST_LOGITS
             for batch in batches
             if len(batch) > 1
         )
-        assert [index for batch in batches for index in batch] == [*range(40)]
         assert wanted in (None, len(batches))
 
 

@@ -178,22 +178,39 @@ def test_answers_alone_are_learned(start, blocks) -> None:
         assert (labels[position:] == -100).all()
 
 
-def test_an_answer_that_was_cut_off_is_learned_up_to_its_last_word(start) -> None:
+@pytest.mark.parametrize("trims", [False, True])
+def test_an_answer_that_was_cut_off_is_learned_up_to_its_last_word(start, trims) -> None:
     """And no token after it, by transformers' ids of the question and the tokenizer's of words,
     before which the template has a space."""
-    tokenizer, answer = AutoTokenizer.from_pretrained(start), "Автобус едет в гор"
-    record = conversation("Куда едет автобус?", answer)
-    (cut,), (whole,) = (
-        encode_records(Checkpoint(start), [record | {"finished": finished}], 96)[0]
-        for finished in (False, True)
-    )
-    prompt = tokenizer.apply_chat_template(
-        record["messages"][:1], add_generation_prompt=True, return_dict=False
-    )
+    checkpoint, answer = Checkpoint(start), "Автобус едет в гор"
+    tokenizer, template = checkpoint.tokenizer, TEMPLATE
+    if trims:
+        template = TEMPLATE.replace("' + m['content'] +", "' + m['content'] | trim +")
+        assert template != TEMPLATE
+    tokenizer.chat_template = template
+    plain = conversation("Куда едет автобус?", answer)["messages"]
+    record = conversation("Куда едет автобус?", f" {answer}" if trims else answer)
+    prompt = tokenizer.apply_chat_template(plain[:1], add_generation_prompt=True, return_dict=False)
     words = tokenizer(" Автобус едет в", add_special_tokens=False)["input_ids"]
-    assert (cut.ids, cut.prompt_tokens) == (prompt + words, len(prompt))
-    assert whole.ids == tokenizer.apply_chat_template(record["messages"], return_dict=False)
-    assert whole.ids[-1] != cut.ids[-1]
+    whole = tokenizer.apply_chat_template(plain, return_dict=False)
+    for finished, expected in ((False, prompt + words), (True, whole), (None, whole)):
+        (sample,), _ = encode_records(checkpoint, [record | {"finished": finished}], 96)
+        assert (sample.ids, sample.prompt_tokens) == (expected, len(prompt))
+    limit = len(prompt) + 2
+    (short,), _ = encode_records(checkpoint, [record | {"finished": False}], limit)
+    assert short.ids == (prompt + words)[:limit]
+    with pytest.raises(CorpusError, match="no conversation to train on: 1 given, 1 above"):
+        encode_records(checkpoint, [record], limit)
+
+
+def test_nothing_is_learned_where_the_template_changes_what_was_cut_off(start) -> None:
+    checkpoint = Checkpoint(start)
+    checkpoint.tokenizer.chat_template = TEMPLATE.replace(
+        "' + m['content'] +", "' + m['content'] | upper +"
+    )
+    good, cut = conversation("Да?", "ДА"), conversation("Да?", "Да, ещё") | {"finished": False}
+    samples, too_long = encode_records(checkpoint, [good, cut], 96)
+    assert (len(samples), too_long) == (1, 0)
 
 
 def test_details_of_the_loss_are_those_of_torch() -> None:

@@ -67,10 +67,25 @@ def test_arms_are_trained_measured_and_read_again(data, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     arms = ["mixture", "text", "token-distillation", "alm"]
     benchmark(run, "--output", output, "--arms", *arms, "--tokens", 2_000)
-    printed = benchmark(run, "--output", output, "--data", data, *SMALL)
+    figures = ["--figure", tmp_path / "arms.svg", "--curve", tmp_path / "curve.svg"]
+    printed = benchmark(run, "--output", output, "--data", data, *SMALL, *figures)
+    assert all(Path(file).read_text().count('<g id="axes_') >= 4 for file in figures[1::2])
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     names = ["arm", "original", "mean", "adapt", *arms]
-    assert [row[0] for row in rows] == names * 2
+    assert [row[0] for row in rows[: 2 * len(names)]] == names * 2
+    times = [row[:2] for row in rows if row[0] in ("adapt-unjudged", "own-prompts", "adapt", "all")]
+    seconds = {
+        file.parent.name: json.loads(file.read_text())["seconds"]
+        for file in run.glob("*/lep_stage.json")
+    }
+    assert times[-1] == ["all", f"{sum(seconds.values()):,.0f}"]
+    assert ["adapt", f"{seconds['adapt']:,.0f}"] in times
+    record = json.loads((run / "adapt" / "lep" / "pretrain.json").read_text())
+    looked = rows[-len(record["looks"]) :]
+    assert [row[0] for row in looked][:: len(looked) - 1] == ["0", f"{record['tokens']:,}"]
+    for row, look in zip(looked, record["looks"], strict=True):
+        parts = (look["bits_per_byte"], look["copied_bits_per_byte"])
+        assert row[1:] == [f"{part[code]:.4f}" for part in parts for code in ("ru", "en")]
     assert all(len(row) == len(rows[0]) for row in rows[: len(names)])
     assert rows[1][1:3] == ["-", "-"]
     assert rows[3][1] == "8,000" or int(rows[3][1].replace(",", "")) > 7_000

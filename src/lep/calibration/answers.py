@@ -14,7 +14,7 @@ from lep.calibration.surprise import Surprise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.language import dominant_script
 from lep.corpus.read import question, read_messages, write_records
-from lep.errors import CorpusError
+from lep.errors import CorpusError, note
 from lep.files import read_json, write_json
 from lep.inference.generate import Sampling, answers
 from lep.inference.models import load_writer
@@ -26,6 +26,7 @@ ANSWERS, KEPT, COUNTS, SCRIPTS = "answers.jsonl", "kept.jsonl", "answers.json", 
 BEATEN = "a better answer was kept"
 JUDGING = {"judge", "least_grade"}  # settings that do not change the answers
 NO_SCRIPT = "without letters"
+MOST_CUT = 0.5  # of the answers to learn from: more deserve a warning
 FEW = 0.5  # of the prompts in a script: fewer kept answers deserve a warning
 Counts = dict[str, int]  # prompts by outcome
 
@@ -143,10 +144,21 @@ def answer(
                 for record in records
                 if not record.dropped
             ]
+            note_cut(kept, settings.max_new_tokens)
             write_records(partial / KEPT, kept)
             write_json(partial / COUNTS, counts, indent=1)
             write_json(partial / SCRIPTS, scripts, indent=1)
     return Answers(counts, scripts, output)
+
+
+def note_cut(kept: list[dict[str, Any]], longest: int) -> None:
+    """Say so if most answers to learn from were cut off: they do not teach where to end."""
+    cut = sum(not record["finished"] for record in kept)
+    if cut > MOST_CUT * len(kept):
+        note(
+            f"{cut:,} of {len(kept):,} answers were cut off at {longest:,} tokens and do not teach "
+            "where an answer ends: a larger max_new_tokens lets more of them end"
+        )
 
 
 class _Run:
@@ -202,7 +214,7 @@ class _Run:
             keys = [(sample, index) for sample in range(self.settings.samples)]
             samples = [self._record(key, reasons[key]) for key in keys]
             usable = [record for record in samples if not record.dropped]
-            best = max(usable, key=lambda record: record.grade or 0, default=None)
+            best = max(usable, key=lambda r: (r.grade or 0, r.finished), default=None)
             outcome = "kept" if best else str(samples[0].dropped)
             counts[outcome] += 1
             scripts[dominant_script(text) or NO_SCRIPT][outcome] += 1

@@ -10,7 +10,7 @@ from lep.inference.generate import Answer
 
 SMALLEST_SHARE = 0.5  # of the letters, in the script of the question
 REPEATED_WORDS, REPEATED_SHARE = 4, 0.25  # a run of four words may not fill a quarter of an answer
-LOOP = 16  # characters, of which an answer that goes round has the same runs again
+LOOP = 16  # characters of a run that may come again
 LEAST_CHARACTERS = 10  # of an answer whose mean likelihood says something
 WORDS_BEYOND = 2  # of a draft, after its opening
 GREETING_WORDS = 2  # that may come back once
@@ -28,8 +28,7 @@ def reason_to_drop(question: str, answer: Answer) -> str | None:
 
     `too long` (the prompt, for the context), `empty`, `wrong language`, `echo` (the question and
     nothing else), `repeating`, `word salad` (more surprising to the model than what people ask it).
-    An answer that was cut off at the length limit is as good as another up to there, unless it is
-    one that would never have ended.
+    An answer that the length limit cut off is kept, unless most of it repeats itself.
     """
     if answer.too_long:
         return "too long"
@@ -114,7 +113,7 @@ def repeats(text: str) -> bool:
 
 
 def goes_round(text: str) -> bool:
-    """Whether over half of a text's runs of 16 characters came before, numbers aside.
+    """Whether most runs of 16 characters in a text repeat earlier ones, numbers aside.
 
     >>> goes_round("".join(f"{i}. Новые программы и технологии. " for i in range(5)))
     True

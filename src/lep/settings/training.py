@@ -32,7 +32,7 @@ class TrainingSettings(Settings):
     seed: Seed = 0
     """Seed of the order of samples and of the adapters."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of the body; trained weights are float32. auto: bf16 where that is faster."""
+    """Arithmetic of the body; trained weights are float32. auto: bf16 where it is faster."""
     activation_checkpointing: bool = False
     """Recompute activations to save memory; takes up to half more time."""
     checkpoints: PositiveInt = 8

@@ -22,25 +22,29 @@ CONTENTS = ('Qz7 "é" & <ж>\n\n {x}  ЩW', "Jx4.\tÜk")
 
 
 def chat_ids(
-    tokenizer: PreTrainedTokenizerFast,
-    messages: list[Record],
-    *,
-    ask: bool = False,
-    ends: bool = True,
+    tokenizer: PreTrainedTokenizerFast, messages: list[Record], *, ask: bool = False
 ) -> list[int]:
     """Token ids of a conversation; with `ask`, up to where the next answer begins.
-
-    Unless it `ends`, the last message goes on: nothing follows its content.
 
     Raises `TokenizerError` when the model has no chat template, `CorpusError` when the template
     refuses the conversation.
     """
     check_template(tokenizer)
-    text = rendered(tokenizer, messages, add_generation_prompt=ask, continue_final_message=not ends)
+    text = rendered(tokenizer, messages, add_generation_prompt=ask)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise CorpusError("the chat template makes no text of a conversation: give another model")
     return ids
+
+
+def unfinished_ids(tokenizer: PreTrainedTokenizerFast, messages: list[Record]) -> list[int] | None:
+    """Token ids of a conversation up to the end of its last content, without what ends a turn.
+
+    None where the template changes the content, so that its end cannot be seen.
+    """
+    text, content = rendered(tokenizer, messages), messages[-1]["content"].strip()
+    before, content, _ = text.rpartition(content) if content else ("", "", "")
+    return tokenizer(before + content, add_special_tokens=False)["input_ids"] or None
 
 
 def check_template(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -36,6 +36,7 @@ from lep.training.trainer import (
     look_steps,
     run,
     training_arguments,
+    with_precision,
     write_trained,
 )
 from lep.transfer.coverage import check_vocabulary
@@ -68,7 +69,7 @@ def pretrain(
     Raises `CheckpointError`, `CorpusError` and `OutputError` for unusable inputs or output,
     `TrainingError` for a loss that diverges.
     """
-    output, settings = Path(output), _settings(settings, options)
+    output, settings = Path(output), with_precision(_settings(settings, options))
     for name in ("patience", "sweep"):
         if getattr(settings, name) and not settings.eval_text:
             raise TrainingError(

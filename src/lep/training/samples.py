@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerFast
 
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.language import UNSPACED
 from lep.corpus.prepare import unit_hash
 from lep.errors import CorpusError, LepError
 from lep.inference.models import context_of
 from lep.settings import LoraSettings
-from lep.tokenizer.chat import chat_ids
+from lep.tokenizer.chat import chat_ids, unfinished_ids
 
+_LAST_WORD = regex.compile(rf"(?:[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+)$")
 SORTED_BATCHES = 50  # micro-batches whose samples are sorted by length together
 Records = list[dict[str, Any]]  # conversations, each with `messages`
 
@@ -35,10 +39,10 @@ def encode_records(
 ) -> tuple[list[Sample], int]:
     """A sample of each conversation, its last message learned, and how many were too long.
 
-    Where a record's `finished` is false, its answer was cut off: it is learned up to its last whole
-    word, and not that it ends there. A fixed hash orders the samples, so that tasks and answers
-    mix. Raises `CorpusError` for a model
-    without a chat template, a conversation without an answer, and when no sample is left.
+    Where a record's `finished` is false, its answer was cut off: it is learned up to its last
+    whole word and the longest length, and not that it ends there. A fixed hash orders the samples,
+    so that tasks and answers mix. Raises `CorpusError` for a model without a chat template, a
+    conversation without an answer, and when no sample is left.
     """
     if not checkpoint.tokenizer.chat_template:
         raise CorpusError(
@@ -46,7 +50,7 @@ def encode_records(
         )
     limit = min(max_length, context_of(checkpoint, max_length))
     ordered = sorted(records, key=lambda r: unit_hash(json.dumps(r["messages"], sort_keys=True)))
-    encoded = [_encode(checkpoint, record) for record in ordered]
+    encoded = list(filter(None, (_encode(checkpoint, record, limit) for record in ordered)))
     samples = [sample for sample in encoded if len(sample.ids) <= limit]
     too_long = len(encoded) - len(samples)
     if not samples:
@@ -56,24 +60,22 @@ def encode_records(
     return samples, too_long
 
 
-def as_learned(record: dict[str, Any]) -> tuple[list[dict[str, str]], bool]:
-    """The messages of a conversation as they are learned, and whether the last one ends there."""
+def _encode(checkpoint: Checkpoint, record: dict[str, Any], limit: int) -> Sample | None:
+    """None for an unfinished answer of which nothing can be learned."""
     messages = record["messages"]
-    if record.get("finished", True):
-        return messages, True
-    answer = messages[-1] | {"content": whole_words(messages[-1]["content"])}
-    return [*messages[:-1], answer], False
-
-
-def _encode(checkpoint: Checkpoint, record: dict[str, Any]) -> Sample:
-    messages, ends = as_learned(record)
     if messages[-1]["role"] != "assistant":
         raise CorpusError(
             f"a conversation ends with the role '{messages[-1]['role']}', not with 'assistant': "
             "tuning data must hold the answers"
         )
     prompt = chat_ids(checkpoint.tokenizer, messages[:-1], ask=True)
-    ids = chat_ids(checkpoint.tokenizer, messages, ends=ends)
+    ids = learned_ids(checkpoint.tokenizer, record)
+    if is_unfinished(record) and len(prompt) < limit:
+        ids = ids[:limit] if ids else []
+        if len(ids) <= len(prompt):
+            return None
+    if ids is None:
+        return None
     if ids[: len(prompt)] != prompt:
         raise LepError(
             f"the chat template of {checkpoint.folder} does not continue its own prompt: answers "
@@ -82,14 +84,28 @@ def _encode(checkpoint: Checkpoint, record: dict[str, Any]) -> Sample:
     return Sample(ids, len(prompt))
 
 
-def whole_words(text: str) -> str:
-    """A text without what follows its last space, if it has words before it.
+def learned_ids(tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]) -> list[int] | None:
+    """Token ids of a conversation; see `unfinished_ids` for one whose answer was cut off."""
+    messages = record["messages"]
+    if not is_unfinished(record):
+        return chat_ids(tokenizer, messages)
+    answer = messages[-1] | {"content": whole_words(messages[-1]["content"])}
+    return unfinished_ids(tokenizer, [*messages[:-1], answer])
 
-    >>> whole_words("Река начинается в гор"), whole_words("河在哪")
-    ('Река начинается в', '河在哪')
+
+def is_unfinished(record: dict[str, Any]) -> bool:
+    """Whether the answer was cut off: only if the record says so."""
+    return record.get("finished") is False
+
+
+def whole_words(text: str) -> str:
+    """A text without its last word, of which a part may be missing; in scripts without spaces,
+    without its last character.
+
+    >>> whole_words("Река начинается в гор"), whole_words("长江是中国最长的河")
+    ('Река начинается в', '长江是中国最长的')
     """
-    words = text.rstrip().rsplit(maxsplit=1)
-    return words[0] if len(words) == 2 else text
+    return _LAST_WORD.sub("", text.rstrip("\ufffd \n\t")).rstrip()
 
 
 def batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -45,6 +45,7 @@ from lep.training.states import START, STATE, WEIGHTS, last_state, states_in
 from lep.training.streams import LOSS, StreamSums
 from lep.transfer.mappings import copy_mappings
 
+S = TypeVar("S", bound=TrainingSettings)
 LOOK_SECONDS = "look_seconds"  # in the log
 LOSS_OF_TEXT = f"{LOSS}text"
 SHARED = "table.shared"  # in the names of parameters
@@ -293,10 +294,15 @@ class StopWhenDiverging(TrainerCallback):
 
 
 def uses_bf16(settings: TrainingSettings) -> bool:
-    """Whether products are computed in bf16: "auto" does so where the device is faster at it."""
+    """Whether products are computed in bf16: "auto" asks the device."""
     if settings.precision != "auto":
         return settings.precision == "bf16"
     return multiplies_bf16()
+
+
+def with_precision(settings: S) -> S:
+    """Settings that name their precision: an interrupted training keeps it, and records say it."""
+    return settings.model_copy(update={"precision": "bf16" if uses_bf16(settings) else "float32"})
 
 
 def load_to_train(checkpoint: Checkpoint, settings: TrainingSettings) -> PreTrainedModel:

@@ -29,6 +29,7 @@ from lep.training.trainer import (
     load_to_train,
     run,
     training_arguments,
+    with_precision,
     write_trained,
 )
 
@@ -96,6 +97,7 @@ def train_adapter(
     if scope.new_rows_only and not scope.merge:
         raise LepError("training new rows makes no adapter to leave beside: leave --no-merge out")
     check_reporters(settings)
+    settings = with_precision(settings)
     output, checkpoint = Path(output), check_merged(Checkpoint(model).check())
     rows = trainable_rows.new_token_rows(checkpoint) if scope.new_rows_only else None
     key = fingerprint([checkpoint.stamp(), records, settings.model_dump(), vars(scope)])
