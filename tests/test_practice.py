@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,14 @@ INSTRUCT, RU = ROOT / "lab" / "pair" / "instruct", {"ru": [SAMPLE / "ru"]}
 SETTINGS = {"practice_tokens": 4_000, "practice": 1_000}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_float32() -> Iterator[None]:
+    """The tests compare with transformers in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lep.inference.models.multiplies_bf16", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Path:
     """The lab's instruct model with 200 new tokens."""
@@ -37,9 +46,7 @@ def start(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(start) -> Path:
-    with pytest.MonkeyPatch.context() as patch:  # the tests compare with transformers in float32
-        patch.setattr("lep.inference.models.multiplies_bf16", lambda: False)
-        practise(INSTRUCT, start, RU, start.parent / "practice", **SETTINGS)
+    practise(INSTRUCT, start, RU, start.parent / "practice", **SETTINGS)
     return start.parent / "practice"
 
 
