@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -39,14 +40,9 @@ from lep.settings import NewRowsSettings
 from lep.tokenizer.chat import chat_ids
 from lep.training.loss import Details, linear_cross_entropy
 from lep.training.optimizer import scale_epsilon
+from lep.training.rates import relative_rates
 from lep.training.samples import learned_ids
-from lep.training.trainable_rows import (
-    known_row_size,
-    new_token_rows,
-    split_tables,
-    stored_tables,
-    table_layers,
-)
+from lep.training.trainable_rows import new_token_rows, split_tables, stored_tables, table_layers
 from lep.training.trainer import load_to_train, uses_bf16, write_trained
 
 SNIPPET, BLOCK = 50, 256  # tokens
@@ -256,13 +252,11 @@ LOSSES: dict[str, Callable[[Student, list[Sample]], Tensor]] = {
 }
 
 
-def train(
-    corpus: Corpus, name: str, output: Path, *, tokens: int, batch: int, rate: float, seed: int
-) -> None:
+def train(corpus: Corpus, name: str, output: Path, *, tokens: int, batch: int, seed: int) -> None:
     """Train the new rows with a loss of `LOSSES` on so many tokens, and write the model.
 
-    `batch` is in tokens; the rate of a table is a share of the root mean square of its known rows,
-    as in `lep adapt`. An interrupted training continues.
+    `batch` is in tokens; the rates of the tables are those of `lep adapt`. An interrupted training
+    continues.
     """
     checkpoint, settings = corpus.start, NewRowsSettings(tokens=tokens)
     model = load_to_train(checkpoint, settings).requires_grad_(False).eval()
@@ -277,9 +271,9 @@ def train(
     samples = snippets(corpus, new, tokens) if is_distilled else blocks_and_answers(corpus, tokens)
     random.Random(seed).shuffle(samples)
     steps = list(_steps(samples, batch))
-    names = checkpoint.tables.by_kind()
-    sizes = {kind: known_row_size(checkpoint.tensor(names[kind]), rows[kind]) for kind in tables}
-    groups = [{"params": [*t.parameters()], "lr": rate * sizes[kind]} for kind, t in tables.items()]
+    with TemporaryDirectory() as folder:
+        rates = relative_rates(checkpoint, rows, settings, samples[0].new, Path(folder)) or {}
+    groups = [{"params": [*t.parameters()], "lr": rates[kind].rate} for kind, t in tables.items()]
     optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
     optimizer.register_step_pre_hook(scale_epsilon)
     share = partial(rate_share, steps=len(steps))

@@ -88,9 +88,8 @@ def train(run: Run, output: Path, arm: str, tokens: int, seed: int) -> None:
             [Path(run.text(run.new))],
             run.folder / "adapt-answers" / "kept.jsonl",
         )
-        usual = NewRowsSettings(tokens=tokens)
-        options = {"batch": batch_of(usual), "rate": usual.relative_rate}
-        anchors.train(corpus, arm, folder, tokens=tokens, seed=seed, **options)
+        batch = batch_of(NewRowsSettings(tokens=tokens))
+        anchors.train(corpus, arm, folder, tokens=tokens, batch=batch, seed=seed)
         return
     settings = NewRowsSettings(
         tokens=tokens,

@@ -18,7 +18,7 @@ import joint
 import lep
 from lep.corpus.copies import records_apart
 from lep.corpus.read import write_records
-from lep.pipeline.recipe import RATE_AFTER_PACK, SHARES_AFTER_PACK
+from lep.pipeline.recipe import AFTER_PACK
 from lep.settings import NewRowsSettings, TuneSettings
 
 TUNING_TASKS, TUNING_RATE = ["copy_sentence", "first_word", "last_word"], 1e-3
@@ -75,8 +75,7 @@ def main() -> None:
         print(lep.apply_pack(pack, model, packed))
     tenth = folder / f"sibling-tenth.seed-{seed}"
     if not tenth.exists():
-        options = {"seed": seed, "block_size": 512, "relative_rate": RATE_AFTER_PACK}
-        options |= {"shares": SHARES_AFTER_PACK}
+        options = {"seed": seed, "block_size": 512} | AFTER_PACK
         options |= streams(folder, model, packed, given)
         settings = NewRowsSettings(tokens=TOKENS, checkpoints=4, **options)
         print(lep.pretrain(packed, given["corpus"], tenth, settings))

@@ -461,6 +461,8 @@ def recipes() -> Iterator[Case]:
         "shares null": "tokens: 100, shares: null",
         "shares of a long name": "tokens: 100, shares: {" + "x" * 100_000 + ": 1}",
         "rate infinite": "tokens: 100, relative_rate: inf",
+        "a step of no nats": "tokens: 100, logit_step: 0",
+        "a step that is no number": "tokens: 100, logit_step: .nan",
         "decay infinite": "tokens: 100, weight_decay: inf",
         "temperature infinite": "tokens: 100, temperature: inf",
         "prompt temperature infinite": "tokens: 100, prompt_temperature: inf",

@@ -317,20 +317,21 @@ def test_files_of_joint_training_lie_beside_the_recipe(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "rate", "old"),
+    ("given", "rate", "nats", "old"),
     [
-        ("", 0.12, 0.06),
-        (", from_pack: f", 0.015, 0.3),
-        (", from_pack: f, relative_rate: 0.03, shares: {old_text: 0.1}", 0.03, 0.06),
+        ("", 0.12, 3, 0.06),
+        (", from_pack: f", 0.015, 0.375, 0.3),
+        (", from_pack: f, relative_rate: 0.03, shares: {old_text: 0.1}", 0.03, 0.375, 0.06),
     ],
 )
-def test_rows_of_a_pack_are_trained_gently(given, rate, old, tmp_path) -> None:
+def test_rows_of_a_pack_are_trained_gently(given, rate, nats, old, tmp_path) -> None:
     """And on more of the old language, unless the recipe says otherwise."""
     (tmp_path / "f").touch()
     path = tmp_path / "r.yaml"
     path.write_text(ADAPT.replace("{tokens: 500}", f"{{tokens: 500{given}}}"))
     adapt = load_recipe(path).adapt
-    assert (adapt.relative_rate, adapt.share("old_answers")) == (pytest.approx(rate), old)
+    assert (adapt.relative_rate, adapt.logit_step) == (rate, nats)
+    assert adapt.share("old_answers") == old
 
 
 def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:

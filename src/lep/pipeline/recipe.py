@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 from lep.fields import ByName, FileName, nearest
 from lep.limits import RECIPE_VALUES
 from lep.settings import (
+    LOGIT_STEP,
     RELATIVE_RATE,
     STREAMS,
     AnswerSettings,
@@ -43,13 +44,10 @@ SomeModels = Annotated[Models, Field(min_length=1)]
 Fault = tuple[str, str]  # a key, and what is wrong with it
 # After a pack: rows that have learned already are spoilt at the rate of new ones, and the old
 # language has more to mend than the new one (docs/log.md).
-RATE_AFTER_PACK = RELATIVE_RATE / 8
-SHARES_AFTER_PACK = {
-    "text": 0.15,
-    "answers": 0.1,
-    "practice": 0.3,
-    "old_text": 0.15,
-    "old_answers": 0.3,
+AFTER_PACK: dict[str, Any] = {
+    "relative_rate": RELATIVE_RATE / 8,
+    "logit_step": LOGIT_STEP / 8,
+    "shares": {"text": 0.15, "answers": 0.1, "practice": 0.3, "old_text": 0.15, "old_answers": 0.3},
 }
 
 
@@ -103,7 +101,7 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     @classmethod
     def _after_pack(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("from_pack"):
-            return {"relative_rate": RATE_AFTER_PACK, "shares": SHARES_AFTER_PACK} | values
+            return AFTER_PACK | values
         return values
 
     def share(self, stream: str) -> float:

@@ -6,6 +6,7 @@
 from lep.fields import Settings
 from lep.settings.evaluation import BenchmarkSettings, EvaluateSettings, ScoringSettings
 from lep.settings.joint import (
+    LOGIT_STEP,
     RELATIVE_RATE,
     STREAMS,
     JointSettings,
@@ -55,6 +56,7 @@ from lep.settings.transfer import (
 )
 
 __all__ = [
+    "LOGIT_STEP",
     "RELATIVE_RATE",
     "STREAMS",
     "TOKENIZER_SIZES",

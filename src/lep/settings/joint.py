@@ -11,7 +11,8 @@ from lep.settings.training import PretrainSettings
 # Streams of a mixture, with their usual shares of the tokens.
 STREAMS = {"text": 0.22, "answers": 0.16, "practice": 0.5, "old_text": 0.06, "old_answers": 0.06}
 
-RELATIVE_RATE = 0.12  # of new rows, with the epsilon of lep.training.optimizer (docs/log.md)
+# Of new rows, with the epsilon of lep.training.optimizer (docs/log.md).
+RELATIVE_RATE, LOGIT_STEP = 0.12, 3.0
 
 
 class JointSettings(PretrainSettings):
@@ -31,6 +32,9 @@ class JointSettings(PretrainSettings):
     """Peak learning rate of each table as a share of the root mean square of its known rows
     (default: 0.12 for new rows that learn from several streams, unless a learning rate is given;
     else the learning rate)."""
+    logit_step: LearningRate | None = LOGIT_STEP
+    """Nats that a step may move a logit by: a relative rate is lowered where it would be more, for
+    the table that makes the logits."""
     practice: PositiveInt = 100
     """Count the new tokens that are learned less often than this."""
     shared_maps: bool = True

@@ -1,7 +1,6 @@
 """Continued pre-training on plain text: the tables train, the body is frozen (section 3.4)."""
 
 import json
-import math
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,15 +18,16 @@ from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.files import corpus_files, file_stamps
 from lep.durable import discard
-from lep.errors import CheckpointError, TrainingError
+from lep.errors import TrainingError
 from lep.files import parse_json, read_text
 from lep.inference.models import context_of
 from lep.publish import check_output, check_space, fingerprint, publish_text
 from lep.settings import RELATIVE_RATE, JointSettings, PretrainSettings
 from lep.training import data, lora, processes, streams, trainable_rows
 from lep.training.heldout import ALL_LANGUAGES, HeldoutText
+from lep.training.rates import relative_rates
 from lep.training.reporters import check_reporters
-from lep.training.results import PretrainResult, Sweep, write_record
+from lep.training.results import PretrainResult, Sweep, TableRate, write_record
 from lep.training.states import last_state, state_step
 from lep.training.trainer import (
     LOOK_SECONDS,
@@ -107,8 +107,9 @@ def pretrain(
                 tokens = settings.budget(len(blocks) * block)
         settings = _updated(settings, tokens=tokens, epochs=None)
         settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
-        if rates := _relative_rates(checkpoint, rows, settings):
-            settings = _updated(settings, learning_rate=rates["input"])
+        first = blocks[0]["input_ids"]
+        if rates := relative_rates(checkpoint, rows, settings, first, work):
+            settings = _updated(settings, learning_rate=rates["input"].rate)
         if look := data.look_tokens(settings):
             heldout.limit(look)
         task = _Task(checkpoint, rows, new_rows, blocks, block, heldout, output, rates)
@@ -166,26 +167,6 @@ def _new_rows(checkpoint: Checkpoint) -> Tensor:
     return mappings["input"].new_rows() if mappings else torch.empty(0, dtype=torch.int64)
 
 
-def _relative_rates(
-    checkpoint: Checkpoint, rows: dict[str, Tensor], settings: PretrainSettings
-) -> dict[str, float] | None:
-    """The learning rate of each table, where it is relative to known rows."""
-    if not isinstance(settings, JointSettings) or settings.relative_rate is None:
-        return None
-    names = checkpoint.tables.by_kind()
-    sizes = {
-        kind: trainable_rows.known_row_size(checkpoint.tensor(name), rows[kind])
-        for kind, name in names.items()
-    }
-    for kind, size in sizes.items():
-        if not 0 < size < math.inf:  # NaN too
-            raise CheckpointError(
-                f"the known {kind} rows of {checkpoint.folder} have a size of {size:g}, so no rate "
-                "can be relative to it: the model is damaged, copy it again"
-            )
-    return {kind: settings.relative_rate * size for kind, size in sizes.items()}
-
-
 @dataclass(frozen=True)
 class _Task:
     """What a training and the trials of its sweep have in common."""
@@ -197,7 +178,7 @@ class _Task:
     block: int
     heldout: HeldoutText
     output: Path
-    rates: dict[str, float] | None
+    rates: dict[str, TableRate] | None
 
     def train(
         self, folder: Path, settings: PretrainSettings
@@ -241,6 +222,7 @@ class _Task:
             **self._mixture(settings, state.log_history),
             seconds=seconds,
             look_seconds=round(sum(e.get(LOOK_SECONDS, 0) for e in state.log_history), 1),
+            rates=self.rates,
             settings=settings,
             output=self.output,
         )
@@ -303,7 +285,7 @@ class _Task:
         )
         trainer.heldout, trainer.is_mixture = self.heldout, self.is_mixture
         if self.rates and "output" in self.rates:
-            trainer.output_rate = self.rates["output"] / self.rates["input"]
+            trainer.output_rate = self.rates["output"].rate / self.rates["input"].rate
         processes.add_in_float32(trainer.accelerator.state)
         if settings.patience:
             trainer.add_callback(EarlyStoppingCallback(settings.patience))

@@ -49,6 +49,14 @@ class Sweep:
         return f"bits per byte by rate: {'; '.join(rates)}; took the best one, {self.best:g}"
 
 
+@dataclass(frozen=True)
+class TableRate:
+    """The peak learning rate of a table, and its share of the size of the table's known rows."""
+
+    rate: float
+    share: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult(Result):
     """A finished pre-training; `print` shows its losses, looks at held-out text, and folder."""
@@ -71,6 +79,7 @@ class PretrainResult(Result):
     below_practice: int | None = None  # new tokens that were learned less than `practice` times
     seconds: float  # of the steps and the looks, without those that an interruption lost
     look_seconds: float
+    rates: dict[str, TableRate] | None = None  # where they are relative to rows
     settings: PretrainSettings  # as used, with tokens, batch and rate settled
     sweep: Sweep | None = None
     output: Path
@@ -78,6 +87,8 @@ class PretrainResult(Result):
     def __str__(self) -> str:
         lines = [str(self.sweep)] if self.sweep else []
         lines.append(f"{self.tokens:,} tokens, {_summary(self)}")
+        for table, peak in (self.rates or {}).items():
+            lines.append(f"peak rate of the {table} table: {peak.share:.3g} of a known row")
         lines += self._mixture()
         for look in self.looks or []:
             bits = ", ".join(f"{name} {value:.4f}" for name, value in look.bits_per_byte.items())
