@@ -475,7 +475,7 @@ def recipes() -> Iterator[Case]:
         "old text": "tokens: 100, old_text: [/etc/passwd]",
         "answers": "tokens: 100, answers: /etc",
         "evaluation text": "tokens: 100, eval_text: {../x: text.txt}",
-        "train": "tokens: 100, train: embeddings+lora",
+        "train": "tokens: 100, train: new_rows+everything",
         "judge outside": "tokens: 100, judge: ../x",
         "empty": "",
     }

@@ -15,10 +15,11 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lep.checkpoint.adapter import saved_factors
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.mixture import Piece, endless, interleaved
-from lep.errors import CorpusError, LepError, LepWarning
-from lep.settings import STREAMS, JointSettings, NewRowsSettings
+from lep.errors import CorpusError, LepWarning
+from lep.settings import STREAMS, NewRowsSettings
 from lep.tokenizer.write import extend_tokenizer
 from lep.training import data, streams
 from lep.training.loss import Details, chunk_loss, linear_cross_entropy
@@ -354,11 +355,6 @@ def test_answers_without_a_new_token_are_refused_as_answers(start, tmp_path) -> 
         pretrain(start, RU, tmp_path / "out", **mixture(start, **options))
 
 
-def test_a_relative_rate_is_for_tables() -> None:
-    with pytest.raises(LepError, match="relative_rate is for tables"):
-        JointSettings.given(None, {"tokens": 5, "train": "embeddings+lora", "relative_rate": 0.1})
-
-
 def test_a_short_stream_is_not_read_again_and_again() -> None:
     """Eight passes at most; the rest of its share goes to the others, in proportion."""
     shares = {"text": 0.25, "answers": 0.15, "practice": 0.5, "old_text": 0.1}
@@ -375,3 +371,21 @@ def test_a_short_stream_is_not_read_again_and_again() -> None:
     assert streams.within_passes(shares, {"practice": 6_250}, 100_000) == shares
     alone = {"practice": 1.0}
     assert streams.within_passes(alone, {"practice": 5}, 100_000) == alone
+
+
+@pytest.mark.parametrize("rate", [None, 1e-9])
+def test_adapters_train_beside_new_rows_at_a_rate_of_their_own(start, tmp_path, rate) -> None:
+    options = {"train": "new_rows+lora", "lora_rank": 4, "lora_rate": rate, "tokens": 4_000}
+    pretrain(start, RU, tmp_path / "out", **mixture(start, **options))
+    before, after, new = weights(start), weights(tmp_path / "out"), new_rows(start)
+    factors, tables = saved_factors(tmp_path / "out"), Checkpoint(start).tables.names
+    moved = changed(before, after) - {*tables}
+    assert moved == {*factors} if rate is None else moved <= {*factors}
+    for name in tables:
+        moved = (before[name] != after[name]).any(1).nonzero().flatten().tolist()
+        assert moved
+        assert set(moved) <= new
+    steps = 10  # of 384 tokens, after a warm-up of one
+    for left, right in factors.values():
+        assert left.shape[1] == right.shape[0] == 4
+        assert 0 < left.abs().max() <= steps * (rate or 2e-4) * 8  # alpha / rank

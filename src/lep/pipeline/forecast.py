@@ -182,7 +182,7 @@ class Forecast(Result):
         return self._trained_rows(self.settings)
 
     def _trained_rows(self, settings: PretrainSettings) -> int:
-        return self.new_rows if settings.train == "new_rows" else self.rows
+        return self.new_rows if settings.trains_new_rows else self.rows
 
     @property
     def steps(self) -> int:
@@ -275,9 +275,11 @@ class Forecast(Result):
         states = kept * STATE_COPIES
         saved = states * self.trained_rows * shape.hidden * shape.tables
         # Later bodies are not linked to one with an adapter.
-        has_adapters = recipe.pretrain and "lora" in recipe.pretrain.train
-        bodies = (models - 2 - linked if has_adapters else tuned) * shape.body
-        return 2 * tables + 2 * bodies + 4 * saved + 4 * self.tokens
+        has_adapters = recipe.pretrain and recipe.pretrain.has_adapters
+        bodies = models - 2 - linked if has_adapters else tuned
+        if recipe.adapt and recipe.adapt.has_adapters:
+            bodies += joint
+        return 2 * tables + 2 * bodies * shape.body + 4 * saved + 4 * self.tokens
 
     def __str__(self) -> str:
         shape, rows, gpu = self.shape, self.trained_rows, self.gpu

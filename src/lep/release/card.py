@@ -320,4 +320,5 @@ TRAINED = {
     "new_rows": "the rows of new tokens, all else unchanged",
     "embeddings": "both tables, the body unchanged",
     "embeddings+lora": "both tables, and the body by low-rank adapters",
+    "new_rows+lora": "the rows of new tokens, and the body by low-rank adapters",
 }

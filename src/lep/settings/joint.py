@@ -1,12 +1,10 @@
 """Settings of joint training, and of what the original model writes and answers for it."""
 
-from typing import Literal, Self
-
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat
 
 from lep.fields import Settings
 from lep.settings.kinds import Count, LearningRate, PositiveInt, Seed, Share, WeightDecay, Weights
-from lep.settings.training import PretrainSettings
+from lep.settings.training import PretrainSettings, TrainedParts
 
 # Streams of a mixture, with their usual shares of the tokens.
 STREAMS = {"text": 0.22, "answers": 0.16, "practice": 0.5, "old_text": 0.06, "old_answers": 0.06}
@@ -41,12 +39,6 @@ class JointSettings(PretrainSettings):
     """Of a mixture: new rows also train maps in common, from the rows of their first and last
     pieces, and a vector for all tokens that begin with a space: rare tokens learn from all."""
 
-    @model_validator(mode="after")
-    def _rates(self) -> Self:
-        if self.relative_rate and "lora" in self.train:
-            raise ValueError("relative_rate is for tables: with embeddings+lora give learning_rate")
-        return self
-
     @property
     def is_mixture(self) -> bool:
         """Whether there is more than text of the new language."""
@@ -55,7 +47,7 @@ class JointSettings(PretrainSettings):
     @property
     def has_maps(self) -> bool:
         """Whether new rows train maps in common, if there is a mixture."""
-        return self.train == "new_rows" and self.shared_maps
+        return self.trains_new_rows and self.shared_maps
 
 
 class PracticeSettings(Settings):
@@ -91,6 +83,6 @@ class OwnPromptSettings(Settings):
 class NewRowsSettings(JointSettings):
     """Joint training of the new rows of an instruct model."""
 
-    train: Literal["embeddings", "new_rows", "embeddings+lora"] = "new_rows"
+    train: TrainedParts = "new_rows"
     relative_rate: LearningRate | None = RELATIVE_RATE
     weight_decay: WeightDecay = 0.0

@@ -43,6 +43,9 @@ class TrainingSettings(Settings):
     """Programs to report losses to, separated by commas (default: none)."""
 
 
+TrainedParts = Literal["embeddings", "new_rows", "embeddings+lora", "new_rows+lora"]
+
+
 class PretrainSettings(TrainingSettings):
     """Continued pre-training (section 3.4 of the paper)."""
 
@@ -50,13 +53,16 @@ class PretrainSettings(TrainingSettings):
     """Tokens to train on; a smaller corpus is repeated (default: see epochs)."""
     epochs: Epochs | None = None
     """Passes over the corpus, instead of tokens (the paper: 1; default: see tokens)."""
-    train: Literal["embeddings", "new_rows", "embeddings+lora"] = "embeddings"
-    """What to train: both tables (the paper's way), only the rows of new tokens, or the tables and
-    low-rank adapters of the body."""
+    train: TrainedParts = "embeddings"
+    """What to train: both tables (the paper's way), only the rows of new tokens, or either of them
+    with low-rank adapters of the body."""
     lora_rank: PositiveInt = 32
-    """Rank of the adapters, with embeddings+lora."""
+    """Rank of the adapters."""
     lora_alpha: PositiveFloat = 32
-    """Adapters are scaled by alpha / rank, with embeddings+lora."""
+    """Adapters are scaled by alpha / rank."""
+    lora_rate: LearningRate | None = None
+    """Peak learning rate of the adapters (default: that of the tables, or 0.0002 where theirs is
+    relative to their rows)."""
     sweep: bool = False
     """First train on a fifth of the tokens with 0.1, 0.25, 0.5 and 1 times the learning rate, then
     use the best rate."""
@@ -85,6 +91,16 @@ class PretrainSettings(TrainingSettings):
             given = "neither is" if self.tokens is None else "both are"
             raise ValueError(f"give tokens or epochs to say how long to train; {given} given")
         return self
+
+    @property
+    def trains_new_rows(self) -> bool:
+        """Whether known rows stay as they are."""
+        return self.train.startswith("new_rows")
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the body trains, by adapters."""
+        return "lora" in self.train
 
     def budget(self, corpus_tokens: int) -> int:
         """Tokens to train on, including those that fill the last block of a step or corpus."""

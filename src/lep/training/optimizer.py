@@ -23,7 +23,7 @@ def decay_touched_rows(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 @torch.no_grad()
 def scale_epsilon(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Set Adam's epsilon to a share of the root mean square of its gradients over the table.
+    """Set Adam's epsilon for a table to a share of the root mean square of its gradients.
 
     Every token that does not come next pushes its output row a little, a thousand times less than
     one that does. Adam divides this by itself, so that in a short training rows that no text has
@@ -31,7 +31,7 @@ def scale_epsilon(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """
     for group in optimizer.param_groups:
         table = max(group["params"], key=torch.numel, default=None)
-        if table is None or table.grad is None:
+        if table is None or table.grad is None or group.get("keeps_epsilon"):
             continue
         beta, state = group["betas"][1], optimizer.state[table]
         step = 1 + int(state.get("step", 0))

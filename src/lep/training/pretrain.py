@@ -48,6 +48,7 @@ SWEPT_SHARE = 0.2  # of the tokens
 # Of a mixture. A row of the input table has a gradient only where its token occurs, and the usual
 # .999 forgets the steps without one so slowly that a rare token takes many times the rate.
 ADAM_BETA2 = 0.98
+LORA_RATE = 2e-4  # of adapters beside rows with a relative rate
 
 
 def pretrain(
@@ -87,7 +88,7 @@ def pretrain(
     names = checkpoint.tables.by_kind()
     floats = sum(len(rows[kind]) * checkpoint.shape(name)[1] for kind, name in names.items())
     states = saved_states(settings) * STATE_COPIES * 4 * floats
-    changed = checkpoint.shard_of if "lora" in settings.train else names.values()
+    changed = checkpoint.shard_of if settings.has_adapters else names.values()
     check_space(output, states + rewritten_bytes(checkpoint, changed))
     processes.join()
     with processes.publishing_once(output, key) as folder:
@@ -138,7 +139,7 @@ def _settings(settings: PretrainSettings | None, options: dict[str, Any]) -> Pre
     if isinstance(settings, PretrainSettings) and not isinstance(settings, JointSettings):
         return PretrainSettings.given(settings, options)
     joint = JointSettings.given(settings, options)
-    usual = joint.is_mixture and joint.train == "new_rows"
+    usual = joint.is_mixture and joint.trains_new_rows
     if usual and not {"learning_rate", "relative_rate"} & joint.model_fields_set:
         return joint.model_copy(update={"relative_rate": RELATIVE_RATE})
     if joint.is_mixture or joint.relative_rate:
@@ -155,7 +156,7 @@ def _updated(settings: PretrainSettings, **values: Any) -> PretrainSettings:
 
 def _trained_rows(checkpoint: Checkpoint, settings: PretrainSettings) -> dict[str, Tensor]:
     """The rows of each table that train, (n,) int64."""
-    if settings.train == "new_rows":
+    if settings.trains_new_rows:
         return trainable_rows.new_token_rows(checkpoint)
     names = checkpoint.tables.by_kind()
     return {kind: torch.arange(checkpoint.shape(name)[0]) for kind, name in names.items()}
@@ -187,10 +188,10 @@ class _Task:
         set_seed(settings.seed)
         model = load_to_train(self.checkpoint, settings).requires_grad_(False)
         isolated, names = data.isolates(model), {}
-        if "lora" in settings.train:
+        if settings.has_adapters:
             rank, alpha = settings.lora_rank, settings.lora_alpha
             names = lora.add_adapter(model, self.checkpoint, rank, alpha)
-        if settings.train == "new_rows":
+        if settings.trains_new_rows:
             trainable_rows.split_tables(model, self.rows, self._features(settings))
         else:
             trainable_rows.whole_tables(model, self.rows)
@@ -286,6 +287,7 @@ class _Task:
         trainer.heldout, trainer.is_mixture = self.heldout, self.is_mixture
         if self.rates and "output" in self.rates:
             trainer.output_rate = self.rates["output"].rate / self.rates["input"].rate
+        trainer.adapter_rate = settings.lora_rate or (LORA_RATE if self.rates else None)
         processes.add_in_float32(trainer.accelerator.state)
         if settings.patience:
             trainer.add_callback(EarlyStoppingCallback(settings.patience))

@@ -48,7 +48,7 @@ from lep.transfer.mappings import copy_mappings
 S = TypeVar("S", bound=TrainingSettings)
 LOOK_SECONDS = "look_seconds"  # in the log
 LOSS_OF_TEXT = f"{LOSS}text"
-SHARED = "table.shared"  # in the names of parameters
+SHARED, ADAPTER = "table.shared", "lora_"  # in the names of parameters
 # Nats a token by which the mean of the last reports is above all of the first: no longer noise.
 RISE, FIRST_REPORTS, REPORTS = 1.0, 3, 10
 
@@ -130,6 +130,7 @@ class TablesTrainer(TrainedOnlyTrainer):
     stream_sums: StreamSums | None = None  # of a mixture
     stream_weights: Tensor  # of a mixture, by number of the stream
     output_rate: float = 1.0  # of the output table, as a share of the input table's
+    adapter_rate: float | None = None  # where it is not that of the tables
     is_mixture = False
     control: Any
 
@@ -152,11 +153,23 @@ class TablesTrainer(TrainedOnlyTrainer):
         optimizer = super().create_optimizer(model)
         optimizer.param_groups[1]["decay_of_touched_rows"] = self.args.weight_decay
         optimizer.param_groups[0]["lr"] *= self.output_rate
-        _apart(optimizer, {id(p) for n, p in self.model.named_parameters() if SHARED in n})
+        self._apart(optimizer, SHARED, weight_decay=0.0, decay_of_touched_rows=0.0)
+        rate = {"lr": self.adapter_rate} if self.adapter_rate else {}
+        self._apart(optimizer, ADAPTER, keeps_epsilon=True, **rate)
         optimizer.register_step_pre_hook(decay_touched_rows)
         if self.is_mixture:
             optimizer.register_step_pre_hook(scale_epsilon)
         return optimizer
+
+    def _apart(self, optimizer: torch.optim.Optimizer, part: str, **changes: Any) -> None:
+        """Put parameters with `part` in their names into groups of their own: their gradients have
+        another size than those of tables."""
+        ids = {id(p) for name, p in self.model.named_parameters() if part in name}
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if id(p) in ids]
+            if own:
+                group["params"] = [p for p in group["params"] if id(p) not in ids]
+                optimizer.add_param_group(group | changes | {"params": own})
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         began = time.monotonic()
@@ -198,17 +211,6 @@ class TablesTrainer(TrainedOnlyTrainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-def _apart(optimizer: torch.optim.Optimizer, shared: set[int]) -> None:
-    """Put maps that rows share into groups of their own: their gradients have another size."""
-    for group in list(optimizer.param_groups):
-        maps = [p for p in group["params"] if id(p) in shared]
-        if maps:
-            group["params"] = [p for p in group["params"] if id(p) not in shared]
-            others = {key: value for key, value in group.items() if key != "params"}
-            others |= {"weight_decay": 0.0, "decay_of_touched_rows": 0.0}
-            optimizer.add_param_group(others | {"params": maps})
 
 
 class QuietProgress(ProgressCallback):
