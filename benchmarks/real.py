@@ -193,6 +193,7 @@ def main() -> None:
     if a.data:
         sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
         tables(run, a.output, a.data, a.arms, sizes, a.figure)
+    if a.data or a.curve:
         stages(run)
         curve(run, a.curve)
         return
