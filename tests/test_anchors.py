@@ -162,7 +162,7 @@ def test_token_distillation_is_zero_distance_where_nothing_is_merged(corpus, stu
 def test_a_training_moves_new_rows_alone_and_goes_on_after_a_kill(
     name, corpus, tmp_path, monkeypatch
 ) -> None:
-    options = {"tokens": 900, "batch": 100, "rate": 0.05, "seed": 0}
+    options = {"tokens": 900, "batch": 100, "seed": 0}
     anchors.train(corpus, name, tmp_path / "whole", **options)
     before, after = weights(corpus.start.folder), weights(tmp_path / "whole")
     known = len(AutoTokenizer.from_pretrained(corpus.original.folder))

@@ -1,5 +1,6 @@
 """Training new rows alone: the rest stays bit for bit, new rows train as in the whole table."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,23 +245,32 @@ def test_a_model_that_does_not_say_what_is_new_is_refused(pair, tmp_path) -> Non
 
 
 def test_maps_have_an_epsilon_of_their_own_and_no_decay() -> None:
+    """Adapters keep Adam's own."""
     rows, maps, other = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3))
+    adapter = torch.nn.Parameter(torch.ones(1, 2))
     groups = [
-        {"params": [other], "lr": 0.5},
+        {"params": [other, adapter], "lr": 0.5},
         {"params": [rows, maps], "decay_of_touched_rows": 0.1},
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.25, weight_decay=0.1)
-    trainer._apart(optimizer, {id(maps)})
-    first, second, third = optimizer.param_groups
-    assert [[id(p) for p in g["params"]] for g in (first, second, third)] == [
+    names = {"other": other, "rows.lora_A": adapter, "rows.new": rows, "rows.table.shared": maps}
+    model = SimpleNamespace(named_parameters=names.items)
+    apart = partial(trainer.TablesTrainer._apart, SimpleNamespace(model=model))
+    apart(optimizer, trainer.SHARED, weight_decay=0.0, decay_of_touched_rows=0.0)
+    apart(optimizer, trainer.ADAPTER, keeps_epsilon=True, lr=2.0)
+    first, second, third, fourth = optimizer.param_groups
+    assert [[id(p) for p in g["params"]] for g in optimizer.param_groups] == [
         [id(other)],
         [id(rows)],
         [id(maps)],
+        [id(adapter)],
     ]
     assert (third["lr"], third["weight_decay"], third["decay_of_touched_rows"]) == (0.25, 0, 0)
-    for parameter, size in ((other, 1.0), (rows, 10.0), (maps, 100.0)):
-        parameter.grad = torch.full((3, 2), size)
+    assert (fourth["lr"], fourth["weight_decay"]) == (2.0, 0.1)
+    for parameter, size in ((other, 1.0), (rows, 10.0), (maps, 100.0), (adapter, 1.0)):
+        parameter.grad = torch.full_like(parameter, size)
     scale_epsilon(optimizer)
+    assert fourth["eps"] == 1e-8
     assert [g["eps"] / first["eps"] for g in (second, third)] == pytest.approx([10, 100])
 
 

@@ -33,6 +33,9 @@ class JointSettings(PretrainSettings):
     logit_step: LearningRate | None = LOGIT_STEP
     """Nats that a step may move a logit by: a relative rate is lowered where it would be more, for
     the table that makes the logits."""
+    lora_rate: LearningRate | None = None
+    """Peak learning rate of the adapters (default: that of the tables, or 0.0002 where theirs is
+    relative to their rows)."""
     practice: PositiveInt = 100
     """Count the new tokens that are learned less often than this."""
     shared_maps: bool = True

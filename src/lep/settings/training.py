@@ -60,9 +60,6 @@ class PretrainSettings(TrainingSettings):
     """Rank of the adapters."""
     lora_alpha: PositiveFloat = 32
     """Adapters are scaled by alpha / rank."""
-    lora_rate: LearningRate | None = None
-    """Peak learning rate of the adapters (default: that of the tables, or 0.0002 where theirs is
-    relative to their rows)."""
     sweep: bool = False
     """First train on a fifth of the tokens with 0.1, 0.25, 0.5 and 1 times the learning rate, then
     use the best rate."""

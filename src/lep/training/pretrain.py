@@ -142,7 +142,7 @@ def _settings(settings: PretrainSettings | None, options: dict[str, Any]) -> Pre
     usual = joint.is_mixture and joint.trains_new_rows
     if usual and not {"learning_rate", "relative_rate"} & joint.model_fields_set:
         return joint.model_copy(update={"relative_rate": RELATIVE_RATE})
-    if joint.is_mixture or joint.relative_rate:
+    if joint.is_mixture or joint.relative_rate or joint.lora_rate:
         return joint
     return PretrainSettings(
         **joint.model_dump(include={*PretrainSettings.model_fields}, exclude_unset=True),
@@ -287,7 +287,8 @@ class _Task:
         trainer.heldout, trainer.is_mixture = self.heldout, self.is_mixture
         if self.rates and "output" in self.rates:
             trainer.output_rate = self.rates["output"].rate / self.rates["input"].rate
-        trainer.adapter_rate = settings.lora_rate or (LORA_RATE if self.rates else None)
+        if isinstance(settings, JointSettings):
+            trainer.adapter_rate = settings.lora_rate or (LORA_RATE if self.rates else None)
         processes.add_in_float32(trainer.accelerator.state)
         if settings.patience:
             trainer.add_callback(EarlyStoppingCallback(settings.patience))
