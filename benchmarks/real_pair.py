@@ -41,10 +41,10 @@ def with_turns(base: Path, output: Path) -> Path:
     if not output.exists():
         shutil.copytree(base, output.with_suffix(".part"), dirs_exist_ok=True)
         end = Checkpoint(base).tokenizer.convert_tokens_to_ids(END)
-        settings = output.with_suffix(".part") / "generation_config.json"
-        given = read_json(settings)
-        write_json(settings, given | {"eos_token_id": [given["eos_token_id"], end]})
-        (settings.parent / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+        file = output.with_suffix(".part") / "generation_config.json"
+        generation = read_json(file)
+        write_json(file, generation | {"eos_token_id": [generation["eos_token_id"], end]})
+        (file.parent / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
         output.with_suffix(".part").rename(output)
     return output
 

@@ -101,7 +101,8 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     @classmethod
     def _after_pack(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("from_pack"):
-            return AFTER_PACK | values
+            bound = {"logit_step": LOGIT_STEP} if values.get("relative_rate") else {}
+            return AFTER_PACK | bound | values  # a rate that is asked for is not an eighth
         return values
 
     def share(self, stream: str) -> float:
