@@ -116,23 +116,34 @@ def cost(run: Run, output: Path, arm: str) -> tuple[str, str]:
 
 
 def tables(
-    run: Run, output: Path, data: Path, arms: list[str], sizes: Sizes, drawing: Path | None
+    run: Run,
+    output: Path,
+    data: Path,
+    arms: list[str],
+    sizes: Sizes,
+    drawing: Path | None,
+    against: str,
 ) -> None:
-    """Score what is not scored yet, print a row for each arm that there is, and draw them."""
+    """Score what is not scored yet, print a row for each arm that there is, and draw them.
+
+    Rows are compared with the arm `against`.
+    """
     given = real_scores.material(data, run.heldout(run.old[0]), output, sizes)
     columns = {}
-    for arm in (arm for arm in ARMS if arm in arms or arm == "original"):
+    for arm in (arm for arm in ARMS if arm in (*arms, "original", against)):
         model = run.model(arm, output)
         if model.exists():
             folder = output / "scores" / arm
             columns[arm] = by_column(real_scores.scored(model, run.original, given, folder))
-    original = columns["original"]
+    reference = columns[against]
     for title, shown in TABLES.items():
         head = ["arm", "tokens", "seconds", *(column.title for column in shown)]
         print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
         for arm, found in columns.items():
-            is_first = arm == "original"
-            cells = [cell(c, found.get(c.title), original.get(c.title), is_first) for c in shown]
+            is_reference = arm == against
+            cells = [
+                cell(c, found.get(c.title), reference.get(c.title), is_reference) for c in shown
+            ]
             print(f"| {' | '.join([arm, *cost(run, output, arm), *cells])} |")
     if drawing:
         real_scores.draw(columns, drawing)
@@ -181,6 +192,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="score the arms that there are on its items")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
+    parser.add_argument("--against", choices=ARMS, default="original", help="what is compared with")
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, help="SVG file to write: the arms")
@@ -192,7 +204,7 @@ def main() -> None:
     a.output.mkdir(parents=True, exist_ok=True)
     if a.data:
         sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
-        tables(run, a.output, a.data, a.arms, sizes, a.figure)
+        tables(run, a.output, a.data, a.arms, sizes, a.figure, a.against)
     if a.data or a.curve:
         stages(run)
         curve(run, a.curve)

@@ -172,15 +172,17 @@ def compared(column: Column, model: Measure, original: Measure) -> tuple[float, 
     return value, float(low), float(high)
 
 
-def cell(column: Column, model: Measure | None, original: Measure | None, first: bool) -> str:
-    """The value, and how it compares with the original's."""
+def cell(
+    column: Column, model: Measure | None, reference: Measure | None, is_reference: bool
+) -> str:
+    """The value, and how it compares with that of another model, mostly the original."""
     if model is None:
         return "-"
     shown = f"{_figure(model).value:.{column.digits}f}"
-    if first or original is None:
+    if is_reference or reference is None:
         return shown
     sign, before = ("", "x") if column.ratio else ("+", "")
-    numbers = compared(column, model, original)
+    numbers = compared(column, model, reference)
     value, low, high = (f"{number:{sign}.{column.digits}f}" for number in numbers)
     return f"{shown} ({before}{value}, {low} to {high})"
 

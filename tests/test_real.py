@@ -123,10 +123,10 @@ def test_a_ratio_and_its_interval_are_of_the_items_that_both_have() -> None:
     found = [list(measures(answers(*each))) for each in ((1.5, 5), (1.0, 4))]
     column = real_scores.Column("x", "original answers bits per byte", "ru", ratio=True)
     model, original = (next(m for m in side if m.metric == column.metric) for side in found)
-    shown = real_scores.cell(column, model, original, first=False)
+    shown = real_scores.cell(column, model, original, is_reference=False)
     assert shown == "0.450 (x1.500, 1.500 to 1.500)"
-    assert real_scores.cell(column, original, original, first=True) == "0.250"
-    assert real_scores.cell(column, None, original, first=False) == "-"
+    assert real_scores.cell(column, original, original, is_reference=True) == "0.250"
+    assert real_scores.cell(column, None, original, is_reference=False) == "-"
 
 
 def test_a_difference_has_a_sign_and_an_interval() -> None:
@@ -141,5 +141,6 @@ def test_a_difference_has_a_sign_and_an_interval() -> None:
         sides.append(next(m for m in measures(records) if m.metric == "exact match"))
     column = real_scores.Column("x", "exact match", "ru", "copy_sentence", digits=2)
     assert (
-        real_scores.cell(column, sides[1], sides[0], first=False) == "0.25 (-0.50, -1.00 to +0.00)"
+        real_scores.cell(column, sides[1], sides[0], is_reference=False)
+        == "0.25 (-0.50, -1.00 to +0.00)"
     )
