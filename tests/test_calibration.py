@@ -23,7 +23,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import write_records
 from lep.durable import locked
 from lep.errors import CorpusError, LepError, LepWarning, OutputError
-from lep.inference.generate import Answer, end_tokens
+from lep.inference.generate import Answer, answers, end_tokens
 from lep.inference.models import load_model
 from lep.settings import AnswerSettings, CalibrateSettings
 from lep.training.trainable_rows import new_token_rows
@@ -79,9 +79,10 @@ def test_surprise_is_nats_per_byte_beside_the_median_question(pair) -> None:
     model, checkpoint = load_model(pair["instruct"])
     tokenizer = checkpoint.tokenizer
     prompts = [[{"role": "user", "content": text}] for text in ("Где?", "Где дом?", "Где река?")]
-    text = "Дом за рекой."
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    (found,) = Surprise.of(model, checkpoint, prompts, 2).measured([Answer(1, text, ids, True)])
+    options = {"max_new_tokens": 9, "batch_size": 3}
+    (given,) = answers(model, tokenizer, prompts, **options)
+    written = next(answer for answer in given if answer.index == 1)
+    (found,) = Surprise.of(model, checkpoint, prompts, 2).measured([written])
 
     def nats(before: list[int], after: list[int]) -> float:
         with torch.inference_mode():
@@ -93,7 +94,8 @@ def test_surprise_is_nats_per_byte_beside_the_median_question(pair) -> None:
     encoded = [tokenizer(q, add_special_tokens=False)["input_ids"] for q in questions]
     shares = [nats(begin, i) / len(q.encode()) for i, q in zip(encoded, questions, strict=True)]
     asked = tokenizer.apply_chat_template(prompts[1], add_generation_prompt=True)["input_ids"]
-    expected = nats(asked, ids) / len(text.encode()) / sorted(shares)[1]
+    assert written.text
+    expected = nats(asked, written.ids) / len(written.text.encode()) / sorted(shares)[1]
     assert found.surprise == pytest.approx(expected, rel=1e-4)
 
 

@@ -50,6 +50,7 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on(part, monkeypatch) -
     plain.forward = watched
     found = continuations(plain, tokenizer, rows, max_new_tokens=40)
     ends = end_tokens(plain)
+    found = [each.ids for each in found]
     assert [until_end(row, ends) for row in found] == [until_end(row, ends) for row in expected]
     assert sizes[0] == len(rows)
     assert sizes[-1] < len(rows)
@@ -64,13 +65,15 @@ def test_rows_stay_where_a_cache_has_other_layers(monkeypatch) -> None:
     expected = continuations(model, tokenizer, rows, max_new_tokens=30)
     monkeypatch.setattr(generate, "DynamicLayer", type("Other", (), {}))
     found, ends = continuations(model, tokenizer, rows, max_new_tokens=30), end_tokens(model)
-    assert [until_end(row, ends) for row in found] == [until_end(row, ends) for row in expected]
+    found, expected = ([until_end(row.ids, ends) for row in rows] for rows in (found, expected))
+    assert found == expected
 
 
 def test_an_answer_that_is_cut_off_has_as_many_tokens_as_asked_for() -> None:
     tokenizer, rows = rows_of(TEXTS)
     model = load_model(LAB)[0]
-    assert [len(row) for row in continuations(model, tokenizer, rows[2:], max_new_tokens=5)] == [5]
+    (written,) = continuations(model, tokenizer, rows[2:], max_new_tokens=5)
+    assert len(written.ids) == len(written.nats) == 5
 
 
 def test_samples_of_a_batch_are_drawn_again() -> None:
@@ -81,6 +84,23 @@ def test_samples_of_a_batch_are_drawn_again() -> None:
         for draw in (1, 1, 2)
     )
     assert first == again != other
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(1.5, 0.9, 3)])
+def test_what_is_written_has_its_likelihood(sampling, monkeypatch) -> None:
+    """Of the model's own scores, before temperature and nucleus, also after rows have left."""
+    monkeypatch.setattr(generate, "PART", 3)
+    tokenizer, rows = rows_of(TEXTS)
+    model = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
+    found = continuations(model, tokenizer, rows, max_new_tokens=30, sampling=sampling)
+    lengths = [len(until_end(each.ids, end_tokens(model))) for each in found]
+    assert len(set(lengths)) > 1
+    for row, each, length in zip(rows, found, lengths, strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([row + each.ids[:length]])).logits[0].double()
+        shares = logits.log_softmax(1)[len(row) - 1 : -1]
+        expected = [-float(share[token]) for share, token in zip(shares, each.ids, strict=False)]
+        assert each.nats[:length] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -19,6 +19,7 @@ from lep.calibration.openings import Sentences, first_words
 from lep.calibration.prompts import OwnPrompts, write_prompts
 from lep.corpus.read import read_messages
 from lep.errors import CorpusError, OutputError, TokenizerError
+from lep.inference.generate import Written
 from lep.settings import OwnPromptSettings
 from lep.tokenizer.chat import UserTurn
 
@@ -233,7 +234,10 @@ def writes(monkeypatch, continuation: str) -> None:
     """Let every model write the same tokens after each row."""
     tokenizer = AutoTokenizer.from_pretrained(LAB)
     ids = tokenizer(continuation, add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(drafts_module, "continuations", lambda m, t, rows, **_: [ids] * len(rows))
+    written = Written(ids, len(ids) * [1.0])
+    monkeypatch.setattr(
+        drafts_module, "continuations", lambda m, t, rows, **_: [written] * len(rows)
+    )
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,10 @@ class Writer:
             draw=zlib.crc32(label.encode()),
             stops=stops,
         )
-        drafts = [self._draft(*each, stops) for each in zip(openings, rows, written, strict=True)]
+        drafts = [
+            self._draft(opening, row, each.ids, stops)
+            for opening, row, each in zip(openings, rows, written, strict=True)
+        ]
         nats = self._nats([draft.text for draft in drafts], "prompts")
         shares = [share_of(median, value) for value in nats]
         return [replace(each, surprise=share) for each, share in zip(drafts, shares, strict=True)]

@@ -15,8 +15,7 @@ from typing import Any
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.language import dominant_script
 from lep.inference.generate import Answer
-from lep.inference.likelihood import sequence_nats, text_nats
-from lep.tokenizer.chat import chat_ids
+from lep.inference.likelihood import text_nats
 
 MOST_CHARACTERS = 2_000  # of a text that is measured
 QUESTIONS = 64  # of a script, at most, whose median counts
@@ -24,17 +23,13 @@ QUESTIONS = 64  # of a script, at most, whose median counts
 
 @dataclass(frozen=True)
 class Surprise:
-    """A model, its prompts, and its median nats per byte of their last questions by script.
+    """The scripts of prompts, and a model's median nats per byte of their last questions by script.
 
     Of many questions, the median is that of a sample, taken at equal distances.
     """
 
-    model: Any
-    checkpoint: Checkpoint
-    prompts: Sequence[list[dict[str, Any]]]
     scripts: list[str | None]  # of each prompt
     medians: dict[str | None, float]
-    batch_size: int
 
     @classmethod
     def of(
@@ -53,30 +48,17 @@ class Surprise:
             sample = each[:: math.ceil(len(each) / QUESTIONS)]
             nats = nats_per_byte(model, checkpoint.tokenizer, sample, batch_size, "questions")
             medians[script] = statistics.median(nats)
-        return cls(model, checkpoint, prompts, scripts, medians, batch_size)
+        return cls(scripts, medians)
 
     def measured(self, answers: Sequence[Answer]) -> list[Answer]:
         """The answers with nats per byte given the prompt, as a share of their script's median."""
-        pairs = [self._pair(answer) for answer in answers]
-        nats = sequence_nats(self.model, pairs, self.batch_size, "own answers")
-        return [
-            replace(answer, surprise=self._share(answer, loss))
-            for answer, loss in zip(answers, nats, strict=True)
-        ]
+        return [replace(answer, surprise=self._share(answer)) for answer in answers]
 
-    def _pair(self, answer: Answer) -> tuple[list[int], int]:
-        """Prompt and answer, and where that begins; nothing of a prompt that was not asked."""
-        if answer.too_long:
-            return [], 0
-        prompt = self.prompts[answer.index]
-        ids = chat_ids(self.checkpoint.tokenizer, prompt, ask=True)
-        return [*ids, *answer.ids], len(ids)
-
-    def _share(self, answer: Answer, nats: float) -> float | None:
+    def _share(self, answer: Answer) -> float | None:
         """None where there is nothing to compare: no text, or likelihoods that are not numbers."""
         size = len(answer.text.encode())
         median = self.medians[self.scripts[answer.index]]
-        return share_of(median, nats / size) if size else None
+        return share_of(median, answer.nats / size) if size else None
 
 
 def nats_per_byte(

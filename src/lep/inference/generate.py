@@ -1,5 +1,6 @@
 """Greedy or sampled answers to chat prompts, in batches of similar length."""
 
+import math
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -35,11 +36,20 @@ class Answer:
     ids: list[int]  # without the token that ended it
     finished: bool
     too_long: bool = False  # the prompt, for the model's context: it was not asked
+    nats: float = 0.0  # -log p of its tokens to the model that wrote it, without the one that ends
     surprise: float | None = None  # see `lep.calibration.surprise`; None if it was not measured
 
     @property
     def tokens(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote after a row, and -log p of each token, before any sampling."""
+
+    ids: list[int]
+    nats: list[float]
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def continuations(
     sampling: Sampling | None = None,
     draw: int = 0,
     stops: Collection[int] = (),
-) -> list[list[int]]:
+) -> list[Written]:
     """What a model writes after each row of token ids, in one batch; greedily without `sampling`.
 
     A continuation has the token that ended it, one of the model's own end tokens or of `stops`, and
@@ -108,49 +118,58 @@ def continuations(
     """
     named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     pad = next((index for index in named if index is not None), 0)  # any token, under the mask
-    options = {"num_beams": 1, "top_k": None, "repetition_penalty": 1.0, "pad_token_id": pad}
+    options: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "pad_token_id": pad}
     ends = end_tokens(model) - {None} | set(stops)
     options |= {"eos_token_id": sorted(ends) or None, "temperature": None, "top_p": None}
-    if sampling is None:
-        options |= {"do_sample": False}
-    else:
-        nucleus = Nucleus(sampling.temperature, sampling.top_p)
-        options |= {"do_sample": True, "logits_processor": LogitsProcessorList([nucleus])}
+    options |= {"top_k": None, "do_sample": sampling is not None}
+    nucleus = LogitsProcessorList()
+    if sampling is not None:
+        nucleus.append(Nucleus(sampling.temperature, sampling.top_p))
         torch.manual_seed((sampling.seed << 32) + draw)
     tensors = [torch.tensor(row) for row in rows]
     ids = pad_sequence(tensors, True, pad, "left").to(model.device)
     mask = pad_sequence([torch.ones_like(row) for row in tensors], True, 0, "left")
-    return _written(model, ids, mask.to(model.device), max_new_tokens, options)
+    return _written(model, ids, mask.to(model.device), max_new_tokens, nucleus, options)
 
 
 def _written(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, most: int, options: dict[str, Any]
-) -> list[list[int]]:
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    most: int,
+    nucleus: LogitsProcessorList,
+    options: dict[str, Any],
+) -> list[Written]:
     """What `generate` adds to (rows, n) ids and their mask.
 
     Rows that have ended leave the batch after each `PART` tokens: a CPU's time for a token grows
     with the batch. They stay where a cache is of other layers than keys and values of tokens.
     """
     ends, rows, cache = set(options["eos_token_id"] or []), list(range(len(ids))), None
-    written: list[list[int]] = [[] for _ in rows]
+    written = [Written([], []) for _ in rows]
     may_leave = True
-    while rows and (left := most - len(written[rows[0]])):
+    while rows and (left := most - len(written[rows[0]].ids)):
+        likelihoods = Likelihoods()
         result: Any = model.generate(
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
             max_new_tokens=min(left, PART) if may_leave else left,
             return_dict_in_generate=True,
+            logits_processor=LogitsProcessorList([likelihoods, *nucleus]),
             **options,
         )
         new = result.sequences[:, ids.shape[1] :]
-        for row, tokens in zip(rows, new.tolist(), strict=True):
-            written[row] += tokens
+        likelihoods.add(result.sequences)
+        nats = torch.stack(likelihoods.nats, 1)
+        for row, tokens, each in zip(rows, new.tolist(), nats.tolist(), strict=True):
+            written[row].ids.extend(tokens)
+            written[row].nats.extend(each)
         ids, mask = result.sequences, torch.cat([mask, torch.ones_like(new)], 1)
         cache = result.past_key_values
         layers = getattr(cache, "layers", None) or [None]
         may_leave = all(isinstance(layer, DynamicLayer) for layer in layers)
-        going = [i for i, row in enumerate(rows) if ends.isdisjoint(written[row])]
+        going = [i for i, row in enumerate(rows) if ends.isdisjoint(written[row].ids)]
         if may_leave and len(going) < len(rows):
             stay = torch.tensor(going, dtype=torch.int64, device=ids.device)
             rows, ids, mask = [rows[i] for i in going], ids[stay], mask[stay]
@@ -158,6 +177,30 @@ def _written(
         elif not going:
             break
     return written
+
+
+class Likelihoods(LogitsProcessor):
+    """-log p of the tokens that are written, of the scores as the model gives them.
+
+    It has to be the first processor. A token is known when the next one is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.nats: list[Tensor] = []  # (rows,) of each token
+        self.scores: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The (rows, V) scores."""
+        self.add(input_ids)
+        self.scores = scores
+        return scores
+
+    def add(self, sequences: Tensor) -> None:
+        """The last token of (rows, n) sequences was drawn from the last scores."""
+        if self.scores is not None:
+            drawn = self.scores.gather(1, sequences[:, -1:])[:, 0]
+            self.nats.append(self.scores.logsumexp(1) - drawn)
+            self.scores = None
 
 
 class Nucleus(LogitsProcessor):
@@ -205,8 +248,9 @@ def end_tokens(model: PreTrainedModel) -> set[int]:
 
 
 def _answer(
-    index: int, row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast
+    index: int, written: Written, ends: set[int], tokenizer: PreTrainedTokenizerFast
 ) -> Answer:
-    ids = [*takewhile(lambda token: token not in ends, row)]
+    ids = [*takewhile(lambda token: token not in ends, written.ids)]
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return Answer(index, text, ids, finished=len(ids) < len(row))
+    nats = math.fsum(written.nats[: len(ids)])
+    return Answer(index, text, ids, finished=len(ids) < len(written.ids), nats=nats)
