@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, AutoTokenizer, TopPLogitsWarper
 
 from lep.inference import generate, models
 from lep.inference.generate import Nucleus, Sampling, continuations, end_tokens
@@ -101,19 +101,6 @@ def test_what_is_written_has_its_likelihood(sampling, monkeypatch) -> None:
         shares = logits.log_softmax(1)[len(row) - 1 : -1]
         expected = [-float(share[token]) for share, token in zip(shares, each.ids, strict=False)]
         assert each.nats[:length] == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_batch_is_as_large_as_its_keys_and_values_allow() -> None:
-    """Their number is counted in a cache that transformers filled."""
-    model = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        layers = model(torch.tensor([[1, 2, 3, 4, 5]]), use_cache=True).past_key_values.layers
-    filled = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
-    assert generate.cache_elements(model.config) == filled / 5
-    sizes = {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
-    large = LlamaConfig(**sizes, hidden_size=4096)  # 131,072 bytes a token
-    assert [generate.rows_at_once(large, tokens) for tokens in (16, 80, 4_000)] == [60, 48, 32]
-    assert generate.rows_at_once(model.config, 512) == 128
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

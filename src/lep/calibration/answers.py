@@ -16,7 +16,7 @@ from lep.corpus.language import dominant_script
 from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError, note
 from lep.files import read_json, write_json
-from lep.inference.generate import Sampling, answers, rows_at_once
+from lep.inference.generate import Sampling, answers
 from lep.inference.models import load_writer
 from lep.publish import check_output, fingerprint, publishing
 from lep.result import Result
@@ -182,9 +182,7 @@ class _Run:
         if all(key in done for key in self.keys):
             return
         settings, (model, checkpoint) = self.settings, load_writer(self.original)
-        batch_size = settings.generation_batch
-        batch_size = batch_size or rows_at_once(model.config, settings.max_new_tokens)
-        surprise = Surprise.of(model, checkpoint, self.prompts, batch_size)
+        surprise = Surprise.of(model, checkpoint, self.prompts, settings.generation_batch)
         for sample in range(settings.samples):
             seed = settings.sample_seed + sample
             sampling = Sampling(settings.temperature, settings.top_p, seed)
@@ -193,7 +191,7 @@ class _Run:
                 checkpoint.tokenizer,
                 self.prompts,
                 max_new_tokens=settings.max_new_tokens,
-                batch_size=batch_size,
+                batch_size=settings.generation_batch,
                 sampling=sampling if sample else None,
                 done={index for other, index in done if other == sample},
                 leave_out=True,

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lep.calibration.surprise import nats_per_byte, share_of
-from lep.checkpoint.config import load_config
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CorpusError
-from lep.inference.generate import Sampling, continuations, end_tokens, rows_at_once
+from lep.inference.generate import Sampling, continuations, end_tokens
 from lep.inference.models import context_of, load_writer
 from lep.settings import OwnPromptSettings
 from lep.tokenizer.chat import UserTurn
@@ -46,15 +45,6 @@ class Writer:
     @cached_property
     def model(self) -> Any:
         return load_writer(self.original)[0]
-
-    @cached_property
-    def batch_size(self) -> int:
-        """Prompts that are written at once: hardly more than are wanted, as half are of no use."""
-        settings = self.settings
-        if settings.prompt_batch:
-            return settings.prompt_batch
-        config = load_config(self.checkpoint.folder)
-        return min(rows_at_once(config, settings.prompt_tokens), max(1, 2 * settings.own_prompts))
 
     def rows(self, openings: Sequence[str]) -> list[list[int]]:
         """Token ids of the template up to the user's turn, and of an opening of it."""
@@ -99,7 +89,8 @@ class Writer:
         return [replace(each, surprise=share) for each, share in zip(drafts, shares, strict=True)]
 
     def _nats(self, texts: Sequence[str], label: str) -> list[float]:
-        return nats_per_byte(self.model, self.tokenizer, texts, self.batch_size, label)
+        batch = self.settings.prompt_batch
+        return nats_per_byte(self.model, self.tokenizer, texts, batch, label)
 
     def _draft(self, opening: str, row: list[int], ids: list[int], stops: set[int]) -> Draft:
         """Decoded after its row, as a space at its beginning may depend on what is before it."""

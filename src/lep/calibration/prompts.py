@@ -155,7 +155,7 @@ class _Part:
 
     def _batches(self, saved: Sequence[Batch], file: IO[bytes]) -> Iterator[Batch]:
         """Saved and new batches, until there are enough prompts, or drafts that are of no use."""
-        size, median = self.writer.batch_size, None
+        size, median = self.settings.prompt_batch, None
         for number, start in enumerate(range(0, len(self.openings), size)):
             if self.counts[KEPT] >= self.settings.own_prompts:
                 return

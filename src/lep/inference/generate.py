@@ -25,9 +25,6 @@ from lep.tokenizer.chat import chat_ids
 CONTEXT = 4_096  # tokens, for a configuration that names none
 PART = 16  # tokens that are written before rows that have ended leave the batch
 CANDIDATES = 4_096  # tokens among which a nucleus is looked for first
-CACHE_BYTES, ELEMENT = 2**31, 2  # keys and values of a batch, and bytes of each number
-LEAST_ROWS, MOST_ROWS = 32, 128  # of a batch; beyond, a CPU is hardly faster
-USUAL_PROMPT = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -229,23 +226,6 @@ class Nucleus(LogitsProcessor):
         if larger.any():
             nucleus[larger] = self.exact(input_ids[larger], scores[larger])
         return nucleus
-
-
-def cache_elements(config: Any) -> int:
-    """Keys and values of a token, by a text configuration."""
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    return 2 * config.num_hidden_layers * groups * size
-
-
-def rows_at_once(config: Any, max_new_tokens: int) -> int:
-    """Answers to write at once: as many as `CACHE_BYTES` hold, `LEAST_ROWS` to `MOST_ROWS`.
-
-    It follows from the model alone, so that a run that goes on draws the same batches.
-    """
-    row = ELEMENT * cache_elements(config.get_text_config()) * (USUAL_PROMPT + max_new_tokens)
-    return min(MOST_ROWS, max(LEAST_ROWS, CACHE_BYTES // row))
 
 
 def check_prompts(

@@ -10,7 +10,6 @@ from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.config import read_config
 from lep.errors import LepError
 from lep.hub import local_folder
-from lep.inference.generate import cache_elements
 from lep.pipeline.recipe import Grid, Recipe
 from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.sampled_savings import (
@@ -80,8 +79,10 @@ class Shape:
         rows, hidden = ends[0].weight.shape
         unique = {id(tensor): tensor for tensor in probed.tensors.values()}
         body = sum(tensor.numel() for key, tensor in unique.items() if key not in tables)
+        layers, heads = text.num_hidden_layers, text.num_attention_heads
         inner = getattr(text, "intermediate_size", None) or 4 * hidden
-        layers, cache = text.num_hidden_layers, cache_elements(text)
+        head = getattr(text, "head_dim", None) or hidden // heads
+        cache = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * head
         plain = not any(getattr(text, name, None) for name in LOGIT_SETTINGS)
         ids = len(Vocabulary.of(load_tokenizer(folder)))
         return cls(body, rows, hidden, len(tables), layers, inner, cache, plain, ids)

@@ -77,8 +77,8 @@ class OwnPromptSettings(Settings):
     """Temperature at which prompts are drawn."""
     prompt_top_p: Share = 0.95
     """Probability mass that prompts are drawn from."""
-    prompt_batch: PositiveInt | None = None
-    """Prompts that are written at once (default: as many as answers)."""
+    prompt_batch: PositiveInt = 32
+    """Prompts that are written at once."""
     prompt_seed: Seed = 0
     """Seed of prompts."""
 

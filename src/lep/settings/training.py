@@ -150,8 +150,8 @@ class AnswerSettings(Settings):
 
     max_new_tokens: PositiveInt = 512
     """Longest answer, in tokens; longer ones are cut off there."""
-    generation_batch: PositiveInt | None = None
-    """Prompts answered at once (default: 32 to 128, as many as 2 GiB of keys and values hold)."""
+    generation_batch: PositiveInt = 32
+    """Prompts answered at once."""
     samples: PositiveInt = 1
     """Answers to each prompt, one greedy and the others sampled; the best is kept."""
     temperature: PositiveFloat = 0.8
