@@ -21,8 +21,9 @@ for the first three:
 
 Models are measured on text that no arm was chosen on: Wikipedia and news (DATA/eval/ru and
 DATA/bench), English text held out by RUN, tasks made from them, the first model's own answers to
-users' prompts (DATA/bench), and RuBLiMP. Differences from the original have 95%
-intervals from a paired bootstrap over documents, prompts or items. What is finished is read again.
+users' prompts (DATA/bench), and RuBLiMP; --items 0 and --limit 0 leave tasks out. Differences from
+the original have 95% intervals from a paired bootstrap over documents, prompts or items. What is
+finished is read again.
 """
 
 import argparse
@@ -118,22 +119,22 @@ def cost(run: Run, output: Path, arm: str) -> tuple[str, str]:
 def tables(
     run: Run,
     output: Path,
-    data: Path,
+    scores: Path,
+    given: tuple[Any, Any],
     arms: list[str],
-    sizes: Sizes,
     drawing: Path | None,
     against: str,
 ) -> None:
     """Score what is not scored yet, print a row for each arm that there is, and draw them.
 
-    Rows are compared with the arm `against`.
+    `given` is what every model is given, `scores` the folder that keeps their records. Rows are
+    compared with the arm `against`.
     """
-    given = real_scores.material(data, run.heldout(run.old[0]), output, sizes)
     columns = {}
     for arm in (arm for arm in ARMS if arm in (*arms, "original", against)):
         model = run.model(arm, output)
         if model.exists():
-            folder = output / "scores" / arm
+            folder = scores / "scores" / arm
             columns[arm] = by_column(real_scores.scored(model, run.original, given, folder))
     reference = columns[against]
     for title, shown in TABLES.items():
@@ -193,6 +194,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="score the arms that there are on its items")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--against", choices=ARMS, default="original", help="what is compared with")
+    parser.add_argument("--languages", nargs="+", default=["ru", "en"], help="to score")
+    parser.add_argument("--scores", type=Path, help="folder for scores of other sizes")
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, help="SVG file to write: the arms")
@@ -204,7 +207,9 @@ def main() -> None:
     a.output.mkdir(parents=True, exist_ok=True)
     if a.data:
         sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
-        tables(run, a.output, a.data, a.arms, sizes, a.figure, a.against)
+        scores, english = a.scores or a.output, run.heldout(run.old[0])
+        given = real_scores.material(a.data, english, scores, sizes, a.languages)
+        tables(run, a.output, scores, given, a.arms, a.figure, a.against)
     if a.data or a.curve:
         stages(run)
         curve(run, a.curve)

@@ -32,7 +32,7 @@ BRIEFLY = {"ru": "Ответь одним предложением.", "en": "Ans
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """How much is measured; without items or a limit, no tasks of the kind."""
 
     characters: int = 16_000  # of text, in each language
     items: int = 32  # of each chat task, in each language
@@ -82,7 +82,9 @@ DRAWN = (
 )
 
 
-def material(data: Path, english: str, output: Path, sizes: Sizes) -> tuple[Any, Any]:
+def material(
+    data: Path, english: str, output: Path, sizes: Sizes, languages: list[str]
+) -> tuple[Any, Any]:
     """What every model is given, written to `output` once: text by language and settings."""
     folder, bench = output / "material", data / "bench"
     if not (folder / "prompts.jsonl").exists():
@@ -91,15 +93,18 @@ def material(data: Path, english: str, output: Path, sizes: Sizes) -> tuple[Any,
         news = darumeru_data.lines(bench / "tg_news_ru.jsonl.zst")
         write_records(folder / "news.jsonl", ({"id": r["url"], "text": r["text"]} for r in news))
         darumeru_data.write(folder, "rublimp", {"test": darumeru_data.rublimp(bench)})
-        prompts = [p for code in ("ru", "en") for p in users_prompts(data, code, sizes.prompts)]
+        prompts = [p for code in languages for p in users_prompts(data, code, sizes.prompts)]
         write_records(folder / "prompts.jsonl", prompts)
     text = {"ru": [str(data / "eval" / "ru"), str(folder / "news.jsonl")], "en": [english]}
+    text = {code: text[code] for code in languages}
     settings = EvaluateSettings(
-        tasks=CHAT_TASKS,
-        items=sizes.items,
+        tasks=CHAT_TASKS if sizes.items else [],
+        items=max(1, sizes.items),
         characters=sizes.characters,
         answer_tokens=sizes.answer_tokens,
-        benchmark=BenchmarkSettings(tasks=BENCHMARKS, data=str(folder), limit=sizes.limit),
+        benchmark=BenchmarkSettings(
+            tasks=BENCHMARKS if sizes.limit else [], data=str(folder), limit=max(1, sizes.limit)
+        ),
     )
     prompts = [question(r["messages"]) for r in read_messages(folder / "prompts.jsonl")]
     return Material.of(text, settings, prompts), settings
