@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, sample_texts
 
 import lep
 
@@ -42,3 +42,43 @@ def test_the_example_of_the_readme_runs(
     printed = capsys.readouterr().out
     assert "256" in printed
     assert "runs/ru/trained" in printed
+
+
+VERBS = {
+    "corpus": lambda model, paths, out: lep.build_corpus(paths, out),
+    "counts": lambda model, paths, out: lep.count_corpus(model, paths, out / "ru.counts.zst"),
+    "extend": lambda model, paths, out: lep.extend_tokenizer(model, paths, 8, out),
+    "optimize": lambda model, paths, out: lep.optimize_tokenizer(
+        model, paths, 330, 340, out, protect=paths
+    ),
+    "compare": lambda model, paths, out: str(
+        lep.compare_tokenizers(model if isinstance(paths, str) else [model], {"ru": paths})
+    ).splitlines()[:2],  # the others tell the speed
+    "bits": lambda model, paths, out: lep.bits_per_byte(model, paths),
+    "evaluate": lambda model, paths, out: lep.evaluate(
+        model if isinstance(paths, str) else [model], {"ru": paths}, out, tasks=[]
+    ),
+    "pretrain": lambda model, paths, out: lep.pretrain(model, paths, out, tokens=500),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_path_alone_is_not_its_letters(verb: str, pair: dict[str, Path], tmp_path: Path) -> None:
+    """As `/` is the first letter of many, a verb once read the whole disk."""
+    file = tmp_path / "ru.txt"
+    file.write_text("\n\n".join(sample_texts("ru")[:3]), encoding="utf-8")
+    results = []
+    for name, paths in (("alone", str(file)), ("listed", [file])):
+        output = tmp_path / name
+        output.parent.mkdir(exist_ok=True)
+        if verb == "counts":
+            output.mkdir()
+        result = VERBS[verb](pair["instruct"], paths, output)
+        files = sorted(f for f in output.rglob("*.*") if f.suffix in (".zst", ".safetensors"))
+        files += sorted(output.rglob("tokenizer.json"))
+        written = [each.read_bytes() for each in files]
+        results.append((written, str(result).replace(str(output), "")))
+    if verb == "pretrain":  # the result tells its time
+        results = [written for written, _ in results]
+    assert results[0] == results[1]
+    assert results[0]

@@ -7,6 +7,7 @@ from typing import Any
 from lep.calibration.answers import ANSWERS, COUNTS, KEPT
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import copy_records
+from lep.corpus.files import Text
 from lep.corpus.read import read_messages, read_records
 from lep.errors import CheckpointError, CorpusError
 from lep.files import read_json
@@ -23,8 +24,8 @@ def calibrate(
     settings: CalibrateSettings | None = None,
     copies: Records | None = None,
     *,
-    text: dict[str, list[str | Path]] | None = None,
-    heldout: dict[str, list[str | Path]] | None = None,
+    text: Text | None = None,
+    heldout: Text | None = None,
     merge: bool = True,
     **options: Any,
 ) -> TuneResult:

@@ -8,15 +8,15 @@ is the one that the original model gives.
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from lep.calibration.drawing import WORDS, Drawing, Words
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.copies import Text, evaluated_runs, records_apart
-from lep.corpus.files import corpus_files, file_stamps
+from lep.corpus.copies import evaluated_runs, records_apart
+from lep.corpus.files import Text, all_paths, corpus_files, file_stamps, several
 from lep.corpus.read import Record, stream_texts, write_records
 from lep.corpus.tasks import TASKS, TaskItem
 from lep.errors import CheckpointError, CorpusError
@@ -107,13 +107,13 @@ def practise(
         raise CheckpointError(
             f"{model} does not say which of its tokens are new: initialise it with lep init"
         )
-    files = corpus_files([*paths, *chain.from_iterable((heldout or {}).values())])
-    files += corpus_files(chain.from_iterable(old.values())) if old else []
+    files = corpus_files([*several(paths), *all_paths(heldout or {})])
+    files += corpus_files(all_paths(old)) if old else []
     stamps = [checkpoint.stamp(), teacher.stamp(), file_stamps(files), sorted(old or {})]
     key = fingerprint([*stamps, language, settings.model_dump()])
     _old_tasks(old or {}, 1, settings.practice_seed, None)  # faults of the text show before work
     with publishing(output, resume_key=key) as folder:
-        runs = evaluated_runs(chain.from_iterable((heldout or {}).values()))
+        runs = evaluated_runs(all_paths(heldout or {}))
         words = Words.count(checkpoint, language, stream_texts(paths), new, runs)
         if not words.of_token:
             raise CorpusError(

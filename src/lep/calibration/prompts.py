@@ -13,7 +13,7 @@ from lep.calibration.filters import reason_to_drop_draft
 from lep.calibration.openings import Sentences
 from lep.calibration.saved import append_lines, cut_half_line, whole_lines
 from lep.corpus.duplicates import Duplicates
-from lep.corpus.files import Paths, file_stamps
+from lep.corpus.files import Text, file_stamps
 from lep.corpus.read import Record, write_records
 from lep.errors import CorpusError
 from lep.files import write_json
@@ -61,7 +61,7 @@ class OwnPrompts(Result):
 
 def write_prompts(
     original: str | Path,
-    text: Mapping[str, Paths],
+    text: Text,
     output: str | Path,
     settings: OwnPromptSettings | None = None,
     **options: Any,

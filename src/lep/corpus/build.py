@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
@@ -18,7 +18,7 @@ import zstandard
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import Duplicates
-from lep.corpus.files import corpus_files, is_txt, stem
+from lep.corpus.files import Paths, corpus_files, is_txt, several, stem
 from lep.corpus.parallel import in_order
 from lep.corpus.prepare import sections, unit_hash
 from lep.corpus.read import HUB, Copy, Document, batches, read_documents, read_hub
@@ -44,10 +44,7 @@ class Selection(Protocol):
 
 
 def write_corpus(
-    paths: Sequence[str | Path],
-    output: Path,
-    settings: BuildSettings,
-    coverage: Selection | None = None,
+    paths: Paths, output: Path, settings: BuildSettings, coverage: Selection | None = None
 ) -> Corpus:
     """Clean, deduplicate, weigh and shuffle documents; write `part-*.jsonl.zst` and the sheet.
 
@@ -57,8 +54,9 @@ def write_corpus(
 
     Raises `CorpusError` for weights of unknown sources, and when nothing is left.
     """
-    hub = [str(path) for path in paths if str(path).startswith(HUB)]
-    local = [path for path in paths if str(path) not in hub]
+    names = list(map(str, several(paths)))
+    hub = [name for name in names if name.startswith(HUB)]
+    local = [name for name in names if name not in hub]
     local_files = corpus_files(local)
     raw_bytes = HUB_BYTES * len(hub) + sum(map(_raw_bytes, local_files))
     # A hub data set's size is unknown, and an assumed one is no reason to refuse.

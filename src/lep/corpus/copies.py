@@ -1,12 +1,11 @@
 """Tasks to train on that contain no text of the evaluation."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
-from pathlib import Path
 
 import regex
 
-from lep.corpus.read import Paths, Record, read_documents
+from lep.corpus.files import Paths, Text, all_paths, several
+from lep.corpus.read import Record, read_documents
 from lep.corpus.tasks import make_tasks, sentences
 from lep.errors import CorpusError
 
@@ -14,7 +13,6 @@ OVERLAP_WORDS = 8  # in a shared run that is an overlap; shorter sentences overl
 MOST_OVERLAPPING = 0.1  # of the tasks: chance repeats few sentences; more means the same text
 SPARE = 4  # pieces of text read for each task
 
-Text = dict[str, list[str | Path]]  # paths by language
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 
 
@@ -35,7 +33,7 @@ def records_apart(
     Items that share a run of eight words with the `evaluation` text of any language are left out.
     Raises `CorpusError` if these are more than a tenth: then it is the same text.
     """
-    evaluated = evaluated_runs(chain.from_iterable((evaluation or {}).values()))
+    evaluated = evaluated_runs(all_paths(evaluation or {}))
     records: list[Record] = []
     for language, paths in text.items() if count else ():
         documents = read_documents(paths)
@@ -53,7 +51,7 @@ def records_apart(
 
 def evaluated_runs(paths: Paths) -> set[int]:
     """The hashes of all runs of words in the evaluation text."""
-    paths, runs = list(paths), set[int]()
+    paths, runs = several(paths), set[int]()
     for document in read_documents(paths) if paths else ():
         runs.update(*map(runs_of, (document.text, *sentences(document.text))))
     return runs

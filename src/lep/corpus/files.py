@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,22 @@ SHEET = "sheet.json"  # beside a corpus: what happened to its documents
 # Files beside text that nobody takes for text, so they are passed over without a word.
 BESIDE = (SHEET, "sheet.md", "lep_stage.json", "readme.md", "readme", "license", "_success")
 NAMED = 5  # of the files that are passed over
-Paths = Iterable[str | Path]
+Paths = str | Path | Iterable[str | Path]  # a path alone, or several
+Text = Mapping[str, Paths]  # by language
+
+
+def several(paths: Paths) -> list[str | Path]:
+    """A list of paths; a text is a path alone, not its letters.
+
+    >>> several("text/ru"), several(["a.txt", "b.txt"])
+    (['text/ru'], ['a.txt', 'b.txt'])
+    """
+    return [paths] if isinstance(paths, str | Path) else list(paths)
+
+
+def all_paths(text: Text) -> list[str | Path]:
+    """The paths of all languages."""
+    return [path for paths in text.values() for path in several(paths)]
 
 
 def corpus_files(paths: Paths) -> list[Path]:
@@ -24,7 +39,7 @@ def corpus_files(paths: Paths) -> list[Path]:
     note. Raises `CorpusError` when there are none.
     """
     files: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in map(Path, several(paths)):
         for file in _files(path):
             files.setdefault(file.resolve(), file)
     for resolved in files:
@@ -49,7 +64,7 @@ def stem(file: Path) -> str:
 
 def file_stamps(paths: Paths) -> list[list[Any]]:
     """Path, size and time of files (or all files of folders), to notice changes without reading."""
-    trees = (sorted(_walk(p)) if p.is_dir() else [p] for p in map(Path, paths))
+    trees = (sorted(_walk(p)) if p.is_dir() else [p] for p in map(Path, several(paths)))
     files = [file for tree in trees for file in tree if file.is_file()]
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

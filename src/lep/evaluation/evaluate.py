@@ -1,7 +1,7 @@
 """Evaluate several models side by side into one folder."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 from lep.benchmark.harness import NEEDS_HARNESS, Benchmark
 from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.files import file_stamps
+from lep.corpus.files import Paths, Text, all_paths, file_stamps, several
 from lep.corpus.read import question, read_messages, write_records
 from lep.durable import sync_tree
 from lep.errors import LepError
 from lep.evaluation.prompts import prompt_records
 from lep.evaluation.records import PromptRecord, Record, Score, encode, load_records, save_records
-from lep.evaluation.score import Material, Paths, model_records, summarise, window_records
+from lep.evaluation.score import Material, model_records, summarise, window_records
 from lep.evaluation.spans import Messages
 from lep.evaluation.speed import speed_records, speed_texts
 from lep.evaluation.table import Row, cells, comparison, comparison_table, text_table
@@ -75,8 +75,8 @@ class Subject:
 
 
 def evaluate(
-    models: Sequence[str | Path],
-    text: Mapping[str, Paths],
+    models: Paths,
+    text: Text,
     output: str | Path,
     settings: EvaluateSettings | None = None,
     **options: Any,
@@ -91,7 +91,7 @@ def evaluate(
     Raises `LepError` for a model, server, text or task that cannot be used.
     """
     output, settings = Path(output), EvaluateSettings.given(settings, options)
-    sources = list(map(str, models))
+    sources = list(map(str, several(models)))
     tasks = resolve(settings.benchmark.tasks)
     if not (text or tasks or settings.prompts):
         kinds = "--text LANGUAGE=PATH, benchmark tasks, or --prompts"
@@ -151,11 +151,10 @@ def _prompts(subjects: list[Subject], settings: EvaluateSettings) -> list[Messag
     return prompts
 
 
-def _resume_key(subjects: list[Subject], text: Mapping[str, Paths], material: Material) -> str:
+def _resume_key(subjects: list[Subject], text: Text, material: Material) -> str:
     """What must be the same for an interrupted run to be continued."""
     settings = material.settings
-    files = [path for paths in text.values() for path in paths]
-    stamps = file_stamps([*files, *filter(None, [settings.benchmark.data])])
+    stamps = file_stamps([*all_paths(text), *filter(None, [settings.benchmark.data])])
     models = [[subject.checkpoint.stamp(), subject.url] for subject in subjects]
     return fingerprint([*models, text, stamps, settings.model_dump(), material.prompts])
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lep.benchmark.metrics import copied, token_ratio
 from lep.benchmark.tasks import resolve
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus import prepare
+from lep.corpus.files import Paths, Text
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TaskItem, make_tasks
 from lep.evaluation.measures import figure, measures
@@ -27,7 +28,6 @@ from lep.statistics import Estimate
 from lep.transfer.mappings import saved_mappings
 
 SPARE_TOKENS = 16  # beyond the longest right answer: enough to see that a model does not stop
-Paths = Sequence[str | Path]
 Windows = dict[str, list[Document]]  # by language
 
 
@@ -75,7 +75,7 @@ class Material:
 
     @classmethod
     def of(
-        cls, text: Mapping[str, Paths], settings: EvaluateSettings, prompts: Iterable[Messages] = ()
+        cls, text: Text, settings: EvaluateSettings, prompts: Iterable[Messages] = ()
     ) -> "Material":
         """Read held-out text by language; raises `CorpusError` when it gives no window or task."""
         windows, items, tasks = {}, [], settings.tasks
@@ -108,7 +108,7 @@ def bits_per_byte(
 
 def score_model(
     model: str | Path,
-    text: Mapping[str, Paths],
+    text: Text,
     settings: EvaluateSettings,
     folder: Path | None = None,
     *,

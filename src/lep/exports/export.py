@@ -1,13 +1,13 @@
 """Write a model for other programs, and prove that they read text as it does."""
 
-from collections.abc import Iterable
 from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.read import Paths, stream_texts
+from lep.corpus.files import Paths, several
+from lep.corpus.read import stream_texts
 from lep.exports import to_ctranslate2, to_gguf, to_mlx, to_sentencepiece
 from lep.exports.job import Exported, Job
 from lep.exports.sample import sample
@@ -53,7 +53,7 @@ def export(
     return target.write(Job(source, output, settings.type, texts))
 
 
-def _given(paths: Iterable[str | Path]) -> list[str]:
+def _given(paths: Paths) -> list[str]:
     """The beginnings of the first texts of the user."""
-    texts = islice(stream_texts(list(paths)), TEXTS) if paths else ()
+    texts = islice(stream_texts(paths), TEXTS) if (paths := several(paths)) else ()
     return [text[:TEXT_CHARACTERS] for text in texts]

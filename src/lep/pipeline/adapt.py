@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lep.corpus.files import corpus_files
+from lep.corpus.files import Text, corpus_files, several
 from lep.corpus.language import SCRIPTS, dominant_script, script_share
 from lep.corpus.read import read_messages, stream_texts
 from lep.errors import CheckpointError, CorpusError, LepError, OutputError, RecipeError, printable
@@ -32,7 +32,7 @@ LEAST_LIMIT, SPARE_TEXT = 20_000_000, 2
 
 def adapt(
     model: str | Path,
-    text: Mapping[str, str | Path | Sequence[str | Path]],
+    text: Text,
     output: str | Path,
     *,
     language: str | None = None,
@@ -119,7 +119,7 @@ class _Request:
     def of(
         cls,
         model: str | Path,
-        text: Mapping[str, str | Path | Sequence[str | Path]],
+        text: Text,
         language: str | None,
         *,
         prompts: str | Path | None,
@@ -127,8 +127,10 @@ class _Request:
         title: str,
     ) -> "_Request":
         """Raises `LepError` without text of two languages."""
-        lists = {c: [p] if isinstance(p, str | Path) else list(p) for c, p in text.items()}
-        texts = {code: [str(Path(p).resolve()) for p in paths] for code, paths in lists.items()}
+        texts = {
+            code: [str(Path(path).resolve()) for path in several(paths)]
+            for code, paths in text.items()
+        }
         names = ", ".join(texts) or "none"
         if language is not None and language not in texts:
             raise LepError(

@@ -10,8 +10,7 @@ from typing import Any
 from lep.calibration.answers import JUDGING, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.copies import Text
-from lep.corpus.files import corpus_files
+from lep.corpus.files import Text, all_paths, corpus_files, several
 from lep.corpus.prepare import Split, drawn, prepare, sample, sections
 from lep.corpus.read import Document, read_documents, read_records, write_records
 from lep.evaluation.score import score_model
@@ -67,7 +66,7 @@ class Sources:
 
     def new_text(self, at: FolderOf) -> list[str | Path]:
         """Training text of the new language."""
-        return self.text("train", at)[self.recipe.language]
+        return several(self.text("train", at)[self.recipe.language])
 
 
 def corpus_stage(recipe: Recipe) -> Stage:
@@ -157,7 +156,7 @@ def pretrain_stage(
         old = [at(replay) / f"{code}.jsonl" for code in stage.replay] if replay else []
         pretrain(at(start), [*given.new_text(at), *old], output, settings)
 
-    watched = corpus_files(chain.from_iterable(settings.eval_text.values()))
+    watched = corpus_files(all_paths(settings.eval_text))
     inputs: list[Source] = [start, given.corpus, *([replay] if replay else []), *watched]
     return Stage(name, action, values | {"language": given.recipe.language}, tuple(inputs))
 

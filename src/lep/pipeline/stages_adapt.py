@@ -11,7 +11,8 @@ from lep.calibration.practice import COUNTS as PRACTICE_COUNTS
 from lep.calibration.practice import FEW, practise
 from lep.calibration.prompts import COUNTS as PROMPT_COUNTS
 from lep.calibration.prompts import PROMPTS, OwnPrompts, write_prompts
-from lep.corpus.copies import Text, records_apart
+from lep.corpus.copies import records_apart
+from lep.corpus.files import Text, all_paths
 from lep.corpus.language import SCRIPTS as SCRIPT_OF
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, read_documents, read_records, write_records
@@ -254,8 +255,8 @@ def adapt_stage(given: Sources, name: str, start: Stage, streams: Streams) -> St
 
     def action(output: Path, at: FolderOf) -> None:
         looked = {code: [str(at(looks) / f"{code}.looks.jsonl")] for code in languages}
-        read = chain.from_iterable(rest_of(looks, old, at).values())
-        paths: dict[str, Any] = {"eval_text": looked, "old_text": list(map(str, read))}
+        read = [str(path) for path in all_paths(rest_of(looks, old, at))]
+        paths: dict[str, Any] = {"eval_text": looked, "old_text": read}
         paths |= {"answers": str(at(answers))} if answers else {}
         paths |= {"practice_tasks": str(at(practice))} if practice else {}
         settings = NewRowsSettings.model_validate(values | paths | adapt.unhashed())

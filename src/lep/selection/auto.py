@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.files import Text
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, question, read_messages
 from lep.errors import CheckpointError, CorpusError
@@ -88,7 +89,7 @@ def propagate_auto(
     instruct: str | Path,
     adapted: str | Path,
     output: str | Path,
-    text: dict[str, list[str | Path]],
+    text: Text,
     prompts: str | Path,
     settings: PropagateSettings | None = None,
     select: SelectSettings | None = None,
@@ -134,9 +135,7 @@ def propagate_auto(
     return selection
 
 
-def _material(
-    text: dict[str, list[str | Path]], prompts: str | Path, select: SelectSettings
-) -> Material:
+def _material(text: Text, prompts: str | Path, select: SelectSettings) -> Material:
     """Text, copy tasks, and the first prompts in the order of a fixed hash.
 
     A document lies in one half. Where it is the only one of its language, its windows stand for

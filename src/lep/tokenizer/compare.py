@@ -6,7 +6,6 @@ import statistics
 import time
 import timeit
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -16,7 +15,7 @@ import numpy as np
 import regex
 from tokenizers import Tokenizer
 
-from lep.corpus.files import Paths, corpus_files, is_txt
+from lep.corpus.files import Paths, Text, corpus_files, is_txt, several
 from lep.corpus.read import cut_at_lines, stream_texts
 from lep.errors import LepError, TokenizerError
 from lep.hub import local_folder, short_names
@@ -123,12 +122,12 @@ class Comparison(Result):
         return "\n".join([*lines, "", *facts, sample])
 
 
-def compare_tokenizers(tokenizers: Paths, texts: Mapping[str, Paths]) -> Comparison:
+def compare_tokenizers(tokenizers: Paths, texts: Text) -> Comparison:
     """Compare tokenizers (folders, hub ids) with the first, on the files of text of each language.
 
     Raises `LepError` without tokenizers or texts.
     """
-    sources = list(map(str, tokenizers))
+    sources = list(map(str, several(tokenizers)))
     if not sources or not texts:
         raise LepError("give at least one tokenizer, and at least one --text NAME=PATH")
     names, folders = short_names(sources), [local_folder(each, weights=False) for each in sources]

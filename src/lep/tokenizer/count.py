@@ -14,8 +14,9 @@ import regex
 import zstandard
 from tokenizers import Tokenizer
 
+from lep.corpus.files import Paths, several
 from lep.corpus.parallel import in_order
-from lep.corpus.read import Paths, batches, read_lines, stream_texts
+from lep.corpus.read import batches, read_lines, stream_texts
 from lep.errors import CorpusError, TokenizerError, foreign
 from lep.limits import PATTERN_SECONDS, time_limit
 from lep.publish import fingerprint
@@ -194,7 +195,7 @@ def count_words(tokenizer: Tokenizer, corpus: Paths, script: str = "auto") -> Wo
     tokenizer or script.
     """
     paths, parts = [], []
-    for path in map(Path, corpus):
+    for path in map(Path, several(corpus)):
         if not path.name.endswith(COUNTS_SUFFIX):
             paths.append(path)
             continue

@@ -10,8 +10,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from lep.corpus.files import Paths, several
 from lep.corpus.prepare import unit_hash
-from lep.corpus.read import Paths, stream_texts
+from lep.corpus.read import stream_texts
 from lep.errors import CorpusError, LepError, TokenizerError
 from lep.files import write_json
 from lep.hub import local_folder
@@ -261,7 +262,7 @@ class _Source:
             raise LepError(f"the number of tokens is {tokens}: give at least 1")
         check_output(output := Path(output))
         folder = local_folder(base, weights=False)
-        return cls(folder, load_tokenizer(folder), list(corpus), output)
+        return cls(folder, load_tokenizer(folder), several(corpus), output)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -275,7 +276,7 @@ class _Source:
             problem = f"{keep:,} tokens shall stay, but there are only {known:,}"
             raise TokenizerError(f"{problem}: ask for fewer")
         counts = token_counts(self.tokenizer, stream_texts(self.corpus), ids)
-        texts = stream_texts(paths) if (paths := list(protect)) else ()
+        texts = stream_texts(paths) if (paths := several(protect)) else ()
         protected = token_counts(self.tokenizer, texts, ids) > 0
         return pruned(parts, kept_tokens(parts, counts, keep, protected), in_place=in_place)
 

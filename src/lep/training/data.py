@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.blocks import packed, token_pieces
+from lep.corpus.files import Paths
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, read_documents
 from lep.errors import CorpusError, LepError
@@ -66,7 +67,7 @@ def look_tokens(settings: PretrainSettings) -> int | None:
 
 def packed_blocks(
     checkpoint: Checkpoint,
-    corpus: list[str | Path],
+    corpus: Paths,
     block: int,
     folder: Path,
     key: str,
@@ -111,9 +112,7 @@ def generated(
         raise
 
 
-def documents_for(
-    checkpoint: Checkpoint, corpus: list[str | Path], tokens: int | None
-) -> Iterator[Document]:
+def documents_for(checkpoint: Checkpoint, corpus: Paths, tokens: int | None) -> Iterator[Document]:
     """Documents for `SPARE` times the tokens, drawn by hash; all documents of a small corpus."""
     if tokens is None:
         return read_documents(corpus)

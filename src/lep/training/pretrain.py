@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from lep.checkpoint.adapter import Factors, added, check_merged, joined, save_factors, saved_factors
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
-from lep.corpus.files import corpus_files, file_stamps
+from lep.corpus.files import Paths, all_paths, corpus_files, file_stamps
 from lep.durable import discard
 from lep.errors import TrainingError
 from lep.files import parse_json, read_text
@@ -53,7 +53,7 @@ LORA_RATE = 2e-4  # of adapters beside rows with a relative rate
 
 def pretrain(
     model: str | Path,
-    corpus: list[str | Path],
+    corpus: Paths,
     output: str | Path,
     settings: PretrainSettings | None = None,
     **options: Any,
@@ -80,7 +80,7 @@ def pretrain(
     check_output(output)
     checkpoint, files = check_merged(Checkpoint(model).check()), corpus_files(corpus)
     check_vocabulary(corpus, checkpoint)
-    files += corpus_files(path for paths in settings.eval_text.values() for path in paths)
+    files += corpus_files(all_paths(settings.eval_text))
     if isinstance(settings, JointSettings):
         files += streams.files_of(settings)
     key = fingerprint([checkpoint.stamp(), file_stamps(files), settings.model_dump()])

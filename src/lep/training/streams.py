@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.blocks import packed, token_pieces
-from lep.corpus.files import corpus_files
+from lep.corpus.files import Paths, corpus_files
 from lep.corpus.mixture import Piece, endless, interleaved
 from lep.corpus.read import read_messages
 from lep.errors import CorpusError, note
@@ -110,7 +110,7 @@ def shares_of(settings: JointSettings, streams: Iterable[str]) -> dict[str, floa
 
 def mixed_blocks(
     checkpoint: Checkpoint,
-    corpus: list[str | Path],
+    corpus: Paths,
     settings: JointSettings,
     new_rows: set[int],
     block: int,
@@ -129,7 +129,7 @@ def mixed_blocks(
     if settings.tokens:
         lengths = {n: sum(map(len, p)) for n, p in pieces.items() if n not in settings.shares}
         shares = within_passes(shares, lengths, settings.tokens)
-    paths: dict[str, list[str | Path]] = {"text": corpus, "old_text": list(settings.old_text)}
+    paths: dict[str, Paths] = {"text": corpus, "old_text": list(settings.old_text)}
     texts = {
         name: _text_pieces(
             checkpoint, paths[name], settings, shares[name], block, folder / name, key
@@ -186,7 +186,7 @@ def within_passes(
 
 def _text_pieces(
     checkpoint: Checkpoint,
-    paths: list[str | Path],
+    paths: Paths,
     settings: JointSettings,
     share: float,
     block: int,

@@ -14,6 +14,7 @@ from lep.checkpoint.adapter import UNMERGED, check_merged
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.copies import copy_records
+from lep.corpus.files import Text
 from lep.corpus.read import read_messages, write_records
 from lep.durable import discard
 from lep.errors import LepError, TrainingError
@@ -58,8 +59,8 @@ def tune(
     settings: TuneSettings | None = None,
     copies: Records | None = None,
     *,
-    text: dict[str, list[str | Path]] | None = None,
-    heldout: dict[str, list[str | Path]] | None = None,
+    text: Text | None = None,
+    heldout: Text | None = None,
     merge: bool = True,
     **options: Any,
 ) -> TuneResult:

@@ -1,11 +1,11 @@
 """`lep corpus`: raw text in; one clean, mixed and shuffled corpus out."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lep.corpus.build import write_corpus
+from lep.corpus.files import Paths, several
 from lep.corpus.sheet import Corpus
 from lep.errors import LepError
 from lep.result import Result
@@ -13,10 +13,7 @@ from lep.settings import BuildSettings, ClusterSettings
 
 
 def build_corpus(
-    paths: Sequence[str | Path],
-    output: str | Path,
-    settings: BuildSettings | None = None,
-    **options: Any,
+    paths: Paths, output: str | Path, settings: BuildSettings | None = None, **options: Any
 ) -> Corpus:
     """Clean, deduplicate, weigh and shuffle the documents under `paths` into the folder `output`.
 
@@ -51,10 +48,7 @@ class CleanCorpus(Result):
 
 
 def clean_corpus(
-    paths: Sequence[str | Path],
-    output: str | Path,
-    settings: ClusterSettings | None = None,
-    **options: Any,
+    paths: Paths, output: str | Path, settings: ClusterSettings | None = None, **options: Any
 ) -> CleanCorpus:
     """Clean and deduplicate text in tasks, on this machine's cores or as jobs of a Slurm cluster.
 
@@ -73,5 +67,5 @@ def clean_corpus(
     except ImportError as error:
         advice = "install lep with its extra 'cluster'"
         raise LepError(f"--executor needs datatrove: {advice}") from error
-    run_stages([str(path) for path in paths], output, settings)
+    run_stages(list(map(str, several(paths))), output, settings)
     return CleanCorpus(output, settings.executor or "local")

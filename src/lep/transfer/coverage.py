@@ -1,13 +1,12 @@
 """Choose a corpus in which every new token has its contexts, instead of all of a stream."""
 
-from collections.abc import Iterable
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.files import SHEET, corpus_files
+from lep.corpus.files import SHEET, Paths, corpus_files
 from lep.corpus.read import Document
 from lep.corpus.sheet import CoverageReport
 from lep.errors import CheckpointError, CorpusError
@@ -65,7 +64,7 @@ class Coverage:
         )
 
 
-def check_vocabulary(paths: Iterable[str | Path], checkpoint: Checkpoint) -> None:
+def check_vocabulary(paths: Paths, checkpoint: Checkpoint) -> None:
     """Raise `CorpusError` when a corpus was chosen for the tokens of another vocabulary."""
     vocabulary = checkpoint.vocabulary.fingerprint()
     for folder in sorted({file.parent for file in corpus_files(paths)}):

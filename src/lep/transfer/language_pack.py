@@ -18,6 +18,7 @@ from lep.checkpoint.adapter import ADAPTER, check_body, check_merged
 from lep.checkpoint.origin import model_name
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256
+from lep.corpus.files import Paths
 from lep.errors import CheckpointError, TokenizerError
 from lep.files import read_json
 from lep.mapping import VocabularyMapping, row_chunks, rows_at_once
@@ -146,7 +147,7 @@ def apply_pack(
 
 
 def pack_tokenizer(
-    pack: str | Path, model: str | Path, corpus: list[str | Path], output: str | Path
+    pack: str | Path, model: str | Path, corpus: Paths, output: str | Path
 ) -> TokenizerChange:
     """Write the tokenizer that `apply_pack` gives to `model`, and what it saves on `corpus`.
 
