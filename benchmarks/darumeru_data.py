@@ -13,7 +13,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -198,32 +198,34 @@ def write(output: Path, name: str, splits: dict[str, Iterable[Record]]) -> None:
         print(f"{name}/{split}: {len(rows):,}")
 
 
+def data_sets(data: Path) -> dict[str, Callable[[], dict[str, Iterable[Record]]]]:
+    """The splits of each folder that tasks read, made when they are asked for."""
+    bench = data / "bench"
+    halved = {"multiq": multiq, "parus": parus, "rcb": rcb, "rwsd": rwsd, "use": use}
+    dev = ["in_domain_dev", "out_of_domain_dev"]
+    made: dict[str, Callable[[], dict[str, Iterable[Record]]]] = {
+        name: lambda make=make: halves(make(bench))
+        for name, make in (halved | {"daru_treeway_eval": gazeta}).items()
+    }
+    made["mmlu_ru"] = lambda: {part: mmlu(bench, part) for part in ("dev", "test")}
+    made["rucola"] = lambda: {
+        "validation": rucola(bench, dev),
+        "train": rucola(bench, ["in_domain_train"]),
+    }
+    made["rublimp"] = lambda: {"test": rublimp(bench)}
+    for language in ("ru", "en"):
+        for short, task in {"sent": "copy_sentence", "para": "copy_paragraph"}.items():
+            made[f"cp_{short}_{language}"] = lambda of=(language, task): halves(copies(data, *of))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    bench, output = args.data / "bench", args.output
-    for name, make in {
-        "multiq": multiq,
-        "parus": parus,
-        "rcb": rcb,
-        "rwsd": rwsd,
-        "use": use,
-        "daru_treeway_eval": gazeta,
-    }.items():
-        write(output, name, halves(make(bench)))
-    write(output, "mmlu_ru", {part: mmlu(bench, part) for part in ("dev", "test")})
-    dev = ["in_domain_dev", "out_of_domain_dev"]
-    write(
-        output,
-        "rucola",
-        {"validation": rucola(bench, dev), "train": rucola(bench, ["in_domain_train"])},
-    )
-    write(output, "rublimp", {"test": rublimp(bench)})
-    for language in ("ru", "en"):
-        for short, task in {"sent": "copy_sentence", "para": "copy_paragraph"}.items():
-            write(output, f"cp_{short}_{language}", halves(copies(args.data, language, task)))
+    for name, splits in data_sets(args.data).items():
+        write(args.output, name, splits())
 
 
 if __name__ == "__main__":

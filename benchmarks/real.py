@@ -21,9 +21,10 @@ for the first three:
 
 Models are measured on text that no arm was chosen on: Wikipedia and news (DATA/eval/ru and
 DATA/bench), English text held out by RUN, tasks made from them, the first model's own answers to
-users' prompts (DATA/bench), and RuBLiMP; --items 0 and --limit 0 leave tasks out. Differences from
-the original have 95% intervals from a paired bootstrap over documents, prompts or items. What is
-finished is read again.
+users' prompts (DATA/bench), and RuBLiMP or other benchmarks; --characters, --items, --prompts and
+--limit say how much, and 0 items or a limit of 0 leave tasks out. Differences from the original
+have 95% intervals from a paired bootstrap over documents, prompts or items. What is finished is
+read again.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from typing import Any
 
 import anchors
 import real_scores
-from real_scores import TABLES, Sizes, by_column, cell
+from real_scores import BENCHMARKS, TABLES, Sizes, by_column, cell
 
 import lep
 from lep.checkpoint.reader import Checkpoint
@@ -138,6 +139,8 @@ def tables(
             columns[arm] = by_column(real_scores.scored(model, run.original, given, folder))
     reference = columns[against]
     for title, shown in TABLES.items():
+        if not any(column.title in found for found in columns.values() for column in shown):
+            continue
         head = ["arm", "tokens", "seconds", *(column.title for column in shown)]
         print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
         for arm, found in columns.items():
@@ -195,6 +198,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--against", choices=ARMS, default="original", help="what is compared with")
     parser.add_argument("--languages", nargs="+", default=["ru", "en"], help="to score")
+    parser.add_argument("--benchmarks", nargs="*", choices=BENCHMARKS, default=["rublimp"])
     parser.add_argument("--scores", type=Path, help="folder for scores of other sizes")
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -208,7 +212,7 @@ def main() -> None:
     if a.data:
         sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
         scores, english = a.scores or a.output, run.heldout(run.old[0])
-        given = real_scores.material(a.data, english, scores, sizes, a.languages)
+        given = real_scores.material(a.data, english, scores, sizes, a.languages, a.benchmarks)
         tables(run, a.output, scores, given, a.arms, a.figure, a.against)
     if a.data or a.curve:
         stages(run)

@@ -23,7 +23,12 @@ from lep.settings import BenchmarkSettings, EvaluateSettings
 LONGEST_PROMPT = 400  # characters
 LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
 CHAT_TASKS = ["copy_sentence", "first_word", "last_word"]
-BENCHMARKS = ["rublimp"]
+BENCHMARKS = {  # tasks and their data
+    "rublimp": "rublimp",
+    "daru_rucola": "rucola",
+    "daru_multiq": "multiq",
+    "daru_mmlu_en": "mmlu_ru",
+}
 RESAMPLES = 2_000
 # Not the prompts of ru_user_prompts.jsonl: their answers are a text that arms may be trained on.
 PROMPTS = {"ru": "ru_seed_tasks.jsonl", "en": "en_user_prompts.jsonl"}
@@ -72,6 +77,11 @@ TABLES = {
         Column("ru answers that end", "ends its turn", "ru"),
         Column("new tokens in ru answers", "new tokens", "ru"),
     ],
+    "Other benchmarks": [
+        Column("RuCoLA", "score", "ru", "daru_rucola"),
+        Column("XQuAD ru", "score", "ru", "daru_multiq"),
+        Column("MMLU en", "score", "en", "daru_mmlu_en"),
+    ],
 }
 DRAWN = (
     "text, bits a byte",
@@ -83,16 +93,23 @@ DRAWN = (
 
 
 def material(
-    data: Path, english: str, output: Path, sizes: Sizes, languages: list[str]
+    data: Path,
+    english: str,
+    output: Path,
+    sizes: Sizes,
+    languages: list[str],
+    benchmarks: list[str],
 ) -> tuple[Any, Any]:
     """What every model is given, written to `output` once: text by language and settings."""
     folder, bench = output / "material", data / "bench"
     if not (folder / "prompts.jsonl").exists():
-        shutil.rmtree(folder / "rublimp", ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         news = darumeru_data.lines(bench / "tg_news_ru.jsonl.zst")
         write_records(folder / "news.jsonl", ({"id": r["url"], "text": r["text"]} for r in news))
-        darumeru_data.write(folder, "rublimp", {"test": darumeru_data.rublimp(bench)})
+        made = darumeru_data.data_sets(data)
+        for name in (BENCHMARKS[task] for task in benchmarks):
+            darumeru_data.write(folder, name, made[name]())
         prompts = [p for code in languages for p in users_prompts(data, code, sizes.prompts)]
         write_records(folder / "prompts.jsonl", prompts)
     text = {"ru": [str(data / "eval" / "ru"), str(folder / "news.jsonl")], "en": [english]}
@@ -103,7 +120,7 @@ def material(
         characters=sizes.characters,
         answer_tokens=sizes.answer_tokens,
         benchmark=BenchmarkSettings(
-            tasks=BENCHMARKS if sizes.limit else [], data=str(folder), limit=max(1, sizes.limit)
+            tasks=benchmarks if sizes.limit else [], data=str(folder), limit=max(1, sizes.limit)
         ),
     )
     prompts = [question(r["messages"]) for r in read_messages(folder / "prompts.jsonl")]
