@@ -112,7 +112,7 @@ def test_every_field_has_a_description_and_every_class_a_heading() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = "torch transformers datasets peft plotly tokenizers numpy scipy"
+    heavy = "torch transformers datasets peft matplotlib tokenizers numpy scipy"
     check = (
         f"import sys, lep.cli; sys.exit(' '.join(m for m in '{heavy}'.split() if m in sys.modules))"
     )

@@ -1,12 +1,9 @@
 """Write the pages of a run and of a comparison of tokenizers; each is one self-contained file."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from lep import __version__
 from lep.errors import CheckpointError, foreign
@@ -14,6 +11,7 @@ from lep.evaluation.table import benchmark_table
 from lep.files import read_json
 from lep.publish import publish_text
 from lep.report import data
+from lep.report.figure import line_figure
 from lep.report.grid import columns_of, grid_blocks
 from lep.report.paired import MARGIN
 from lep.report.run_record import RunRecord
@@ -56,7 +54,7 @@ def run_page(folder: Path, run: RunRecord) -> str:
             "counts": read_json(folder / "corpus" / "counts.json"),
             "verdict": run_verdict(folder),
         }
-    common = {"run": run, "cell": cell, "recipe": cell.recipe, "plotly": get_plotlyjs()}
+    common = {"run": run, "cell": cell, "recipe": cell.recipe}
     return render("page.html", sides=sides, tables=tables, compared=compared, **facts, **common)
 
 
@@ -74,8 +72,8 @@ def comparison_page(comparison: Comparison) -> str:
         for name, texts in comparison.curves.items()
         for text, points in texts.items()
     ]
-    curves = line_figure(lines, "new tokens", "symbols per token")
-    return render("tokenizers.html", record=comparison, curves=curves, plotly=get_plotlyjs())
+    curves = line_figure(lines, "new tokens", "symbols per token", points=True)
+    return render("tokenizers.html", record=comparison, curves=curves)
 
 
 def render(template: str, **values: Any) -> str:
@@ -93,37 +91,11 @@ def loss_figure(trainings: dict[str, dict[str, Any]]) -> str:
         for stage, record in trainings.items()
         if record.get("losses")
     ]
-    return line_figure(lines, "optimizer step", "loss, nats per token", mode="lines")
+    return line_figure(lines, "optimizer step", "loss, nats per token")
 
 
 def stream_figure(record: dict[str, Any]) -> str:
     """The loss of each stream of a joint training, as an HTML fragment."""
     streams = {name: stream["losses"] for name, stream in record["streams"].items()}
     lines = [(name, zip(*points, strict=True)) for name, points in streams.items() if points]
-    return line_figure(lines, "optimizer step", "loss, nats per token", mode="lines")
-
-
-def line_figure(
-    lines: Iterable[tuple[str, Iterable[Any]]], x: str, y: str, *, mode: str | None = None
-) -> str:
-    """Named lines, each an x and a y sequence, as an HTML fragment; `x` and `y` name the axes.
-
-    Empty without lines.
-    """
-    figure = go.Figure()
-    for name, (xs, ys) in lines:
-        figure.add_scatter(x=list(xs), y=list(ys), name=name, mode=mode)
-    if not figure.data:
-        return ""
-    axis: dict[str, Any] = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False}
-    figure.update_layout(
-        height=340,
-        margin={"l": 55, "r": 10, "t": 10, "b": 45},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#7a7f87"},
-        legend={"orientation": "h", "y": 1.12},
-        xaxis={"title": x} | axis,
-        yaxis={"title": y} | axis,
-    )
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+    return line_figure(lines, "optimizer step", "loss, nats per token")
