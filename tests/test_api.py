@@ -23,15 +23,17 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_runs(
+def test_the_examples_of_readme_and_guide_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """As it is written, in a copy of the repository's lab."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    pages = [(ROOT / page).read_text() for page in ("README.md", "docs/guide.md")]
+    examples = [re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0] for page in pages]
     shutil.copytree(ROOT / "lab", tmp_path / "lab")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
+    for example in examples:
+        exec(compile(example, "example", "exec"), names)
     assert names["rows"].shape == (names["mapping"].target_size, names["before"].shape[1])
     # What the example says of itself, computed without it: conversion is least squares of M E.
     mapping, before, after = (names[name] for name in ("mapping", "before", "after"))
