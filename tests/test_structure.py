@@ -5,6 +5,7 @@ import doctest
 import importlib
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -113,3 +114,13 @@ def test_examples_in_docstrings(path: Path) -> None:
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted
     assert not found.failed
+
+
+def test_settings_name_the_methods_that_there_are() -> None:
+    """Recipes and options take the names of a literal; the methods are in a table of functions."""
+    from lep.embedding import METHODS as INITIALISATIONS
+    from lep.propagation import METHODS as PROPAGATIONS
+    from lep.settings.kinds import InitName, PropagationName
+
+    assert set(get_args(InitName)) == set(INITIALISATIONS)
+    assert set(get_args(PropagationName)) == set(PROPAGATIONS)

@@ -39,6 +39,7 @@ _MODULES = {
     "lep.evaluation.score": ("bits_per_byte", "score_model"),
     "lep.pipeline.adapt": ("adapt",),
     "lep.pipeline.cards": ("card",),
+    "lep.pipeline.doctor": ("doctor",),
     "lep.release.push": ("push",),
     "lep.pipeline.run": ("run_recipe",),
     "lep.pipeline.forecast": ("forecast",),

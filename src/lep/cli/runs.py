@@ -85,6 +85,12 @@ def plan(
 
 
 @verb(app)
+def doctor() -> Any:
+    """Say what this machine has, and which verbs will not work on it."""
+    return lep.doctor()
+
+
+@verb(app)
 def report(folder: Path, /) -> str:
     """Write the report page of a run again, and say what came out."""
     from lep.report.page import write_report

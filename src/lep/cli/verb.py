@@ -15,7 +15,7 @@ from lep.publish import check_files
 app = typer.Typer(
     help="Give an open large language model a new language: fewer tokens, the same answers.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 Function = Callable[..., Any]

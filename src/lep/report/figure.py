@@ -7,13 +7,15 @@ from html import escape
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 INK, GRID = "#010203", "#040506"  # stand for the page's colours
 WIDTH, HEIGHT = 9.0, 3.4  # inches of 72 points
 # Told apart without red and green, on white and on black.
 COLOURS = ("#2f7fc1", "#d98324", "#3a9b6b", "#b35fb0", "#8a8f98", "#c9485b", "#7b6bd6")
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text is text: it can be read aloud, and found
     "svg.hashsalt": "lep",  # the same figure has the same bytes
     "font.family": "sans-serif",
@@ -28,7 +30,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "legend.frameon": False,
 }
 
@@ -49,7 +51,7 @@ def line_figure(
         mark = "o" if points else ""
         drawn = [axes.plot(*both, marker=mark, markersize=3)[0] for both in named.values()]
         axes.set(xlabel=x, ylabel=y)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend = figure.legend(drawn, [*named], loc="outside upper left", ncols=min(len(named), 4))
         for text in legend.get_texts():
             text.set_parse_math(False)  # a name may have two dollar signs
