@@ -1,13 +1,17 @@
 """The page of a run: its first sentence, its signs, and sections for what the run has."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from test_verdict import answers, texts
 
 from lep.evaluation.records import Record, encode
@@ -192,6 +196,80 @@ def test_a_name_is_no_markup_and_no_formula() -> None:
     assert "<b>" not in figure
     assert 'loss by steps: _&lt;b&gt;&quot;$x$&quot;"' in figure
     assert line_figure([], "steps", "loss") == ""
+
+
+def test_measures_are_counted_below_the_verdict(page: str) -> None:
+    """Of the signs of the table, without those of tokens."""
+    paragraphs = [each["text"] for each in outline(page) if each["tag"] == "p"]
+    assert paragraphs[1] == (
+        "Russian: as good on 2 and worse on 1 of 3 measures. "
+        "English: as good on 2 and not told apart on 1 of 3 measures."
+    )
+
+
+def test_the_page_says_how_to_use_the_model_and_what_that_takes(
+    run: Path, pair: dict[str, Path], tmp_path: Path
+) -> None:
+    """Weights as safetensors counts them, tokens of 1,000 characters from the table."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    assert "<h2>Use it</h2>" not in write_report(folder).read_text(encoding="utf-8")
+    shutil.copytree(pair["instruct"], folder / "adapt", dirs_exist_ok=True)
+    tensors = load_file(folder / "adapt" / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].double()  # 4 bytes more each
+    save_file(tensors, folder / "adapt" / "model.safetensors", metadata={"format": "pt"})
+    (folder / "evaluate-1").rename(folder / "evaluate-adapt")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record["instruct_models"]["joint training"] = "evaluate-adapt"
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert 'AutoModelForCausalLM.from_pretrained("adapt")' in page
+    assert "lep export --model adapt --output joint.gguf" in page
+    sizes = [
+        sum(t.numel() * t.element_size() for t in load_file(each / "model.safetensors").values())
+        for each in (pair["instruct"], folder / "adapt")
+    ]
+    assert sizes[1] > sizes[0]
+    shown = re.findall(r'<th scope="row">(weights|tokens)[^<]*</th>((?:<td>[^<]*</td>){3})', page)
+    rows = [re.findall(r">([^<]+)<", cells) for _, cells in shown]
+    change = f"{100 * sizes[1] / sizes[0] - 100:+.1f}%"
+    assert rows[0] == [*(f"{size / 1e6:,.1f}" for size in sizes), change]
+    # The fixture's texts have 100 tokens, and 80 in Russian after.
+    characters = {code: texts(code, [1.0])[0].characters for code in ("ru", "en")}
+    tokens = [texts("ru", [1.0])[0].tokens, texts("ru", [1.0], tokens=80)[0].tokens]
+    before, after = (1000 * count / characters["ru"] for count in tokens)
+    assert rows[1:] == [
+        [f"{before:.0f}", f"{after:.0f}", f"{100 * after / before - 100:+.1f}%"],
+        [f"{1000 * tokens[0] / characters['en']:.0f}"] * 2 + ["+0.0%"],
+    ]
+
+
+CHROMIUM, AXE = shutil.which("chromium"), os.environ.get("LEP_AXE")
+CHECK = """<script>axe.run().then(found => {
+  const shown = document.createElement("pre"), width = document.documentElement.scrollWidth;
+  shown.id = "found";
+  shown.textContent = JSON.stringify({width, ids: found.violations.map(each => each.id)});
+  document.body.append(shown);
+})</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHROMIUM and AXE), reason="LEP_AXE names axe-core's axe.min.js")
+@pytest.mark.parametrize("width", [500, 1_200])
+def test_the_page_is_accessible_and_as_wide_as_its_window(
+    width: int, page: str, tmp_path: Path
+) -> None:
+    """500 pixels are the narrowest window of Chromium."""
+    script = Path(str(AXE)).read_text(encoding="utf-8").replace("</script", "<\\/script")
+    changed = page.replace("</body>", f"<script>{script}</script>{CHECK}</body>")
+    (tmp_path / "page.html").write_text(changed, encoding="utf-8")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--window-size={width},900", "--virtual-time-budget=20000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = json.loads(unescape(re.findall(r'<pre id="found">(.*?)</pre>', shown, re.DOTALL)[0]))
+    assert found["ids"] == []
+    assert found["width"] <= width
 
 
 def test_a_page_of_base_models_alone(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from lep.report.figure import line_figure
 from lep.report.grid import columns_of, grid_blocks
 from lep.report.paired import MARGIN
 from lep.report.run_record import RunRecord
-from lep.report.verdict import run_verdict
+from lep.report.summary import outcomes, serving
+from lep.report.verdict import judged_model, run_verdict
 from lep.tokenizer.compare import Comparison
 
 SIGNS = {"better": "▲", "same": "=", "worse": "▼", "unclear": "?"}  # by outcome
@@ -42,7 +43,7 @@ def run_page(folder: Path, run: RunRecord) -> str:
         compared = {side: data.compared(folder, each, settings) for side, each in sides.items()}
         trainings = data.trainings(folder, run.seconds)
         joint = {stage: record for stage, record in trainings.items() if "streams" in record}
-        facts = {
+        facts: dict[str, Any] = {
             "saving": data.saving(tables["instruct"] or tables["base"], language),
             "segmentation": data.segmentation(folder, cell.recipe),
             "examples": data.examples(folder, cell),
@@ -54,6 +55,10 @@ def run_page(folder: Path, run: RunRecord) -> str:
             "counts": read_json(folder / "corpus" / "counts.json"),
             "verdict": run_verdict(folder),
         }
+        side = "instruct" if len(tables["instruct"]) > 1 else "base"
+        if len(tables[side]) > 1:
+            facts["outcomes"] = outcomes(compared[side][judged_model(folder, cell)])
+            facts["serving"] = serving(folder, cell, tables[side])
     common = {"run": run, "cell": cell, "recipe": cell.recipe}
     return render("page.html", sides=sides, tables=tables, compared=compared, **facts, **common)
 

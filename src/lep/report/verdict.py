@@ -40,14 +40,12 @@ def run_verdict(folder: str | Path) -> str | None:
     """
     folder = Path(folder)
     cell = RunRecord.load(folder).cells[0]
-    models = cell.instruct_models if len(cell.instruct_models) > 1 else cell.base_models
+    models, language = compared_models(cell), cell.recipe["language"]
     if len(models) < 2:
         return None
-    language = cell.recipe["language"]
     first, *others = models
     with foreign(f"{folder} is no whole run", "run its recipe again", CheckpointError):
-        scores = {title: read_scores(folder, models[title]) for title in others}
-        chosen = JOINT if JOINT in models else best(scores, language)
+        chosen = judged_model(folder, cell)
         original, adapted = (
             load_records(folder / models[title] / "records.jsonl") for title in (first, chosen)
         )
@@ -58,6 +56,20 @@ def run_verdict(folder: str | Path) -> str | None:
     if chosen != JOINT:
         parts += [f"{chosen} (the best of {len(others)} models)" if others[1:] else chosen]
     return ": ".join([*parts, sentences])
+
+
+def compared_models(cell: CellRecord) -> dict[str, str]:
+    """The models that the verdict compares, with the stages of their scores: the original first."""
+    return cell.instruct_models if len(cell.instruct_models) > 1 else cell.base_models
+
+
+def judged_model(folder: Path, cell: CellRecord) -> str:
+    """The title of the model that the verdict is on: joint training, or else the best one."""
+    models = compared_models(cell)
+    if JOINT in models:
+        return JOINT
+    scores = {title: read_scores(folder, models[title]) for title in [*models][1:]}
+    return best(scores, cell.recipe["language"])
 
 
 def cell_name(cell: CellRecord) -> str:
