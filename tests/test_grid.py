@@ -273,3 +273,22 @@ def test_a_stage_is_made_by_one_process(tmp_path) -> None:
         process.join()
     assert sorted((tmp_path / "log").read_text().split()) == [f"s{i}" for i in range(6)]
     assert time.time() - started < 6 * 0.3  # at once
+
+
+def test_a_stage_that_is_built_is_told_with_those_that_come(tmp_path: Path) -> None:
+    """Not one that is up to date, nor the last one: nothing comes after it."""
+
+    def write(output: Path, at) -> None:
+        output.mkdir()
+
+    first = Stage("first", write, {"x": 1})
+    second, third = (Stage(name, write, {}, (first,)) for name in ("second", "third"))
+    told: list[list[str]] = []
+
+    def run(stages: list[Stage]) -> None:
+        Runner(RunFolder(tmp_path / "run"), lambda line: None, told.append).run_all(stages)
+
+    run([first, second, third])
+    assert told == [["second", "third"], ["third"]]
+    run([first, second, third])
+    assert len(told) == 2

@@ -17,7 +17,7 @@ from test_verdict import answers, texts
 from lep.evaluation.records import Record, encode
 from lep.evaluation.score import summarise
 from lep.report.figure import line_figure
-from lep.report.page import write_report
+from lep.report.page import write_progress, write_report
 from lep.report.run_record import CellRecord, RunRecord
 from lep.report.verdict import run_verdict
 from lep.settings import EvaluateSettings
@@ -177,8 +177,8 @@ def test_curves_are_drawn_in_the_page(page: str) -> None:
     assert not re.search(r"<script|<link|<img|url\((?!#)|@import", page)
     assert not re.search(r'(?<!xmlns:xlink=)"https?:', page)
     (curves, losses) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert 'aria-label="loss, nats per token by optimizer step: text, old_text"' in curves
-    assert re.findall(r"<text[^>]*>([a-z_]+)</text>", curves) == ["text", "old_text"]
+    assert 'aria-label="loss, nats per token by optimizer step: text, old text"' in curves
+    assert re.findall(r"<text[^>]*>([a-z ]*text)</text>", curves) == ["text", "old text"]
     lines = re.findall(r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" clip-path', curves)
     places = [[float(number) for number in line] for line in lines]
     text, old = (line for line in places if line[0] != line[2] and line[1] != line[3])
@@ -242,6 +242,27 @@ def test_the_page_says_how_to_use_the_model_and_what_that_takes(
         [f"{before:.0f}", f"{after:.0f}", f"{100 * after / before - 100:+.1f}%"],
         [f"{1000 * tokens[0] / characters['en']:.0f}"] * 2 + ["+0.0%"],
     ]
+
+
+def test_a_long_run_can_be_watched(run: Path, tmp_path: Path) -> None:
+    """The page of a run that is not finished: what is done, what comes next, what is known."""
+    folder = tmp_path / "watched"
+    shutil.copytree(run, folder)
+    record, written = RunRecord.load(folder), folder / "report.html"
+    for seconds, headings in (
+        ({"corpus": 1.0}, ["Where the time went"]),
+        (
+            {"corpus": 1.0, "tokenizer": 2.0, "adapt": 3.0},
+            ["The same text before and after", "Training", "Where the time went"],
+        ),
+    ):
+        write_progress(folder, RunRecord(seconds, record.cells), ["evaluate-0", "evaluate-1"])
+        elements = outline(written.read_text(encoding="utf-8"))
+        assert [each["text"] for each in elements if each["tag"] == "h2"] == headings
+        (said,) = [each["text"] for each in elements if each.get("class") == "verdict"]
+        whole = len(seconds) + 2
+        assert said == f"{len(seconds)} of {whole} stages are done; evaluate-0 comes next."
+        assert elements[-1]["text"] == "Still to do: evaluate-0, evaluate-1."
 
 
 CHROMIUM, AXE = shutil.which("chromium"), os.environ.get("LEP_AXE")

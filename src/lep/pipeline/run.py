@@ -10,7 +10,7 @@ from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.recipe_stages import RecipeStages, recipe_stages
 from lep.pipeline.stage import RunFolder, Runner, Stage, built_stages
 from lep.report.data import run_table
-from lep.report.page import write_report
+from lep.report.page import write_progress, write_report
 from lep.report.run_record import CellRecord, RunRecord
 from lep.report.verdict import run_verdict
 from lep.result import Result
@@ -69,7 +69,12 @@ def run_recipe(
     grid = load_grid(recipe, overrides)
     folder = Path(output or Path("runs", grid.name))
     stages = grid_stages(grid, folder)
-    runner = Runner(stages.folder, say)
+    seconds: dict[str, float] = {}
+
+    def watch(waiting: list[str]) -> None:
+        write_progress(folder, stages.record(seconds), waiting)
+
+    runner = Runner(stages.folder, say, watch, seconds)
     runner.run_all(stages.all)
     stages.record(runner.seconds).save(folder)
     page, table, verdict = write_report(folder), run_table(folder), run_verdict(folder)

@@ -75,11 +75,16 @@ class RunFolder:
 
 @dataclass
 class Runner:
-    """Runs stages in a folder. Processes that run the same stages share the work."""
+    """Runs stages in a folder. Processes that run the same stages share the work.
+
+    After each stage that is built, `watch` is called with the names of those still to do.
+    """
 
     folder: RunFolder
     say: Callable[[str], None]
+    watch: Callable[[list[str]], None] = lambda waiting: None
     seconds: dict[str, float] = field(default_factory=dict)
+    pending: dict[str, tuple[str, Stage]] = field(default_factory=dict)  # by fingerprint
 
     def run_all(self, stages: list[Stage]) -> None:
         """Run each of the stages, all different, after those that it depends on.
@@ -94,8 +99,9 @@ class Runner:
                 raise
 
     def _run_all(self, stages: list[Stage]) -> None:
-        pending = {s.fingerprint: (f"[{i}/{len(stages)}]", s) for i, s in enumerate(stages, 1)}
-        waiting = False
+        for i, stage in enumerate(stages, 1):
+            self.pending[stage.fingerprint] = f"[{i}/{len(stages)}]", stage
+        pending, waiting = self.pending, False
         with (self.folder.path / LOCKS).open("a+b") as locks:
             while pending:
                 before = len(pending)
@@ -166,6 +172,8 @@ class Runner:
         for path in filter(lambda path: leftover.fullmatch(path.name), work.parent.iterdir()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
+        if others := [self.folder.name(s) for _, s in self.pending.values() if s is not stage]:
+            self.watch(others)
 
     def _manifest(self, stage: Stage) -> str:
         name = self.folder.name(stage)

@@ -52,7 +52,7 @@ def line_figure(
         drawn = [axes.plot(*both, marker=mark, markersize=3)[0] for both in named.values()]
         axes.set(xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend = figure.legend(drawn, [*named], loc="outside upper left", ncols=min(len(named), 4))
+        legend = figure.legend(drawn, [*named], loc="outside upper left", ncols=min(len(named), 6))
         for text in legend.get_texts():
             text.set_parse_math(False)  # a name may have two dollar signs
         buffer = io.StringIO()

@@ -63,6 +63,22 @@ def run_page(folder: Path, run: RunRecord) -> str:
     return render("page.html", sides=sides, tables=tables, compared=compared, **facts, **common)
 
 
+def write_progress(folder: Path, run: RunRecord, waiting: list[str]) -> None:
+    """Write `report.html` of a run whose last stages are `waiting`: what is known so far."""
+    recipe = run.cells[0].recipe
+    is_cut = not run.is_grid and {"corpus", "tokenizer"} <= set(run.seconds)
+    records = data.trainings(folder, run.seconds).values()
+    page = render(
+        "progress.html",
+        run=run,
+        recipe=recipe,
+        waiting=waiting,
+        segmentation=data.segmentation(folder, recipe) if is_cut else None,
+        joint=[stream_figure(record) for record in records if "streams" in record],
+    )
+    publish_text(folder / "report.html", page)
+
+
 def grid_page(folder: Path, run: RunRecord) -> str:
     """The page of a recipe with a grid: a table for each combination."""
     instruct, base = (grid_blocks(folder, run, base=base) for base in (False, True))
@@ -102,5 +118,9 @@ def loss_figure(trainings: dict[str, dict[str, Any]]) -> str:
 def stream_figure(record: dict[str, Any]) -> str:
     """The loss of each stream of a joint training, as an HTML fragment."""
     streams = {name: stream["losses"] for name, stream in record["streams"].items()}
-    lines = [(name, zip(*points, strict=True)) for name, points in streams.items() if points]
+    lines = [
+        (name.replace("_", " "), zip(*points, strict=True))
+        for name, points in streams.items()
+        if points
+    ]
     return line_figure(lines, "optimizer step", "loss, nats per token")
