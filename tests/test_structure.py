@@ -25,7 +25,7 @@ FLOORS = [
     {"checkpoint"},
     {"transfer", "exports"},
     {"inference", "imports"},
-    {"training", "benchmark"},
+    {"training", "benchmark", "chat"},
     {"evaluation"},
     {"calibration", "selection", "report"},
     {"release"},

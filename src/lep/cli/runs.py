@@ -1,5 +1,6 @@
 """Verbs for runs, text and scores."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -82,6 +83,40 @@ def plan(
 
     load_grid(recipe, changes)  # faults show before anything heavy is imported
     return lep.forecast(recipe, gpu, hours=hours, overrides=changes)
+
+
+@verb(
+    app,
+    original="Original instruct model: a local folder or a hub id.",
+    adapted="The model that was made from it.",
+    terminal="Talk in the terminal; otherwise in a browser.",
+    max_new_tokens="Longest answer, in tokens.",
+    port="Port of the page (default: a free one).",
+)
+def chat(
+    original: str,
+    adapted: str,
+    /,
+    *,
+    terminal: bool = False,
+    max_new_tokens: PositiveInt = 256,
+    port: PositiveInt | None = None,
+) -> None:
+    """Ask two models at once, and watch both answers, token by token."""
+    if not terminal and find_spec("gradio") is None:
+        advice = "install lep with its extra 'chat', or give --terminal"
+        raise LepError(f"the page of lep chat needs gradio: {advice}")
+    from lep.chat.stream import Speaker
+
+    speakers = [Speaker.of(original), Speaker.of(adapted)]
+    if terminal:
+        from lep.chat.terminal import talk
+
+        talk(speakers, max_new_tokens)
+    else:
+        from lep.chat.browser import serve
+
+        serve(speakers, max_new_tokens, port)
 
 
 @verb(app)

@@ -23,6 +23,7 @@ EXTRAS = {
     "xllamacpp": ("llama-cpp", "the proof of lep export that llama.cpp reads the same tokens"),
     "ctranslate2": ("ctranslate2", "lep export --to ctranslate2"),
     "mlx_lm": ("mlx", "lep export --to mlx"),
+    "gradio": ("chat", "lep chat in a browser (--terminal works)"),
     "datatrove": ("cluster", "lep corpus --executor"),
     "google.protobuf": ("spm", "tokenizers of SentencePiece in lep import and lep export"),
 }

@@ -1,0 +1,1 @@
+"""One prompt, two answers side by side: of the original model and of the adapted one."""
