@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/lep run recipes/demo.yaml --output runs/demo
@@ -24,6 +24,11 @@ test: lint
 
 check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+
+# The pages under docs as a site, in build/site; broken links and headings are errors.
+docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.5'
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check src lab tests benchmarks

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -89,3 +90,25 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         ran.append(words[1])
     assert set(ran) >= {"adapt", "run", "plan", "export", "pack"}
     assert (tmp_path / "runs/ru/report.html").exists()
+
+
+def test_the_tests_that_answers_name_are_there() -> None:
+    page = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", page)
+    assert len(re.findall(r"^## ", page, re.MULTILINE)) == 15
+    assert len(named) >= 15
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(encoding="utf-8"), file
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("mkdocs"), reason="make docs installs mkdocs-material")
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Strictly: a link or a heading that is not there ends it."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {page.parent.name for page in (tmp_path / "site").glob("*/index.html")}
+    named = re.findall(r"(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert pages >= set(named) - {"index"}
+    assert not list((tmp_path / "site").rglob("*.py"))
