@@ -125,13 +125,17 @@ def tables(
     arms: list[str],
     drawing: Path | None,
     against: str,
+    beside: Path | None,
 ) -> None:
     """Score what is not scored yet, print a row for each arm that there is, and draw them.
 
     `given` is what every model is given, `scores` the folder that keeps their records. Rows are
-    compared with the arm `against`.
+    compared with the arm `against`, or with the scores in the folder `beside`.
     """
     columns = {}
+    if beside:
+        against = str(beside)
+        columns[against] = by_column(real_scores.read(beside))
     for arm in (arm for arm in ARMS if arm in (*arms, "original", against)):
         model = run.model(arm, output)
         if model.exists():
@@ -148,7 +152,8 @@ def tables(
             cells = [
                 cell(c, found.get(c.title), reference.get(c.title), is_reference) for c in shown
             ]
-            print(f"| {' | '.join([arm, *cost(run, output, arm), *cells])} |")
+            known = ("-", "-") if arm not in ARMS else cost(run, output, arm)
+            print(f"| {' | '.join([arm, *known, *cells])} |")
     if drawing:
         real_scores.draw(columns, drawing)
 
@@ -197,6 +202,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="score the arms that there are on its items")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--against", choices=ARMS, default="original", help="what is compared with")
+    parser.add_argument(
+        "--beside", type=Path, help="scores of a model of another run to compare with"
+    )
     parser.add_argument("--languages", nargs="+", default=["ru", "en"], help="to score")
     parser.add_argument("--benchmarks", nargs="*", choices=BENCHMARKS, default=["rublimp"])
     parser.add_argument("--scores", type=Path, help="folder for scores of other sizes")
@@ -213,7 +221,7 @@ def main() -> None:
         sizes = Sizes(**{name: getattr(a, name) for name in vars(Sizes())})
         scores, english = a.scores or a.output, run.heldout(run.old[0])
         given = real_scores.material(a.data, english, scores, sizes, a.languages, a.benchmarks)
-        tables(run, a.output, scores, given, a.arms, a.figure, a.against)
+        tables(run, a.output, scores, given, a.arms, a.figure, a.against, a.beside)
     if a.data or a.curve:
         stages(run)
         curve(run, a.curve)

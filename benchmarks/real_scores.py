@@ -156,11 +156,16 @@ def scored(model: Path, original: Path, given: tuple[Any, Any], folder: Path) ->
         save_records(saved.with_suffix(".part"), records)
         saved.with_suffix(".part").rename(saved)
         print(f"{folder.name} scored in {time.monotonic() - began:.0f} s", flush=True)
+    return read(folder)
+
+
+def read(folder: Path) -> list[Record]:
+    """The records in a folder of scores; an answer's language is that of its prompt."""
     return [
         replace(r, language=LANGUAGE.get(dominant_script(r.prompt[-1]["content"]) or "", "en"))
         if isinstance(r, PromptRecord)
         else r
-        for r in load_records(saved)
+        for r in load_records(folder / "records.jsonl")
     ]
 
 

@@ -112,3 +112,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     named = re.findall(r"(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert pages >= set(named) - {"index"}
     assert not list((tmp_path / "site").rglob("*.py"))
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
