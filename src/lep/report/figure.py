@@ -67,7 +67,8 @@ def _fragment(svg: str, label: str) -> str:
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # of all figures of a page the same
     body = re.sub(r'font-family: [^;"]*', "font-family: inherit", body)
     body = body.replace(INK, "var(--soft)").replace(GRID, "var(--line)")
+    body = body.replace("xlink:href", "href")
     view = re.search(r'viewBox="[^"]*"', body)
     assert view is not None
     head = f'<svg class="figure" role="img" aria-label="{escape(label)}" {view[0]}'
-    return re.sub(r"<svg[^>]*", head + ' xmlns:xlink="http://www.w3.org/1999/xlink"', body, count=1)
+    return re.sub(r"<svg[^>]*", lambda _: head, body, count=1)  # a name may have backslashes
