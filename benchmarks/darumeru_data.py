@@ -203,20 +203,20 @@ def data_sets(data: Path) -> dict[str, Callable[[], dict[str, Iterable[Record]]]
     bench = data / "bench"
     halved = {"multiq": multiq, "parus": parus, "rcb": rcb, "rwsd": rwsd, "use": use}
     dev = ["in_domain_dev", "out_of_domain_dev"]
-    made: dict[str, Callable[[], dict[str, Iterable[Record]]]] = {
+    splits: dict[str, Callable[[], dict[str, Iterable[Record]]]] = {
         name: lambda make=make: halves(make(bench))
         for name, make in (halved | {"daru_treeway_eval": gazeta}).items()
     }
-    made["mmlu_ru"] = lambda: {part: mmlu(bench, part) for part in ("dev", "test")}
-    made["rucola"] = lambda: {
+    splits["mmlu_ru"] = lambda: {part: mmlu(bench, part) for part in ("dev", "test")}
+    splits["rucola"] = lambda: {
         "validation": rucola(bench, dev),
         "train": rucola(bench, ["in_domain_train"]),
     }
-    made["rublimp"] = lambda: {"test": rublimp(bench)}
+    splits["rublimp"] = lambda: {"test": rublimp(bench)}
     for language in ("ru", "en"):
         for short, task in {"sent": "copy_sentence", "para": "copy_paragraph"}.items():
-            made[f"cp_{short}_{language}"] = lambda of=(language, task): halves(copies(data, *of))
-    return made
+            splits[f"cp_{short}_{language}"] = lambda of=(language, task): halves(copies(data, *of))
+    return splits
 
 
 def main() -> None:

@@ -107,9 +107,9 @@ def material(
         folder.mkdir(parents=True, exist_ok=True)
         news = darumeru_data.lines(bench / "tg_news_ru.jsonl.zst")
         write_records(folder / "news.jsonl", ({"id": r["url"], "text": r["text"]} for r in news))
-        made = darumeru_data.data_sets(data)
+        splits = darumeru_data.data_sets(data)
         for name in (BENCHMARKS[task] for task in benchmarks):
-            darumeru_data.write(folder, name, made[name]())
+            darumeru_data.write(folder, name, splits[name]())
         prompts = [p for code in languages for p in users_prompts(data, code, sizes.prompts)]
         write_records(folder / "prompts.jsonl", prompts)
     text = {"ru": [str(data / "eval" / "ru"), str(folder / "news.jsonl")], "en": [english]}

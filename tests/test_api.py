@@ -43,7 +43,7 @@ def test_the_examples_of_readme_and_guide_run(
     assert distances[0] < 0.01 * expected.norm() < distances[1]  # rows are stored in 16 bits
     printed = capsys.readouterr().out
     assert "256" in printed
-    assert "runs/ru/trained" in printed
+    assert "runs/lab/trained" in printed
 
 
 VERBS = {

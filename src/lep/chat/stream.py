@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
-from lep.inference.generate import CONTEXT, end_tokens
-from lep.inference.models import load_writer
+from lep.inference.generate import end_tokens
+from lep.inference.models import context_of, load_writer
 from lep.tokenizer.chat import chat_ids, check_template
 from lep.transfer.mappings import saved_mappings
 
@@ -61,14 +61,14 @@ class Speaker:
     new: frozenset[int]  # its new tokens
 
     @classmethod
-    def of(cls, source: str | Path) -> Self:
+    def of(cls, source: str | Path, name: str = "") -> Self:
         """Raises `CheckpointError` for a model that cannot be read, `TokenizerError` for one
         without chat template."""
         model, checkpoint = load_writer(source)
         check_template(checkpoint.tokenizer)
         mappings = saved_mappings(checkpoint, appended=True)
         new = mappings["input"].new_rows().tolist() if mappings else ()
-        return cls(Path(source).name or str(source), model, checkpoint, frozenset(new))
+        return cls(name or Path(source).name, model, checkpoint, frozenset(new))
 
     @torch.inference_mode()
     def replies(self, messages: Messages, max_new_tokens: int) -> Iterator[Reply]:
@@ -78,8 +78,7 @@ class Speaker:
         """
         tokenizer = self.checkpoint.tokenizer
         row = chat_ids(tokenizer, messages, ask=True)
-        config = self.model.config.get_text_config()
-        room = (getattr(config, "max_position_embeddings", None) or CONTEXT) - len(row)
+        room = context_of(self.checkpoint) - len(row)
         if room <= 0:
             raise CheckpointError(
                 f"the conversation has {len(row):,} tokens for {self.name}, as many as it can "

@@ -41,7 +41,7 @@ def columns(speakers: Sequence[Speaker], said: Sequence[Reply | None]) -> Table:
     """A column for each model: its name, its tokens, and what they took."""
     table = Table(expand=True, show_lines=True)
     for speaker in speakers:
-        table.add_column(printable(speaker.name), ratio=1)
+        table.add_column(Text(printable(speaker.name)), ratio=1)
     table.add_row(*(coloured(reply) if reply else Text() for reply in said))
     table.add_row(*(Text(reply.summary if reply else "", "dim") for reply in said))
     return table

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import lep
 from lep.cli.verb import Values, app, say, verb
 from lep.errors import LepError
+from lep.hub import short_names
 from lep.settings import (
     BuildSettings,
     ClusterSettings,
@@ -108,7 +109,9 @@ def chat(
         raise LepError(f"the page of lep chat needs gradio: {advice}")
     from lep.chat.stream import Speaker
 
-    speakers = [Speaker.of(original), Speaker.of(adapted)]
+    sources = [original, adapted]
+    names = short_names(sources)
+    speakers = [Speaker.of(*each) for each in zip(sources, names, strict=True)]
     if terminal:
         from lep.chat.terminal import talk
 
