@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import shutil
+import tomllib
 
 import pytest
 import torch
+from conftest import ROOT
 
 import lep
 from lep.pipeline import doctor as doctor_module
@@ -43,5 +45,6 @@ def test_a_package_is_there_or_not(module: str, there: bool) -> None:
 
 
 def test_extras_are_those_of_the_project() -> None:
-    extras = importlib.metadata.metadata("lep").get_all("Provides-Extra") or []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
     assert {extra for extra, _ in doctor_module.EXTRAS.values()} <= set(extras)
