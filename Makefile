@@ -6,11 +6,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+TORCH ?= torch==2.13.0
 # Two threads: more slow these small models down, and the figures in the documentation are made with two.
 export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check lint docs clean
+.PHONY: demo test check lint docs lock audit clean
 
 demo: $(VENV)/ready
 	$(BIN)/lep run recipes/demo.yaml --output runs/demo
@@ -35,13 +36,29 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check src lab tests benchmarks
 	$(BIN)/mypy
 
-# The CPU build of torch comes first, held by the constraints: a plain `torch` brings gigabytes of CUDA.
-$(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+# Everything but torch has its version and hashes in requirements.lock. Which torch there is (CPU, CUDA, ROCm)
+# depends on the machine: TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" is the small one for Linux.
+$(VENV)/ready: pyproject.toml requirements.lock $(VENV)/torch
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	touch $@
+
+# Newer versions: delete requirements.lock first.
+lock: $(VENV)/torch
+	$(BIN)/python -m pip install --quiet uv
+	echo "torch; python_version < '3'" >$(VENV)/no-torch
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --quiet --custom-compile-command "make lock" --override $(VENV)/no-torch --output-file requirements.lock
+
+# Known holes in the packages of requirements.lock (needs the network).
+audit: $(VENV)/torch
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --disable-pip --requirement requirements.lock
 
 clean:
 	rm -rf $(VENV) runs/demo
