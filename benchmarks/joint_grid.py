@@ -4,7 +4,7 @@
     lep run recipes/joint-grid.yaml
     python benchmarks/joint_grid.py [--run runs/joint-grid]
 
-`docs/reproduction.md` shows the output. Differences are paired by seed, with 95% t-intervals over
+`benchmarks/paper_grid.md` has the output. Differences are paired by seed, with 95% t-intervals over
 the seeds. The predictions are those of `docs/log.md`, written before the run; "undecided" means
 that a bound of an interval is on the other side than its mean.
 """
@@ -12,7 +12,7 @@ that a bound of an interval is on the other side than its mean.
 import argparse
 from pathlib import Path
 
-from paper_grid import COLUMNS, ORIGINAL, STRENGTHS, shown, table
+from paper_grid import COLUMNS, ORIGINAL, STRENGTHS, itemised, shown, table
 
 from lep.report.grid import Block, Cell, grid_blocks
 from lep.report.run_record import RunRecord
@@ -108,7 +108,7 @@ def main() -> None:
     run = grid_blocks(folder, RunRecord.load(folder))
     blocks = {(block.labels["start"], block.labels["strength"]): block for block in run}
     print(figures(blocks))
-    print("\n* " + "\n* ".join(predictions(blocks)))
+    print("", *map(itemised, predictions(blocks)), sep="\n")
 
 
 if __name__ == "__main__":

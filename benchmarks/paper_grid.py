@@ -4,7 +4,7 @@
     lep run recipes/paper-grid.yaml
     python benchmarks/paper_grid.py [--run runs/paper-grid]
 
-`docs/reproduction.md` shows the output. Relative scores are shares of the original instruct model's
+`benchmarks/paper_grid.md` has the output. Relative scores are shares of the original instruct model's
 score. Differences are paired by seed, with 95% t-intervals over the seeds (at least two). A
 difference counts only if its interval excludes zero.
 """
@@ -290,7 +290,7 @@ def overlap_is_conversion(grid: Grid) -> Verdict:
         for v in VOCABULARIES
     }
     unequal = [
-        f"{v}, {c}" for v in ("Extended", "Optimized") for c, d in apart[v].items() if d.sign
+        f"{v} ({c})" for v in ("Extended", "Optimized") for c, d in apart[v].items() if d.sign
     ]
     figures = [
         f"{v}: text {shown(d['bits/byte ru'], '+')}, "
@@ -298,7 +298,7 @@ def overlap_is_conversion(grid: Grid) -> Verdict:
         for v, d in apart.items()
     ]
     if unequal:
-        figures.append(f"significantly apart: {'; '.join(unequal)}")
+        figures.append(f"significantly apart: {', '.join(unequal)}")
     return not unequal, "; ".join(figures)
 
 
@@ -494,6 +494,12 @@ TABLES = {
 }
 
 
+def itemised(prediction: str) -> str:
+    """A prediction with its verdict, and each of its figures on a line of its own."""
+    said, _, figures = prediction.rstrip(".").partition("**. ")
+    return "\n    * ".join([f"* {said}**.", *figures.split("; ")])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -511,7 +517,7 @@ def main() -> None:
         try:
             holds, figures = prediction(grid)
             verdict = "undecided with one seed" if one_seed else verdicts[holds]
-            print(f"* {statement}: **{verdict}**. {figures}.")
+            print(itemised(f"{statement}: **{verdict}**. {figures}."))
         except KeyError as missing:
             print(f"* {statement}: not run yet ({missing}).")
 

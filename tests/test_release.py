@@ -97,7 +97,7 @@ def test_the_demo_from_another_folder(
 
 
 def test_the_lock_has_what_the_project_asks_for() -> None:
-    """Each requirement of the package and of the tests, in a version that it admits, with hashes."""
+    """Each requirement of package and tests, in a version that it admits, with hashes."""
     locked: dict[str, list[str]] = {}
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
