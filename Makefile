@@ -28,7 +28,7 @@ check: lint
 
 # The pages under docs as a site, in build/site; broken links and headings are errors.
 docs: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.5'
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.5' 'mkdocstrings[python]>=1'
 	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/ready

@@ -4,8 +4,8 @@
     lep run recipes/paper-grid.yaml
     python benchmarks/paper_grid.py [--run runs/paper-grid]
 
-`benchmarks/paper_grid.md` has the output. Relative scores are shares of the original instruct model's
-score. Differences are paired by seed, with 95% t-intervals over the seeds (at least two). A
+`benchmarks/paper_grid.md` has the output. Relative scores are shares of the original instruct
+model's score. Differences are paired by seed, with 95% t-intervals over the seeds (at least two). A
 difference counts only if its interval excludes zero.
 """
 

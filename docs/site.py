@@ -1,24 +1,30 @@
 """What MkDocs needs to show these pages as a site: the README as its start, links within it."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+import reference  # noqa: E402
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The README is the first page."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"\]\(docs/", "](", text)
-    text = re.sub(r"\]\((?!http|#)(?![\w.-]+\.(?:md|svg|png))", "](../", text)
-    files.append(File.generated(config, "index.md", content=text))
+    """The README is the first page, and the code writes its own reference."""
+    files.append(File.generated(config, "index.md", content=(ROOT / "README.md").read_text("utf-8")))
+    for name, write in reference.PAGES.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=write()))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Files of the repository that are no pages are named without a link."""
-    markdown = re.sub(r"\(\.\./README\.md(#[\w-]+)?\)", r"(index.md\1)", markdown)
-    return re.sub(r"(?<!!)\[((?:[^\]\[]|\[[^\]]*\])+)\]\(\.\./[^)]*\)", r"\1", markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links from the README, and links to files of the repository that are no pages."""
+    above = "../" * page.file.src_uri.count("/")
+    if page.file.src_uri == "index.md":
+        markdown = re.sub(r"\]\(docs/", "](", markdown)
+        return re.sub(r"(?<!!)\[([^\]\[]+)\]\((?!http|#)(?![\w./-]+\.(?:md|svg|png))[^)]*\)", r"\1", markdown)
+    markdown = re.sub(rf"\({above}\.\./README\.md(#[\w-]+)?\)", rf"({above}index.md\1)", markdown)
+    return re.sub(rf"(?<!!)\[((?:[^\]\[]|\[[^\]]*\])+)\]\({above}\.\./[^)]*\)", r"\1", markdown)

@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT, SAMPLE
 from test_card import traces
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lep
 from lep.corpus.read import Document, read_documents, write_records
@@ -80,6 +81,7 @@ SETTINGS = {
     "unknown": (["adapt.tokns=5"], "unknown key 'adapt.tokns'; did you mean 'tokens'"),
     "no section": (["adapt=null"], "lep adapt needs the section adapt, and a change removes it"),
     "no size": (["tokenizer.method=merge"], "the method merge needs new_tokens: give new_tokens"),
+    "no size in place": (["tokenizer.method=in-place"], "the method in-place needs new_tokens"),
     "no number": (["tokenizer.new_tokens=many"], "tokenizer.new_tokens is 'many': input should"),
     "too many": (
         ["tokenizer.new_tokens=90000"],
@@ -609,6 +611,36 @@ def test_a_killed_command_continues(stage, lab_run, tmp_path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert lab_results(tmp_path / "run") == lab_results(lab_run)
+
+
+@pytest.mark.slow
+def test_the_model_keeps_its_size(tmp_path) -> None:
+    """In place: as many rows as before, and the same ids for English and for what frames a turn."""
+    overrides = [*LAB_CHANGES, "tokenizer.method=in-place"]
+    run, options = tmp_path / "run", {"new_tokens": 64, "tokens": 4_000}
+    lep.adapt(LAB, TEXT, run, **options, overrides=overrides, say=lambda line: None)
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (LAB, run / "adapt"))
+    assert len(before) == len(after)
+    known, now = before.get_vocab(), after.get_vocab()
+    freed = {i for name, i in known.items() if name not in now}
+    assert {i for name, i in now.items() if name not in known} == freed
+    assert len(freed) == 64
+    chat = [{"role": "user", "content": "Repeat."}]
+    texts = {
+        code: [d.text for d in read_documents([run / "corpus" / f"{code}.train.jsonl"])]
+        for code in TEXT
+    }
+    for text in [before.apply_chat_template(chat, tokenize=False), *texts["en"]]:
+        assert after(text).input_ids == before(text).input_ids
+    lengths = [sum(len(t(text).input_ids) for text in texts["ru"]) for t in (before, after)]
+    assert lengths[1] < lengths[0]
+    rows = [
+        AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+        for folder in (LAB, run / "adapt")
+    ]
+    assert rows[0].shape == rows[1].shape
+    changed = (rows[0] != rows[1]).any(1).nonzero().flatten().tolist()
+    assert set(changed) == freed
 
 
 @pytest.mark.slow

@@ -23,12 +23,13 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.slow
-def test_the_examples_of_readme_and_guide_run(
+def test_the_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """As it is written, in a copy of the repository's lab."""
-    pages = [(ROOT / page).read_text() for page in ("README.md", "docs/guide.md")]
-    examples = [re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0] for page in pages]
+    pages = [(ROOT / page).read_text() for page in ("README.md", "docs/how-to/python.md")]
+    examples = [each for page in pages for each in re.findall(r"```python\n(.*?)```", page, re.S)]
+    assert len(examples) == 4
     shutil.copytree(ROOT / "lab", tmp_path / "lab")
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -1,8 +1,7 @@
-"""Every command of the documentation: its verb and options are there, and the README's run."""
+"""Every command of the documentation: its verb and its options are there, and its pages."""
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,18 +14,8 @@ from conftest import ROOT
 
 from lep.cli import app
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/RESULTS.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks/RESULTS.md"]
 ROOT_COMMAND = typer.main.get_command(app)
-# What the README's names stand for, and how much is enough to see that a command works.
-IN_THE_LAB = {
-    "text/ru": "lab/text/train/ru",
-    "text/en": "lab/text/train/en",
-    "MODEL": "lab/pair/instruct",
-    "Qwen/Qwen2.5-0.5B-Instruct": "lab/pair/instruct",
-}
-ADAPT = "--new-tokens 64 --tokens 8000 adapt.prompt_tasks=4 adapt.own_prompts=2 "
-ADAPT += "adapt.prompt_tokens=32 adapt.max_new_tokens=40 adapt.checkpoints=4 adapt.practice=3 "
-ADAPT += "evaluate.items=4 evaluate.characters=2_000"
 
 
 def commands(page: str) -> list[str]:
@@ -68,33 +57,6 @@ def test_verbs_that_are_mentioned_are_there(page: Path) -> None:
         verb(words.split())
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
-    """In their order, on the lab pair; of commands that make the same folder, the first."""
-    shutil.copytree(ROOT / "lab", tmp_path / "lab")
-    made, ran = set[str](), list[str]()
-    for line in commands((ROOT / "README.md").read_text(encoding="utf-8")):
-        words = [IN_THE_LAB.get(word, word) for word in shlex.split(line)]
-        words = [re.sub(r"(?<==)text/", "lab/text/train/", word) for word in words]
-        output = words[words.index("--output") + 1] if "--output" in words else line
-        if words[1] in ("chat", "push") or (output in made and words[1] != "run"):
-            continue  # someone has to talk, or to have an account
-        made.add(output)
-        if words[1] == "adapt":
-            words += ADAPT.split()
-        words = [re.sub(r"^adapt\.tokens=.*", "adapt.tokens=4_000", word) for word in words]
-        done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True
-        )
-        if words[1] == "export":  # the lab's rule of cutting words is not one of llama.cpp's
-            assert "llama.cpp has no pre-tokenizer that cuts words like this" in done.stderr
-        else:
-            assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
-        ran.append(words[1])
-    assert set(ran) == {"adapt", "run", "export", "pack"}
-    assert (tmp_path / "runs/ru/report.html").exists()
-
-
 def test_the_tests_that_answers_name_are_there() -> None:
     page = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", page)
@@ -111,9 +73,12 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    pages = {page.parent.name for page in (tmp_path / "site").glob("*/index.html")}
-    named = re.findall(r"(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert pages >= set(named) - {"index"}
+    site = tmp_path / "site"
+    pages = {str(page.parent.relative_to(site)) for page in site.rglob("index.html")}
+    named = re.findall(r" ([\w/-]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert pages >= {name.removesuffix("/index") for name in named} - {"index"}
+    reference = (site / "reference" / "python" / "index.html").read_text(encoding="utf-8")
+    assert all(f">{name}<" in reference for name in ("adapt", "LinearMapFitter", "evaluate"))
     assert not list((tmp_path / "site").rglob("*.py"))
 
 

@@ -113,12 +113,12 @@ def test_a_limit_is_a_setting(tmp_path, monkeypatch) -> None:
         assert list(read_documents([tmp_path / name]))
 
 
-def test_the_guide_lists_every_limit(monkeypatch) -> None:
-    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+def test_the_reference_lists_every_limit(monkeypatch) -> None:
+    page = (ROOT / "docs" / "reference" / "limits.md").read_text(encoding="utf-8")
     every = [each for each in vars(limits).values() if isinstance(each, limits.Limit)]
     for limit in every:
-        assert f"| `{limit.variable}` | {limit.default:,} {limit.unit} |" in guide
-    assert guide.count("| `LEP_MAX_") == len(every)
+        assert f"| `{limit.variable}` | {limit.default:,} {limit.unit} |" in page
+    assert page.count("| `LEP_MAX_") == len(every)
     for text in ("0", "-1", "many", "1e9", "٣", "9" * 5_000):
         monkeypatch.setenv("LEP_MAX_LAYERS", text)
         with pytest.raises(LepError, match=r"LEP_MAX_LAYERS is .*: give a positive integer"):

@@ -133,6 +133,33 @@ def test_too_small_to_hold_what_must_stay(pair, byte_level, english, tmp_path) -
         prune_tokenizer(pair["base"], [RU], 9999, tmp_path / "no")
 
 
+def test_what_the_chat_template_writes_is_not_pruned(pair, tmp_path) -> None:
+    """Its words may be rare in every text, but each prompt has them."""
+    folder = shutil.copytree(pair["instruct"], tmp_path / "model")
+    template = (
+        "{% for m in messages %}### the {{ m.role }} said: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}### and so the answer is: {% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    chat = [{"role": "user", "content": "Jx4"}, {"role": "assistant", "content": "Jx4"}]
+    known = load_tokenizer(folder)
+    prompt = known.apply_chat_template([*chat, chat[0]], tokenize=False, add_generation_prompt=True)
+    size = len(known) - 40
+    prune_tokenizer(folder, [RU], size, tmp_path / "out")
+    pieces = [
+        Tokenizer.from_file(str(f / "tokenizer.json")).encode(prompt)
+        for f in (folder, tmp_path / "out")
+    ]
+    assert pieces[0].tokens == pieces[1].tokens
+    plain = shutil.copytree(folder, tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    prune_tokenizer(plain, [RU], size, tmp_path / "plain-out")  # nobody says that it is needed
+    assert (
+        Tokenizer.from_file(str(tmp_path / "plain-out" / "tokenizer.json")).encode(prompt).tokens
+        != pieces[0].tokens
+    )
+
+
 def test_in_place_keeps_every_other_id(pair, tmp_path) -> None:
     before = load_tokenizer(pair["base"]).backend_tokenizer
     size = before.get_vocab_size()

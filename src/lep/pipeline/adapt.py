@@ -17,7 +17,6 @@ from lep.errors import CheckpointError, CorpusError, LepError, OutputError, Reci
 from lep.fields import file_part
 from lep.files import read_json, read_text
 from lep.hub import local_folder, weights_advice
-from lep.pipeline.recipe import Recipe
 from lep.pipeline.recipe_file import Draft, Origins, as_yaml, load_grid
 from lep.publish import created, publish_text
 
@@ -248,7 +247,7 @@ def _decided(
     from lep.transfer.language_pack import LanguagePack
 
     recipe_stages(provisional)  # faults of models and data
-    size = None if open_size else _new_tokens(provisional)
+    size = None if open_size else provisional.tokenizer.added
     if training.get("from_pack"):
         size = len(LanguagePack.load(Path(training["from_pack"])).mappings["input"].new_rows())
     given = None if open_tokens else provisional.training.tokens
@@ -265,8 +264,3 @@ def _decided(
     if limit < chosen.text_characters and provisional.corpus.limit_characters is None:
         values["corpus"]["limit_characters"] = str(limit)  # the split holds it in memory
     return as_yaml(values)
-
-
-def _new_tokens(recipe: Recipe) -> int:
-    settings = recipe.tokenizer
-    return settings.new_tokens or settings.size(0) - (settings.keep or 0)

@@ -170,7 +170,7 @@ class Forecast(Result):
         settings = self.recipe.tokenizer
         if settings.method in ALGORITHMS:
             return self.rows  # a replaced vocabulary keeps hardly any
-        return settings.new_tokens or settings.size(0) - (settings.keep or 0)
+        return settings.added
 
     @property
     def settings(self) -> PretrainSettings:

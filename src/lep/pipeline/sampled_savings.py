@@ -164,12 +164,12 @@ def _extended(base: Tokenizer, texts: list[str], settings: TokenizerSettings) ->
         return replacement(base, words, settings.size(0), algorithm=settings.method)
     parts = Parts.of(base)
     words = count_texts(base, texts, settings.script)
-    if settings.keep is not None:
-        size = len(parts.names)
+    size = len(parts.names)
+    kept = size - settings.added if settings.method == "in-place" else settings.keep
+    if kept is not None:
         counts = token_counts(base, texts, size)
-        parts = pruned(parts, kept_tokens(parts, counts, settings.keep, np.zeros(size, dtype=bool)))
-    added = settings.new_tokens or settings.size(0) - (settings.keep or 0)
-    return extend_bpe(parts, words, added).parts.vocabulary.tokenizer
+        parts = pruned(parts, kept_tokens(parts, counts, kept, np.zeros(size, dtype=bool)))
+    return extend_bpe(parts, words, settings.added).parts.vocabulary.tokenizer
 
 
 def _sample(paths: list[str], characters: int) -> list[str]:

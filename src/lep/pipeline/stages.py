@@ -68,6 +68,11 @@ class Sources:
         """Training text of the new language."""
         return several(self.text("train", at)[self.recipe.language])
 
+    def old_text(self, at: FolderOf) -> list[str | Path]:
+        """Training text of the others."""
+        text = self.text("train", at)
+        return [file for code in self.recipe.old_languages for file in several(text[code])]
+
 
 def corpus_stage(recipe: Recipe) -> Stage:
     """Split the text of each language into training and held-out text."""
@@ -92,7 +97,9 @@ def tokenizer_stage(given: Sources) -> Stage:
     settings = given.recipe.tokenizer
     return Stage(
         "tokenizer",
-        lambda output, at: make_tokenizer(given.first, given.new_text(at), output, settings),
+        lambda output, at: make_tokenizer(
+            given.first, given.new_text(at), output, settings, protect=given.old_text(at)
+        ),
         settings.model_dump() | {"language": given.recipe.language},
         (given.corpus, given.first),
     )

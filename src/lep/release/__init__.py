@@ -1,1 +1,1 @@
-"""What leaves the house: the card of a model, the terms of its licence, the push to the hub."""
+"""Publishing: the card of a model, the terms of its licence, the push to the hub."""

@@ -69,6 +69,7 @@ class ClusterSettings(LanguageSettings):
 TOKENIZER_SIZES = {
     "continue": ("new_tokens",),
     "merge": ("new_tokens",),
+    "in-place": ("new_tokens",),
     "optimize": ("keep", "vocab_size"),
     "bpe": ("vocab_size",),
     "unigram": ("vocab_size",),
@@ -78,10 +79,11 @@ TOKENIZER_SIZES = {
 class TokenizerSettings(Settings):
     """How the vocabulary is extended, optimised or replaced (section 3.1 of the paper)."""
 
-    method: Literal["continue", "merge", "optimize", "bpe", "unigram"] = "continue"
-    """Extend the vocabulary (continue; merge is the paper's way), optimise or replace it."""
+    method: Literal["continue", "merge", "in-place", "optimize", "bpe", "unigram"] = "continue"
+    """Extend the vocabulary (continue; merge is the paper's way; in-place keeps its size), optimise
+    or replace it."""
     new_tokens: PositiveInt | None = None
-    """Tokens to add; for continue and merge."""
+    """Tokens to add; for continue, merge and in-place."""
     vocab_size: PositiveInt | None = None
     """Tokens of the result, special tokens included; for optimize, bpe and unigram."""
     keep: PositiveInt | None = None
@@ -99,6 +101,13 @@ class TokenizerSettings(Settings):
                 raise ValueError(f"the method {self.method} {verb} {name}: give {advice}")
         return self
 
+    @property
+    def added(self) -> int:
+        """New tokens; of a replaced vocabulary, all."""
+        return self.new_tokens or self.size(0) - (self.keep or 0)
+
     def size(self, before: int) -> int:
         """Tokens of the result, given the number of tokens `before`."""
+        if self.method == "in-place":
+            return before
         return self.vocab_size or before + (self.new_tokens or 0)

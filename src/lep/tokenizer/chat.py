@@ -1,5 +1,6 @@
 """Conversations as token ids, by the model's own template."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,21 @@ def unfinished_ids(tokenizer: PreTrainedTokenizerFast, messages: list[Record]) -
     text, content = rendered(tokenizer, messages), messages[-1]["content"].strip()
     before, content, _ = text.rpartition(content) if content else ("", "", "")
     return tokenizer(before + content, add_special_tokens=False)["input_ids"] or None
+
+
+def template_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Conversations as the template writes them, with the words that it puts into every prompt.
+
+    Roles that it refuses are left out; none without a template.
+    """
+    texts: list[str] = []
+    if not tokenizer.chat_template:
+        return texts
+    for roles in (["user"], ["system", "user"], ["user", "assistant", "user"]):
+        messages = [{"role": role, "content": CONTENTS[1]} for role in roles]
+        with suppress(CorpusError):
+            texts.append(rendered(tokenizer, messages, add_generation_prompt=True))
+    return texts
 
 
 def check_template(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,6 +1,7 @@
 """Change the tokenizer of a model and publish it: the verbs of `lep tokenizer`."""
 
 import heapq
+import itertools
 import json
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -20,6 +21,7 @@ from lep.publish import check_output, publishing, publishing_file
 from lep.result import Result
 from lep.settings import TokenizerSettings
 from lep.tokenizer import count
+from lep.tokenizer.chat import template_texts
 from lep.tokenizer.extend import METHODS, Extension, extend_bpe
 from lep.tokenizer.idmap import ID_MAP_FILE, IdMap
 from lep.tokenizer.load import check_loaders, load_tokenizer, loader_note, write_tokenizer
@@ -136,8 +138,8 @@ def prune_tokenizer(
 ) -> TokenizerChange:
     """Write the tokenizer of `base` with its `vocab_size` most used tokens to `output`.
 
-    Every token that the texts under `protect` use is kept. `extend_tokenizer` says what else is
-    written and raised.
+    Every token that the texts under `protect` or the chat template use is kept. `extend_tokenizer`
+    says what else is written and raised.
     """
     source = _Source.open(base, corpus, output, tokens=vocab_size)
     parts = source.pruned(vocab_size, protect, in_place=False)
@@ -197,11 +199,22 @@ def make_tokenizer(
     corpus: Paths,
     output: str | Path,
     settings: TokenizerSettings | None = None,
+    *,
+    protect: Paths = (),
     **options: Any,
 ) -> TokenizerChange:
-    """Extend, optimise or train a tokenizer, as the method of the settings says."""
+    """Extend, optimise or train a tokenizer, as the method of the settings says.
+
+    `in-place` keeps every token that the texts under `protect` use.
+    """
     settings = TokenizerSettings.given(settings, options)
     script, method, size = settings.script, settings.method, settings.size(0)
+    if method == "in-place":
+        size = len(Vocabulary.of(load_tokenizer(base).backend_tokenizer))
+        kept = size - (settings.new_tokens or 0)
+        return optimize_tokenizer(
+            base, corpus, kept, size, output, script=script, in_place=True, protect=protect
+        )
     if method == "optimize":
         return optimize_tokenizer(base, corpus, settings.keep or 0, size, output, script=script)
     if method in ALGORITHMS:
@@ -269,7 +282,7 @@ class _Source:
         return self.loaded.backend_tokenizer
 
     def pruned(self, keep: int, protect: Paths, *, in_place: bool) -> Parts:
-        """The parts with the `keep` most used tokens."""
+        """The parts with the `keep` most used tokens, and those of the chat template."""
         parts = Parts.of(self.tokenizer)
         known, ids = len(parts.names) - parts.names.count(None), len(parts.names)
         if keep > known:
@@ -277,6 +290,7 @@ class _Source:
             raise TokenizerError(f"{problem}: ask for fewer")
         counts = token_counts(self.tokenizer, stream_texts(self.corpus), ids)
         texts = stream_texts(paths) if (paths := several(protect)) else ()
+        texts = itertools.chain(template_texts(self.loaded), texts)
         protected = token_counts(self.tokenizer, texts, ids) > 0
         return pruned(parts, kept_tokens(parts, counts, keep, protected), in_place=in_place)
 

@@ -1,0 +1,1 @@
+"""Benchmark tasks in lm-evaluation-harness, and records of what was asked and answered."""

@@ -1,0 +1,1 @@
+"""Models as other programs read them, proven in the program itself."""

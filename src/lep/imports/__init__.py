@@ -1,0 +1,1 @@
+"""Models that come from other formats: GGUF files, pickled weights, SentencePiece."""

@@ -1,0 +1,1 @@
+"""Verbs that move rows from one checkpoint to another."""

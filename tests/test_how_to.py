@@ -1,0 +1,122 @@
+"""The commands of the README and of every page of How to run, on the lab pair.
+
+Blocks with a title (`needs two GPUs`) are left out; any other has commands of `lep` or Python.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_documented_commands import commands
+
+from lep.corpus.read import write_records
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+# What the names of the pages stand for.
+NAMES = {
+    "MODEL": "lab/pair/instruct",
+    "SIBLING": "lab/pair/instruct",
+    "BASE": "lab/pair/base",
+    "Qwen/Qwen2.5-0.5B-Instruct": "lab/pair/instruct",
+}
+TEXT = re.compile(r"^((?:\w\w=)?)(?:text|heldout)/")
+# How little is enough to see that a command works.
+LESS = {
+    "adapt": "--new-tokens 64 --tokens 8000 adapt.prompt_tasks=4 adapt.own_prompts=2 "
+    "adapt.prompt_tokens=32 adapt.max_new_tokens=40 adapt.checkpoints=4 adapt.practice=3 "
+    "evaluate.items=4 evaluate.characters=2_000",
+    "run": "adapt.tokens=4_000",
+    "pretrain": "--tokens 4000",
+    "practice": "--practice-tokens 2000",
+    "prompts": "--own-prompts 2 --prompt-tokens 32",
+    "answer": "--max-new-tokens 40",
+    "evaluate": "--items 4 --characters 2000",
+    "calibrate": "--copy-tasks 8",
+    "tune": "--copy-tasks 8",
+}
+# The lab's rule of cutting words is not one of llama.cpp's, and not every program is there.
+REFUSED = r"llama\.cpp has no pre-tokenizer|pip install 'lep\[|CTranslate2 (has|knows|reads)|mlx"
+TALK = [
+    {"role": "user", "content": "Repeat: The river is wide."},
+    {"role": "assistant", "content": "The river is wide."},
+]
+
+
+def untitled(page: str) -> str:
+    """The page without the blocks that need more than this machine has."""
+    return re.sub(r"^```sh title=.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def in_the_lab(line: str) -> list[str]:
+    words = [NAMES.get(word, word) for word in shlex.split(line)]
+    words = [TEXT.sub(r"\1lab/text/train/", word) for word in words]
+    return [*words, *shlex.split(LESS.get(words[1], ""))]
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The command with which many pages begin, and a folder in which it ran."""
+    line = "lep adapt MODEL --text ru=text/ru --text en=text/en --output runs/ru"
+    folder = clone(tmp_path_factory.mktemp("adapted"))
+    execute(line, folder)
+    return line, folder
+
+
+def clone(folder: Path) -> Path:
+    shutil.copytree(ROOT / "lab", folder / "lab")
+    write_records(folder / "prompts.jsonl", [{"messages": TALK[:1]}] * 8)
+    write_records(folder / "instructions.jsonl", [{"messages": TALK}] * 8)
+    return folder
+
+
+def execute(line: str, folder: Path) -> None:
+    words = in_the_lab(line)
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True
+    )
+    if words[1] == "export":
+        assert (done.returncode, bool(re.search(REFUSED, done.stderr))) == (2, True), done.stderr
+    else:
+        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page: Path, adapted: tuple[str, Path], tmp_path: Path) -> None:
+    """In their order; of commands that make the same folder, the first."""
+    common, done = adapted
+    made = set[str]()
+    folder = clone(tmp_path)
+    for line in commands(untitled(page.read_text(encoding="utf-8"))):
+        words = shlex.split(line)
+        output = words[words.index("--output") + 1] if "--output" in words else line
+        if words[1] in ("chat", "push") or (output in made and words[1] != "run"):
+            continue  # someone has to talk, or to have an account
+        made.add(output)
+        if line == common or (
+            page.stem == "README" and output == "runs/ru" and words[1] == "adapt"
+        ):
+            shutil.copytree(done / "runs", folder / "runs", dirs_exist_ok=True)
+        else:
+            execute(line, folder)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_blocks_are_run_or_say_what_they_need(page: Path) -> None:
+    text = untitled(page.read_text(encoding="utf-8"))
+    for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", text, re.M | re.S):
+        if language != "python":  # those run in test_api.py
+            assert language == ""
+            lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+            assert all(re.match(r"lep |pip install |$", line) for line in lines), block
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs" / "how-to" / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in PAGES[1:]} - {"index.md"}
+    assert pages == set(re.findall(r"\(([\w-]+\.md)\)", contents))
