@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from test_documented_commands import commands
 
+from lep.corpus.copies import records_apart
 from lep.corpus.read import write_records
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
@@ -41,10 +42,8 @@ LESS = {
 }
 # The lab's rule of cutting words is not one of llama.cpp's, and not every program is there.
 REFUSED = r"llama\.cpp has no pre-tokenizer|pip install 'lep\[|CTranslate2 (has|knows|reads)|mlx"
-TALK = [
-    {"role": "user", "content": "Repeat: The river is wide."},
-    {"role": "assistant", "content": "The river is wide."},
-]
+# The lab's model never learned what users write.
+WRITES_NONE = "none of 8 prompts that lab/pair/instruct wrote in ru is of use"
 
 
 def untitled(page: str) -> str:
@@ -68,9 +67,13 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 def clone(folder: Path) -> Path:
+    """What a user has: the lab of the repository, prompts, and conversations to tune on."""
     shutil.copytree(ROOT / "lab", folder / "lab")
-    write_records(folder / "prompts.jsonl", [{"messages": TALK[:1]}] * 8)
-    write_records(folder / "instructions.jsonl", [{"messages": TALK}] * 8)
+    text = {code: [str(ROOT / "lab" / "text" / "train" / code)] for code in ("ru", "en")}
+    tasks = records_apart(text, ["first_word", "last_word"], 8, 0, {})
+    write_records(folder / "instructions.jsonl", tasks)
+    questions = [{"messages": record["messages"][:1]} for record in tasks]
+    write_records(folder / "prompts.jsonl", questions)
     return folder
 
 
@@ -79,8 +82,15 @@ def execute(line: str, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True
     )
-    if words[1] == "export":
-        assert (done.returncode, bool(re.search(REFUSED, done.stderr))) == (2, True), done.stderr
+    verb, refused = words[1], ""
+    if verb == "export":
+        refused = REFUSED
+    elif verb == "prompts":
+        refused = WRITES_NONE
+        (folder / "ru" / "prompts").mkdir()
+        shutil.copy(folder / "prompts.jsonl", folder / "ru" / "prompts")
+    if refused:
+        assert (done.returncode, bool(re.search(refused, done.stderr))) == (2, True), done.stderr
     else:
         assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
 

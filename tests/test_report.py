@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -271,22 +271,23 @@ CHECK = """<script>axe.run().then(found => {
   const shown = document.createElement("pre"), width = document.documentElement.scrollWidth;
   shown.id = "found";
   shown.textContent = JSON.stringify({width, ids: found.violations.map(each => each.id)});
-  document.body.append(shown);
+  top.document.body.append(shown);
 })</script>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and AXE), reason="LEP_AXE names axe-core's axe.min.js")
-@pytest.mark.parametrize("width", [500, 1_200])
+@pytest.mark.parametrize("width", [390, 1_200])
 def test_the_page_is_accessible_and_as_wide_as_its_window(
     width: int, page: str, tmp_path: Path
 ) -> None:
-    """500 pixels are the narrowest window of Chromium."""
+    """In a frame: no window of Chromium is as narrow as a phone."""
     script = Path(str(AXE)).read_text(encoding="utf-8").replace("</script", "<\\/script")
     changed = page.replace("</body>", f"<script>{script}</script>{CHECK}</body>")
-    (tmp_path / "page.html").write_text(changed, encoding="utf-8")
+    frame = f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{escape(changed)}">'
+    (tmp_path / "page.html").write_text(f"<body>{frame}</iframe></body>", encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += [f"--window-size={width},900", "--virtual-time-budget=20000"]
+    command += ["--window-size=1300,900", "--virtual-time-budget=20000"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     found = json.loads(unescape(re.findall(r'<pre id="found">(.*?)</pre>', shown, re.DOTALL)[0]))
