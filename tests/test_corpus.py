@@ -1,5 +1,6 @@
 """Reading, splitting, cutting, sampling, and the tasks made from text."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -77,6 +78,18 @@ def test_groups_are_never_split() -> None:
     split = prepare(documents, heldout_share=0.4)
     assert {d.group for d in split.train}.isdisjoint({d.group for d in split.heldout})
     assert len(split.train) + len(split.heldout) == 100
+
+
+@pytest.mark.parametrize("limit", [None, 30])
+def test_of_few_groups_one_is_held_out(limit: int | None) -> None:
+    """The one with the smallest hash, whole, wherever its documents stand."""
+    documents = [Document(f"d{i}", f"text {i}", "s", f"author{i % 5}") for i in range(15)]
+    groups = {document.group for document in documents}
+    smallest = min(groups, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
+    split = prepare(documents, heldout_share=1e-6, limit_characters=limit)
+    assert {d.id for d in split.heldout} == {d.id for d in documents if d.group == smallest}
+    assert smallest not in {d.group for d in split.train}
+    assert len(split.train) == 12 if limit is None else split.train
 
 
 def test_the_split_is_fixed_forever() -> None:

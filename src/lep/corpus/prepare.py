@@ -71,18 +71,32 @@ def prepare(
 ) -> Split:
     """Split by a fixed hash of the group, cut into sections, order by hash, stop at the limits.
 
-    The groups with the smallest hashes are held out, so the split is stable when documents are
-    added. A source stops at `source_share` of a limit. Memory holds the limit for each source, or
-    all text without one.
+    The groups with hashes below `heldout_share` are held out, so the split is stable when documents
+    are added; of few groups at least the one with the smallest. A source stops at `source_share` of
+    a limit. Memory holds the limit for each source, or all text without one.
 
     Raises `CorpusError` when one side of the split would be empty.
     """
     train, heldout = _Bounded(limit_characters), _Bounded(limit_heldout_characters)
+    smallest, spare = 1.0, list[Document]()  # the next group that would be held out
     for document in documents:
-        side = heldout if unit_hash(document.group) < heldout_share else train
-        for section in sections(document):
+        order, cut = unit_hash(document.group), sections(document)
+        side = heldout if order < heldout_share else train
+        for section in cut:
             side.add(section)
-    split = Split(*(sample(side.documents, side.limit, source_share) for side in (train, heldout)))
+        if not heldout.added and order <= smallest:
+            smallest, spare = order, [*(spare if order == smallest else ()), *cut]
+    trained = train.documents
+    if spare and not heldout.added:
+        others = [section for section in trained if section.group != spare[0].group]
+        if others:
+            trained = others
+            for section in spare:
+                heldout.add(section)
+    split = Split(
+        sample(trained, train.limit, source_share),
+        sample(heldout.documents, heldout.limit, source_share),
+    )
     if not split.train or not split.heldout:
         empty = "held-out" if split.train else "training"
         raise CorpusError(
