@@ -125,7 +125,8 @@ def practise(
         if not records:
             raise CorpusError(
                 f"the original model gave the right answer to none of {drawn:,} practice tasks "
-                f"({language}): it cannot copy in this language; train without practice tasks"
+                f"({language}): it cannot copy in this language, and practice teaches nothing new; "
+                "train without it (in a recipe adapt.shares=practice=0)"
             )
         others = _old_tasks(old or {}, len(records), settings.practice_seed, heldout)
         result = Practice(
