@@ -23,6 +23,9 @@ PYTHONS = [sys.executable, *filter(None, os.environ.get("LEP_PYTHONS", "").split
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FIRST = re.compile(r"^([a-z0-9][a-z0-9._-]*)==([^ ;]+)( ; [^\\]+)? \\$")
 
+SHORTER = ["adapt.tokens=8_000", "adapt.prompt_tasks=8", "pretrain.tokens=8_000"]
+SHORTER += ["evaluate.items=4", "evaluate.characters=2_000"]
+
 
 def tracked(*folders: str) -> set[str]:
     command = ["git", "ls-files", "--", *folders]
@@ -91,7 +94,7 @@ def test_the_demo_from_another_folder(
     found = subprocess.run(where, env=environment, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()).is_relative_to(site)
     assert lep("--version").strip() == f"lep {PROJECT['version']}"
-    lep("run", str(ROOT / "recipes" / "demo.yaml"), "--output", "demo")
+    lep("run", str(ROOT / "recipes" / "demo.yaml"), "--output", "demo", *SHORTER)
     assert (elsewhere / "demo" / "report.html").stat().st_size > 10_000
     assert [path.name for path in elsewhere.iterdir()] == ["demo"]
 
