@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -163,9 +164,11 @@ def test_the_recipe_holds_what_was_decided_and_nothing_else(
     }
     assert no_run == [load_recipe(path)]
     assert str(result).endswith("\n\nIt answers.")
-    (line,) = said
-    assert line.startswith("100 new tokens (more need more text or training; tokens saved by 256 ")
-    assert "; 40,000 tokens to train on (400 for each new token, " in line
+    first, second, third = said[0].splitlines()
+    reason = "more need more text or training"
+    assert re.match(rf"new tokens: 100 \({reason}\); tokens saved: \d+% by 256, ", first)
+    assert second.startswith("training: 40,000 tokens, 400 for each new token, ")
+    assert re.match(r"time: about .*\d+ (s|min) of training on this device \(", third)
 
 
 def test_the_same_command_continues_and_another_is_refused(
@@ -239,7 +242,7 @@ def test_new_tokens_follow_the_curve_of_savings(chosen) -> None:
     found = chosen(10**8)
     assert (found.new_tokens, found.tokens) == (1024, 614_400)
     assert "twice as many save less than 3% more" in found.reason
-    assert "256 20%, 512 28%, 1,024 31%, 2,048 32%" in found.reason
+    assert "20% by 256, 28% by 512, 31% by 1,024, 32% by 2,048" in found.reason
 
 
 def test_new_tokens_are_bounded_by_the_text(chosen) -> None:
@@ -259,7 +262,8 @@ def test_new_tokens_are_bounded_by_the_budget(chosen) -> None:
     assert chosen(10**8, tokens=40_000).new_tokens == 100
     found = chosen(10**8, new_tokens=2048, tokens=300_000)
     assert (found.new_tokens, found.tokens) == (2048, 300_000)
-    assert "each needs 400 to be learned well: give more text or time" in found.reason
+    needed = "each new token needs 400 tokens of training to be learned well: give more text or"
+    assert needed in found.reason
 
 
 def test_hours_decide_how_much_is_trained(chosen, instruct, monkeypatch) -> None:
@@ -270,7 +274,10 @@ def test_hours_decide_how_much_is_trained(chosen, instruct, monkeypatch) -> None
     operations = 4 * (shape.body + rows * shape.hidden) + 2 * 512 * shape.hidden
     found = chosen(10**9, new_tokens=512, hours=0.01)
     assert found.tokens == pytest.approx(0.6 * 36 * 1e9 / operations, abs=1)
-    assert "; 60% of 0.01 hours at 1 GFLOP/s, as told)" in found.reason
+    assert (
+        "time: about 22 s of training on this device (1 GFLOP/s, as told), 60% of 0.01 hours"
+        in (found.reason)
+    )
 
 
 def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> None:
@@ -278,25 +285,28 @@ def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> No
     monkeypatch.setattr(budgets, "device_speed", lambda *_: (1e9, "as told"))
     shape = Shape.of(instruct)
     forward = 2 * (shape.body + (shape.ids + 512) * shape.hidden)
-    hours = 40_000 * forward / 1e9 / 3600  # in which 40,000 tokens are read
+    hours = 241_000 * forward / 1e9 / 3600  # in which 241,000 tokens are read
     expected = {
-        "adapt.own_prompts": 1,  # 4,000 tokens; 4 drafts, the prompt and the answer have 1,152 each
-        "adapt.prompt_tasks": 4,  # the fewest
-        "evaluate.items": 10,
+        "adapt.own_prompts": 10,  # 24,100 tokens; 5 texts of 256 and an answer, in 2 languages
+        "adapt.prompt_tasks": 12,
+        "evaluate.items": 10,  # the fewest
         "evaluate.characters": 10_000,
     }
     found = chosen(10**9, new_tokens=512, hours=hours)
     assert found.counts == expected
-    assert "; to fit the hours: adapt.own_prompts 1, adapt.prompt_tasks 4, eval" in found.reason
-    named = chosen(10**9, "evaluate.items=70", "adapt.own_prompts=9", new_tokens=512, hours=hours)
+    assert "to fit the hours: adapt.own_prompts 10, adapt.prompt_tasks 12, eval" in found.reason
+    named = chosen(10**9, "evaluate.items=10", "adapt.own_prompts=0", new_tokens=512, hours=hours)
     assert named.counts == {name: expected[name] for name in list(expected)[1::2]}
-    found = chosen(10**9, new_tokens=512, hours=30.1 * hours)  # 1,204,000 tokens
+    found = chosen(10**9, new_tokens=512, hours=5 * hours)  # 1,205,000 tokens
     assert found.counts["evaluate.items"] == 16  # of 5 tasks, by 3 models, in 2 languages
-    assert found.counts["evaluate.characters"] == 30_100  # a token is three characters
+    assert found.counts["evaluate.characters"] == 30_125  # a token is three characters
     prompts = f"adapt.prompts={instruct}/config.json"  # prompts that are given are all answered
     found = chosen(10**9, prompts, new_tokens=512, hours=hours)
     assert list(found.counts) == ["evaluate.items", "evaluate.characters"]
     assert chosen(10**9, new_tokens=512, hours=1000 * hours).counts == {}
+    # 8 prompts and 10 items of 5 tasks, 10,000 characters: 96,000 tokens, 40% of 240,000.
+    with pytest.raises(LepError, match="too short for this model on this device: its answers, and"):
+        chosen(10**9, new_tokens=512, hours=hours * 239 / 241)
     assert chosen(10**9, new_tokens=512).counts == {}
 
 

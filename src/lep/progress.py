@@ -23,9 +23,9 @@ class Lines:
         self.label, self.total = label, total
         self.done, self.started = 0, time.monotonic()
 
-    def one_more(self) -> None:
-        """Count an item, and print a line if the loop is long and the last minute had none."""
-        self.done += 1
+    def reach(self, amount: int) -> None:
+        """Take note of it, and print a line if the loop is long and the last minute had none."""
+        self.done = amount
         now = time.monotonic()
         silence = now - Lines.latest
         due = now - self.started >= SECONDS_OF_A_LOOP and silence >= SECONDS_BETWEEN_LINES
@@ -33,13 +33,37 @@ class Lines:
             Lines.latest = now
             print(self.text(now - self.started), file=sys.__stderr__, flush=True)
 
+    def one_more(self) -> None:
+        self.reach(self.done + 1)
+
     def text(self, seconds: float) -> str:
         """The line after so many seconds of the loop."""
         if self.total is None:
-            return f"{self.label}: {self.done:,} after {_duration(seconds)}"
-        left = _duration(seconds * (self.total - self.done) / max(1, self.done))
+            return f"{self.label}: {self.done:,} after {duration(seconds)}"
+        left = duration(seconds * (self.total - self.done) / max(1, self.done))
         amount = f"{self.done:,} of {self.total:,}"
-        return f"{self.label}: {amount} after {_duration(seconds)}, about {left} left"
+        return f"{self.label}: {amount} after {duration(seconds)}, about {left} left"
+
+
+class Meter:
+    """How far a loop has come that knows its goal and not its steps."""
+
+    def __init__(self, label: str, goal: int | None) -> None:
+        self.lines, self.bar = Lines(label, goal), None
+        if is_terminal() and is_first():
+            from tqdm import tqdm
+
+            self.bar = tqdm(desc=label, total=goal, leave=False, delay=SHORTEST)
+
+    def reach(self, amount: int) -> None:
+        if self.bar is None:
+            self.lines.reach(amount)
+        else:
+            self.bar.update(amount - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 def is_terminal() -> bool:
@@ -73,10 +97,10 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
         lines.one_more()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
-    >>> [_duration(each) for each in (42.3, 75, 3_700)]
+    >>> [duration(each) for each in (42.3, 75, 3_700)]
     ['42 s', '1 min 15 s', '1 h 01 min']
     """
     if seconds < 60:

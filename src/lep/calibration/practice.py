@@ -24,6 +24,7 @@ from lep.files import parse_json, write_json
 from lep.inference.generate import end_tokens
 from lep.inference.likelihood import greedy_matches
 from lep.inference.models import load_writer
+from lep.progress import Meter
 from lep.publish import check_output, fingerprint, publishing
 from lep.result import Result
 from lep.settings import PracticeSettings
@@ -177,6 +178,7 @@ class _Run:
         counts: Counter[int] = Counter()
         tasks, drawn = iter(self.drawing), 0
         reachable, most = self.drawing.words.of_token, self.settings.practice
+        meter = Meter("tokens of practice tasks", self.settings.practice_tokens)
         with saved.open("a", encoding="utf-8") as file:
             while True:
                 items = list(islice(tasks, TASKS_AT_ONCE))
@@ -194,7 +196,9 @@ class _Run:
                         self._count(record, counts)
                 least = min(counts[index] for index in reachable)
                 hopeless = drawn > LEAST_DRAWN and len(records) < LEAST_KEPT * drawn
+                meter.reach(self.tokens)
                 if self._enough(least) or hopeless or self.drawing.least() >= 2 * most:
+                    meter.close()
                     return records, counts, drawn
 
     def _enough(self, least: int) -> bool:
@@ -220,7 +224,7 @@ class _Run:
             stop = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids) - 1)
             sequences.append((ids[: stop + 1], start))
         size = self.settings.practice_batch
-        return [int(right) for right in greedy_matches(model, sequences, size, "practice tasks")]
+        return [int(right) for right in greedy_matches(model, sequences, size)]
 
 
 def _whole_lines(path: Path) -> list[list[int]]:

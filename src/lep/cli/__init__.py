@@ -31,6 +31,7 @@ def start(
 
 
 _warning = warnings.formatwarning
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 def _note_or_warning(message: Any, category: type[Warning], *where: Any, **line: Any) -> str:
@@ -54,6 +55,12 @@ def main() -> None:
         app()
     except (LepError, OSError) as error:  # OSError: a full or read-only disk, for example
         fault = str(error)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print(
+                "stopped; what is finished is kept, and the same command goes on", file=sys.stderr
+            )
+        raise
     except (MemoryError, RecursionError) as error:
         fault = _exhausted(error)
     except RuntimeError as error:

@@ -57,6 +57,16 @@ TEXTS = {  # what parameters of verbs are
     "tokenizers": "Tokenizers: local folders or hub ids; the first one is the reference.",
 }
 
+# Below the verbs with which one begins.
+PANELS = {
+    "Results": ["evaluate", "report", "inspect", "verify", "export", "import", "card", "push"],
+    "Other models of the family": ["pack", "apply"],
+    "Stage by stage": [
+        *("corpus", "init", "prompts", "answer", "practice", "pretrain"),
+        *("propagate", "calibrate", "tune"),
+    ],
+}
+
 
 class Verb(TyperCommand):
     """A command whose list options take several values: `--corpus A B`."""
@@ -118,7 +128,9 @@ def verb(
             flags = [_flag(name), *filter(None, [(second_flags or {}).get(name)])]
             signature.append(_parameter(setting, name, [] if name in arguments else flags))
         command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-        group.command(verb_name or function.__name__, cls=Verb, help=function.__doc__)(command)
+        title = verb_name or function.__name__
+        panel = next((panel for panel, verbs in PANELS.items() if title in verbs), None)
+        group.command(title, cls=Verb, help=function.__doc__, rich_help_panel=panel)(command)
         return function
 
     return add

@@ -113,10 +113,7 @@ def _sequence_sums(
 
 @torch.inference_mode()
 def greedy_matches(
-    model: PreTrainedModel,
-    sequences: Sequence[tuple[list[int], int]],
-    batch_size: int,
-    label: str = "",
+    model: PreTrainedModel, sequences: Sequence[tuple[list[int], int]], batch_size: int
 ) -> list[bool]:
     """Whether the model, greedily, writes each sequence's tokens from position `start` >= 1 on.
 
@@ -127,7 +124,7 @@ def greedy_matches(
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index][0]))
     matches = [True] * len(sequences)
     batches = alike([len(sequences[i][0]) for i in order], batch_size)
-    for batch in progress([order[b.start : b.stop] for b in batches], label):
+    for batch in (order[b.start : b.stop] for b in batches):
         inputs = pad_sequence([torch.tensor(sequences[i][0]) for i in batch], batch_first=True)
         written = torch.zeros(inputs.shape, dtype=torch.bool)
         for row, index in enumerate(batch):

@@ -9,7 +9,7 @@ TASK_TOKENS, TOKEN_CHARACTERS = 200, 3  # of question and answer; of a token
 MODELS = 3  # that are evaluated: the original, its mean initialisation, the adapted one
 LEAST = {
     "adapt.own_prompts": 0,
-    "adapt.prompt_tasks": 4,
+    "adapt.prompt_tasks": 8,  # of which most may be dropped, and LEAST_ANSWERS are needed
     "evaluate.items": 10,
     "evaluate.characters": 10_000,
 }
@@ -21,6 +21,30 @@ def affordable(recipe: Recipe, tokens: float) -> dict[str, int]:
     `tokens` are what the model can read or write in all of the hours. Settings that the recipe
     names stay as they are.
     """
+    counts = {}
+    for name, (share, cost) in _costs(recipe).items():
+        count = max(LEAST[name], int(share * tokens / cost))
+        if count < _value(recipe, name) and not _is_given(recipe, name):
+            counts[name] = count
+    return counts
+
+
+def least_tokens(recipe: Recipe) -> float:
+    """What the model must read or write at least, beside the training."""
+    total = 0.0
+    for name, (_, cost) in _costs(recipe).items():
+        value = _value(recipe, name)
+        total += cost * (value if _is_given(recipe, name) else min(LEAST[name], value))
+    return total
+
+
+def _value(recipe: Recipe, name: str) -> int:
+    section, _, key = name.partition(".")
+    return getattr(getattr(recipe, section), key)
+
+
+def _costs(recipe: Recipe) -> dict[str, tuple[float, float]]:
+    """Of the settings that may shrink: their share of the hours, and tokens for each unit."""
     adapt, evaluate = recipe.adapt, recipe.evaluate
     assert adapt is not None
     languages, tasks = len(recipe.text), len(evaluate.tasks)
@@ -31,13 +55,11 @@ def affordable(recipe: Recipe, tokens: float) -> dict[str, int]:
         "evaluate.items": (ITEMS_SHARE, MODELS * languages * tasks * TASK_TOKENS),
         "evaluate.characters": (CHARACTERS_SHARE, MODELS * languages / TOKEN_CHARACTERS),
     }
-    counts = {}
-    for name, (share, cost) in costs.items():
-        section, _, key = name.partition(".")
-        if section == "adapt" and adapt.prompts:
-            continue
-        settings = getattr(recipe, section)
-        count = max(LEAST[name], int(share * tokens / cost))
-        if count < getattr(settings, key) and key not in settings.model_fields_set:
-            counts[name] = count
-    return counts
+    if adapt.prompts:
+        return {name: cost for name, cost in costs.items() if not name.startswith("adapt.")}
+    return costs
+
+
+def _is_given(recipe: Recipe, name: str) -> bool:
+    section, _, key = name.partition(".")
+    return key in getattr(recipe, section).model_fields_set

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from lep.errors import CorpusError
+from lep.errors import CorpusError, LepError
 from lep.hub import local_folder
 from lep.inference.models import device
-from lep.pipeline.affordable import affordable
+from lep.pipeline.affordable import affordable, least_tokens
 from lep.pipeline.forecast import DEVICES, MOST_PASSES, UTILISATION, Shape
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.sampled_savings import (
@@ -21,6 +21,7 @@ from lep.pipeline.sampled_savings import (
     text_share,
     training_characters,
 )
+from lep.progress import duration
 from lep.settings import TrainingSettings
 from lep.training.trainer import uses_bf16
 
@@ -36,7 +37,7 @@ MEASURED_TOKENS, MEASURED_SECONDS = 1024, 0.3
 
 @dataclass(frozen=True)
 class Budget:
-    """New tokens, tokens to train on, and a line that says why."""
+    """New tokens, tokens to train on, and lines that say why."""
 
     new_tokens: int
     tokens: int
@@ -62,23 +63,26 @@ def budget(
     given = "as in the pack" if recipe.adapt and recipe.adapt.from_pack else "as given"
     size, why = choice.best() if new_tokens is None else (new_tokens, given)
     trained, one_pass = choice.training(size), choice.pass_tokens(size)
-    saved = ", ".join(f"{n:,} {1 - 1 / each.ratio:.0%}" for n, each in choice.curve.items())
+    saved = ", ".join(f"{1 - 1 / each.ratio:.0%} by {n:,}" for n, each in choice.curve.items())
     passes = f"{trained * choice.share / one_pass:.1f}"
     if choice.characters >= CHARACTERS_READ:
         passes = f"at most {passes}"
-    reason = (
-        f"{size:,} new tokens ({why}; tokens saved by {saved}); {trained:,} tokens to train on "
-        f"({trained / size:,.0f} for each new token, {passes} passes over the text"
-        f"{choice.speed_note})"
-    )
+    lines = [
+        f"new tokens: {size:,} ({why}); tokens saved: {saved}",
+        f"training: {trained:,} tokens, {trained / size:,.0f} for each new token, {passes} passes "
+        "over the text",
+        f"time: about {choice.duration(size)} of training {choice.speed_note}",
+    ]
     if trained < choice.least(size):
         advice = "give more text or time, or ask for fewer new tokens"
-        reason += f"; each needs {choice.least(1):,} to be learned well: {advice}"
+        need = f"each new token needs {choice.least(1):,} tokens of training to be learned well"
+        lines.append(f"note: {need}: {advice}")
     counts = choice.counts(recipe, size)
     if counts:
-        reason += f"; to fit the hours: {', '.join(f'{k} {n:,}' for k, n in counts.items())}"
+        fitted = ", ".join(f"{k} {n:,}" for k, n in counts.items())
+        lines.append(f"to fit the hours: {fitted}")
     read = round(trained * choice.share * choice.characters / one_pass)
-    return Budget(size, trained, choice.characters, read, counts, reason)
+    return Budget(size, trained, choice.characters, read, counts, "\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ class _Choice:
     share: float  # of the training that is this text
     for_each: int  # tokens to train on for each new token
     tokens: int | None  # to train on, if they are given
-    operations: float | None  # that the hours allow, if they are given
-    shape: Shape | None  # with hours
+    operations: float | None  # of the training, that the hours allow, if they are given
+    shape: Shape
+    speed: float  # operations a second
     recomputes: bool
     speed_note: str
 
@@ -103,13 +108,12 @@ class _Choice:
         assert adapt is not None
         folder = local_folder(recipe.instruct, weights=False)
         characters = training_characters(recipe, CHARACTERS_READ) or CHARACTERS_READ
-        shape, operations, note = None, None, ""
+        shape = Shape.of(folder)
+        speed, source = device_speed(shape, adapt)
+        operations, note = None, f"on this device ({speed / 1e9:,.0f} GFLOP/s, {source})"
         if hours is not None and tokens is None:
-            shape = Shape.of(folder)
-            speed, source = device_speed(shape, adapt)
             operations = hours * 3600 * TRAINING_SHARE * speed
-            rate = f"{speed / 1e9:,.0f} GFLOP/s, {source}"
-            note = f"; {TRAINING_SHARE:.0%} of {hours:g} hours at {rate}"
+            note += f", {TRAINING_SHARE:.0%} of {hours:g} hours"
         return cls(
             _curve(recipe, folder, new_tokens, characters),
             characters,
@@ -118,6 +122,7 @@ class _Choice:
             tokens,
             operations,
             shape,
+            speed,
             adapt.activation_checkpointing,
             note,
         )
@@ -132,18 +137,37 @@ class _Choice:
         if self.tokens is not None:
             return self.tokens
         most = MOST_PASSES * self.pass_tokens(size) / self.share
-        if self.operations is None or self.shape is None:
+        if self.operations is None:
             return max(1, int(min(self.for_each * size, most)))
+        return max(1, int(min(self.operations / self.token_operations(size), most)))
+
+    def token_operations(self, size: int) -> float:
+        """Of a token of the training, with so many new rows."""
         rows = self.shape.rows_with(size)
-        each = self.shape.token_operations(rows, size, recomputes=self.recomputes)
-        return max(1, int(min(self.operations / each, most)))
+        return self.shape.token_operations(rows, size, recomputes=self.recomputes)
+
+    def duration(self, size: int) -> str:
+        """Of the training, in words."""
+        return duration(self.training(size) * self.token_operations(size) / self.speed)
 
     def counts(self, recipe: Recipe, size: int) -> dict[str, int]:
-        """Settings that keep answers and evaluation within the hours."""
-        if self.operations is None or self.shape is None:
+        """Settings that keep answers and evaluation within the hours.
+
+        Raises `LepError` for hours into which these do not fit at all.
+        """
+        if self.operations is None:
             return {}
         each = self.shape.forward_operations(self.shape.rows_with(size))
-        return affordable(recipe, self.operations / TRAINING_SHARE / each)
+        whole = self.operations / TRAINING_SHARE
+        least = least_tokens(recipe) * each / (1 - TRAINING_SHARE)
+        if whole < least:
+            needed, given = (f"{count / self.speed / 3600:.2g}" for count in (least, whole))
+            raise LepError(
+                f"--hours {given} is too short for this model on this device: its answers, and "
+                f"the evaluation, need {needed} with their share of the training; give --hours "
+                f"{needed} or more, or --tokens"
+            )
+        return affordable(recipe, whole / each)
 
     def least(self, size: int) -> int:
         """Tokens of training without which so many new tokens are not learned."""
