@@ -29,11 +29,11 @@ def test_facts_are_those_of_the_machine(here, monkeypatch) -> None:
 def test_what_will_not_work_is_said_with_the_way_out(monkeypatch) -> None:
     monkeypatch.setattr(doctor_module, "_is_there", lambda module: module != "ctranslate2")
     machine = lep.doctor()
-    assert machine.missing == {"lep export --to ctranslate2": "pip install 'lep[ctranslate2]'"}
+    assert machine.missing == {"lep export --to ctranslate2": "pip install '.[ctranslate2]'"}
     last = str(machine).splitlines()[-2:]
     assert last == [
         "These will not work:",
-        "* lep export --to ctranslate2: pip install 'lep[ctranslate2]'",
+        "* lep export --to ctranslate2: pip install '.[ctranslate2]'",
     ]
     monkeypatch.setattr(doctor_module, "_is_there", lambda module: True)
     assert "will not work" not in str(lep.doctor())

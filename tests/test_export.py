@@ -404,5 +404,5 @@ def test_nothing_is_overwritten(sentencepiece: Path, here, tmp_path: Path) -> No
 def test_a_missing_package_is_one_sentence(here, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("lep.exports.metadata.find_spec", lambda name: None)
     output = here("export", "--model", LAB, "--output", tmp_path / "m.gguf", code=2)
-    assert "pip install 'lep[gguf]'" in output
+    assert "pip install '.[gguf]'" in output
     assert len(output.splitlines()) == 1

@@ -417,7 +417,7 @@ def test_what_is_not_near_is_refused() -> None:
 def test_a_missing_package_is_one_sentence(here, tmp_path: Path, monkeypatch, to: str) -> None:
     monkeypatch.setattr(folder, "find_spec", lambda name: None)
     output = here("export", "--model", LAB, "--to", to, "--output", tmp_path / "out", code=2)
-    assert f"pip install 'lep[{to}]'" in output
+    assert f"pip install '.[{to}]'" in output
     assert len(output.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

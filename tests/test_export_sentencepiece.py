@@ -122,5 +122,5 @@ def test_other_ids_leave_no_file(extended: Path, tmp_path: Path, monkeypatch) ->
 
 def test_a_missing_package_is_one_sentence(extended: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(to_sentencepiece, "find_spec", lambda name: None)
-    with pytest.raises(LepError, match=r"pip install 'lep\[spm\]'"):
+    with pytest.raises(LepError, match=r"pip install '\.\[spm\]'"):
         lep.export(extended, tmp_path / "tokenizer.model", to="sentencepiece")

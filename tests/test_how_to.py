@@ -43,7 +43,7 @@ LESS = {
     "tune": "--copy-tasks 8",
 }
 # The lab's rule of cutting words is not one of llama.cpp's, and not every program is there.
-REFUSED = r"llama\.cpp has no pre-tokenizer|pip install 'lep\[|CTranslate2 (has|knows|reads)|mlx"
+REFUSED = r"llama\.cpp has no pre-tokenizer|pip install '\.\[|CTranslate2 (has|knows|reads)|mlx"
 # The lab's model never learned what users write.
 WRITES_NONE = "none of 8 prompts that lab/pair/instruct wrote in ru is of use"
 

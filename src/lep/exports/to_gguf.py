@@ -85,7 +85,7 @@ def _write(folder: Path, file: Path, kind: str, metadata: Metadata) -> None:
     if wrong := [key for key in keys if metadata.get(key) != written.get(key)]:
         raise CheckpointError(
             f"the converter wrote another {wrong[0]} than it was given: install the "
-            "version that lep names, pip install 'lep[gguf]'"
+            "version that lep names, pip install '.[gguf]'"
         )
     if rows != (tokens := len(metadata["tokenizer.ggml.tokens"])):
         raise CheckpointError(

@@ -21,7 +21,7 @@ def check(output: Path) -> None:
     if find_spec("google") is None or find_spec("google.protobuf") is None:
         raise LepError(
             "lep export --to sentencepiece needs a package that is not installed (protobuf): "
-            "pip install 'lep[spm]'"
+            "pip install '.[spm]'"
         )
     check_files([output])
 

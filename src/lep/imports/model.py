@@ -93,7 +93,7 @@ def import_model(
 def _file(source: Path, output: Path, kind: str) -> Imported:
     """A GGUF file."""
     if find_spec("gguf") is None:
-        raise LepError("lep import FILE.gguf needs the package gguf: pip install 'lep[gguf]'")
+        raise LepError("lep import FILE.gguf needs the package gguf: pip install '.[gguf]'")
     with publishing(output) as folder:
         report = confined("gguf", source, folder, type=kind)
         tokenizer = load_tokenizer(folder)
@@ -157,7 +157,7 @@ def _check_folder(source: Path, *, has_weights: bool, is_pickled: bool, is_model
     if is_model and (missing := [n for n in ("google.protobuf",) if not _is_installed(n)]):
         raise LepError(
             f"{SENTENCEPIECE} needs a package that is not installed ({missing[0]}): pip install "
-            "'lep[spm]'"
+            "'.[spm]'"
         )
 
 

@@ -25,7 +25,7 @@ def convert(source: Path, output: Path) -> str:
     name = name if known else "AutoTokenizer"
     with foreign(
         f"transformers ({name}) cannot convert the tokenizer.model of {source}",
-        "pip install 'lep[spm]', or take the model with a tokenizer.json",
+        "pip install '.[spm]', or take the model with a tokenizer.json",
         TokenizerError,
     ):
         usual = {} if "add_bos_token" in settings or name != LLAMA else {"add_bos_token": True}

@@ -53,7 +53,7 @@ def doctor(folder: str | Path = ".") -> Machine:
     facts |= {"device": _device(), "memory": _gigabytes(free_memory())}
     facts |= {"disk": _gigabytes(shutil.disk_usage(folder).free), "hub": _hub()}
     missing = {
-        what: f"pip install 'lep[{extra}]'"
+        what: f"pip install '.[{extra}]'"
         for module, (extra, what) in EXTRAS.items()
         if not _is_there(module)
     }
