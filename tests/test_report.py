@@ -203,8 +203,8 @@ def test_measures_are_counted_below_the_verdict(page: str) -> None:
     """Of the signs of the table, without those of tokens."""
     paragraphs = [each["text"] for each in outline(page) if each["tag"] == "p"]
     assert paragraphs[1] == (
-        "Russian: as good on 2 and worse on 1 of 3 measures. "
-        "English: as good on 2 and not told apart on 1 of 3 measures."
+        "Russian: of 3 measures, 2 as good, 1 worse. "
+        "English: of 3 measures, 2 as good, 1 undecided."
     )
 
 

@@ -36,15 +36,18 @@ def local_folder(source: str | Path, *, weights: bool = True) -> Path:
         raise CheckpointError(
             f"there is no folder {source}: check the path, or give a hub id such as owner/name"
         )
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     patterns = ALLOWED_FILES if weights else ALLOWED_FILES[1:]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean that there is no model
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if constants.HF_HUB_OFFLINE:
+            reason = "it was not downloaded before, and HF_HUB_OFFLINE says not to ask"
         raise CheckpointError(
-            f"there is no folder {source}, and the hub does not provide it: {reason}"
+            f"there is no folder {source}, and no such model of the hub ({reason}): check the "
+            "path, or the name"
         ) from error
     return _checked(folder)
 

@@ -188,7 +188,7 @@ def warnings(folder: Path, language: str | None) -> Iterator[str]:
             f"{kept:,} of {total:,} {script or language} questions have an answer to learn from "
             f"({dropped or 'none dropped'}), and {LEAST_ANSWERS} are needed: look at {folder}, "
             "give more or better prompts (adapt.prompts), a model that can answer in "
-            f"'{language}', or train without answers (adapt.shares=answers=0)"
+            f"'{language}', or train without answers (adapt.shares=answers=0,old_answers=0)"
         )
     yield from answers.warnings
 

@@ -11,7 +11,7 @@ from lep.report.run_record import CellRecord
 from lep.report.verdict import NAMES, compared_models, judged_model
 
 COST = "symbols/token"  # the column of the table
-OUTCOMES = {"better": "better", "same": "as good", "worse": "worse", "unclear": "not told apart"}
+OUTCOMES = {"better": "better", "same": "as good", "worse": "worse", "unclear": "undecided"}
 EVALUATED = "evaluate-"  # before the name of the stage that made a model
 
 
@@ -42,12 +42,11 @@ def _counted(language: str, counts: dict[str, int]) -> str:
     """One sentence.
 
     >>> _counted("Russian", {"better": 0, "same": 4, "worse": 1, "unclear": 0})
-    'Russian: as good on 4 and worse on 1 of 5 measures.'
+    'Russian: of 5 measures, 4 as good, 1 worse.'
     """
-    parts = [f"{OUTCOMES[name]} on {count}" for name, count in counts.items() if count]
-    listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    parts = [f"{count} {OUTCOMES[name]}" for name, count in counts.items() if count]
     whole = sum(counts.values())
-    return f"{language}: {listed} of {whole} measure{'s' if whole > 1 else ''}."
+    return f"{language}: of {whole} measure{'s' if whole > 1 else ''}, {', '.join(parts)}."
 
 
 def serving(
