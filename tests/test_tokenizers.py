@@ -486,6 +486,21 @@ def test_compare(pair, tmp_path) -> None:
         compare_tokenizers([], {"ru": [RU]})
 
 
+def test_symbols_per_token_of_a_language_are_of_all_its_files(pair) -> None:
+    comparison = compare_tokenizers([pair["base"]], {"both": [RU, EN]})
+    assert [text.file for text in comparison.texts] == ["ru", "en"]
+    tokenizer = Tokenizer.from_file(str(pair["base"] / "tokenizer.json"))
+    texts = list(stream_texts([RU, EN]))
+    tokens = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
+    words = sum(len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) for text in texts)
+    characters = sum(map(len, texts))
+    expected = (characters / tokens, characters / words)
+    assert comparison.by_language()["base"]["both"] == pytest.approx(expected, rel=1e-3)
+    first = str(comparison).splitlines()[0]
+    assert first.startswith("symbols per token  base  both ")
+    assert f"{characters / tokens:.2f} (at most {characters / words:.2f})" in first
+
+
 def test_unreachable_tokens_are_found(byte_level) -> None:
     spec = json.loads(byte_level.to_str())
     lost = spec["model"]["vocab"]["zzzz"] = len(spec["model"]["vocab"])

@@ -111,9 +111,32 @@ class Comparison(Result):
     curves: dict[str, dict[str, list[tuple[int, float]]]]
     sample_characters: int  # of all texts alike, for speeds and frequent words
 
+    def by_language(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Symbols per token of all text of a language, and the most, by tokenizer and language.
+
+        The most is what it would be if each word were one token.
+        """
+        languages = dict.fromkeys(text.name for text in self.texts)
+        found: dict[str, dict[str, tuple[float, float]]] = {}
+        for name in self.tokenizers:
+            for language in languages:
+                here = [text for text in self.texts if text.name == language]
+                characters = sum(text.characters for text in here)
+                tokens = sum(text.costs[name].tokens for text in here)
+                fewest = sum(text.characters / (text.costs[name].most or 1) for text in here)
+                both = characters / max(1, tokens), characters / max(1, fewest)
+                found.setdefault(name, {})[language] = both
+        return found
+
     def __str__(self) -> str:
         width = max(map(len, self.tokenizers))
         lines = []
+        for name, languages in self.by_language().items():
+            parts = [
+                f"{code} {now:.2f} (at most {most:.2f})" for code, (now, most) in languages.items()
+            ]
+            lines.append(f"symbols per token  {name:<{width}}  {'  '.join(parts)}")
+        lines += ["at most: if each word were one token", ""]
         for text in self.texts:
             lines.append(f"{text.name}  {text.file}  {text.characters:,} symbols")
             lines += [f"  {name:<{width}}  {cost}" for name, cost in text.costs.items()]
