@@ -264,6 +264,9 @@ def test_a_long_run_can_be_watched(run: Path, tmp_path: Path) -> None:
         whole = len(seconds) + 2
         assert said == f"{len(seconds)} of {whole} stages are done; evaluate-0 comes next."
         assert elements[-1]["text"] == "Still to do: evaluate-0, evaluate-1."
+        (about,) = [each["text"] for each in elements if each.get("class") == "note"]
+        name = Path(record.cells[0].recipe["instruct"]).name
+        assert about.startswith(f"{name} learns Russian. This page is written again")
 
 
 CHROMIUM, AXE = shutil.which("chromium"), os.environ.get("LEP_AXE")

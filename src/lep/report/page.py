@@ -16,7 +16,7 @@ from lep.report.grid import columns_of, grid_blocks
 from lep.report.paired import MARGIN
 from lep.report.run_record import RunRecord
 from lep.report.summary import outcomes, serving
-from lep.report.verdict import judged_model, run_verdict
+from lep.report.verdict import NAMES, judged_model, run_verdict
 from lep.tokenizer.compare import Comparison
 
 SIGNS = {"better": "▲", "same": "=", "worse": "▼", "unclear": "?"}  # by outcome
@@ -101,7 +101,7 @@ def render(template: str, **values: Any) -> str:
     loader = jinja2.PackageLoader("lep.report", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True)
     environment.filters |= {"heads": data.heads, "columns": columns_of}
-    environment.globals |= {"SIGNS": SIGNS, "margin": f"{100 * MARGIN:g}"}
+    environment.globals |= {"SIGNS": SIGNS, "NAMES": NAMES, "margin": f"{100 * MARGIN:g}"}
     return environment.get_template(template).render(version=__version__, **values)
 
 
