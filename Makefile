@@ -32,8 +32,8 @@ docs: $(VENV)/ready
 	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check src lab tests benchmarks
-	$(BIN)/ruff format --check src lab tests benchmarks
+	$(BIN)/ruff check src lab tests benchmarks docs
+	$(BIN)/ruff format --check src lab tests benchmarks docs
 	$(BIN)/mypy
 
 # Everything but torch has its version and hashes in requirements.lock. Which torch there is (CPU, CUDA, ROCm)

@@ -19,13 +19,18 @@ TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 def settings() -> str:
     """Every key of a recipe, by section."""
     head = (
-        "# Settings\n\nThe keys of a [recipe](recipes.md), with their defaults. A setting of a stage is also an option of "
-        "its verb: `pretrain.block_size` is `--block-size` of `lep pretrain`.\n"
+        "# Settings\n\nThe keys of a [recipe](recipes.md), with their defaults. A setting of a stage is "
+        "also an option of its verb: `pretrain.block_size` is `--block-size` of `lep pretrain`.\n"
     )
     sections: dict[str, list[str]] = {}
     for setting in Setting.all_of(Recipe):
         *section, name = setting.location
-        row = [f"`{name}`", _type(setting.type), _setting_default(setting), _cell(setting.description)]
+        row = [
+            f"`{name}`",
+            _type(setting.type),
+            _setting_default(setting),
+            _cell(setting.description),
+        ]
         sections.setdefault(".".join(section), []).append(_row(row))
     parts = [head]
     for section, rows in sections.items():
@@ -39,9 +44,17 @@ def verbs() -> str:
     parts = ["# Verbs\n\n`lep VERB --help` prints the same.\n"]
     for name, command in _commands(typer.main.get_command(app), "lep"):
         parts.append(f"\n## {name}\n\n{command.help}\n")
-        arguments = [p for p in command.params if isinstance(p, click.Argument) or not p.opts[0].startswith("-")]
+        arguments = [
+            p
+            for p in command.params
+            if isinstance(p, click.Argument) or not p.opts[0].startswith("-")
+        ]
         usage = " ".join([name, *(str(p.name).upper() for p in arguments), "[OPTIONS]"])
-        parts += [f"```text\n{usage}\n```\n", _row(["option", "default", "meaning"]), "|---|---|---|"]
+        parts += [
+            f"```text\n{usage}\n```\n",
+            _row(["option", "default", "meaning"]),
+            "|---|---|---|",
+        ]
         for parameter in command.params:
             if parameter.name == "help":
                 continue
@@ -56,11 +69,13 @@ def functions() -> str:
     names = {name: getattr(lep, name) for name in lep.__all__}
     groups = {
         "Verbs and functions": [v for v in names.values() if inspect.isfunction(v)],
-        "Objects": [v for n, v in names.items() if inspect.isclass(v) and not n.endswith("Settings")],
+        "Objects": [
+            v for n, v in names.items() if inspect.isclass(v) and not n.endswith("Settings")
+        ],
     }
     parts = [
-        "# Python\n\nThe public names of the package `lep`; they load on first use. Keywords that a function passes on are "
-        "the [settings](settings.md) of its stage. [Examples](../how-to/python.md).\n"
+        "# Python\n\nThe public names of the package `lep`; they load on first use. Keywords that a "
+        "function passes on are the [settings](settings.md) of its stage. [Examples](../how-to/python.md).\n"
     ]
     for group, values in groups.items():
         parts.append(f"\n## {group}\n")

@@ -14,7 +14,9 @@ import reference  # noqa: E402
 
 def on_files(files: Files, config: Any) -> Files:
     """The README is the first page, and the code writes its own reference."""
-    files.append(File.generated(config, "index.md", content=(ROOT / "README.md").read_text("utf-8")))
+    files.append(
+        File.generated(config, "index.md", content=(ROOT / "README.md").read_text("utf-8"))
+    )
     for name, write in reference.PAGES.items():
         files.append(File.generated(config, f"reference/{name}.md", content=write()))
     return files
@@ -25,6 +27,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     above = "../" * page.file.src_uri.count("/")
     if page.file.src_uri == "index.md":
         markdown = re.sub(r"\]\(docs/", "](", markdown)
-        return re.sub(r"(?<!!)\[([^\]\[]+)\]\((?!http|#)(?![\w./-]+\.(?:md|svg|png))[^)]*\)", r"\1", markdown)
+        return re.sub(
+            r"(?<!!)\[([^\]\[]+)\]\((?!http|#)(?![\w./-]+\.(?:md|svg|png))[^)]*\)", r"\1", markdown
+        )
     markdown = re.sub(rf"\({above}\.\./README\.md(#[\w-]+)?\)", rf"({above}index.md\1)", markdown)
     return re.sub(rf"(?<!!)\[((?:[^\]\[]|\[[^\]]*\])+)\]\({above}\.\./[^)]*\)", r"\1", markdown)
