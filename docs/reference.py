@@ -18,10 +18,11 @@ TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 def settings() -> str:
     """Every key of a recipe, by section."""
-    head = (
-        "# Settings\n\nThe keys of a [recipe](recipes.md), with their defaults. A setting of a stage is "
-        "also an option of its verb: `pretrain.block_size` is `--block-size` of `lep pretrain`.\n"
-    )
+    head = """# Settings
+
+The keys of a [recipe](recipes.md), with their defaults. A setting of a stage is also an option of
+its verb: `pretrain.block_size` is `--block-size` of `lep pretrain`.
+"""
     sections: dict[str, list[str]] = {}
     for setting in Setting.all_of(Recipe):
         *section, name = setting.location
@@ -73,10 +74,12 @@ def functions() -> str:
             v for n, v in names.items() if inspect.isclass(v) and not n.endswith("Settings")
         ],
     }
-    parts = [
-        "# Python\n\nThe public names of the package `lep`; they load on first use. Keywords that a "
-        "function passes on are the [settings](settings.md) of its stage. [Examples](../how-to/python.md).\n"
-    ]
+    head = """# Python
+
+The public names of the package `lep`; they load on first use. Keywords that a function passes on
+are the [settings](settings.md) of its stage. [Examples](../how-to/python.md).
+"""
+    parts = [head]
     for group, values in groups.items():
         parts.append(f"\n## {group}\n")
         parts += [f"::: {value.__module__}.{value.__name__}\n" for value in values]
