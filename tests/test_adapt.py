@@ -306,8 +306,11 @@ def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> No
     assert list(found.counts) == ["evaluate.items", "evaluate.characters"]
     assert chosen(10**9, new_tokens=512, hours=1000 * hours).counts == {}
     # 8 prompts and 10 items of 5 tasks, 10,000 characters: 96,000 tokens, 40% of 240,000.
-    with pytest.raises(LepError, match="too short for this model on this device: its answers, and"):
+    with pytest.raises(LepError, match="too short for this model on this device") as refused:
         chosen(10**9, new_tokens=512, hours=hours * 239 / 241)
+    (advised,) = re.findall(r"give --hours ([\d.]+) or more", str(refused.value))
+    assert 240 / 241 * hours <= float(advised) < 240 / 241 * hours + 0.001
+    assert chosen(10**9, new_tokens=512, hours=float(advised)).tokens > 0
     assert chosen(10**9, new_tokens=512).counts == {}
 
 

@@ -589,3 +589,17 @@ def test_launchers_are_for_pretraining_alone(tmp_path) -> None:
     assert process.returncode == 2
     assert "only lep pretrain shares its work" in process.stderr.replace("\n", " ")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_command_says_how_it_goes_on(tmp_path) -> None:
+    """Ctrl-C while a verb runs: one line, exit code 130."""
+    script = (
+        "import sys, lep.cli, lep.cli.runs as runs\n"
+        "def stop(*_, **__): raise KeyboardInterrupt\n"
+        "runs.lep.doctor = stop\n"
+        "sys.argv = ['lep', 'doctor']\n"
+        "lep.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip() == "stopped; what is finished is kept, and the same command goes on"

@@ -43,7 +43,7 @@ LESS = {
     "tune": "--copy-tasks 8",
 }
 # The lab's rule of cutting words is not one of llama.cpp's, and not every program is there.
-REFUSED = r"llama\.cpp has no pre-tokenizer|pip install '\.\[|CTranslate2 (has|knows|reads)|mlx"
+REFUSED = r"llama\.cpp has no pre-tokenizer|pip install '\.\[(ctranslate2|mlx)\]'"
 # The lab's model never learned what users write.
 WRITES_NONE = "none of 8 prompts that lab/pair/instruct wrote in ru is of use"
 
@@ -86,7 +86,7 @@ def execute(line: str, folder: Path) -> None:
         [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True
     )
     verb, refused = words[1], ""
-    if verb == "export":
+    if verb == "export" and done.returncode:
         refused = REFUSED
     elif verb == "prompts":
         refused = WRITES_NONE

@@ -55,3 +55,12 @@ def test_silenced_libraries_do_not_silence_progress(clock, capfd) -> None:
         list(progress.progress(clock(range(3)), "answers", 3))
     err = capfd.readouterr().err
     assert err == "answers: 3 of 3 after 1 min 15 s, about 0 s left\n"
+
+
+def test_a_loop_that_knows_its_goal_alone(clock, capfd) -> None:
+    """How far it has come, over all of its rounds."""
+    meter = progress.Meter("tokens", 1_000)
+    for amount in clock((100, 200, 600)):
+        meter.reach(amount)
+    meter.close()
+    assert capfd.readouterr().err == "tokens: 600 of 1,000 after 1 min 15 s, about 50 s left\n"

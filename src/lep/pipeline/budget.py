@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -161,11 +162,11 @@ class _Choice:
         whole = self.operations / TRAINING_SHARE
         least = least_tokens(recipe) * each / (1 - TRAINING_SHARE)
         if whole < least:
-            needed, given = (f"{count / self.speed / 3600:.2g}" for count in (least, whole))
+            needed = ceil(1000 * least / self.speed / 3600) / 1000  # what is said suffices
             raise LepError(
-                f"--hours {given} is too short for this model on this device: its answers, and "
-                f"the evaluation, need {needed} with their share of the training; give --hours "
-                f"{needed} or more, or --tokens"
+                f"--hours {whole / self.speed / 3600:g} is too short for this model on this "
+                "device: its answers, the evaluation, and the training's share beside them need "
+                f"{needed:g}; give --hours {needed:g} or more, or --tokens"
             )
         return affordable(recipe, whole / each)
 

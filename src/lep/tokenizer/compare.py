@@ -117,7 +117,7 @@ class Comparison(Result):
         The most is what it would be if each word were one token.
         """
         languages = dict.fromkeys(text.name for text in self.texts)
-        found: dict[str, dict[str, tuple[float, float]]] = {}
+        costs: dict[str, dict[str, tuple[float, float]]] = {}
         for name in self.tokenizers:
             for language in languages:
                 here = [text for text in self.texts if text.name == language]
@@ -125,8 +125,8 @@ class Comparison(Result):
                 tokens = sum(text.costs[name].tokens for text in here)
                 fewest = sum(text.characters / (text.costs[name].most or 1) for text in here)
                 both = characters / max(1, tokens), characters / max(1, fewest)
-                found.setdefault(name, {})[language] = both
-        return found
+                costs.setdefault(name, {})[language] = both
+        return costs
 
     def __str__(self) -> str:
         width = max(map(len, self.tokenizers))
