@@ -4,8 +4,8 @@
         [--rows model] [--colours strength] [--columns "bits/byte ru" ...] [--without ROW ...]
 
 `--rows` names the column whose entries stand at the left (the first, unless given), `--colours` one
-that is told apart by colour. `1.2 ± 0.1` is drawn as a dot with its interval, and a number alone as
-a dot; cells without a number are left out.
+that is told apart by colour. `1.2 ± 0.1`, `1.2 (1.1 - 1.3)` and a ratio, `2.4 (x1.2, 1.1 to 1.3)`,
+are dots with an interval, a number alone is a dot; cells without a number are left out.
 """
 
 import argparse
@@ -18,7 +18,11 @@ from matplotlib.figure import Figure
 from lep.report.figure import COLOURS
 
 Row = dict[str, str]
-VALUE = re.compile(r"^([+-]?\d*\.?\d+)(?: ± (\d*\.?\d+))?")
+NUMBER = r"([+-]?[\d,]*\.?\d+)"
+RATIO = re.compile(rf"\(x{NUMBER}, {NUMBER} to {NUMBER}\)")
+INTERVAL = re.compile(rf"^{NUMBER} \({NUMBER} (?:-|to) {NUMBER}\)")
+ERROR = re.compile(rf"^{NUMBER} ± {NUMBER}")
+PLAIN = re.compile(rf"^{NUMBER}")
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lep",  # the same figure has the same bytes
@@ -43,23 +47,46 @@ def table_of(page: str, heading: str) -> list[Row]:
     return [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
 
 
+def value_of(cell: str) -> tuple[float, float, float] | None:
+    """The number of a cell with the ends of its interval, or with itself twice."""
+    for pattern in (RATIO, INTERVAL, ERROR, PLAIN):
+        if match := pattern.search(cell):
+            value, *ends = (float(number.replace(",", "")) for number in match.groups())
+            if pattern is ERROR:
+                ends = [value - ends[0], value + ends[0]]
+            low, high = ends or (value, value)
+            return value, low, high
+    return None
+
+
+def plain(name: str) -> str:
+    """A cell's words, without backquotes and without the addresses of links."""
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", name).replace("`", "")
+
+
 def draw(table: list[Row], rows: str, colours: str | None, columns: list[str]) -> Figure:
     names = list(dict.fromkeys(row[rows] for row in table))[::-1]
     groups = list(dict.fromkeys(row[colours] for row in table)) if colours else [""]
     figure = Figure(
-        figsize=(2.2 + 1.7 * len(columns), 1.0 + 0.26 * len(names)), layout="constrained"
+        figsize=(
+            max(2.2, 0.4 + 0.075 * max(map(len, names))) + 1.7 * len(columns),
+            1.0 + 0.26 * len(names),
+        ),
+        layout="constrained",
     )
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for panel, column in zip(panels, columns, strict=True):
         for number, group in enumerate(groups):
             here = [row for row in table if not colours or row[colours] == group]
-            values = [(row[rows], VALUE.match(row[column])) for row in here]
-            known = [(name, value) for name, value in values if value]
+            known = [(row[rows], value) for row in here if (value := value_of(row[column]))]
             shift = 0.22 * (number - (len(groups) - 1) / 2)
             panel.errorbar(
-                [float(value[1]) for _, value in known],
+                [value for _, (value, _, _) in known],
                 [names.index(name) - shift for name, _ in known],
-                xerr=[float(value[2] or 0) for _, value in known],
+                xerr=[
+                    [value - low for _, (value, low, _) in known],
+                    [high - value for _, (value, _, high) in known],
+                ],
                 fmt="o",
                 markersize=3.5,
                 linewidth=1,
@@ -91,6 +118,7 @@ def main() -> None:
     a = parser.parse_args()
     table = table_of(a.page.read_text(encoding="utf-8"), a.heading)
     rows = a.rows or next(iter(table[0]))
+    table = [row | {rows: plain(row[rows])} for row in table]
     table = [row for row in table if row[rows] not in a.without]
     columns = a.columns or [name for name in table[0] if name not in (rows, a.colours)]
     with mpl.rc_context(STYLE):
