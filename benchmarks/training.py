@@ -36,7 +36,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from lep.pipeline.forecast import Shape, training_memory
+from lep.pipeline.shape import Shape, training_memory
 from lep.settings import PretrainSettings
 from lep.training.data import collate
 from lep.training.loss import chunk_loss

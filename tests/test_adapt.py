@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, SAMPLE
 from test_card import traces
@@ -22,12 +23,13 @@ from lep.errors import CorpusError, LepError, OutputError
 from lep.pipeline import budget as budgets
 from lep.pipeline import stages_adapt
 from lep.pipeline.budget import budget
-from lep.pipeline.forecast import Shape
+from lep.pipeline.devices import Device, this_device
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.recipe_file import load_recipe
 from lep.pipeline.recipe_stages import recipe_stages
 from lep.pipeline.run import FinishedRun
 from lep.pipeline.sampled_savings import Savings, first_tokens, savings_curve
+from lep.pipeline.shape import Shape
 from lep.pipeline.stage import RunFolder, Runner, Stage
 from lep.pipeline.stages_adapt import apart, warnings
 from lep.tokenizer.count import count_texts
@@ -268,7 +270,8 @@ def test_new_tokens_are_bounded_by_the_budget(chosen) -> None:
 
 def test_hours_decide_how_much_is_trained(chosen, instruct, monkeypatch) -> None:
     """60% of the hours, at the operations of a token of which the new rows train."""
-    monkeypatch.setattr(budgets, "device_speed", lambda *_: (1e9, "as told"))
+    told = Device("this CPU", 1e9, "as told", 1e9, is_cpu=True)
+    monkeypatch.setattr(budgets, "this_device", lambda *_, **__: told)
     shape = Shape.of(instruct)
     rows = shape.ids + 512
     operations = 4 * (shape.body + rows * shape.hidden) + 2 * 512 * shape.hidden
@@ -282,7 +285,8 @@ def test_hours_decide_how_much_is_trained(chosen, instruct, monkeypatch) -> None
 
 def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> None:
     """What a slow device cannot write and read in the rest of the hours is asked for less often."""
-    monkeypatch.setattr(budgets, "device_speed", lambda *_: (1e9, "as told"))
+    told = Device("this CPU", 1e9, "as told", 1e9, is_cpu=True)
+    monkeypatch.setattr(budgets, "this_device", lambda *_, **__: told)
     shape = Shape.of(instruct)
     forward = 2 * (shape.body + (shape.ids + 512) * shape.hidden)
     hours = 241_000 * forward / 1e9 / 3600  # in which 241,000 tokens are read
@@ -314,6 +318,26 @@ def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> No
     assert chosen(10**9, new_tokens=512).counts == {}
 
 
+@pytest.mark.parametrize(("language", "is_familiar"), [("ru", True), ("el", False)])
+def test_a_language_with_hardly_a_token_is_noted(tmp_path, language, is_familiar) -> None:
+    """The lab model's vocabulary was made for Russian and English; Greek is read byte by byte."""
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"name: x\ninstruct: {LAB}\nlanguage: {language}\n"
+        f"text: {{{language}: {SAMPLE}/{language}, en: {SAMPLE}/en}}\n"
+        "tokenizer: {new_tokens: 1}\nadapt: {tokens: 1}\n"
+    )
+    reason = budget(load_recipe(path), new_tokens=20, tokens=1000, hours=None).reason
+    tokenizer, sizes = Tokenizer.from_file(str(LAB / "tokenizer.json")), []
+    for code in (language, "en"):
+        texts = [file.read_text(encoding="utf-8") for file in (SAMPLE / code).iterdir()]
+        tokens = sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        sizes.append(f"{sum(len(text.encode()) for text in texts) / tokens:.1f}")
+    note = f"note: a token holds {sizes[0]} bytes of {language}, and {sizes[1]} of en"
+    assert (note in reason) is not is_familiar
+    assert ("note: a token" in reason) is not is_familiar
+
+
 def test_a_pack_needs_a_tenth(chosen, tmp_path) -> None:
     found = chosen(10**8, f"adapt.from_pack={tmp_path}", new_tokens=1000)
     assert found.tokens == 60_000
@@ -322,11 +346,11 @@ def test_a_pack_needs_a_tenth(chosen, tmp_path) -> None:
 
 
 def test_the_speed_of_this_device(instruct) -> None:
-    from lep.settings import TrainingSettings
-
-    speed, source = budgets.device_speed(Shape.of(instruct), TrainingSettings())
-    assert 1e6 < speed < 1e16
-    assert source.startswith("40% of ")
+    device = this_device(Shape.of(instruct), bf16=False)
+    assert 1e6 < device.operations < 1e16
+    assert device.source.startswith("40% of ")
+    assert device.memory_bytes > 1e8
+    assert device.is_cpu is not torch.cuda.is_available()
 
 
 def test_smaller_extensions_are_the_first_tokens_of_a_larger_one(instruct) -> None:

@@ -10,9 +10,11 @@ from conftest import SAMPLE
 from transformers import AutoModelForCausalLM
 
 from lep.errors import LepError
-from lep.pipeline.forecast import DEVICES, Shape, forecast
+from lep.pipeline.devices import DEVICES, Device
+from lep.pipeline.forecast import forecast
 from lep.pipeline.recipe_file import load_recipe
 from lep.pipeline.sampled_savings import Savings, sampled_savings
+from lep.pipeline.shape import Shape
 from lep.settings import TokenizerSettings
 
 LLAMA = {
@@ -176,7 +178,7 @@ def test_hours_are_those_of_the_tokens_beside_them(recipe) -> None:
     assert f"{alone.steps:,} steps: {hours:.1f} hours on one h100" in text
     with_both = f"{3.6 * hours:.1f} hours with the sweep and the baseline on the instruct model"
     assert f"GFLOP a token); {with_both}" in text
-    assert f"these {3.6 * hours:.1f} hours pay off" in text or "add fewer" in text
+    assert f"{3.6 * hours:.1f} hours of training pay off" in text or "add fewer" in text
 
 
 @pytest.fixture
@@ -199,7 +201,8 @@ def test_joint_training_is_planned(joint) -> None:
     trained = estimate.memory["adapt"]["trained rows with gradients and moments"]
     assert trained == 16 * 2 * 100 * 4_096
     text = str(estimate)
-    assert f"{hours:.1f} hours on one h100" in text
+    minutes, seconds = divmod(round(3600 * hours), 60)
+    assert f"{minutes} min {seconds} s on one h100" in text
     assert "hours cover joint training only: answers, practice tasks and evaluation are" in text
     share = "which is 22% of the mixture"
     assert f"{share}; more than 4 teach little" in text
@@ -231,7 +234,8 @@ def test_a_base_and_joint_training_are_planned_together(joint) -> None:
     base = [f"base={plain.instruct}", "pretrain.tokens=9_000_000"]
     both, joint_alone = (forecast(joint(*changes), "h100") for changes in (base, []))
     assert both.hours == pytest.approx(both.training_hours + joint_alone.hours)
-    assert "hours with joint training" in str(both)
+    minutes, seconds = divmod(round(3600 * both.hours), 60)
+    assert f"; {minutes} min {seconds} s with joint training" in str(both)
     assert [*both.memory] == ["pretrain", "adapt"]
     twice = forecast(joint(*base, "adapt.after=swap"), "h100")
     assert twice.joint_hours == pytest.approx(2 * joint_alone.hours)
@@ -244,6 +248,25 @@ def test_a_device_has_the_memory_that_cuda_reports() -> None:
     """79.1 GiB of an H100 "80 GB", whose specification is in units of 2^30 bytes."""
     assert DEVICES["h100"].memory_bytes > 84e9
     assert DEVICES["h200"].memory_bytes > 149e9
+
+
+def test_this_device_is_planned_too(joint, monkeypatch) -> None:
+    """A CPU: float32 rows are 4 bytes wide, and less is kept of a loss that is taken in chunks."""
+    told = Device("this CPU", 1e9, "40% of a measured product", 8e9, is_cpu=True)
+    monkeypatch.setattr("lep.pipeline.devices.this_device", lambda *_, **__: told)
+    changes = ["adapt.precision=float32", "adapt.tokens=100"]
+    plan, gpu = (forecast(joint(*changes), name) for name in ("here", "h100"))
+    operations = 4 * (6_979_588_096 + 128_256 * 4_096) + 2 * 100 * 4_096
+    assert plan.hours == pytest.approx(100 * operations / 1e9 / 3600)
+    minutes, seconds = divmod(round(100 * operations / 1e9), 60)
+    line = f"{minutes} min {seconds} s on this CPU at 40% of a measured product (0.0M tokens"
+    assert line in str(plan)
+    assert "tokens at 2,500 a second" not in str(plan)
+    frozen = [each.memory["adapt"]["frozen weights"] for each in (plan, gpu)]
+    assert frozen[0] == frozen[1] == 4 * (6_979_588_096 + 2 * 128_256 * 4_096)
+    kept = [each.memory["adapt"]["logits"] for each in (plan, gpu)]
+    assert kept[0] < kept[1]
+    assert "adapt does not fit" in str(plan)
 
 
 def test_worth_is_the_published_arithmetic(recipe) -> None:
@@ -260,7 +283,8 @@ def test_worth_is_the_published_arithmetic(recipe) -> None:
 
 
 def test_what_cannot_be_planned(recipe) -> None:
-    with pytest.raises(LepError, match="--gpu is 'abacus': the known ones are h200, h100"):
+    known = "h200, h100, a100, l40s, rtx4090, rtx3090, here"
+    with pytest.raises(LepError, match=f"--gpu is 'abacus': the known ones are {known}"):
         forecast(recipe(), "abacus")
     with pytest.raises(LepError, match="--hours is -1"):
         forecast(recipe(), "h100", hours=-1)

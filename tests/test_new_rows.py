@@ -20,7 +20,7 @@ from transformers import (
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.mapping import VocabularyMapping
-from lep.pipeline.forecast import Shape, training_memory
+from lep.pipeline.shape import Shape, training_memory
 from lep.settings import PretrainSettings
 from lep.tokenizer.write import extend_tokenizer, optimize_tokenizer
 from lep.training import trainable_rows, trainer

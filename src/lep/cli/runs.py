@@ -75,7 +75,7 @@ def adapt(
     )
 
 
-@verb(app)
+@verb(app, gpu="A GPU (h200, h100, a100, l40s, rtx4090, rtx3090), or here: this device.")
 def plan(
     recipe: Path, changes: Values = (), /, hours: float | None = None, gpu: str = "h100"
 ) -> Any:

@@ -1,18 +1,15 @@
 """How many new tokens, and how much joint training, a text and a device are good for."""
 
-import time
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
 
-import torch
-
 from lep.errors import CorpusError, LepError
 from lep.hub import local_folder
-from lep.inference.models import device
 from lep.pipeline.affordable import affordable, least_tokens
-from lep.pipeline.forecast import DEVICES, MOST_PASSES, UTILISATION, Shape
+from lep.pipeline.devices import this_device
+from lep.pipeline.forecast import MOST_PASSES
 from lep.pipeline.recipe import Recipe
 from lep.pipeline.sampled_savings import (
     SAMPLE_CHARACTERS,
@@ -20,10 +17,11 @@ from lep.pipeline.sampled_savings import (
     sampled_savings,
     savings_curve,
     text_share,
+    token_bytes,
     training_characters,
 )
+from lep.pipeline.shape import Shape
 from lep.progress import duration
-from lep.settings import TrainingSettings
 from lep.training.trainer import uses_bf16
 
 SIZES = tuple(2**power for power in range(8, 16))  # new tokens that are tried
@@ -32,8 +30,8 @@ LEAST_SAVED = 0.03  # of the tokens, by the last doubling of the new tokens
 # whose rows are learned already; and the share of it that is needed at least.
 TOKENS_FOR_EACH, TOKENS_AFTER_PACK, LEAST_SHARE = 600, 60, 2 / 3
 TRAINING_SHARE = 0.6  # of the hours; the others are for answers, practice tasks and evaluation
+FAMILIAR = 0.7  # of the bytes a token in the known language; models know little of a language below
 CHARACTERS_READ = 200_000_000  # of the text at most, to say how many passes a training is
-MEASURED_TOKENS, MEASURED_SECONDS = 1024, 0.3
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,27 @@ def budget(
         advice = "give more text or time, or ask for fewer new tokens"
         need = f"each new token needs {choice.least(1):,} tokens of training to be learned well"
         lines.append(f"note: {need}: {advice}")
+    lines += _unfamiliar(recipe)
     counts = choice.counts(recipe, size)
     if counts:
         fitted = ", ".join(f"{k} {n:,}" for k, n in counts.items())
         lines.append(f"to fit the hours: {fitted}")
     read = round(trained * choice.share * choice.characters / one_pass)
     return Budget(size, trained, choice.characters, read, counts, "\n".join(lines))
+
+
+def _unfamiliar(recipe: Recipe) -> list[str]:
+    """A line for a model whose vocabulary was hardly made for the new language."""
+    folder, new = local_folder(recipe.instruct, weights=False), recipe.language
+    sizes = {code: token_bytes(folder, paths) for code, paths in recipe.text.items()}
+    known = max((code for code in sizes if code != new), key=sizes.__getitem__)
+    if sizes[new] >= FAMILIAR * sizes[known]:
+        return []
+    few = f"a token holds {sizes[new]:.1f} bytes of {new}, and {sizes[known]:.1f} of {known}"
+    return [
+        f"note: {few}: models with so few tokens for a language often know little of it, which "
+        f"cheaper tokens do not change: ask this one something in {new} before you train it"
+    ]
 
 
 @dataclass(frozen=True)
@@ -110,8 +123,9 @@ class _Choice:
         folder = local_folder(recipe.instruct, weights=False)
         characters = training_characters(recipe, CHARACTERS_READ) or CHARACTERS_READ
         shape = Shape.of(folder)
-        speed, source = device_speed(shape, adapt)
-        operations, note = None, f"on this device ({speed / 1e9:,.0f} GFLOP/s, {source})"
+        device = this_device(shape, bf16=uses_bf16(adapt))
+        speed = device.operations
+        operations, note = None, f"on this device ({speed / 1e9:,.0f} GFLOP/s, {device.source})"
         if hours is not None and tokens is None:
             operations = hours * 3600 * TRAINING_SHARE * speed
             note += f", {TRAINING_SHARE:.0%} of {hours:g} hours"
@@ -214,27 +228,3 @@ def _curve(
     if savings is None:
         raise CorpusError(f"the text yields too few tokens for {settings.method}: give more")
     return {new_tokens or settings.size(0): savings}
-
-
-def device_speed(shape: Shape, settings: TrainingSettings) -> tuple[float, str]:
-    """Operations a second that training reaches on this device, and how that is known.
-
-    A GPU of the table `DEVICES` is known by its name; elsewhere a product of the size and type of
-    the model's is measured for a moment.
-    """
-    if device().type == "cuda":
-        name = torch.cuda.get_device_name()
-        plain = name.lower().replace(" ", "")
-        if known := next((key for key in DEVICES if key in plain), None):
-            return DEVICES[known].flops * UTILISATION, f"{UTILISATION:.0%} of the peak of {name}"
-    dtype = torch.bfloat16 if uses_bf16(settings) else torch.float32
-    sides = (MEASURED_TOKENS, shape.hidden), (shape.hidden, shape.inner)
-    left, right = (torch.randn(side, dtype=dtype, device=device()) for side in sides)
-    products, started = -1, 0.0
-    while products < 1 or time.perf_counter() - started < MEASURED_SECONDS:
-        (left @ right).sum().item()  # waits for the device
-        products += 1
-        started = started if products else time.perf_counter()  # without the first one
-    seconds = time.perf_counter() - started
-    operations = 2 * MEASURED_TOKENS * shape.hidden * shape.inner * products
-    return UTILISATION * operations / seconds, f"{UTILISATION:.0%} of a measured product"

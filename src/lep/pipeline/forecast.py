@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from lep.checkpoint.architecture import Architecture
-from lep.checkpoint.config import read_config
 from lep.errors import LepError
 from lep.hub import local_folder
+from lep.pipeline.devices import Device, named_device
 from lep.pipeline.recipe import Grid, Recipe
 from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.sampled_savings import (
@@ -19,17 +18,15 @@ from lep.pipeline.sampled_savings import (
     text_share,
     training_tokens,
 )
+from lep.pipeline.shape import Shape, training_memory
+from lep.progress import duration
 from lep.result import Result
 from lep.settings import JointSettings, LoraSettings, PretrainSettings, TrainingSettings
-from lep.tokenizer.load import load_tokenizer
 from lep.tokenizer.train import ALGORITHMS
-from lep.tokenizer.vocabulary import Vocabulary
 from lep.training.data import LARGEST_BLOCK, batch_of
-from lep.training.loss import GPU_LOSS_CHUNK, LOGIT_SETTINGS, LOSS_CHUNK
 from lep.training.pretrain import STATE_COPIES, SWEPT_RATES, SWEPT_SHARE, saved_states
+from lep.training.trainer import uses_bf16
 
-UTILISATION = 0.4  # of a device's peak that training of large models reaches
-CONTEXT_TOKENS = 2_000  # that a served answer looks back on, with the old vocabulary
 SERVED_RATE = 2_500  # old tokens a second and device, for the break-even in tokens
 STATES_WITH_LOOKS = 3  # saved at once: the best, the last and the next
 TRAININGS = ("pretrain", "adapt")  # sections that train rows on text
@@ -38,121 +35,12 @@ MOST_PASSES = 4
 
 
 @dataclass(frozen=True)
-class Device:
-    """Peak of dense bf16 products, operations a second, and memory as CUDA reports it."""
-
-    flops: float
-    memory_bytes: float
-
-
-DEVICES = {  # "80 GB" of a name are GiB, of which some are reserved
-    "h200": Device(989e12, 139.8 * 2**30),
-    "h100": Device(989e12, 79.1 * 2**30),
-    "a100": Device(312e12, 79.1 * 2**30),
-    "l40s": Device(362e12, 44.4 * 2**30),
-    "rtx4090": Device(165e12, 23.6 * 2**30),
-    "rtx3090": Device(71e12, 23.6 * 2**30),
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model, from its configuration."""
-
-    body: int  # parameters outside the tables
-    rows: int  # of a table
-    hidden: int
-    tables: int  # 1 if they are tied
-    layers: int
-    inner: int
-    cache: int  # elements of the KV cache per token
-    plain: bool  # logits are just the head's products, so that the loss takes them in chunks
-    ids: int  # rows that the tokenizer needs; the others are padding
-
-    @classmethod
-    def of(cls, folder: Path) -> "Shape":
-        """Raises `CheckpointError` if the folder holds no causal language model."""
-        probed = Architecture.probe(folder, read_config(folder))
-        model, text = probed.model, probed.model.config.get_text_config()
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        tables = {id(module.weight) for module in ends}
-        rows, hidden = ends[0].weight.shape
-        unique = {id(tensor): tensor for tensor in probed.tensors.values()}
-        body = sum(tensor.numel() for key, tensor in unique.items() if key not in tables)
-        layers, heads = text.num_hidden_layers, text.num_attention_heads
-        inner = getattr(text, "intermediate_size", None) or 4 * hidden
-        head = getattr(text, "head_dim", None) or hidden // heads
-        cache = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * head
-        plain = not any(getattr(text, name, None) for name in LOGIT_SETTINGS)
-        ids = len(Vocabulary.of(load_tokenizer(folder)))
-        return cls(body, rows, hidden, len(tables), layers, inner, cache, plain, ids)
-
-    def token_operations(self, rows: int, trained_rows: int, *, recomputes: bool) -> float:
-        """Forward and backward through body and head, and the gradient of the head's rows.
-
-        Activation checkpointing (`recomputes`) adds a second forward pass through the body.
-        """
-        again = 2 * self.body if recomputes else 0
-        return 2 * self.forward_operations(rows) + again + 2 * trained_rows * self.hidden
-
-    def forward_operations(self, rows: int) -> float:
-        """Of a token that is read or written, through body and head."""
-        return 2 * (self.body + rows * self.hidden)
-
-    def rows_with(self, new_tokens: int) -> int:
-        """Rows of a table with so many new tokens: padding rows are used first."""
-        return max(self.rows, self.ids + new_tokens)
-
-    def speedup(self, savings: Savings, new_rows: int) -> float:
-        """How many times as fast text is generated, by the parameters and cache read per token."""
-        share = savings.after / savings.before
-        old = self.body + self.rows * self.hidden + self.cache * CONTEXT_TOKENS
-        new = self.body + new_rows * self.hidden + self.cache * CONTEXT_TOKENS * share
-        return old / (share * new)
-
-
-def training_memory(
-    shape: Shape,
-    rows: int,
-    trained: int,
-    tokens: int,
-    *,
-    width: int,
-    on_cpu: bool = False,
-    recomputes: bool = False,
-    maps: bool = False,
-) -> dict[str, float]:
-    """Bytes of a training by what they hold: tables of `rows`, of which `trained` train, each step.
-
-    Frozen weights and products have `width` bytes an element; what trains has float32 weights,
-    gradients and two moments. With `recomputes`, states between layers are float32, and the rest
-    is of one layer. `maps` in common train too, on float32 features of the rows.
-    """
-    table, copies = rows * shape.hidden, trained * shape.hidden * shape.tables
-    features = (2 + 2 * shape.hidden) * shape.tables if maps else 0
-    frozen = shape.body + (table * shape.tables if trained < rows else 0)
-    layer = width * (8 * shape.hidden + 4 * shape.inner)
-    layers = 4 * shape.hidden * shape.layers + layer if recomputes else layer * shape.layers
-    chunk = LOSS_CHUNK if on_cpu else GPU_LOSS_CHUNK
-    logits = 4 if on_cpu and width == 4 else 3 * 4  # a CPU's float32 softmax is in place
-    head = width * table if width < 4 else 0
-    return {
-        "frozen weights": width * frozen,
-        "trained rows with gradients and moments": 16 * copies,
-        **({"maps in common": (4 * trained + 16 * shape.hidden) * features} if maps else {}),
-        "16-bit head and its gradient": head + 4 * trained * shape.hidden,
-        "logits": logits * (chunk if shape.plain else tokens) * rows,
-        "activations": tokens * layers,
-    }
-
-
-@dataclass(frozen=True)
 class Forecast(Result):
-    """Arithmetic, not measurement: it follows from the recipe, the configuration and `DEVICES`."""
+    """Arithmetic from the recipe, the model's configuration, and the speed of a device."""
 
     recipe: Recipe
     shape: Shape
-    gpu: str
+    device: Device
     tokens: int
     savings: Savings | None
     pass_tokens: int | None = None  # tokens of one pass over the text, where they are known
@@ -201,7 +89,7 @@ class Forecast(Result):
         if adapt is None or self.recipe.pretrain is None:
             return 0.0
         tokens = (1 + len(adapt.after)) * training_tokens(adapt, self.pass_tokens)
-        return tokens / (3600 * DEVICES[self.gpu].flops * UTILISATION) * self._operations(adapt)
+        return tokens / (3600 * self.device.operations) * self._operations(adapt)
 
     @property
     def training_hours(self) -> float:
@@ -216,7 +104,7 @@ class Forecast(Result):
 
     @property
     def tokens_an_hour(self) -> float:
-        return 3600 * DEVICES[self.gpu].flops * UTILISATION / self.token_operations
+        return 3600 * self.device.operations / self.token_operations
 
     @property
     def token_operations(self) -> float:
@@ -256,7 +144,8 @@ class Forecast(Result):
             self.rows,
             rows,
             tokens,
-            width=4 if settings.precision == "float32" else 2,
+            width=2 if _has_bf16(settings, self.device) else 4,
+            on_cpu=self.device.is_cpu,
             recomputes=settings.activation_checkpointing,
             maps=isinstance(settings, JointSettings) and settings.has_maps,
         )
@@ -282,12 +171,12 @@ class Forecast(Result):
         return 2 * tables + 2 * bodies * shape.body + 4 * saved + 4 * self.tokens
 
     def __str__(self) -> str:
-        shape, rows, gpu = self.shape, self.trained_rows, self.gpu
-        memory, most = self.memory, DEVICES[gpu].memory_bytes
+        shape, rows, device = self.shape, self.trained_rows, self.device
+        memory, most = self.memory, device.memory_bytes
         needed = {stage: sum(parts.values()) for stage, parts in memory.items()}
         first = next(iter(memory))
         sizes = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in memory[first].items())
-        others = "".join(f"; {stage} {needed[stage] / 1e9:.0f}" for stage in [*needed][1:])
+        others = "".join(f"; {stage} {_gb(needed[stage])}" for stage in [*needed][1:])
         covered = "pretraining" if self.recipe.pretrain else "joint training"
         extra = "calibration, tuning" if self.recipe.pretrain else "practice tasks"
         cells = f"the first of {self.cells} combinations and seeds, which share stages:"
@@ -295,12 +184,12 @@ class Forecast(Result):
             *([cells] if self.cells > 1 else []),
             f"{shape.body / 1e9:.2f}B parameters in the body, {shape.tables} table(s) of "
             f"{shape.rows:,} to {self.rows:,} x {shape.hidden:,}; {rows:,} rows of each train",
-            f"{self.tokens:,} tokens in {self.steps:,} steps: {self.training_hours:.1f} hours on "
-            f"one {gpu} at {UTILISATION:.0%} of its peak ({self.tokens_an_hour / 1e6:.0f}M tokens "
-            f"an hour, {self.token_operations / 1e9:.1f} GFLOP a token){self._trainings()}",
+            f"{self.tokens:,} tokens in {self.steps:,} steps: {_time(self.training_hours)} on "
+            f"{device.name} at {device.source} ({self.tokens_an_hour / 1e6:,.1f}M tokens an hour, "
+            f"{self.token_operations / 1e9:.1f} GFLOP a token){self._trainings()}",
             *self._passes(),
-            f"memory {needed[first] / 1e9:.0f} GB of {most / 1e9:.0f}: {sizes}{others}",
-            f"disk about {self.disk_bytes / 1e9:.0f} GB besides the corpus and the given models, "
+            f"memory {_gb(needed[first])} GB of {_gb(most)}: {sizes}{others}",
+            f"disk about {_gb(self.disk_bytes)} GB besides the corpus and the given models, "
             "if these are on the same disk (otherwise bodies are copied)",
             f"hours cover {covered} only: answers, {extra} and evaluation are extra",
             *(self._advice(stage) for stage, size in needed.items() if size > most),
@@ -332,7 +221,7 @@ class Forecast(Result):
         parts.append((self.recipe.direct, "the baseline on the instruct model"))
         parts.append((self.joint_hours > 0, "joint training"))
         names = " and ".join(name for wanted, name in parts if wanted)
-        return f"; {self.hours:.1f} hours with {names}" if names else ""
+        return f"; {_time(self.hours)} with {names}" if names else ""
 
     def _advice(self, stage: str) -> str:
         settings = getattr(self.recipe, stage)
@@ -354,10 +243,26 @@ class Forecast(Result):
         if speedup <= 1:
             return [saved, "the larger tables cost more than the tokens save: add fewer"]
         hours = self.hours / (1 - 1 / speedup)
-        serving = "device hours of serving the language with the old vocabulary"
-        served = f"{hours * 3600 * SERVED_RATE / 1e6:,.0f}M tokens at {SERVED_RATE:,} a second"
-        paid = f"these {self.hours:.1f} hours pay off after {hours:.0f} {serving}, {served}"
+        serving = "serving the language with the old vocabulary on that device"
+        paid = f"{_time(self.hours)} of training pay off after {_time(hours)} of {serving}"
+        if not self.device.is_cpu:
+            tokens = hours * 3600 * SERVED_RATE / 1e6
+            paid += f", {tokens:,.0f}M tokens at {SERVED_RATE:,} a second"
         return [saved, paid]
+
+
+def _has_bf16(settings: TrainingSettings, device: Device) -> bool:
+    """Whether products on a device that may not be this one are computed in bf16."""
+    is_gpu = settings.precision == "auto" and not device.is_cpu
+    return is_gpu or uses_bf16(settings)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else duration(3600 * hours)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.{0 if size >= 1e10 else 1}f}"
 
 
 def forecast(
@@ -369,20 +274,22 @@ def forecast(
 ) -> Forecast:
     """What a recipe takes and saves; with `hours`, for the tokens that fit. Reads no weights.
 
+    `gpu` is a name of `DEVICES`, or "here" for the device of this process.
+
     Raises `LepError` for an unknown device or no time, `CorpusError` for text that cannot be read,
     `RecipeError` for a fault in the recipe.
     """
-    if gpu not in DEVICES:
-        raise LepError(f"--gpu is '{gpu}': the known ones are {', '.join(DEVICES)}")
     if hours is not None and not hours > 0:
         raise LepError(f"--hours is {hours:g}: give a time above 0")
     grid = load_grid(recipe, overrides)
     first = grid.cells[0].recipe
     folder = local_folder(first.base or first.instruct, weights=False)
+    shape = Shape.of(folder)
+    device = named_device(gpu, shape, bf16=uses_bf16(first.training))
     savings = sampled_savings(folder, first.text[first.language], first.tokenizer)
-    pass_tokens, shape = corpus_tokens(first, folder, savings), Shape.of(folder)
+    pass_tokens = corpus_tokens(first, folder, savings)
     cells = len(grid.cells)
-    result = Forecast(first, shape, gpu, LARGEST_BLOCK, savings, pass_tokens, cells)
+    result = Forecast(first, shape, device, LARGEST_BLOCK, savings, pass_tokens, cells)
     if hours is None:
         return replace(result, tokens=training_tokens(first.training, pass_tokens))
     if hours <= result.joint_hours:

@@ -100,6 +100,13 @@ def _sample_sides(paths: list[str]) -> tuple[list[str], list[str]]:
     return pieces, heldout
 
 
+def token_bytes(folder: Path, paths: list[str]) -> float:
+    """Bytes of UTF-8 that a token of the model's own vocabulary holds, in a sample of the text."""
+    pieces = _sample(paths, SAMPLE_CHARACTERS // HELDOUT_EVERY)
+    tokens = _tokens(load_tokenizer(folder).backend_tokenizer, pieces)
+    return sum(len(piece.encode()) for piece in pieces) / max(1, tokens)
+
+
 def text_share(settings: PretrainSettings) -> float:
     """The share of the tokens that are text of the new language (with what is replayed)."""
     if not isinstance(settings, AdaptStage):
