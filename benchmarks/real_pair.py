@@ -50,12 +50,17 @@ def with_turns(base: Path, output: Path) -> Path:
 
 
 def moved(base: Path, instruct: Path) -> dict[str, float]:
-    """|instruct - base| / |base| of the tables and of the body."""
+    """|instruct - base| / |base| of the tables, and of the body's matrices.
+
+    Norms are left out: Gemma's are far larger than its matrices, and adapters do not move them.
+    """
     before, after = Checkpoint(base), Checkpoint(instruct)
     sums: dict[str, list[float]] = {}
     for name in before.entries:
         part = "tables" if name in before.tables.names else "body"
         old, new = before.tensor(name).float(), after.tensor(name).float()
+        if old.ndim < 2:
+            continue
         both = sums.setdefault(part, [0.0, 0.0])
         both[0] += float((new - old).square().sum(dtype=torch.float64))
         both[1] += float(old.square().sum(dtype=torch.float64))
