@@ -64,3 +64,12 @@ def test_a_loop_that_knows_its_goal_alone(clock, capfd) -> None:
         meter.reach(amount)
     meter.close()
     assert capfd.readouterr().err == "tokens: 600 of 1,000 after 1 min 15 s, about 50 s left\n"
+
+
+def test_a_goal_that_is_passed() -> None:
+    """The last round brings more than what was missing: no time is left, and none is owed."""
+    line = progress.Lines("tokens", 1_000).text(75)
+    assert line == "tokens: 0 of 1,000 after 1 min 15 s, about 20 h 50 min left"
+    passed = progress.Lines("tokens", 1_000)
+    passed.done = 1_047
+    assert passed.text(75) == "tokens: 1,047 of 1,000 after 1 min 15 s, about 0 s left"

@@ -40,7 +40,7 @@ class Lines:
         """The line after so many seconds of the loop."""
         if self.total is None:
             return f"{self.label}: {self.done:,} after {duration(seconds)}"
-        left = duration(seconds * (self.total - self.done) / max(1, self.done))
+        left = duration(seconds * max(0, self.total - self.done) / max(1, self.done))
         amount = f"{self.done:,} of {self.total:,}"
         return f"{self.label}: {amount} after {duration(seconds)}, about {left} left"
 

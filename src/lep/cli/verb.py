@@ -13,7 +13,7 @@ from lep.fields import FlatSettings, Setting, Settings, settings_of
 from lep.publish import check_files
 
 app = typer.Typer(
-    help="Give an open large language model a new language: fewer tokens, the same answers.",
+    help="Make a language cheaper for an open instruct model: the same text in fewer tokens.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
