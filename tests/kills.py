@@ -43,7 +43,7 @@ def warm_up(job: dict) -> None:
     import lep.calibration.prompts as prompts
     from lep.cli import main
 
-    answers.reason_to_drop = lambda question, answer: None
+    answers.reason_to_drop = lambda *_: None
     prompts.reason_to_drop_draft = lambda draft, script: None
     if not job["warm"]:
         for name in ("evaluation.evaluate", "pipeline.run", "selection.auto", "tokenizer.write"):

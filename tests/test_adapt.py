@@ -583,7 +583,7 @@ SMALL = [
 @pytest.mark.slow
 def test_from_text_to_verdict_and_again(instruct, tmp_path, monkeypatch) -> None:
     """On a random model, whose answers pass no rule and no practice task."""
-    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
+    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda *_: None)
     run, said = tmp_path / "run", []
     options = {"new_tokens": 40, "tokens": 3_000, "overrides": SMALL}
     result = lep.adapt(instruct, TEXT, run, **options, say=said.append)

@@ -54,10 +54,31 @@ NEWS = "".join(f"Другие {i} игры, новые {i} мячи и {i} ку�
         ("Здравствуйте!", "Здравствуйте!", True, None),
         ("Сколько?", "Сколько", True, "echo"),
         ("你好吗？", "你好吗", True, "echo"),
+        ("日本の首都はどこですか？", "日本の首都は東京です。", True, None),
+        ("日本の首都はどこですか？", "東京", True, None),
+        ("日本の首都はどこですか？", "The capital is Tokyo.", True, "wrong language"),
+        ("中国的首都在哪里？", "日本の首都はとうきょうです。", True, "wrong language"),
+        ("这里有什么？", "我喜欢吃苹果和香蕉。" * 8, True, "repeating"),
     ],
 )
 def test_rules(question, text, finished, reason) -> None:
     assert reason_to_drop(question, Answer(0, text, [1, 2, 3, 4, 5], finished)) == reason
+
+
+def test_the_language_of_a_record_is_that_of_its_answer(pair, tmp_path, monkeypatch) -> None:
+    """A question whose wording is English asks about a word of Greek."""
+    asked = "Which word comes after ποτάμι in this sentence? Το ποτάμι πηγάζει."
+    records = [
+        {"messages": [{"role": "user", "content": asked}]} | more
+        for more in ({}, {"language": "el"})
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    given = [Answer(index, "πηγάζει", [1], finished=True) for index in range(2)]
+    monkeypatch.setattr(module, "answers", lambda *_, **__: [given])
+    monkeypatch.setattr(Surprise, "measured", lambda _, batch: batch)
+    made = answer(pair["instruct"], path, tmp_path / "out", max_new_tokens=4)
+    assert made.scripts == {"Latin": {"wrong language": 1}, "Greek": {"kept": 1}}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +156,7 @@ def prompts(tmp_path) -> Path:
 @pytest.fixture
 def all_pass(monkeypatch) -> None:
     """A random model's answers would all be dropped."""
-    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: None)
+    monkeypatch.setattr(module, "reason_to_drop", lambda *_: None)
 
 
 def read(path: Path) -> list[dict]:
@@ -144,7 +165,7 @@ def read(path: Path) -> list[dict]:
 
 def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None:
     verdicts = iter(["repeating", None, None])
-    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: next(verdicts))
+    monkeypatch.setattr(module, "reason_to_drop", lambda *_: next(verdicts))
     result = answer(pair["instruct"], prompts, str(tmp_path / "out"), max_new_tokens=8)
     scripts = {"Cyrillic": {"repeating": 1, "kept": 1}, "Latin": {"kept": 1}}
     assert result == Answers({"repeating": 1, "kept": 2}, scripts, tmp_path / "out")
@@ -219,7 +240,7 @@ def test_a_language_without_answers_deserves_a_warning() -> None:
 def test_saved_answers_are_refused_to_other_prompts_and_never_rewritten(
     pair, prompts, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
+    monkeypatch.setattr(module, "reason_to_drop", lambda *_: "empty")
     with pytest.raises(CorpusError, match="none of 3 prompts"):
         answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)
     cache = tmp_path / "out.answers.jsonl"
@@ -326,7 +347,7 @@ def test_sampled_answers_differ_and_the_best_is_kept(
 
 
 def test_nothing_passes(pair, prompts, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "reason_to_drop", lambda question, answer: "empty")
+    monkeypatch.setattr(module, "reason_to_drop", lambda *_: "empty")
     message = r"none of 3 prompts got a usable answer \(\{'empty': 3\}\)"
     with pytest.raises(CorpusError, match=message):
         answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4)

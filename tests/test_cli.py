@@ -302,7 +302,7 @@ def test_the_verbs_one_after_another(pair, here, tmp_path, monkeypatch) -> None:
         * 4
     )
     monkeypatch.setattr(
-        "lep.calibration.answers.reason_to_drop", lambda question, answer: None
+        "lep.calibration.answers.reason_to_drop", lambda *_: None
     )  # a random model's
     output = here(
         "answer",

@@ -178,6 +178,67 @@ def test_tasks_have_one_correct_answer(language) -> None:
     assert items != make_tasks(documents, language, list(TASKS), count=40, seed=2)
 
 
+# Two sentences of each language, and the last word of the first; None where words have no spaces.
+SCRIPTS = {
+    "ar": (
+        "ينبع النهر من الجبال ويصب في البحر بعد رحلة طويلة.",
+        "هل تعرف اسم هذا النهر القديم؟",
+        "طويلة",
+    ),
+    "am": ("ወንዙ ከተራሮች ይነሳል እና ወደ ባሕር ይፈስሳል።", "በዳርቻው ብዙ ጥንታዊ መንደሮች አሉ ይባላል።", "ይፈስሳል"),
+    "el": (
+        "Το ποτάμι πηγάζει από τα βουνά της χώρας.",
+        "Στις όχθες του υπάρχουν παλιά χωριά.",
+        "χώρας",
+    ),
+    "es": ("¿Sabes cómo se llama este río?", "Nace en las montañas y desemboca en el mar.", "río"),
+    "he": ("הנהר זורם מן ההרים אל הים ועובר ליד כפרים.", "האם אתה יודע את שם הנהר הזה?", "כפרים"),
+    "hi": ("नदी पहाड़ों से निकलती है और समुद्र में मिलती है।", "उसके किनारे पर कई पुराने गाँव बसे हैं।", "है"),
+    "ja": (
+        "この川は山から流れ出て、最後に海に注ぎます。",
+        "コーヒーを飲みながら川の話をしました。",
+        None,
+    ),
+    "ka": (
+        "მდინარე მთებიდან მოედინება და ზღვაში ჩაედინება.",
+        "მის ნაპირზე ბევრი ძველი სოფელია.",
+        "ჩაედინება",
+    ),
+    "km": ("ទន្លេហូរចេញពីភ្នំហើយហូរចូលសមុទ្រ។", "នៅតាមច្រាំងមានភូមិចាស់ៗជាច្រើន។", None),
+    "ko": (
+        "이 강은 산에서 시작되어 바다로 흘러갑니다.",
+        "우리는 강가에서 자주 놀았습니다.",
+        "흘러갑니다",
+    ),
+    "my": ("မြစ်သည် တောင်များမှ စီးဆင်းလာပြီး ပင်လယ်ထဲသို့ စီးဝင်သည်။", "ကမ်းနားတွင် ရွာဟောင်းများစွာ ရှိသည်။", None),
+    "th": ("แม่น้ำสายนี้ไหลมาจากภูเขาและไหลลงสู่ทะเล", "เราเคยเล่นน้ำริมแม่น้ำตอนเป็นเด็กบ่อยมาก", None),
+    "ur": (
+        "یہ دریا پہاڑوں سے نکل کر سمندر میں گرتا ہے۔",
+        "اس کے کنارے بہت پرانے گاؤں آباد ہیں۔",
+        "ہے",
+    ),
+    "zh": ("这条河从山里流出来，最后流进大海。", "你知道这条河叫什么名字吗？", None),
+}
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_tasks_in_every_script(language) -> None:
+    """Sentences end and begin with other signs; where words have no spaces they are not asked."""
+    first, second, last = SCRIPTS[language]
+    assert sentences(f"{first} {second}") == [first, second]
+    documents = [Document("1", f"{first} {second} " * 4, "file", "1")]
+    items = make_tasks(documents, language, list(TASKS), count=5, seed=0)
+    words = {"first_word", "last_word", "word_after"} if last else set()
+    assert {item.task for item in items} == {"copy_sentence", "copy_paragraph"} | words
+    assert {i.answer for i in items if i.task == "copy_sentence"} == {first, second}
+    if last:
+        assert last in {i.answer for i in items if i.task == "last_word"}
+        assert first.lstrip("¿").split()[0] in {i.answer for i in items if i.task == "first_word"}
+    else:
+        with pytest.raises(CorpusError, match="no spaces between words, so it gives no item of"):
+            make_tasks(documents, language, ["last_word"], count=5, seed=0)
+
+
 def test_tasks_from_text_in_another_language() -> None:
     with pytest.raises(CorpusError, match="the ru text gives no copy_sentence item"):
         make_tasks(read_documents([SAMPLE / "en"]), "ru", ["copy_sentence"], count=5, seed=0)

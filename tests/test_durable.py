@@ -321,7 +321,7 @@ import sys, warnings
 warnings.filterwarnings("error", category=EncodingWarning, module=r"lep(\\.|$)")
 from lep.calibration import answers
 from lep.cli import main
-answers.reason_to_drop = lambda question, answer: None
+answers.reason_to_drop = lambda *_: None
 for line in sys.stdin.buffer.read().decode().splitlines():
     sys.argv = ["lep", *line.split("|")]
     try:

@@ -202,7 +202,7 @@ def test_the_page_says_what_calibration_raised_and_what_not() -> None:
 def _run_quietly(recipe: Path, folder: Path, log: Path) -> None:
     import lep.calibration.answers as answers
 
-    answers.reason_to_drop = lambda question, answer: None
+    answers.reason_to_drop = lambda *_: None
     with log.open("w", buffering=1) as out:
         print(run_recipe(recipe, folder, say=lambda text: print(text, file=out)), file=out)
 

@@ -78,7 +78,7 @@ def test_init_killed_at_some_operations(pair, tmp_path) -> None:
 def material(pair, adapted, prompts, tmp_path_factory) -> dict[str, object]:
     """All that commands name."""
     folder, patch = tmp_path_factory.mktemp("material"), pytest.MonkeyPatch()
-    patch.setattr(module, "reason_to_drop", lambda question, answer: None)
+    patch.setattr(module, "reason_to_drop", lambda *_: None)
     answer(pair["instruct"], prompts, folder / "answers", max_new_tokens=6)
     data = [json.loads(line) for line in (folder / "answers" / "kept.jsonl").open()]
     write_records(folder / "data.jsonl", data)

@@ -86,7 +86,7 @@ def small(request, tmp_path, monkeypatch) -> tuple[str, list[str], list[str]]:
     for code in (language, "en"):
         write_records(tmp_path / "text" / f"{code}.jsonl", _text(code))
     monkeypatch.setenv("LEP_DATA", str(tmp_path / "text"))
-    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
+    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda *_: None)
     changes = [
         f"instruct={tmp_path / 'instruct'}",
         *(f"text.{code}={tmp_path / 'text'}/{code}.jsonl" for code in (language, "en")),

@@ -53,7 +53,7 @@ def recipe(pair, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def random_models_talk(monkeypatch) -> None:
     """A random model's answers never pass the rules, and calibration needs some."""
-    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda question, answer: None)
+    monkeypatch.setattr("lep.calibration.answers.reason_to_drop", lambda *_: None)
 
 
 REPRODUCED = {
@@ -251,7 +251,7 @@ def test_a_damaged_source_is_seen_before_anything_runs(recipe, tmp_path) -> None
 KILLED_RUN = """
 import sys, lep.calibration.answers as c
 from lep.pipeline.run import run_recipe
-c.reason_to_drop = lambda question, answer: None
+c.reason_to_drop = lambda *_: None
 run_recipe(sys.argv[1], sys.argv[2])
 """
 

@@ -148,6 +148,20 @@ def test_tasks_that_the_original_cannot_do_are_drawn_less(start) -> None:
     assert counts["copy_sentence"] > 3 * before / 2
 
 
+def test_practice_where_words_have_no_spaces(start) -> None:
+    """Clauses between marks are drawn and put together with marks, and copied whole."""
+    clauses = ["这条河从山里流出来", "最后流进大海", "天气很好"]
+    tokens = {clause: [number] for number, clause in enumerate(clauses)}
+    of_token = {number: [clause] for number, clause in enumerate(clauses)}
+    words = Words(tokens, of_token, clauses, [1, 1, 1], [])
+    items = list(islice(Drawing(words, "zh", 0), 60))
+    assert {item.task for item in items} == {"copy_sentence", "copy_paragraph"}
+    for item in items:
+        assert item.answer[-1] == "。"
+        assert set(item.answer[:-1].split("，")) <= set(clauses)
+        assert item.question.endswith(item.answer)
+
+
 def test_nothing_is_learned_from_an_original_that_can_do_nothing(start) -> None:
     words = Words({"да": [7]}, {7: ["да"]}, ["да", "нет"], [1, 1], [])
     drawing = Drawing(words, "ru", 0)

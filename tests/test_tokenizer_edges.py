@@ -45,7 +45,7 @@ def byte_level() -> Tokenizer:
         ("ភាសាខ្មែរ គឺជាភាសាផ្លូវការ Unicode", "Khmer"),
         ("አማርኛ የኢትዮጵያ ቋንቋ Unicode", "Ethiopic"),
         ("ಕನ್ನಡ ಭಾಷೆ HTML", "Kannada"),
-        ("カタカナ テキスト OK", "Katakana"),
+        ("カタカナ テキスト OK", "Japanese"),
         ("𐌰𐌱𐌲𐌳 ok", None),
         ("123 !", None),
     ],

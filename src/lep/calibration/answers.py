@@ -12,6 +12,7 @@ from lep.calibration.judge import Conversation, grades, load_judge
 from lep.calibration.saved import UNJUDGED, Key, SavedAnswers
 from lep.calibration.surprise import Surprise
 from lep.checkpoint.reader import Checkpoint
+from lep.corpus.language import SCRIPTS as SCRIPT_OF
 from lep.corpus.language import dominant_script
 from lep.corpus.read import question, read_messages, write_records
 from lep.errors import CorpusError, note
@@ -161,13 +162,21 @@ def note_cut(kept: list[dict[str, Any]], longest: int) -> None:
         )
 
 
+def _script(record: dict[str, Any]) -> str | None:
+    """The script of a prompt whose record names its language; its wording may be in another."""
+    language = record.get("language")
+    return SCRIPT_OF.get(language) if isinstance(language, str) else None
+
+
 class _Run:
     """The prompts of a run, and what it has been given so far."""
 
     def __init__(
         self, output: Path, original: str | Path, prompts: str | Path, settings: AnswerSettings
     ) -> None:
-        self.prompts = [question(record["messages"]) for record in read_messages(prompts)]
+        records = read_messages(prompts)
+        self.prompts = [question(record["messages"]) for record in records]
+        self.scripts = [_script(record) for record in records]
         self.original, self.settings = original, settings
         self.keys = list(itertools.product(range(settings.samples), range(len(self.prompts))))
         # Answers stay valid when more samples are wanted.
@@ -203,8 +212,7 @@ class _Run:
         by script of the question.
         """
         texts = [prompt[-1]["content"] for prompt in self.prompts]
-        answered = self.saved.answers
-        reasons = {key: reason_to_drop(texts[key[1]], answered[key]) for key in self.keys}
+        reasons = {key: self._reason(key, texts) for key in self.keys}
         if self.settings.judge is not None:
             usable_keys = [key for key in self.keys if reasons[key] is None]
             self._grade(self.settings.judge, usable_keys)
@@ -217,11 +225,15 @@ class _Run:
             best = max(usable, key=lambda r: (r.grade or 0, r.finished), default=None)
             outcome = "kept" if best else str(samples[0].dropped)
             counts[outcome] += 1
-            scripts[dominant_script(text) or NO_SCRIPT][outcome] += 1
+            scripts[self.scripts[index] or dominant_script(text) or NO_SCRIPT][outcome] += 1
             for record in samples:
                 beaten = record is not best and not record.dropped
                 records.append(replace(record, dropped=BEATEN) if beaten else record)
         return records, dict(counts), {name: dict(scripts[name]) for name in sorted(scripts)}
+
+    def _reason(self, key: Key, texts: list[str]) -> str | None:
+        index = key[1]
+        return reason_to_drop(texts[index], self.saved.answers[key], self.scripts[index])
 
     def _grade(self, judge: str, keys: list[Key]) -> None:
         """Let the judge give the grades that are missing."""

@@ -6,11 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import regex
-
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import runs_of
-from lep.corpus.tasks import PROMPTS, SENTENCE_CHARACTERS, TASKS, TaskItem, sentences, usable
+from lep.corpus.language import SCRIPTS, is_unspaced
+from lep.corpus.tasks import (
+    COPIES,
+    PROMPTS,
+    SENTENCE_CHARACTERS,
+    TASKS,
+    WORD,
+    TaskItem,
+    sentences,
+    usable,
+)
 
 # How often each task is drawn. Answers of one word teach few tokens, and teach where to stop; three
 # times as many of them cost more copies than they gained first and last words (docs/log.md).
@@ -30,12 +38,29 @@ SENTENCE_TEXT = 4_000_000  # characters of text that sentences are taken from
 # Share of the tasks that are about a real sentence, as it comes: they teach where answers end,
 # which words without sense do not.
 NATURAL = 0.4
-_WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
+FIRST_WORDS = 100  # of which one without spaces tells the language
+# What stands between words drawn together and after them, by script, where it is not " " and ".".
+MARKS = {
+    "Armenian": (" ", "։"),
+    "Bengali": (" ", "।"),
+    "Devanagari": (" ", "।"),
+    "Ethiopic": (" ", "።"),
+    "Han": ("，", "。"),
+    "Japanese": ("、", "。"),
+    "Khmer": (" ", "។"),
+    "Lao": (" ", ""),
+    "Myanmar": (" ", "။"),
+    "Thai": (" ", ""),
+}
+USUAL_MARKS = (" ", ".")
 
 
 @dataclass(frozen=True)
 class Words:
-    """Words of a text with their new tokens, and frequent words by token."""
+    """Words of a text with their new tokens, and frequent words by token.
+
+    Where words have no spaces between them, a word is what stands between two marks.
+    """
 
     tokens: dict[str, list[int]]  # new tokens of each word
     of_token: dict[int, list[str]]
@@ -62,14 +87,15 @@ class Words:
         for text in texts:
             if characters < SENTENCE_TEXT:
                 natural += _sentences(text, language, heldout)
-            counts.update(w for w in _WORD.findall(text) if len(w) <= LONGEST_WORD)
+            counts.update(w for w in WORD.findall(text) if len(w) <= LONGEST_WORD)
             characters += len(text)
             if characters > READ_CHARACTERS:
                 break
         words = [word for word, _ in counts.most_common(MOST_WORDS)]
         if not words:
             return cls({}, {}, [], [], natural)
-        twice = [f"{word} {word}" for word in words]
+        gap, _ = MARKS.get(SCRIPTS.get(language, ""), USUAL_MARKS)
+        twice = [f"{word}{gap}{word}" for word in words]
         encoded = checkpoint.tokenizer(twice, add_special_tokens=False)["input_ids"]
         tokens = {w: [i for i in ids if i in new] for w, ids in zip(words, encoded, strict=True)}
         of_token: dict[int, list[str]] = defaultdict(list)
@@ -95,7 +121,9 @@ class Drawing:
     def __init__(self, words: Words, language: str, seed: int) -> None:
         self.words, self.language = words, language
         self.rng = random.Random(seed)
-        self.weights: dict[str, float] = dict(WEIGHTS)
+        self.gap, self.stop = MARKS.get(SCRIPTS.get(language, ""), USUAL_MARKS)
+        has_words = not any(map(is_unspaced, words.frequent[:FIRST_WORDS]))
+        self.weights = {t: float(w) for t, w in WEIGHTS.items() if has_words or t in COPIES}
         self.tried, self.solved = Counter[str](), Counter[str]()
         self.counts: Counter[int] = Counter()
         self.heap = [(0, self.rng.random(), index) for index in sorted(words.of_token)]
@@ -113,9 +141,9 @@ class Drawing:
                 if pair is None:
                     continue
                 named, answer = pair
-                self._count(_WORD.findall(answer))
+                self._count(WORD.findall(answer))
             elif task.startswith("copy"):
-                text = answer = _sentence(self._rare(count))
+                text = answer = self._sentence(self._rare(count))
                 named = ""
             else:
                 (answer,) = self._rare(1)
@@ -130,8 +158,12 @@ class Drawing:
         ends = {"first_word": 0, "last_word": len(others)}
         position = ends.get(task, self.rng.randint(1, len(others)))
         words = [*others[:position], answer, *others[position:]]
-        text = _sentence(words) if position else " ".join(words) + "."
+        text = self._sentence(words) if position else " ".join(words) + self.stop
         return text, text.split()[position - 1] if task == "word_after" else ""
+
+    def _sentence(self, words: Sequence[str]) -> str:
+        text = self.gap.join(words)
+        return f"{text[:1].upper()}{text[1:]}{self.stop}"
 
     def _rare(self, count: int) -> list[str]:
         """Words, each with the token that came least often."""
@@ -157,14 +189,10 @@ class Drawing:
         self.tried.update(item.task for item in items)
         self.solved.update(item.task for item, done in zip(items, right, strict=True) if done)
         if self.solved:  # else nothing says which task would be better
-            shares = {task: (self.solved[task] + 1) / (self.tried[task] + 2) for task in WEIGHTS}
-            self.weights = {task: WEIGHTS[task] * share for task, share in shares.items()}
+            for task in self.weights:
+                share = (self.solved[task] + 1) / (self.tried[task] + 2)
+                self.weights[task] = WEIGHTS[task] * share
 
     def least(self) -> int:
         """How often the token that came least often was drawn."""
         return min(self.counts[index] for index in self.words.of_token)
-
-
-def _sentence(words: Sequence[str]) -> str:
-    text = " ".join(words)
-    return f"{text[:1].upper()}{text[1:]}."

@@ -5,11 +5,12 @@ from collections import Counter
 import regex
 
 from lep.calibration.drafts import Draft
-from lep.corpus.language import UNSPACED, dominant_script, script_share
+from lep.corpus.language import UNSPACED, dominant_script, is_unspaced, script_share
 from lep.inference.generate import Answer
 
 SMALLEST_SHARE = 0.5  # of the letters, in the script of the question
 REPEATED_WORDS, REPEATED_SHARE = 4, 0.25  # a run of four words may not fill a quarter of an answer
+REPEATED_CHARACTERS = 8  # of scripts without spaces between words
 LOOP = 16  # characters of a run that may come again
 LEAST_CHARACTERS = 10  # of an answer whose mean likelihood says something
 WORDS_BEYOND = 2  # of a draft, after its opening
@@ -23,8 +24,8 @@ _NO_TEXT = regex.compile(r"[\p{Cc}--[\n\t\r]]|\ufffd", regex.V1)
 QUESTION = regex.compile(r"(?:[?？؟՞፧]|(?<=\p{Greek});)[»\"”’)」』]*\s*$")
 
 
-def reason_to_drop(question: str, answer: Answer) -> str | None:
-    """Why an answer is not used, or None.
+def reason_to_drop(question: str, answer: Answer, script: str | None = None) -> str | None:
+    """Why an answer is not used, or None. `script` is the answer's, if it is not the question's.
 
     `too long` (the prompt, for the context), `empty`, `wrong language`, `echo` (the question and
     nothing else), `repeating`, `word salad` (more surprising to the model than what people ask it).
@@ -35,7 +36,7 @@ def reason_to_drop(question: str, answer: Answer) -> str | None:
     text = answer.text.strip()
     if not text:
         return "empty"
-    if in_other_script(text, dominant_script(question)):
+    if in_other_script(text, script or dominant_script(question)):
         return "wrong language"
     if echoes(question, text):
         return "echo"
@@ -104,12 +105,19 @@ def echoes(question: str, text: str) -> bool:
 
 
 def repeats(text: str) -> bool:
-    """Whether a run of four words occurs three times and fills over a quarter of the text."""
-    words = text.split()
-    starts = range(len(words) - REPEATED_WORDS + 1)
-    runs = Counter(tuple(words[i : i + REPEATED_WORDS]) for i in starts)
+    """Whether a run of four words occurs three times and fills over a quarter of the text.
+
+    Without spaces between words it is a run of eight characters.
+
+    >>> repeats("我喜欢吃苹果和香蕉。" * 5), repeats("人工智能很好。人工智能也难。人工智能是什么？")
+    (True, False)
+    """
+    words, length = text.split(), REPEATED_WORDS
+    if is_unspaced(text):
+        words, length = _COUNTED.findall(text), REPEATED_CHARACTERS
+    runs = Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
     times = max(runs.values(), default=0)
-    return times >= 3 and times * REPEATED_WORDS > REPEATED_SHARE * len(words)
+    return times >= 3 and times * length > REPEATED_SHARE * len(words)
 
 
 def goes_round(text: str) -> bool:

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 import regex
 
-from lep.calibration.filters import QUESTION
+from lep.calibration.filters import QUESTION, in_other_script
 from lep.corpus.files import Paths
 from lep.corpus.language import SCRIPTS, UNSPACED, dominant_script
 from lep.corpus.read import stream_texts
@@ -80,7 +80,7 @@ class Sentences:
         for turn in range(OPENING_WORDS):
             for i in rng.sample(range(len(texts)), len(texts)):
                 opening = first_words(texts[i], sizes[i][turn])
-                if dominant_script(opening) == self.script:
+                if self.script and not in_other_script(opening, self.script):
                     yield opening
 
     def usual(self, count: int, seed: int) -> list[str]:

@@ -10,15 +10,23 @@ import regex
 _TABLE = """
     Adlam; Arabic ar fa ur; Armenian hy; Bengali bn; Bopomofo; Canadian_Aboriginal; Cherokee;
     Cyrillic ru uk bg sr kk be ky tg; Devanagari hi mr ne; Ethiopic am ti; Georgian ka; Greek el;
-    Gujarati gu; Gurmukhi; Han zh; Hangul ko; Hebrew he; Hiragana ja; Javanese; Kannada kn;
+    Gujarati gu; Gurmukhi; Han zh; Hangul ko; Hebrew he; Hiragana; Javanese; Kannada kn;
     Katakana; Khmer km; Lao lo; Latin en de fr es pl tr vi; Malayalam ml; Meetei_Mayek; Mongolian;
     Myanmar my; Nko; Ol_Chiki; Oriya or; Sinhala si; Sundanese; Syriac; Tai_Le; Tamil ta; Telugu te;
     Thaana dv; Thai th; Tibetan bo; Tifinagh; Vai; Yi
 """
 _LANGUAGES = {script: codes for script, *codes in map(str.split, _TABLE.split(";"))}
-SCRIPTS = {code: script for script, codes in _LANGUAGES.items() for code in codes}
+JAPANESE, KANA = "Japanese", ("Hiragana", "Katakana")  # kana and Han are written together
+SCRIPTS = {code: script for script, codes in _LANGUAGES.items() for code in codes} | {
+    "ja": JAPANESE
+}
+# Sets of characters by writing system, where it is no script of Unicode; the long-vowel mark of
+# kana belongs to none.
+_SYSTEMS = {JAPANESE: r"\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Han}ー"}
+KANA_SHARE = 0.1  # of kana and Han letters: with fewer kana a text is not Japanese
 # A regular expression's set of characters: those of scripts without spaces between words.
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_UNSPACED = regex.compile(f"[{UNSPACED}]")
 _LETTER = regex.compile(r"\p{L}")
 
 
@@ -43,6 +51,18 @@ def count(text: str, wanted: Callable[[str], bool]) -> int:
     return sum(times for character, times in characters(text).items() if wanted(character))
 
 
+def script_set(script: str) -> str:
+    """A regular expression's set, to stand in brackets, of the characters of a script of Unicode or
+    of Japanese.
+    """
+    return _SYSTEMS.get(script, rf"\p{{Script={script}}}")
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether a text has characters of scripts that put no spaces between words."""
+    return _UNSPACED.search(text) is not None
+
+
 def script_share(text: str, script: str) -> float:
     """Share of the letters of `text` that belong to `script`; 0 for a text without letters."""
     letters = count(text, is_letter)
@@ -51,15 +71,24 @@ def script_share(text: str, script: str) -> float:
 
 @cache
 def _letter_of(script: str, character: str) -> bool:
-    return is_letter(character) and regex.match(rf"\p{{Script={script}}}", character) is not None
+    return is_letter(character) and regex.match(f"[{script_set(script)}]", character) is not None
 
 
 def dominant_script(text: str) -> str | None:
-    """The script of most letters; None without letters, or if most are of unlisted scripts."""
+    """The script of most letters; None without letters, or if most are of unlisted scripts.
+
+    Kana, and Han among them, are Japanese.
+
+    >>> dominant_script("日本の首都"), dominant_script("东京是日本的首都")
+    ('Japanese', 'Han')
+    """
     counts: Counter[str] = Counter()
     for character, times in sorted(characters(text).items()):
         if is_letter(character):
             counts[_script_of(character)] += times
+    if kana := sum(counts.pop(script, 0) for script in KANA):
+        is_mixed = kana >= KANA_SHARE * (kana + counts["Han"])
+        counts[JAPANESE] = kana + (counts.pop("Han", 0) if is_mixed else 0)
     return max(counts, key=counts.__getitem__) or None if counts else None
 
 

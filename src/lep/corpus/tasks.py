@@ -4,17 +4,18 @@ Evaluation takes held-out text, calibration and tuning take training text.
 """
 
 import random
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import regex
 
-from lep.corpus.language import in_language
+from lep.corpus.language import in_language, is_unspaced
 from lep.corpus.read import Documents, Record
 from lep.errors import CorpusError, LepError
 
-SENTENCE_CHARACTERS = (25, 160)
+SENTENCE_CHARACTERS = (25, 160)  # the wide ones of East Asia count twice
 PARAGRAPH_CHARACTERS = (160, 420)
 LEAST_WORDS = 4  # of a sentence that is asked about
 
@@ -37,14 +38,24 @@ PROMPTS = {
     },
 }
 
+# Sets of characters. Georgian letters have capitals that nobody writes; Thai and Lao have spaces
+# between sentences and no marks.
+_INITIAL = r"\p{Lu}\p{Lo}\p{Georgian}"
+_STOP, _WIDE_STOP, _NO_STOP = ".!?…؟۔։।॥።፧។៕။།", "。！？", r"\p{Thai}\p{Lao}"
+_COMMAS = "،؛՞՜՝፣፤፥၊་、，；：・「」『』（）《》\u200c\u200d"  # and joiners, of Persian and of India
 # Before a capital letter, or any letter of a script without capitals; Chinese has no spaces.
 _SENTENCE_END = regex.compile(
-    r"(?<=[.!?…؟։।॥።፧])[»\")]?\s+(?=[\p{Lu}\p{Lo}«\"—])|(?<=[。！？])[」』”]?\s*(?=[^\s。！？」』”])"
+    rf"(?<=[{_STOP}])[»\")]?\s+(?=[{_INITIAL}«\"—¿¡])"
+    rf"|(?<=[{_WIDE_STOP}])[」』”]?\s*(?=[^\s{_WIDE_STOP}」』”])"
+    rf"|(?<=[{_NO_STOP}]\p{{M}}*)\s+(?=[{_NO_STOP}])"
 )
-_WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
-_LAST_WORD = regex.compile(r"\s[«\"]?(\p{L}[\p{L}\p{M}'’-]*)[.!?…»\"]+$")
-_START = regex.compile(r"[\p{Lu}«\"—]")
-_TEXT_ONLY = regex.compile(r"[\p{L}\p{M}\p{N}\s.,!?…:;«»\"'’()—–-]+")
+WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
+_LAST_WORD = regex.compile(rf"\s[«\"]?(\p{{L}}[\p{{L}}\p{{M}}'’-]*)[{_STOP}»\"]+$")
+_START = regex.compile(rf"[{_INITIAL}«\"—「『¿¡]")
+_END = regex.compile(rf"[{_STOP}{_WIDE_STOP}»\"」』]$|[{_NO_STOP}]\p{{M}}*$")
+_TEXT_ONLY = regex.compile(
+    rf"[\p{{L}}\p{{M}}\p{{N}}\s,:;«»\"'’()—–¿¡{_STOP}{_WIDE_STOP}{_COMMAS}-]+"
+)
 
 
 @dataclass(frozen=True)
@@ -84,12 +95,22 @@ def sentences(text: str) -> list[str]:
 def usable(text: str, language: str, length: tuple[int, int]) -> bool:
     """Whether a text suits a task: whole, without signs of markup, and in its language."""
     return (
-        length[0] <= len(text) <= length[1]
+        length[0] <= _columns(text) <= length[1]
         and _TEXT_ONLY.fullmatch(text) is not None
         and _START.match(text) is not None
-        and text[-1] in '.!?…»"'
+        and _END.search(text) is not None
         and in_language(text, language, share=0.95)
     )
+
+
+def _columns(text: str) -> int:
+    """Characters, of which the wide ones of East Asia count twice."""
+    return len(text) + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text; none where words have no spaces between them."""
+    return [] if is_unspaced(text) else WORD.findall(text)
 
 
 def _copy(text: str, _: random.Random) -> tuple[str, str]:
@@ -97,17 +118,17 @@ def _copy(text: str, _: random.Random) -> tuple[str, str]:
 
 
 def _first_word(text: str, _: random.Random) -> tuple[str, str] | None:
-    words = _WORD.findall(text)
+    words = _words(text)
     return ("", words[0]) if len(words) >= LEAST_WORDS else None
 
 
 def _last_word(text: str, _: random.Random) -> tuple[str, str] | None:
     last = _LAST_WORD.search(text)  # not a number, a bracket, or a word cut by a sign
-    return ("", last[1]) if last and len(_WORD.findall(text)) >= LEAST_WORDS else None
+    return ("", last[1]) if last and len(_words(text)) >= LEAST_WORDS else None
 
 
 def _word_after(text: str, rng: random.Random) -> tuple[str, str] | None:
-    words = _WORD.findall(text)
+    words = _words(text)
     unique = [i for i, word in enumerate(words[:-1]) if words.count(word) == 1]
     if len(words) < LEAST_WORDS or not unique:
         return None
@@ -115,6 +136,7 @@ def _word_after(text: str, rng: random.Random) -> tuple[str, str] | None:
     return words[position], words[position + 1]
 
 
+COPIES = ("copy_sentence", "copy_paragraph")
 # The word that the question names (or ""), and the answer; None if the text does not suit.
 TASKS: dict[str, Callable[[str, random.Random], tuple[str, str] | None]] = {
     "copy_sentence": _copy,
@@ -136,7 +158,8 @@ def make_tasks(
 ) -> list[TaskItem]:
     """Make at most `count` different items of each task from sentences and paragraphs.
 
-    With `enough`, reading stops at that number of usable sentences and of paragraphs.
+    With `enough`, reading stops at that number of usable sentences and of paragraphs. Text without
+    spaces between words has no tasks about words.
 
     Raises `CorpusError` if the text yields no item of some task, `LepError` for an unknown task.
     """
@@ -149,12 +172,17 @@ def make_tasks(
         rng = random.Random(f"{seed}/{language}/{task}")
         shuffled = rng.sample(pool, len(pool))
         new = list(islice(_items(task, language, shuffled, rng), count))
-        if not new:
+        if not new and not (task not in COPIES and any(map(is_unspaced, pool))):
             raise CorpusError(
                 f"the {language} text gives no {task} item ({len(pool)} usable pieces): give more "
                 f"text, or check that it is in the language '{language}'"
             )
         items += new
+    if tasks and not items:
+        raise CorpusError(
+            f"the {language} text has no spaces between words, so it gives no item of "
+            f"{', '.join(tasks)}: add {' or '.join(COPIES)}"
+        )
     return items
 
 

@@ -15,6 +15,7 @@ import zstandard
 from tokenizers import Tokenizer
 
 from lep.corpus.files import Paths, several
+from lep.corpus.language import script_set
 from lep.corpus.parallel import in_order
 from lep.corpus.read import batches, read_lines, stream_texts
 from lep.errors import CorpusError, TokenizerError, foreign
@@ -287,7 +288,7 @@ def read_counts(path: Path, cutter: WordCutter) -> WordCounts:
 def _count_chunk(cutter: WordCutter, script: str | None, texts: list[str]) -> WordCounts:
     counts = Counter(chain.from_iterable(map(cutter, texts)))
     if script is not None:
-        has = regex.compile(rf"\p{{Script={script}}}").search
+        has = regex.compile(f"[{script_set(script)}]").search
         counts = Counter({word: count for word, count in counts.items() if has(word)})
     return WordCounts(counts, script, sum(map(len, texts)))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import regex
 
-from lep.corpus.language import dominant_script
+from lep.corpus.language import dominant_script, script_set
 from lep.errors import CorpusError, TokenizerError
 
 REPLACEMENT = "\ufffd".encode()
@@ -26,7 +26,7 @@ def resolve_script(name: str, sample: str) -> str | None:
     if script is None:
         raise CorpusError("the corpus has no letters of a known script: give --script NAME or any")
     try:
-        regex.compile(rf"\p{{Script={script}}}" if re.fullmatch(r"\w+", script) else "(")
+        regex.compile(f"[{script_set(script)}]" if re.fullmatch(r"\w+", script) else "(")
     except regex.error as error:
         advice = "write its English name, for example cyrillic"
         raise TokenizerError(f"Unicode has no script '{name}': {advice}") from error
@@ -48,7 +48,7 @@ class ScriptFilter:
     ) -> None:
         self.prefixes = frozenset(prefixes)
         self.taken = re.compile(b"|".join(map(re.escape, taken)) or b"(?!)")
-        self.pattern = regex.compile(rf"\p{{Script={script}}}") if script else None
+        self.pattern = regex.compile(f"[{script_set(script)}]") if script else None
 
     def has_character(self, text: str) -> bool:
         """Whether the text holds a character of the script (any text for the script None)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from lep.checkpoint.origin import Origin
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import read_tensors, save_tensors
-from lep.corpus.language import dominant_script
+from lep.corpus.language import dominant_script, script_set
 from lep.embedding import METHODS, calibrated, undertrained
 from lep.errors import CheckpointError, foreign
 from lep.limits import VOCABULARY
@@ -200,7 +200,7 @@ def _rows_of_script(source: Vocabulary, target: Vocabulary, mapping: VocabularyM
     script = dominant_script(" ".join(_text(token) for token in new if token))
     rows = torch.zeros(mapping.source_size, dtype=torch.bool)
     if script:
-        pattern = regex.compile(rf"\p{{Script={script}}}")
+        pattern = regex.compile(f"[{script_set(script)}]")
         for row, token in enumerate(source.tokens):
             rows[row] = token is not None and bool(pattern.search(_text(token)))
     return rows
