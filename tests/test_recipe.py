@@ -321,7 +321,10 @@ def test_files_of_joint_training_lie_beside_the_recipe(tmp_path) -> None:
     [
         ("", 0.12, 3, 0.06),
         (", from_pack: f", 0.015, 0.375, 0.3),
-        (", from_pack: f, relative_rate: 0.03, shares: {old_text: 0.1}", 0.03, 3, 0.06),
+        (", from_pack: f, relative_rate: 0.03, shares: {old_text: 0.1}", 0.03, 3, 0.3),
+        (", from_pack: f, shares: {old_answers: 0.2}", 0.015, 0.375, 0.2),
+        (", learning_rate: 1e-3", None, 3, 0.06),
+        (", from_pack: f, learning_rate: 1e-3", None, 3, 0.3),
     ],
 )
 def test_rows_of_a_pack_are_trained_gently(given, rate, nats, old, tmp_path) -> None:

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from lep.fields import ByName, FileName, nearest
 from lep.limits import RECIPE_VALUES
@@ -33,6 +40,7 @@ from lep.settings import (
     Settings,
     TokenizerSettings,
     TuneSettings,
+    Weights,
 )
 
 MethodName = Literal[PropagationName, "auto"]
@@ -101,13 +109,23 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     @classmethod
     def _after_pack(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("from_pack"):
-            bound = {"logit_step": LOGIT_STEP} if values.get("relative_rate") else {}
-            return AFTER_PACK | bound | values  # a rate that is asked for is not an eighth
+            usual = dict(AFTER_PACK)
+            if values.get("relative_rate") or values.get("learning_rate"):
+                usual |= {"relative_rate": None, "logit_step": LOGIT_STEP}  # no eighth of these
+            return usual | values | {"shares": _with_usual(values.get("shares"), usual["shares"])}
         return values
 
     def share(self, stream: str) -> float:
         """The tokens of a stream of the mixture, relative to the others."""
         return self.shares.get(stream, STREAMS[stream])
+
+
+def _with_usual(given: Any, usual: dict[str, float]) -> Any:
+    """Shares with those that are not given; what is no share is left to the field to refuse."""
+    try:
+        return usual | TypeAdapter(Weights).validate_python(given or {})
+    except ValidationError:
+        return given
 
 
 def _usual_methods(given: dict[str, Any]) -> list[MethodName]:

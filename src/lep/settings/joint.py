@@ -1,6 +1,8 @@
 """Settings of joint training, and of what the original model writes and answers for it."""
 
-from pydantic import Field, PositiveFloat
+from typing import Any
+
+from pydantic import Field, PositiveFloat, model_validator
 
 from lep.fields import Settings
 from lep.settings.kinds import Count, LearningRate, PositiveInt, Seed, Share, WeightDecay, Weights
@@ -89,3 +91,11 @@ class NewRowsSettings(JointSettings):
     train: TrainedParts = "new_rows"
     relative_rate: LearningRate | None = RELATIVE_RATE
     weight_decay: WeightDecay = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rate(cls, values: Any) -> Any:
+        """A learning rate that is given is not replaced by a usual one."""
+        if isinstance(values, dict) and values.get("learning_rate") is not None:
+            return {"relative_rate": None} | values
+        return values
