@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import darumeru_data
-import numpy as np
 
 from lep.corpus.language import dominant_script
 from lep.corpus.prepare import unit_hash
@@ -19,6 +18,7 @@ from lep.evaluation.measures import Figure, Measure, figure, measures, task_scor
 from lep.evaluation.records import PromptRecord, Record, load_records, save_records
 from lep.evaluation.score import Material
 from lep.settings import BenchmarkSettings, EvaluateSettings
+from lep.statistics import bounds
 
 LONGEST_PROMPT = 400  # characters
 LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
@@ -190,13 +190,13 @@ def compared(column: Column, model: Measure, original: Measure) -> tuple[float, 
     """
     if column.ratio:
         top, bottom = (_figure(side) for side in _common(model, original))
-        value, drawn = top.value / bottom.value, top.drawn / bottom.drawn
+        value, drawn, count = top.value / bottom.value, top.drawn / bottom.drawn, top.count
     else:
         difference = figure(model, RESAMPLES, 0, original)
         assert difference is not None
-        value, drawn = difference.value, difference.drawn
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return value, float(low), float(high)
+        value, drawn, count = difference.value, difference.drawn, difference.count
+    interval = bounds(value, drawn, count)
+    return interval.value, interval.low, interval.high
 
 
 def cell(

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import sem
+from scipy.stats import t as student_t
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -63,7 +66,8 @@ def test_copy_scores() -> None:
 def test_estimate_is_the_ratio_of_sums_and_covers_it() -> None:
     by_hand = estimate([1.0, 3.0], [1.0, 1.0])
     assert (by_hand.value, by_hand.count) == (2.0, 2)
-    assert (by_hand.low, by_hand.high) == (1.0, 3.0)
+    half = student_t.ppf(0.975, 1) * sem([1.0, 3.0])
+    assert (by_hand.low, by_hand.high) == pytest.approx((2 - half, 2 + half), rel=0.05)
     generator = torch.Generator().manual_seed(0)
     covered = 0
     for seed in range(100):  # mean 0.5 of uniform numbers
@@ -75,6 +79,23 @@ def test_estimate_is_the_ratio_of_sums_and_covers_it() -> None:
     assert (normal.high - normal.low) / 2 == pytest.approx(
         1.96 * values.std().item() / 20, rel=0.15
     )
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 20])
+def test_intervals_of_few_documents_cover_nothing_more_often_than_they_say(count) -> None:
+    """Documents of unequal length whose bits do not differ on the whole: 95% cover 0."""
+    rng = np.random.default_rng(count)
+    covered = 0
+    for seed in range(300):
+        size = rng.integers(200, 4000, count).astype(float)
+        found = estimate(size * rng.normal(0, 0.05, count), size, resamples=200, seed=seed)
+        covered += found.low <= 0 <= found.high
+    assert 0.88 <= covered / 300 <= 0.99
+
+
+def test_an_interval_of_shares_is_one_of_shares() -> None:
+    found = estimate([0.0, 0.5, 1.0], shares=True)
+    assert (found.low, found.high) == (0.0, 1.0)
 
 
 def test_bits_per_byte_is_one_line(pair) -> None:

@@ -55,21 +55,28 @@ def test_a_whole_verdict() -> None:
     ("changes", "says"),
     [
         ([0.03], "gained 3 points (93% right, the original 90%; 95% +3 to +3 points)"),
-        ([0.01, 0.03], "gained 2 points (92% right, the original 90%; 95% +1 to +3 points)"),
+        ([0.01, 0.03] * 10, "gained 2 points (92% right, the original 90%; 95% +1.5 to +2.5 "),
         ([-0.019], "are as good as the original's within 2 points (88.1% right, "),
-        ([-0.01, 0.01], "within 2 points (90% right, the original 90%; 95% -1 to +1 points)"),
-        ([-0.019, 0.1], "within 2 points (94% right, the original 90%; 95% -1.9 to +10 points)"),
-        ([-0.021, 0.1], "are not distinguishable from the original's (94% right, the original"),
+        ([-0.01, 0.01] * 10, "within 2 points (90% right, the original 90%; "),
+        ([-0.019, 0.029] * 10, "within 2 points (90.5% right, the original 90%; "),
+        (
+            [-0.08, 0.06] * 10,
+            "are not distinguishable from the original's (89% right, the original",
+        ),
         ([-0.021], "lost 2.1 points (87.9% right, the original 90%; 95% -2.1 to -2.1 points)"),
-        ([-0.3, -0.1], "lost 20 points (70% right, the original 90%; 95% -30 to -10 points)"),
-        ([-0.1, 0.1], "not distinguishable from the original's (90% right, the original 90%; 95% "),
+        ([-0.3, -0.1] * 10, "lost 20 points (70% right, the original 90%; 95% -2"),
+        (
+            [-0.01, 0.01],
+            "not distinguishable from the original's (90% right, the original 90%; 95% ",
+        ),
+        ([-0.1, 0.1], "not distinguishable from the original's (90% right, the original 90%; "),
     ],
 )
 def test_answers_on_each_side_of_the_margin(changes: list[float], says: str) -> None:
-    """Of two items, a quarter of the resamples has the first twice, a quarter the second."""
+    """Two items that differ bear out nothing, however little they do."""
     changes = changes * 2 if len(changes) == 1 else changes
     adapted = answers("ru", [0.9 + change for change in changes])
-    sentence = verdict(answers("ru", [0.9] * 2), adapted, "ru", SETTINGS)
+    sentence = verdict(answers("ru", [0.9] * len(changes)), adapted, "ru", SETTINGS)
     assert sentence is not None
     assert sentence.startswith("Russian answers ")
     assert says in sentence
@@ -81,14 +88,15 @@ def test_answers_on_each_side_of_the_margin(changes: list[float], says: str) -> 
         ((1.019, 1.019), "as many bits as before within 2% (+1.9%, 95% +1.9% to +1.9%)"),
         ((1.021, 1.021), "2.1% more bits (95% +2.1% to +2.1%)"),
         ((0.9, 0.9), "10% fewer bits (95% -10% to -10%)"),
-        ((0.9, 1.1), "bits not distinguishable from before (0%, 95% -10% to +10%)"),
+        ((0.9, 1.1) * 10, "bits not distinguishable from before (0%, 95% -"),
     ],
 )
-def test_text_on_each_side_of_the_margin(factors: tuple[float, float], says: str) -> None:
+def test_text_on_each_side_of_the_margin(factors: tuple[float, ...], says: str) -> None:
     """Without answers, as of base models, text of the new language is what counts."""
     adapted = texts("kk", [400 * factor for factor in factors])
-    sentences = verdict(texts("kk", [400.0, 400.0]), adapted, "kk", SETTINGS)
-    assert sentences == f"Kazakh takes as many tokens as before. Kazakh text: {says}."
+    sentences = verdict(texts("kk", [400.0] * len(factors)), adapted, "kk", SETTINGS)
+    assert sentences is not None
+    assert sentences.startswith(f"Kazakh takes as many tokens as before. Kazakh text: {says}")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Statistics with 95% intervals: bootstrap over units, and Student's t over seeds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 NORMAL = 1.959963984540054  # 97.5th percentile of the normal distribution
+FEW_UNITS = 15  # resamples of fewer say how much an estimate varies, and not their own percentiles
 Statistic = Callable[[np.ndarray], float]
 Values = Sequence[float] | np.ndarray
 
@@ -42,7 +43,9 @@ def estimate(
     if denominators is not None:
         values = np.stack([values, np.asarray(denominators, dtype=np.float64)], axis=1)
         statistic = ratio
-    return bounds(statistic(values), draws([values], statistic, resamples, seed), len(values))
+    drawn = draws([values], statistic, resamples, seed)
+    interval = bounds(statistic(values), drawn, len(values))
+    return of_shares(interval) if shares else interval
 
 
 def draws(
@@ -63,9 +66,28 @@ def draws(
 
 
 def bounds(value: float, drawn: np.ndarray, count: int) -> Estimate:
-    """A value with the 2.5th and 97.5th percentile of its draws."""
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    """A value with a 95% interval from its draws.
+
+    Percentiles of the draws of few units are too narrow. Their levels are expanded by Student's t
+    and the variance that a resample lacks (Hesterberg 2015, 1411.5279); below `FEW_UNITS`, the
+    interval is the value and t standard errors of the draws, to both sides.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    if count < 2:
+        return Estimate(float(value), float(drawn.min()), float(drawn.max()), count)
+    errors = stdtrit(count - 1, 0.975) * np.sqrt(count / (count - 1))
+    if count < FEW_UNITS:
+        half = errors * np.std(drawn)
+        return Estimate(float(value), float(value - half), float(value + half), count)
+    tail = 100 * ndtr(-errors)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
     return Estimate(float(value), float(low), float(high), count)
+
+
+def of_shares(interval: Estimate) -> Estimate:
+    """The interval of a share: it ends at 0 and at 1."""
+    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
 def wilson(shares: np.ndarray) -> Estimate | None:

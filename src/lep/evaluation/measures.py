@@ -12,7 +12,7 @@ import numpy as np
 from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.metrics import Metric, metric
 from lep.evaluation.records import AnswerRecord, Record
-from lep.statistics import Estimate, bounds, draws, mean, ratio, wilson
+from lep.statistics import Estimate, bounds, draws, mean, of_shares, ratio, wilson
 
 BITS = 1 / math.log(2)
 NEW_MASS = "new token mass"  # mean probability of all new tokens where an old token is right
@@ -178,9 +178,11 @@ class Figure:
     drawn: np.ndarray
     count: int
     certain: Estimate | None = None  # in place of draws that are all alike, for shares
+    is_share: bool = False
 
     def estimate(self) -> Estimate:
-        return self.certain or bounds(self.value, self.drawn, self.count)
+        interval = self.certain or bounds(self.value, self.drawn, self.count)
+        return of_shares(interval) if self.is_share else interval
 
 
 def figure(
@@ -199,12 +201,14 @@ def figure(
     first, *second = map(statistic, arrays)
     stream = seed ^ zlib.crc32("/".join(map(str, measure.key)).encode())
     drawn = draws(arrays, statistic, resamples, stream)
-    certain = wilson(arrays[0]) if measure.is_mean_share and against is None else None
-    return Figure(first - sum(second), drawn, len(arrays[0]), certain)
+    is_share = measure.is_mean_share and against is None
+    certain = wilson(arrays[0]) if is_share else None
+    return Figure(first - sum(second), drawn, len(arrays[0]), certain, is_share)
 
 
 def average(figures: Sequence[Figure]) -> Figure:
     """The mean over tasks: each counts the same, and they are resampled independently."""
     value = float(np.mean([f.value for f in figures]))
     drawn = np.mean([f.drawn for f in figures], axis=0)
-    return Figure(value, drawn, sum(f.count for f in figures))
+    is_share = all(f.is_share for f in figures)
+    return Figure(value, drawn, sum(f.count for f in figures), is_share=is_share)

@@ -93,7 +93,8 @@ class Original:
         if not first.is_mean_share:
             return Contrast(before.value, after.value, gain)
         differences = second.array(items) - first.array(items)
-        gain = certain(differences) or gain
+        low, high = max(gain.low, -before.value), min(gain.high, 1 - before.value)
+        gain = certain(differences) or replace(gain, low=low, high=high)  # a share ends at 0 and 1
         return Contrast(before.value, after.value, gain, not differences.any())
 
 
