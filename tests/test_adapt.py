@@ -28,7 +28,7 @@ from lep.pipeline.recipe import Recipe
 from lep.pipeline.recipe_file import load_recipe
 from lep.pipeline.recipe_stages import recipe_stages
 from lep.pipeline.run import FinishedRun
-from lep.pipeline.sampled_savings import Savings, first_tokens, savings_curve
+from lep.pipeline.sampled_savings import Savings, _sample, first_tokens, savings_curve
 from lep.pipeline.shape import Shape
 from lep.pipeline.stage import RunFolder, Runner, Stage
 from lep.pipeline.stages_adapt import apart, warnings
@@ -82,6 +82,11 @@ FAULTS = {
 }
 SETTINGS = {
     "unknown": (["adapt.tokns=5"], "unknown key 'adapt.tokns'; did you mean 'tokens'"),
+    "two lengths": (
+        ["adapt.epochs=2"],
+        "--hours is 1, and adapt.tokens or adapt.epochs says how long to train: give one",
+        {"hours": 1},
+    ),
     "no section": (["adapt=null"], "lep adapt needs the section adapt, and a change removes it"),
     "no size": (["tokenizer.method=merge"], "the method merge needs new_tokens: give new_tokens"),
     "no size in place": (["tokenizer.method=in-place"], "the method in-place needs new_tokens"),
@@ -110,8 +115,9 @@ def test_what_is_missing_is_said_and_nothing_written(name, instruct, tmp_path) -
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_changes_that_cannot_be_followed(name, instruct, tmp_path) -> None:
-    overrides, message = SETTINGS[name]
-    refused(instruct, tmp_path / "run", message, overrides=overrides)
+    overrides, message, *more = SETTINGS[name]
+    options = more[0] if more else {}
+    refused(instruct, tmp_path / "run", message, overrides=overrides, **options)
 
 
 def test_faults_show_before_torch_is_imported(pair, tmp_path) -> None:
@@ -316,6 +322,21 @@ def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> No
     assert 240 / 241 * hours <= float(advised) < 240 / 241 * hours + 0.001
     assert chosen(10**9, new_tokens=512, hours=float(advised)).tokens > 0
     assert chosen(10**9, new_tokens=512).counts == {}
+    # Without answers to learn from there is nothing to answer, and without tasks own prompts are.
+    silent = chosen(10**9, "adapt.shares=answers=0,old_answers=0", new_tokens=512, hours=hours)
+    assert list(silent.counts) == ["evaluate.items", "evaluate.characters"]
+    alone = chosen(10**9, "adapt.prompt_tasks=0", new_tokens=512, hours=1.5 * hours)
+    assert alone.counts["adapt.own_prompts"] == 20
+    untasked = chosen(10**9, "evaluate.tasks=[]", new_tokens=512, hours=1.5 * hours)
+    assert list(untasked.counts) == ["adapt.own_prompts", "evaluate.characters"]
+
+
+def test_passes_that_are_asked_for_are_budgeted(chosen) -> None:
+    """Two passes over 33,793 tokens, which are 22% of the mixture."""
+    found = chosen(101_379, new_tokens=512, epochs=2)
+    assert found.tokens == pytest.approx(2 * 33_793 / 0.22, abs=1)
+    assert "2.0 passes over the text" in found.reason
+    assert found.read_characters == pytest.approx(2 * 101_379, abs=3)
 
 
 @pytest.mark.parametrize(("language", "is_familiar"), [("ru", True), ("el", False)])
@@ -343,6 +364,41 @@ def test_a_pack_needs_a_tenth(chosen, tmp_path) -> None:
     assert found.tokens == 60_000
     assert "as in the pack" in found.reason
     assert "to be learned well" not in found.reason
+
+
+def test_a_sample_of_many_files_is_no_larger_than_of_few(tmp_path) -> None:
+    """Files from all over the list, until there are enough characters."""
+    for number in range(300):
+        (tmp_path / f"{number:03}.txt").write_text("x" * 1_000)
+    files = [str(tmp_path)]
+    assert len("".join(_sample(files, 50_000))) == 50_000
+    assert len("".join(_sample(files, 10**7))) == 300_000
+    few = _sample([str(tmp_path / f"{n:03}.txt") for n in range(3)], 2_000)
+    assert len(few) == 2
+
+
+def test_shapes_of_models_without_heads_and_with_unequal_layers(tmp_path, byte_level) -> None:
+    """Mamba keeps no cache; Gemma 3n has one width for each layer."""
+    from transformers import Gemma3nTextConfig, MambaConfig
+
+    small = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+    gemma = {"intermediate_size": [48, 64], "num_attention_heads": 2, "num_key_value_heads": 1}
+    gemma |= {"head_dim": 16, "vocab_size_per_layer_input": 64, "laurel_rank": 8}
+    gemma |= {"num_kv_shared_layers": 0, "layer_types": ["full_attention"] * 2}
+    gemma |= {"hidden_size_per_layer_input": 16, "activation_sparsity_pattern": [0.0, 0.0]}
+    for name, config in {
+        "mamba": MambaConfig(**small, state_size=4),
+        "gemma": Gemma3nTextConfig(**small, **gemma),
+    }.items():
+        config.architectures = ["MambaForCausalLM" if name == "mamba" else "Gemma3nForCausalLM"]
+        folder = tmp_path / name
+        config.save_pretrained(folder)
+        byte_level.save(str(folder / "tokenizer.json"))
+        shape = Shape.of(folder)
+        assert (shape.cache > 0, shape.inner) == {
+            "mamba": (False, config.__dict__.get("intermediate_size", 64)),
+            "gemma": (True, 64),
+        }[name]
 
 
 def test_the_speed_of_this_device(instruct) -> None:
@@ -487,7 +543,7 @@ def test_with_a_base_both_ways_are_there(stages, pair) -> None:
 def test_a_model_that_writes_no_prompts_answers_tasks(stages, tmp_path, monkeypatch) -> None:
     """Without tasks the fault is the run's."""
 
-    def write_prompts(*_) -> None:
+    def write_prompts(*_, **__) -> None:
         raise CorpusError("none of 80 prompts is of use")
 
     monkeypatch.setattr(stages_adapt, "write_prompts", write_prompts)
@@ -511,7 +567,8 @@ def test_a_model_that_writes_no_prompts_answers_tasks(stages, tmp_path, monkeypa
 
 
 def test_prompts_of_its_own_join_the_tasks(stages, tmp_path, monkeypatch) -> None:
-    def write_prompts(original, text, output, settings) -> None:
+    def write_prompts(original, text, output, settings, *, each) -> None:
+        assert not each  # a language without prompts has tasks
         output.mkdir()
         record = {"messages": [{"role": "user", "content": "How so?"}], "language": "en"}
         write_records(output / "prompts.jsonl", [record])

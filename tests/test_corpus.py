@@ -92,6 +92,28 @@ def test_of_few_groups_one_is_held_out(limit: int | None) -> None:
     assert len(split.train) == 12 if limit is None else split.train
 
 
+def test_of_one_text_the_end_is_held_out() -> None:
+    """A tenth of its sections, the last ones."""
+    book = document("".join(f"{number:04}" * 900 + "\n" for number in range(40)), "book", "s")
+    split = prepare([book], heldout_share=0.1)
+    assert [d.text[:4] for d in sorted(split.heldout, key=lambda d: d.text)] == [
+        "0036", "0037", "0038", "0039",
+    ]  # fmt: skip
+    assert {d.text[:4] for d in split.train} == {f"{number:04}" for number in range(36)}
+
+
+def test_what_is_trained_on_word_for_word_is_not_held_out(recwarn) -> None:
+    twice = [Document(f"d{i}", f"text {i % 40}", "s", f"d{i}") for i in range(80)]
+    split = prepare(twice, heldout_share=0.3)
+    trained = {d.text for d in split.train}
+    held = [d for d in twice if unit_hash(d.group) < 0.3]
+    assert {d.text for d in split.heldout} == {d.text for d in held} - trained
+    assert len(split.heldout) < len(held)
+    (warning,) = recwarn
+    dropped = len(held) - len(split.heldout)
+    assert f"{dropped} of {len(held)} held-out sections are trained on word" in str(warning.message)
+
+
 def test_the_split_is_fixed_forever() -> None:
     # If this number changes, models have seen what is held out.
     assert unit_hash("novels/Anton") == pytest.approx(0.376642, abs=1e-6)

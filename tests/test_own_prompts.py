@@ -18,7 +18,7 @@ from lep.calibration.filters import QUESTION, reason_to_drop_draft
 from lep.calibration.openings import Sentences, first_words
 from lep.calibration.prompts import OwnPrompts, write_prompts
 from lep.corpus.read import read_messages
-from lep.errors import CorpusError, OutputError, TokenizerError
+from lep.errors import CorpusError, LepWarning, OutputError, TokenizerError
 from lep.inference.generate import Written
 from lep.settings import OwnPromptSettings
 from lep.tokenizer.chat import UserTurn
@@ -394,6 +394,21 @@ def test_no_prompt_at_all_is_a_fault(scripted, tmp_path) -> None:
     with pytest.raises(CorpusError, match=message):
         scripted(12 * ["Где да"], own_prompts=3, prompt_batch=5)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_language_without_prompts_leaves_those_of_the_others(tmp_path, monkeypatch) -> None:
+    def drafts(self, label, openings, median):
+        word = "Где да" if label.startswith("ru") else "Where is the next old house?"
+        return [replace(DRAFT, opening=o, text=word) for o in openings]
+
+    monkeypatch.setattr(Writer, "drafts", drafts)
+    monkeypatch.setattr(Writer, "median", lambda self, sentences: 1.0)
+    options = {"own_prompts": 1, "prompt_batch": 4}
+    with pytest.raises(CorpusError, match=r"none of 4 prompts that .* wrote in ru is of use"):
+        write_prompts(LAB, TEXT, tmp_path / "all", **options)
+    with pytest.warns(LepWarning, match=r"none of 4 prompts that .* wrote in ru is of use"):
+        result = write_prompts(LAB, TEXT, tmp_path / "some", each=False, **options)
+    assert (result.counts["ru"]["kept"], result.counts["en"]["kept"]) == (0, 1)
 
 
 def test_faults(pair, tmp_path) -> None:

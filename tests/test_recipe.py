@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lep.errors import RecipeError
-from lep.pipeline.recipe_file import load_grid, load_recipe
+from lep.pipeline.recipe_file import as_yaml, load_grid, load_recipe
 
 RECIPE = """\
 name: test
@@ -342,3 +342,13 @@ def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(SHORT + "evaluate: {benchmark: {tasks: [rublimp], data: bench}}\n")
     assert load_recipe(path, []).evaluate.benchmark.data == str(tmp_path / "bench")
+
+
+@pytest.mark.parametrize("word", ["2024_06", "1_000", "1_0 is", "x_1"])
+def test_words_keep_their_underscores(word, tmp_path) -> None:
+    """Numbers do not: `tokens: 1_000` is a thousand."""
+    path = tmp_path / "r.yaml"
+    rest = ADAPT.partition("\n")[2]
+    path.write_text(as_yaml({"name": word, "title": word}) + rest.replace("500", "1_000"))
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.title, recipe.adapt.tokens) == (word, word, 1_000)

@@ -34,7 +34,7 @@ from lep.transfer.mappings import saved_mappings
 
 COUNTS, VERDICTS = "practice.json", "verdicts.jsonl"
 TASKS_AT_ONCE = 64  # drawn between two looks at the limits, and at what the original can do
-LEAST_KEPT, LEAST_DRAWN = 0.01, 512  # of so many tasks or more: with fewer kept, drawing ends
+LEAST_KEPT, LEAST_DRAWN = 0.01, 512  # of more tasks than that: with fewer kept, drawing ends
 OLD_TASKS = 0.5  # for each task in the new language
 FEW = 0.5  # of the tasks: fewer right answers deserve a warning
 

@@ -15,7 +15,7 @@ from lep.calibration.saved import append_lines, cut_half_line, whole_lines
 from lep.corpus.duplicates import Duplicates
 from lep.corpus.files import Text, file_stamps
 from lep.corpus.read import Record, write_records
-from lep.errors import CorpusError
+from lep.errors import CorpusError, note
 from lep.files import write_json
 from lep.progress import progress
 from lep.publish import check_output, fingerprint, publishing
@@ -64,6 +64,8 @@ def write_prompts(
     text: Text,
     output: str | Path,
     settings: OwnPromptSettings | None = None,
+    *,
+    each: bool = True,
     **options: Any,
 ) -> OwnPrompts:
     """Let the instruct model `original` write prompts in the languages of `text`, {code: paths}.
@@ -77,7 +79,8 @@ def write_prompts(
     interrupted run is continued.
 
     Raises `TokenizerError` for a model without chat template or with one that changes what the user
-    writes, `CorpusError` for text without sentences and where a language gets no prompt.
+    writes, `CorpusError` for text without sentences, and where a language gets no prompt (with
+    `each`; otherwise only where none gets any, and a note names the others).
     """
     output, settings = Path(output), OwnPromptSettings.given(settings, options)
     check_output(output)
@@ -95,8 +98,12 @@ def write_prompts(
     with publishing(output, resume_key=key) as partial:
         try:
             with _saved(partial / SAVED) as (saved, file):
-                for part in parts:
-                    part.write(saved[part.language], file)
+                faults = [part.write(saved[part.language], file) for part in parts]
+            without = [fault for fault in faults if fault]
+            if without and (each or len(without) == len(parts)):
+                raise CorpusError(without[0])
+            for fault in without:
+                note(fault)
         except CorpusError:  # nothing in there is worth another run
             shutil.rmtree(partial / SAVED)
             raise
@@ -137,21 +144,22 @@ class _Part:
         self.records: list[Record] = []
         self.counts = Counter({KEPT: 0})
 
-    def write(self, saved: Sequence[Batch], file: IO[bytes]) -> None:
+    def write(self, saved: Sequence[Batch], file: IO[bytes]) -> str | None:
         """Use the batches that are saved, and save others to a file.
 
-        Raises `CorpusError` where no draft is of use.
+        Where no draft is of use, the fault.
         """
         batches = self._batches(saved, file)
         for batch in progress(batches, f"batches of prompts, {self.language}"):
             self._add(batch)
-        if not self.counts[KEPT]:
-            text = self.records[-1]["messages"][0]["content"][:SHOWN_CHARACTERS]
-            raise CorpusError(
-                f"none of {len(self.records):,} prompts that {self.writer.original} wrote in "
-                f"{self.language} is of use ({_listed(+self.counts)}; the last begins {text!r}): "
-                f"give --prompts FILE, or leave the {self.language} text out"
-            )
+        if self.counts[KEPT]:
+            return None
+        text = self.records[-1]["messages"][0]["content"][:SHOWN_CHARACTERS]
+        return (
+            f"none of {len(self.records):,} prompts that {self.writer.original} wrote in "
+            f"{self.language} is of use ({_listed(+self.counts)}; the last begins {text!r}): "
+            f"give --prompts FILE, or leave the {self.language} text out"
+        )
 
     def _batches(self, saved: Sequence[Batch], file: IO[bytes]) -> Iterator[Batch]:
         """Saved and new batches, until there are enough prompts, or drafts that are of no use."""

@@ -5,9 +5,10 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from lep.corpus.read import Document, Documents
-from lep.errors import CorpusError
+from lep.errors import CorpusError, note
 
 SECTION_CHARACTERS = 4000
 LONGEST_LINE = 1_000_000  # characters
@@ -20,6 +21,24 @@ class Split:
 
     train: list[Document]
     heldout: list[Document]
+
+    @classmethod
+    def of(
+        cls,
+        train: Documents,
+        heldout: Documents,
+        limit: int | None,
+        limit_heldout: int | None,
+        source_share: float,
+    ) -> "Split":
+        """Samples of two sides; sections that are trained on word for word are not held out."""
+        trained, every = sample(train, limit, source_share), list(heldout)
+        texts = {section.text for section in trained}
+        apart = [section for section in every if section.text not in texts]
+        if len(apart) < len(every):
+            repeated = f"{len(every) - len(apart):,} of {len(every):,} held-out sections"
+            note(f"{repeated} are trained on word for word, and left out")
+        return cls(trained, sample(apart, limit_heldout, source_share))
 
 
 def unit_hash(key: str) -> float:
@@ -72,7 +91,8 @@ def prepare(
     """Split by a fixed hash of the group, cut into sections, order by hash, stop at the limits.
 
     The groups with hashes below `heldout_share` are held out, so the split is stable when documents
-    are added; of few groups at least the one with the smallest. A source stops at `source_share` of
+    are added; of few groups at least the one with the smallest, and of a single one its end.
+    Sections that are trained on word for word are not held out. A source stops at `source_share` of
     a limit. Memory holds the limit for each source, or all text without one.
 
     Raises `CorpusError` when one side of the split would be empty.
@@ -85,18 +105,18 @@ def prepare(
         for section in cut:
             side.add(section)
         if not heldout.added and order <= smallest:
-            smallest, spare = order, [*(spare if order == smallest else ()), *cut]
+            spare = spare if order == smallest else []
+            spare += cut
+            smallest = order
     trained = train.documents
     if spare and not heldout.added:
-        others = [section for section in trained if section.group != spare[0].group]
-        if others:
-            trained = others
-            for section in spare:
-                heldout.add(section)
-    split = Split(
-        sample(trained, train.limit, source_share),
-        sample(heldout.documents, heldout.limit, source_share),
-    )
+        if all(section.group == spare[0].group for section in trained):
+            spare = _end(spare, heldout_share)
+        taken = {section.id for section in spare}
+        trained = [section for section in trained if section.id not in taken]
+        for section in spare:
+            heldout.add(section)
+    split = Split.of(trained, heldout.documents, train.limit, heldout.limit, source_share)
     if not split.train or not split.heldout:
         empty = "held-out" if split.train else "training"
         raise CorpusError(
@@ -105,6 +125,20 @@ def prepare(
             "another share"
         )
     return split
+
+
+def bounded(documents: Documents, limit: int | None) -> list[Document]:
+    """The sections of documents that `sample` can take, with as many in memory."""
+    side = _Bounded(limit)
+    for section in chain.from_iterable(map(sections, documents)):
+        side.add(section)
+    return side.documents
+
+
+def _end(cut: list[Document], share: float) -> list[Document]:
+    """The last sections of a text: a share of them, at least one and not all."""
+    count = min(max(1, round(share * len(cut))), len(cut) - 1)
+    return cut[len(cut) - count :]
 
 
 class _Bounded:

@@ -71,7 +71,7 @@ def adapt(
     from lep.pipeline.run import run_recipe
 
     with created(output):
-        if not is_begun:
+        if not is_begun and not _is_begun(path, command):  # nor since, by another process
             publish_text(path, f"{command}\n{content}")
         try:
             return run_recipe(load_grid(path), output, say=say)
@@ -236,13 +236,18 @@ def _decided(
     is_nested = tokenizer.get("method", "continue") == "continue"  # other methods need a size
     open_size = is_nested and tokenizer.get("new_tokens") is None
     open_tokens = training.get("tokens") is None and training.get("epochs") is None
+    if options["hours"] is not None and not open_tokens:
+        raise LepError(
+            f"--hours is {options['hours']:g}, and adapt.tokens or adapt.epochs says how long to "
+            "train: give one of them"
+        )
     tried = values | {
         "tokenizer": tokenizer | ({"new_tokens": "1"} if open_size else {}),
         "adapt": training | ({"tokens": "1"} if open_tokens else {}),
     }
     provisional = Draft(tried, draft.origins, overrides).recipe()
     # Only here, because they import torch.
-    from lep.pipeline.budget import budget
+    from lep.pipeline.budget import CHARACTERS_READ, budget
     from lep.pipeline.recipe_stages import recipe_stages
     from lep.transfer.language_pack import LanguagePack
 
@@ -251,7 +256,9 @@ def _decided(
     if training.get("from_pack"):
         size = len(LanguagePack.load(Path(training["from_pack"])).mappings["input"].new_rows())
     given = None if open_tokens else provisional.training.tokens
-    chosen = budget(provisional, new_tokens=size, tokens=given, hours=options["hours"])
+    epochs = None if open_tokens else provisional.training.epochs
+    hours = options["hours"]
+    chosen = budget(provisional, new_tokens=size, tokens=given, epochs=epochs, hours=hours)
     say(chosen.reason)
     if open_size:
         tokenizer["new_tokens"] = str(chosen.new_tokens)
@@ -261,6 +268,7 @@ def _decided(
         section, _, key = name.partition(".")
         values.setdefault(section, {})[key] = str(count)
     limit = max(LEAST_LIMIT, SPARE_TEXT * chosen.read_characters)
-    if limit < chosen.text_characters and provisional.corpus.limit_characters is None:
+    is_large = chosen.text_characters >= min(limit + 1, CHARACTERS_READ)  # of which no more is read
+    if is_large and not epochs and provisional.corpus.limit_characters is None:
         values["corpus"]["limit_characters"] = str(limit)  # the split holds it in memory
     return as_yaml(values)

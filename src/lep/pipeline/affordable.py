@@ -7,8 +7,9 @@ from lep.pipeline.recipe import Recipe
 OWN_PROMPTS_SHARE, TASKS_SHARE, ITEMS_SHARE, CHARACTERS_SHARE = 0.1, 0.1, 0.08, 0.05
 TASK_TOKENS, TOKEN_CHARACTERS = 200, 3  # of question and answer; of a token
 MODELS = 3  # that are evaluated: the original, its mean initialisation, the adapted one
+LEAST_PROMPTS = 20  # of which some are dropped
 LEAST = {
-    "adapt.own_prompts": 0,
+    "adapt.own_prompts": 0,  # more where there are no tasks to answer
     "adapt.prompt_tasks": 8,  # of which most may be dropped, and LEAST_ANSWERS are needed
     "evaluate.items": 10,
     "evaluate.characters": 10_000,
@@ -23,7 +24,7 @@ def affordable(recipe: Recipe, tokens: float) -> dict[str, int]:
     """
     counts = {}
     for name, (share, cost) in _costs(recipe).items():
-        count = max(LEAST[name], int(share * tokens / cost))
+        count = max(_least(recipe, name), int(share * tokens / cost))
         if count < _value(recipe, name) and not _is_given(recipe, name):
             counts[name] = count
     return counts
@@ -34,8 +35,16 @@ def least_tokens(recipe: Recipe) -> float:
     total = 0.0
     for name, (_, cost) in _costs(recipe).items():
         value = _value(recipe, name)
-        total += cost * (value if _is_given(recipe, name) else min(LEAST[name], value))
+        total += cost * (value if _is_given(recipe, name) else min(_least(recipe, name), value))
     return total
+
+
+def _least(recipe: Recipe, name: str) -> int:
+    """The smallest value that leaves something to answer."""
+    adapt = recipe.adapt
+    assert adapt is not None
+    alone = name == "adapt.own_prompts" and not (adapt.prompt_tasks and recipe.evaluate.tasks)
+    return LEAST_PROMPTS if alone else LEAST[name]
 
 
 def _value(recipe: Recipe, name: str) -> int:
@@ -55,9 +64,12 @@ def _costs(recipe: Recipe) -> dict[str, tuple[float, float]]:
         "evaluate.items": (ITEMS_SHARE, MODELS * languages * tasks * TASK_TOKENS),
         "evaluate.characters": (CHARACTERS_SHARE, MODELS * languages / TOKEN_CHARACTERS),
     }
-    if adapt.prompts:
-        return {name: cost for name, cost in costs.items() if not name.startswith("adapt.")}
-    return costs
+    made = not adapt.prompts and (adapt.share("answers") or adapt.share("old_answers"))
+    return {
+        name: (share, cost)
+        for name, (share, cost) in costs.items()
+        if cost and (made or not name.startswith("adapt."))
+    }
 
 
 def _is_given(recipe: Recipe, name: str) -> bool:

@@ -47,18 +47,23 @@ class Budget:
 
 
 def budget(
-    recipe: Recipe, *, new_tokens: int | None, tokens: int | None, hours: float | None
+    recipe: Recipe,
+    *,
+    new_tokens: int | None,
+    tokens: int | None,
+    hours: float | None,
+    epochs: float | None = None,
 ) -> Budget:
     """Choose what is not given: new tokens by the savings of a sample, tokens by what they need.
 
     Of the sizes of which the last doubling still saves `LEAST_SAVED`, the largest is chosen that
     text and budget can teach: `LEAST_SHARE` of `TOKENS_FOR_EACH`, and at most `MOST_PASSES` over
-    the text. With `hours`, the training takes what fits into `TRAINING_SHARE` of
-    them on this device.
+    the text. With `epochs`, it takes so many passes; with `hours`, what fits into `TRAINING_SHARE`
+    of them on this device.
 
     Raises `CorpusError` for text that yields too few tokens.
     """
-    choice = _Choice.of(recipe, new_tokens, tokens, hours)
+    choice = _Choice.of(recipe, new_tokens, tokens, hours, epochs)
     given = "as in the pack" if recipe.adapt and recipe.adapt.from_pack else "as given"
     size, why = choice.best() if new_tokens is None else (new_tokens, given)
     trained, one_pass = choice.training(size), choice.pass_tokens(size)
@@ -108,6 +113,7 @@ class _Choice:
     share: float  # of the training that is this text
     for_each: int  # tokens to train on for each new token
     tokens: int | None  # to train on, if they are given
+    epochs: float | None  # passes over the text, if they are given
     operations: float | None  # of the training, that the hours allow, if they are given
     shape: Shape
     speed: float  # operations a second
@@ -116,7 +122,12 @@ class _Choice:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, new_tokens: int | None, tokens: int | None, hours: float | None
+        cls,
+        recipe: Recipe,
+        new_tokens: int | None,
+        tokens: int | None,
+        hours: float | None,
+        epochs: float | None,
     ) -> "_Choice":
         adapt = recipe.adapt
         assert adapt is not None
@@ -135,6 +146,7 @@ class _Choice:
             text_share(adapt),
             TOKENS_AFTER_PACK if adapt.from_pack else TOKENS_FOR_EACH,
             tokens,
+            epochs,
             operations,
             shape,
             speed,
@@ -151,6 +163,8 @@ class _Choice:
         """Tokens to train so many new tokens on."""
         if self.tokens is not None:
             return self.tokens
+        if self.epochs is not None:
+            return max(1, round(self.epochs * self.pass_tokens(size) / self.share))
         most = MOST_PASSES * self.pass_tokens(size) / self.share
         if self.operations is None:
             return max(1, int(min(self.for_each * size, most)))

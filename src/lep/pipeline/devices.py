@@ -1,7 +1,9 @@
 """Devices that train: GPUs of a table, and the one that this process runs on."""
 
+import re
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -56,7 +58,7 @@ def named_device(name: str, shape: Shape, *, bf16: bool) -> Device:
 
 
 def this_device(shape: Shape, *, bf16: bool) -> Device:
-    """The device of this process, for a model of these shape.
+    """The device of this process, for a model of this shape.
 
     A GPU of the table `DEVICES` is known by its name; elsewhere a product of the size and type of
     the model's is measured for a moment.
@@ -65,11 +67,23 @@ def this_device(shape: Shape, *, bf16: bool) -> Device:
         speed, source = _measured(shape, bf16=bf16)
         return Device("this CPU", speed, source, free_memory(), is_cpu=True)
     name, memory = torch.cuda.get_device_name(), float(torch.cuda.mem_get_info()[1])
-    plain = name.lower().replace(" ", "")
-    if known := next((each for key, each in DEVICES.items() if key in plain), None):
+    if known := known_gpu(name):
         return replace(known, name=f"one {name}", memory_bytes=memory)
     speed, source = _measured(shape, bf16=bf16)
     return Device(f"one {name}", speed, source, memory)
+
+
+def known_gpu(name: str) -> Device | None:
+    """The device of the table that CUDA's name stands for: no laptop's, and no part of one.
+
+    >>> [each and each.name for each in map(known_gpu, ("NVIDIA A100-SXM4-80GB", "RTX A1000"))]
+    ['one a100', None]
+    """
+    words = re.findall(r"[a-z]*\d+[a-z]*|[a-z]+", name.lower())
+    if {"laptop", "mig"} & {*words}:
+        return None
+    pairs = map("".join, pairwise(words))  # RTX 4090
+    return next((DEVICES[word] for word in (*words, *pairs) if word in DEVICES), None)
 
 
 def _measured(shape: Shape, *, bf16: bool) -> tuple[float, str]:

@@ -183,6 +183,7 @@ class Loader(yaml.SafeLoader):
 
 
 _TAG = "tag:yaml.org,2002:"
+NUMBER = re.compile(r"[-+]?\d[\d_]*")
 Loader.yaml_implicit_resolvers = {}
 Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""])
 Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|false)$"), list("tf"))
@@ -222,7 +223,9 @@ def _plain(node: yaml.Node, key: str, origins: Origins) -> Any:
     if "\0" in node.value:  # which no path can hold
         raise origins.fault(key, "a value holds a zero byte: leave it out")
     text = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda match: _variable(match, line), node.value)
-    return text.replace("_", "") if re.fullmatch(r"[-+]?\d[\d_]*", text) else text
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None  # quoted, it is a word
+    is_number = is_plain and NUMBER.fullmatch(text)
+    return text.replace("_", "") if is_number else text
 
 
 def _variable(match: re.Match[str], origin: str) -> str:
@@ -248,6 +251,14 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `Loader` reads: numbers are plain words to it."""
 
     yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+    def represent_word(self, word: str) -> yaml.Node:
+        """Quoted where its underscores would be left out of a number."""
+        is_number = "_" in word and NUMBER.fullmatch(word)
+        return self.represent_scalar(f"{_TAG}str", word, style="'" if is_number else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_word)
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:

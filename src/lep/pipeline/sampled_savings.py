@@ -180,10 +180,23 @@ def _extended(base: Tokenizer, texts: list[str], settings: TokenizerSettings) ->
 
 
 def _sample(paths: list[str], characters: int) -> list[str]:
-    """The first pieces of each file, so that parts of every document are held out."""
+    """The first pieces of each file, so that parts of every document are held out.
+
+    Of many files, some from all over the list, until there are enough characters.
+    """
     files = corpus_files(paths)
-    count = ceil(characters // len(files) / PIECE_CHARACTERS)
-    return [piece for file in files for piece in itertools.islice(_pieces(file), count)]
+    if len(files) * PIECE_CHARACTERS <= characters:
+        count = ceil(characters // len(files) / PIECE_CHARACTERS)
+        return [piece for file in files for piece in itertools.islice(_pieces(file), count)]
+    stride = ceil(len(files) * PIECE_CHARACTERS / characters)
+    ordered = itertools.chain.from_iterable(files[i::stride] for i in range(stride))
+    pieces, total = list[str](), 0
+    for piece in itertools.chain.from_iterable(itertools.islice(_pieces(f), 1) for f in ordered):
+        pieces.append(piece)
+        total += len(piece)
+        if total >= characters:
+            break
+    return pieces
 
 
 def _pieces(file: Path) -> Iterable[str]:

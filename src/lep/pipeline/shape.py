@@ -37,10 +37,12 @@ class Shape:
         rows, hidden = ends[0].weight.shape
         unique = {id(tensor): tensor for tensor in probed.tensors.values()}
         body = sum(tensor.numel() for key, tensor in unique.items() if key not in tables)
-        layers, heads = text.num_hidden_layers, text.num_attention_heads
+        layers, heads = text.num_hidden_layers, getattr(text, "num_attention_heads", None) or 0
         inner = getattr(text, "intermediate_size", None) or 4 * hidden
-        head = getattr(text, "head_dim", None) or hidden // heads
-        cache = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * head
+        inner = max(inner) if isinstance(inner, list | tuple) else inner  # one for each layer
+        head = getattr(text, "head_dim", None) or hidden // max(1, heads)
+        cached = (getattr(text, "num_key_value_heads", None) or heads) if heads else 0
+        cache = 2 * layers * cached * head
         plain = not any(getattr(text, name, None) for name in LOGIT_SETTINGS)
         ids = len(Vocabulary.of(load_tokenizer(folder)))
         return cls(body, rows, hidden, len(tables), layers, inner, cache, plain, ids)

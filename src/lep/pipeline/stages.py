@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lep.calibration.answers import JUDGING, answer, write_unjudged
 from lep.calibration.calibrate import calibrate
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.files import Text, all_paths, corpus_files, several
-from lep.corpus.prepare import Split, drawn, prepare, sample, sections
+from lep.corpus.prepare import Split, bounded, drawn, prepare
 from lep.corpus.read import Document, read_documents, read_records, write_records
 from lep.evaluation.score import score_model
 from lep.files import write_json
@@ -307,8 +307,9 @@ def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSe
     if heldout is None:
         return prepare(read_documents(files), **settings.model_dump())
     limits = (settings.limit_characters, settings.limit_heldout_characters)
-    pieces = (chain.from_iterable(map(sections, read_documents(side))) for side in (files, heldout))
-    return Split(*map(sample, pieces, limits, repeat(settings.source_share)))
+    train = bounded(read_documents(files), limits[0])
+    held = bounded(read_documents(heldout), limits[1])
+    return Split.of(train, held, *limits, settings.source_share)
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:

@@ -86,7 +86,8 @@ def apart(
             "kept apart to choose a state on: give more documents"
         )
     count = sum(value < share for value in hashes.values())
-    chosen = sorted(hashes, key=hashes.__getitem__)[: min(max(1, count), len(hashes) - 1)]
+    ordered = sorted(hashes, key=hashes.__getitem__)
+    chosen = {*ordered[: min(max(1, count), len(hashes) - 1)]}
     sides: tuple[list[Document], list[Document]] = [], []
     for document, key in zip(documents, keys, strict=True):
         sides[key not in chosen].append(document)
@@ -144,7 +145,8 @@ def own_prompts_stage(
 
     def action(output: Path, at: FolderOf) -> None:
         try:
-            write_prompts(given.instruct, rest_of(looks, languages, at), output, settings)
+            text, alone = rest_of(looks, languages, at), not adapt.prompt_tasks
+            write_prompts(given.instruct, text, output, settings, each=alone)
         except CorpusError as error:
             if not adapt.prompt_tasks:
                 raise

@@ -17,7 +17,7 @@ from lep.checkpoint.adapter import Factors, added, check_merged, joined, save_fa
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.writer import rewritten_bytes
 from lep.corpus.files import Paths, all_paths, corpus_files, file_stamps
-from lep.durable import discard
+from lep.durable import discard, sync_tree
 from lep.errors import TrainingError
 from lep.files import parse_json, read_text
 from lep.inference.models import context_of
@@ -125,6 +125,7 @@ def pretrain(
             if factors := joined(saved_factors(checkpoint.folder), factors):
                 save_factors(factors, folder)
             write_record(result, folder / "lep" / "pretrain.json")
+            sync_tree(folder)  # before the state that the training could go on from is gone
             discard(work)
     return result
 
