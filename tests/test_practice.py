@@ -18,7 +18,7 @@ from lep.calibration.drawing import Drawing, Words
 from lep.calibration.practice import practise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.tasks import PROMPTS
-from lep.errors import CheckpointError, CorpusError
+from lep.errors import CheckpointError, CorpusError, OutputError
 from lep.tokenizer.write import extend_tokenizer
 from lep.transfer.initialise import initialise
 from lep.transfer.mappings import saved_mappings
@@ -128,6 +128,8 @@ def test_a_killed_run_continues_with_the_same_tasks(start, made, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=2_500)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="unfinished run with other settings"):
+        practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=3_000)
     again = practise(INSTRUCT, start, RU, tmp_path / "out", practice_tokens=2_500)
     assert (again.tasks, again.kept) == (whole.tasks, whole.kept)
     for name in ("kept.jsonl", "practice.json"):

@@ -5,7 +5,7 @@ token comes equally often, in the question and in the answer. A task is kept whe
 is the one that the original model gives.
 """
 
-import json
+import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lep.calibration.drawing import WORDS, Drawing, Words
+from lep.calibration.saved import append_lines, cut_half_line, whole_lines
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.copies import evaluated_runs, records_apart
 from lep.corpus.files import Text, all_paths, corpus_files, file_stamps, several
 from lep.corpus.read import Record, stream_texts, write_records
 from lep.corpus.tasks import TASKS, TaskItem
 from lep.errors import CheckpointError, CorpusError
-from lep.files import parse_json, write_json
+from lep.files import write_json
 from lep.inference.generate import end_tokens
 from lep.inference.likelihood import greedy_matches
 from lep.inference.models import load_writer
@@ -33,6 +34,7 @@ from lep.training.streams import ANSWER_FILE
 from lep.transfer.mappings import saved_mappings
 
 COUNTS, VERDICTS = "practice.json", "verdicts.jsonl"
+SAVED = "checkpoint-verdicts"  # whose name says that it is of use
 TASKS_AT_ONCE = 64  # drawn between two looks at the limits, and at what the original can do
 LEAST_KEPT, LEAST_DRAWN = 0.01, 512  # of more tasks than that: with fewer kept, drawing ends
 OLD_TASKS = 0.5  # for each task in the new language
@@ -122,8 +124,10 @@ def practise(
                 "text: give the text that they were learned on"
             )
         run = _Run(checkpoint, original, Drawing(words, language, settings.practice_seed), settings)
-        records, counts, drawn = run.kept(folder / VERDICTS)
+        (folder / SAVED).mkdir(exist_ok=True)
+        records, counts, drawn = run.kept(folder / SAVED / VERDICTS)
         if not records:
+            shutil.rmtree(folder / SAVED)  # nothing in there is worth another run
             raise CorpusError(
                 f"the original model gave the right answer to none of {drawn:,} practice tasks "
                 f"({language}): it cannot copy in this language, and practice teaches nothing new; "
@@ -145,7 +149,7 @@ def practise(
         facts = asdict(result)
         del facts["output"]
         write_json(folder / COUNTS, facts | {"settings": settings.model_dump()}, indent=1)
-        (folder / VERDICTS).unlink()
+        shutil.rmtree(folder / SAVED)
     return result
 
 
@@ -173,19 +177,19 @@ class _Run:
 
     def kept(self, saved: Path) -> tuple[list[Record], Counter[int], int]:
         """The tasks kept, how often each new token is in their answers, and how many were drawn."""
-        verdicts = _whole_lines(saved)
         records: list[Record] = []
         counts: Counter[int] = Counter()
         tasks, drawn = iter(self.drawing), 0
         reachable, most = self.drawing.words.of_token, self.settings.practice
         meter = Meter("tokens of practice tasks", self.settings.practice_tokens)
-        with saved.open("a", encoding="utf-8") as file:
+        with saved.open("ab") as file:
+            cut_half_line(file, saved)
+            verdicts = whole_lines(saved)
             while True:
                 items = list(islice(tasks, TASKS_AT_ONCE))
                 if not verdicts:
                     verdicts = [self._right(items)]
-                    file.write(json.dumps(verdicts[0]) + "\n")
-                    file.flush()
+                    append_lines(file, verdicts)
                 right = verdicts.pop(0)
                 drawn += len(items)
                 self.drawing.learn(items, right)
@@ -225,12 +229,3 @@ class _Run:
             sequences.append((ids[: stop + 1], start))
         size = self.settings.practice_batch
         return [int(right) for right in greedy_matches(model, sequences, size)]
-
-
-def _whole_lines(path: Path) -> list[list[int]]:
-    """The verdicts of a file, without the half line that a kill may have left."""
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    path.write_bytes(whole + b"\n" if whole else b"")
-    return [parse_json(line, str(path)) for line in whole.split(b"\n") if line]
