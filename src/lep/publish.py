@@ -128,7 +128,8 @@ def _check_others(output: Path, partial: Path) -> None:
             if _has_saved(other):
                 raise OutputError(
                     f"{other} holds the saved state of an unfinished run with other settings or "
-                    f"inputs: give those again to go on with it, choose another output than "
+                    "inputs, or inputs in another place: give those again to go on with it, choose "
+                    f"another output than "
                     f"{output}, or delete that folder"
                 )
             shutil.rmtree(other)
