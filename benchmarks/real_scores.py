@@ -17,8 +17,8 @@ from lep.evaluation.evaluate import Subject, subject_records
 from lep.evaluation.measures import Figure, Measure, figure, measures, task_score
 from lep.evaluation.records import PromptRecord, Record, load_records, save_records
 from lep.evaluation.score import Material
+from lep.report.paired import relative
 from lep.settings import BenchmarkSettings, EvaluateSettings
-from lep.statistics import bounds
 
 LONGEST_PROMPT = 400  # characters
 LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
@@ -190,12 +190,11 @@ def compared(column: Column, model: Measure, original: Measure) -> tuple[float, 
     """
     if column.ratio:
         top, bottom = (_figure(side) for side in _common(model, original))
-        value, drawn, count = top.value / bottom.value, top.drawn / bottom.drawn, top.count
-    else:
-        difference = figure(model, RESAMPLES, 0, original)
-        assert difference is not None
-        value, drawn, count = difference.value, difference.drawn, difference.count
-    interval = bounds(value, drawn, count)
+        change = relative(bottom, top)
+        return 1 + change.value, 1 + change.low, 1 + change.high
+    difference = figure(model, RESAMPLES, 0, original)
+    assert difference is not None
+    interval = difference.estimate()
     return interval.value, interval.low, interval.high
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lep.corpus.clean import fault, plain
 from lep.corpus.language import dominant_script, in_language, script_share
 from lep.corpus.prepare import _Bounded, drawn, prepare, sample, sections, unit_hash
 from lep.corpus.read import Document, read_documents
@@ -100,6 +102,15 @@ def test_of_one_text_the_end_is_held_out() -> None:
         "0036", "0037", "0038", "0039",
     ]  # fmt: skip
     assert {d.text[:4] for d in split.train} == {f"{number:04}" for number in range(36)}
+
+
+@pytest.mark.parametrize("group", ["wiki", "data"])  # whose hashes are .073 and more than .1
+def test_of_one_text_the_end_is_held_out_whatever_its_name(group: str) -> None:
+    assert (unit_hash(group) < 0.1) is (group == "wiki")
+    book = document("".join(f"{number:04}" * 900 + "\n" for number in range(40)), group, "s")
+    split = prepare([replace(book, group=group)], heldout_share=0.1)
+    assert {d.text[:4] for d in split.heldout} == {"0036", "0037", "0038", "0039"}
+    assert len(split.train) == 36
 
 
 def test_what_is_trained_on_word_for_word_is_not_held_out(recwarn) -> None:
@@ -259,6 +270,39 @@ def test_tasks_in_every_script(language) -> None:
     else:
         with pytest.raises(CorpusError, match="no spaces between words, so it gives no item of"):
             make_tasks(documents, language, ["last_word"], count=5, seed=0)
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_prose_of_every_script_is_kept(language) -> None:
+    """Vowel signs are spelling, and a wide character is as much as two."""
+    first, second, _ = SCRIPTS[language]
+    text = f"{first} {second} " * 5
+    assert fault(text, language) is None
+    assert plain(text) == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("می\u200cخواهم", "می\u200cخواهم"),  # joiners are spelling
+        ("ශ්\u200dරී", "ශ්\u200dරී"),
+        ("ab\u200ccd \u200d", "abcd"),  # and elsewhere not
+        ("详见：https://example.com/a。下一句", "详见：。下一句"),  # the sentence goes on
+        ("详见https://example.com/a。", "详见。"),
+        ("See https://example.com/a?b=c, and go on.", "See and go on."),
+    ],
+)
+def test_what_plain_text_keeps(text, expected) -> None:
+    assert plain(text) == expected
+
+
+def test_records_without_an_id_are_told_apart(tmp_path) -> None:
+    path = tmp_path / "n.jsonl"
+    path.write_text('{"id": null, "text": "a"}\n{"id": null, "text": "b"}\n')
+    assert len({(d.id, d.group) for d in read_documents([path])}) == 2
+    path.write_text('{"id": 1, "text": null}\n')
+    with pytest.raises(CorpusError, match="the field 'text' is null, and no string"):
+        list(read_documents([path]))
 
 
 def test_tasks_from_text_in_another_language() -> None:

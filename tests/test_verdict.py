@@ -1,15 +1,17 @@
 """The verdict on a run: what it says on each side of each margin, from intervals known by hand."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lep.errors import CheckpointError, CorpusError
-from lep.evaluation.records import Record, TaskRecord, TextRecord, encode
+from lep.evaluation.records import Record, Score, TaskRecord, TextRecord, encode
 from lep.report.paired import Original
 from lep.report.run_record import CellRecord, RunRecord
-from lep.report.verdict import run_verdict, verdict
+from lep.report.verdict import best, run_verdict, verdict
 from lep.settings import EvaluateSettings
 
 SETTINGS = EvaluateSettings(bootstrap=400)
@@ -108,6 +110,33 @@ def test_tokens(tokens: int, says: str) -> None:
     sentences = verdict(texts("xx", [400.0, 500.0]), adapted, "xx", SETTINGS)
     assert sentences is not None
     assert sentences.startswith(f"xx takes {says}. ")
+
+
+def test_no_interval_of_tokens_is_impossible() -> None:
+    """Two documents whose tokens fall by 66% and 54%: no end is a loss of more than all."""
+    adapted = [texts("ru", [400.0], tokens=n)[0] for n in (170, 230)]
+    adapted = [replace(record, id=str(i)) for i, record in enumerate(adapted)]
+    sentences = verdict(texts("ru", [400.0, 400.0], tokens=500), adapted, "ru", SETTINGS)
+    found = re.search(r"takes 60% fewer tokens, .*95% (-[\d.]+)% to \+([\d.]+)%", str(sentences))
+    assert found is not None
+    assert -100 < float(found[1]) < -60
+
+
+def test_a_sure_change_within_the_margin_is_not_called_indistinguishable() -> None:
+    adapted = texts("ru", [400.0] * 30, tokens=404)
+    sentences = verdict(texts("ru", [400.0] * 30, tokens=400), adapted, "ru", SETTINGS)
+    assert str(sentences).startswith(
+        "Russian takes as many tokens as before within 2% (1% more tokens). "
+    )
+
+
+def test_the_best_of_models_that_answer_nothing_has_fewest_bits() -> None:
+    def scores(right: float, bits: float) -> list[Score]:
+        names = {"exact match": right, "answer bits per byte": bits}
+        return [Score(m, "ru", None, "x", v, v, v, 10) for m, v in names.items()]
+
+    assert best({"swap": scores(0.01, 2.0), "conversion": scores(0.0, 0.9)}, "ru") == "conversion"
+    assert best({"swap": scores(0.5, 2.0), "conversion": scores(0.0, 0.9)}, "ru") == "swap"
 
 
 @pytest.mark.parametrize("count", [180, 200])

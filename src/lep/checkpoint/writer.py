@@ -19,7 +19,10 @@ from lep.publish import check_space, existing_parent
 
 # Copied: settings, licences, code (never run here). The caller writes the tokenizer.
 CARRIED = ("*.json", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
-NOT_CARRIED = ("config.json", "*.index.json", "*token*.json", "vocab.json", "tekken.json")
+NOT_CARRIED = (
+    *("config.json", "*.index.json", "*token*.json", "vocab.json", "tekken.json"),
+    "lep_stage.json",  # the manifest of the stage that made the source
+)
 Replaced = Mapping[str, Tensor | Rows]
 
 

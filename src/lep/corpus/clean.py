@@ -8,7 +8,7 @@ from functools import cache
 
 import regex
 
-from lep.corpus.language import SCRIPTS, count, is_letter, script_share
+from lep.corpus.language import SCRIPTS, columns, count, script_share
 
 SHORTEST_CHARACTERS = 200
 MOST_DAMAGED = 0.001  # share of replacement characters, which a wrong encoding leaves
@@ -32,9 +32,14 @@ _CLOSING[""] = regex.compile("-->")
 _TAG = regex.compile(rf"(?i)</?(?:{'|'.join(_ELEMENTS.split())})(?:\s[^<>]*)?/?>")
 _NAMED_LINK = regex.compile(r"!?\[([^\[\]\n]*)\]\((?:https?:|www\.|/|#)[^()\s]*\)")
 _WIKI = regex.compile(r"\{\{[^{}]*\}\}|\[\[(?:[^\[\]|\n]*\|)?([^\[\]\n]*)\]\]")
-_LINK = regex.compile(r"(?i)\b(?:https?://|www\.)[^\s<>\"»”]+")
+# An address ends with its ASCII characters: in Chinese the sentence goes on without a space.
+_LINK = regex.compile(r"(?i)(?<![a-z0-9])(?:https?://|www\.)[!#-;=?-~]+")
+# Joiners between letters are spelling, in Persian and in languages of India.
+_JOINED = r"[[\p{L}\p{M}]--[\p{Latin}\p{Cyrillic}\p{Greek}]]"
 _HIDDEN = regex.compile(
-    r"[\p{Cf}\p{Co}\p{Cn}[\p{Cc}--[\n\t]]]|\p{Extended_Pictographic}(?<![0-9#*©®™])", regex.V1
+    rf"(?<={_JOINED})[\u200c\u200d](?={_JOINED})(*SKIP)(*FAIL)"
+    r"|[\p{Cf}\p{Co}\p{Cn}[\p{Cc}--[\n\t]]]|\p{Extended_Pictographic}(?<![0-9#*©®™])",
+    regex.V1,
 )
 _SPACES = regex.compile(r"[^\S\n]+")
 _LINE_ENDS, _BLANK_LINES = regex.compile(r" *\n *"), regex.compile(r"\n{3,}")
@@ -95,6 +100,12 @@ def _is_visible(character: str) -> bool:
     return _VISIBLE.match(character) is not None
 
 
+@cache
+def _is_spelling(character: str) -> bool:
+    """Whether words are spelt with it: letters, and the marks of vowels."""
+    return unicodedata.category(character)[0] in "LM"
+
+
 def _foreign_scripts(text: str, script: str) -> bool:
     return 1 - script_share(text, script) - script_share(text, "Latin") > MOST_FOREIGN
 
@@ -105,17 +116,17 @@ def _repeated_lines(text: str) -> bool:
 
 
 def _broken_lines(text: str) -> bool:
-    lengths = sorted(len(line) for line in text.split("\n") if line)
+    lengths = sorted(columns(line) for line in text.split("\n") if line)
     return len(lengths) > MANY_LINES and lengths[len(lengths) // 2] < SHORT_LINE
 
 
 # Reasons to drop a text of a script ("": unknown), in this order; the first that holds is given.
 FILTERS: dict[str, Callable[[str, str], bool]] = {
     "damaged encoding": lambda t, _: t.count("\ufffd") > MOST_DAMAGED * len(t),
-    "short": lambda t, _: len(t) < SHORTEST_CHARACTERS,
+    "short": lambda t, _: columns(t) < SHORTEST_CHARACTERS,
     "other language": lambda t, script: bool(script) and script_share(t, script) < LEAST_SCRIPT,
     "foreign scripts": lambda t, script: bool(script) and _foreign_scripts(t, script),
-    "few letters": lambda t, _: count(t, is_letter) < LEAST_LETTERS * count(t, _is_visible),
+    "few letters": lambda t, _: count(t, _is_spelling) < LEAST_LETTERS * count(t, _is_visible),
     "repeated lines": lambda t, _: _repeated_lines(t),
     "broken lines": lambda t, _: _broken_lines(t),
 }

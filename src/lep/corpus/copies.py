@@ -6,7 +6,7 @@ import regex
 
 from lep.corpus.files import Paths, Text, all_paths, several
 from lep.corpus.read import Record, read_documents
-from lep.corpus.tasks import make_tasks, sentences
+from lep.corpus.tasks import make_tasks, paragraphs, sentences
 from lep.errors import CorpusError
 
 OVERLAP_WORDS = 8  # in a shared run that is an overlap; shorter sentences overlap whole
@@ -53,7 +53,8 @@ def evaluated_runs(paths: Paths) -> set[int]:
     """The hashes of all runs of words in the evaluation text."""
     paths, runs = several(paths), set[int]()
     for document in read_documents(paths) if paths else ():
-        runs.update(*map(runs_of, (document.text, *sentences(document.text))))
+        texts = (document.text, *sentences(document.text), *paragraphs(document.text))
+        runs.update(*map(runs_of, texts))
     return runs
 
 

@@ -1,5 +1,6 @@
 """The script of a text: a cheap and exact stand-in for language identification."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
@@ -61,6 +62,20 @@ def script_set(script: str) -> str:
 def is_unspaced(text: str) -> bool:
     """Whether a text has characters of scripts that put no spaces between words."""
     return _UNSPACED.search(text) is not None
+
+
+def columns(text: str) -> int:
+    """Characters, of which the wide ones of East Asia count twice.
+
+    >>> columns("Дом"), columns("你好")
+    (3, 4)
+    """
+    return len(text) + count(text, _is_wide)
+
+
+@cache
+def _is_wide(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF"
 
 
 def script_share(text: str, script: str) -> float:

@@ -99,6 +99,7 @@ def prepare(
     """
     train, heldout = _Bounded(limit_characters), _Bounded(limit_heldout_characters)
     smallest, spare = 1.0, list[Document]()  # the next group that would be held out
+    largest, last = 0.0, list[Document]()  # the next one that would be trained on
     for document in documents:
         order, cut = unit_hash(document.group), sections(document)
         side = heldout if order < heldout_share else train
@@ -108,6 +109,10 @@ def prepare(
             spare = spare if order == smallest else []
             spare += cut
             smallest = order
+        if not train.added and order >= largest:
+            last = last if order == largest else []
+            last += cut
+            largest = order
     trained = train.documents
     if spare and not heldout.added:
         if all(section.group == spare[0].group for section in trained):
@@ -116,7 +121,14 @@ def prepare(
         trained = [section for section in trained if section.id not in taken]
         for section in spare:
             heldout.add(section)
-    split = Split.of(trained, heldout.documents, train.limit, heldout.limit, source_share)
+    held = heldout.documents
+    if last and not train.added:  # all hashes are small: the text is short
+        if all(section.group == last[0].group for section in held):
+            taken = {section.id for section in _end(last, heldout_share)}
+            last = [section for section in last if section.id not in taken]
+        taken = {section.id for section in last}
+        trained, held = last, [section for section in held if section.id not in taken]
+    split = Split.of(trained, held, train.limit, heldout.limit, source_share)
     if not split.train or not split.heldout:
         empty = "held-out" if split.train else "training"
         raise CorpusError(

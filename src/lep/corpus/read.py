@@ -160,9 +160,11 @@ def _document(
     source: str, record: Record, number: int, where: str, group: Group | None = None
 ) -> Document:
     text = record.get("text")
-    if not isinstance(text, str):
+    if "text" not in record:
         raise CorpusError(f"{where}: no field 'text' (fields: {', '.join(record) or 'none'})")
-    name = record.get("id", number)
+    if not isinstance(text, str):
+        raise CorpusError(f"{where}: the field 'text' is {json.dumps(text)[:60]}, and no string")
+    name = number if record.get("id") is None else record["id"]
     if group is None and record.get("group"):
         key = str(record["group"])  # without the source: a group may lie in several files
     else:

@@ -4,14 +4,13 @@ Evaluation takes held-out text, calibration and tuning take training text.
 """
 
 import random
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import regex
 
-from lep.corpus.language import in_language, is_unspaced
+from lep.corpus.language import columns, in_language, is_unspaced
 from lep.corpus.read import Documents, Record
 from lep.errors import CorpusError, LepError
 
@@ -95,17 +94,12 @@ def sentences(text: str) -> list[str]:
 def usable(text: str, language: str, length: tuple[int, int]) -> bool:
     """Whether a text suits a task: whole, without signs of markup, and in its language."""
     return (
-        length[0] <= _columns(text) <= length[1]
+        length[0] <= columns(text) <= length[1]
         and _TEXT_ONLY.fullmatch(text) is not None
         and _START.match(text) is not None
         and _END.search(text) is not None
         and in_language(text, language, share=0.95)
     )
-
-
-def _columns(text: str) -> int:
-    """Characters, of which the wide ones of East Asia count twice."""
-    return len(text) + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
 
 
 def _words(text: str) -> list[str]:

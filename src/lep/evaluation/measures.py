@@ -12,7 +12,7 @@ import numpy as np
 from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.metrics import Metric, metric
 from lep.evaluation.records import AnswerRecord, Record
-from lep.statistics import Estimate, bounds, draws, mean, of_shares, ratio, wilson
+from lep.statistics import Estimate, bounds, draws, mean, ratio, wilson
 
 BITS = 1 / math.log(2)
 NEW_MASS = "new token mass"  # mean probability of all new tokens where an old token is right
@@ -177,12 +177,13 @@ class Figure:
     value: float
     drawn: np.ndarray
     count: int
-    certain: Estimate | None = None  # in place of draws that are all alike, for shares
-    is_share: bool = False
+    known: Estimate | None = None  # in place of draws, where these are all alike
+    limits: tuple[float, float] = (-math.inf, math.inf)  # of the value
 
     def estimate(self) -> Estimate:
-        interval = self.certain or bounds(self.value, self.drawn, self.count)
-        return of_shares(interval) if self.is_share else interval
+        interval = self.known or bounds(self.value, self.drawn, self.count)
+        low, high = self.limits
+        return replace(interval, low=max(low, interval.low), high=min(high, interval.high))
 
 
 def figure(
@@ -201,14 +202,37 @@ def figure(
     first, *second = map(statistic, arrays)
     stream = seed ^ zlib.crc32("/".join(map(str, measure.key)).encode())
     drawn = draws(arrays, statistic, resamples, stream)
-    is_share = measure.is_mean_share and against is None
-    certain = wilson(arrays[0]) if is_share else None
-    return Figure(first - sum(second), drawn, len(arrays[0]), certain, is_share)
+    result = Figure(first - sum(second), drawn, len(arrays[0]))
+    if not measure.is_mean_share:
+        return result
+    known = certain(arrays[0] - arrays[1]) if second else wilson(arrays[0])
+    return replace(result, known=known, limits=(-sum(second), 1 - sum(second)))
 
 
 def average(figures: Sequence[Figure]) -> Figure:
-    """The mean over tasks: each counts the same, and they are resampled independently."""
+    """The mean over tasks: each counts the same, and their errors are independent.
+
+    Its interval combines theirs (Zou & Donner 2008, MOVER), which know of few and of equal items.
+    """
     value = float(np.mean([f.value for f in figures]))
     drawn = np.mean([f.drawn for f in figures], axis=0)
-    is_share = all(f.is_share for f in figures)
-    return Figure(value, drawn, sum(f.count for f in figures), is_share=is_share)
+    parts = [f.estimate() for f in figures]
+    below = math.hypot(*(part.value - part.low for part in parts)) / len(parts)
+    above = math.hypot(*(part.high - part.value for part in parts)) / len(parts)
+    count = sum(part.count for part in parts)
+    return Figure(value, drawn, count, Estimate(value, value - below, value + above, count))
+
+
+def certain(differences: np.ndarray) -> Estimate | None:
+    """The interval where all items agree that a model gained 1, 0 or -1; otherwise None.
+
+    Resamples of these are all alike, as if it were certain of all items. Wilson's interval bounds
+    how many other items there may be.
+    """
+    rate = wilson(abs(differences))
+    if rate is None or not (differences == differences[0]).all():
+        return None
+    if not differences[0]:
+        return Estimate(0.0, -rate.high, rate.high, rate.count)
+    low, high = sorted((differences[0] * rate.low, differences[0] * rate.high))
+    return Estimate(float(differences[0]), low, high, rate.count)

@@ -109,7 +109,7 @@ def _types(parts: Parts, rows: int) -> list[int]:
             types.append(TokenType.UNKNOWN)
         elif special.get(name):
             types.append(TokenType.CONTROL)
-        elif token.added and not (SPACE in name and index in merged):
+        elif token.added and name in special and not (SPACE in name and index in merged):
             types.append(TokenType.USER_DEFINED)  # cut out of the text, and printed as it is
         else:
             types.append(TokenType.BYTE if token.is_byte else TokenType.NORMAL)

@@ -18,7 +18,7 @@ from lep.pipeline.recipe_file import as_yaml
 from lep.pipeline.stage import read_manifest
 from lep.release.card import Facts, Figures, model_title, write_card
 from lep.release.licence import Licence
-from lep.report.run_record import CellRecord, RunRecord
+from lep.report.run_record import RUN_RECORD, CellRecord, RunRecord
 from lep.report.verdict import verdict
 from lep.result import Result
 from lep.settings import CardSettings, EvaluateSettings
@@ -114,7 +114,7 @@ def _upstream(run: Path, stage: str) -> list[str]:
 def _run_of(folder: Path) -> tuple[CellRecord, str] | None:
     """The recipe by which a run made a model, and the stage that evaluated it."""
     folder = folder.resolve()
-    if not (folder.parent / "run.json").is_file():
+    if not (folder.parent / RUN_RECORD).is_file():
         return None
     for cell in RunRecord.load(folder.parent).cells:
         for stage in (*cell.instruct_models.values(), *cell.base_models.values()):

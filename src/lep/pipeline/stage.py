@@ -18,6 +18,7 @@ from lep.durable import sync_folder
 from lep.errors import OutputError
 from lep.files import open_binary, read_json, without_paths
 from lep.publish import created, fingerprint, publish_text
+from lep.report.run_record import RUN_RECORD
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
 MANIFEST, LOCKS, WORK = "lep_stage.json", ".lock", ".work"
@@ -164,6 +165,7 @@ class Runner:
         self.seconds[name] = round(time.time() - started, 1)
         publish_text(work / MANIFEST, self._manifest(stage))
         if folder.exists():
+            (self.folder.path / RUN_RECORD).unlink(missing_ok=True)  # it was of the stage before
             (folder / MANIFEST).unlink(missing_ok=True)  # half deleted is not up to date
             shutil.rmtree(folder)
         work.rename(folder)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lep.evaluation.measures import Key, Measure, figure, measures
+from lep.evaluation.measures import Figure, Key, Measure, certain, figure, measures
 from lep.evaluation.records import Record
 from lep.settings import EvaluateSettings
-from lep.statistics import Estimate, bounds, wilson
+from lep.statistics import Estimate, bounds
 
 Wanted = Collection[tuple[str, str | None]]  # metrics, and the task or None
 MARGIN = 0.02  # a smaller loss counts as none: of a share, or relative in bits and in tokens
@@ -84,12 +84,12 @@ class Original:
         after = figure(second, *self._draws)
         if before is None or after is None:
             return None
-        sign = -1 if first.unit.startswith("bits") else 1
-        scale, scales = (1.0, 1.0) if first.unit == "share" else (before.value, before.drawn)
-        with np.errstate(divide="ignore", invalid="ignore"):  # without bits there is no number
-            value = sign * np.divide(after.value - before.value, scale)
-            drawn = sign * (after.drawn - before.drawn) / scales
-        gain = bounds(value, drawn, before.count)
+        if first.unit != "share":
+            gain = relative(before, after)
+            if first.unit.startswith("bits"):  # fewer are better
+                gain = replace(gain, value=-gain.value, low=-gain.high, high=-gain.low)
+            return Contrast(before.value, after.value, gain)
+        gain = bounds(after.value - before.value, after.drawn - before.drawn, before.count)
         if not first.is_mean_share:
             return Contrast(before.value, after.value, gain)
         differences = second.array(items) - first.array(items)
@@ -98,21 +98,20 @@ class Original:
         return Contrast(before.value, after.value, gain, not differences.any())
 
 
+def relative(before: Figure, after: Figure) -> Estimate:
+    """The change of a value that is never below zero, as a share of what it was before.
+
+    The interval is that of the ratio's logarithm, so that no end is a loss of more than all.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # without bits there is no number
+        value = np.log(np.divide(after.value, before.value))
+        drawn = np.log(after.drawn / before.drawn)
+        interval = bounds(value, drawn, before.count)
+    ends = (interval.value, interval.low, interval.high)
+    value, low, high = (float(np.expm1(end)) for end in ends)
+    return Estimate(value, low, high, interval.count)
+
+
 def selected(records: Iterable[Record], wanted: Wanted) -> dict[Key, Measure]:
     """The measures with one of the names `wanted`, by metric, language and task."""
     return {m.key: m for m in measures(records) if (m.metric, m.task) in wanted}
-
-
-def certain(differences: np.ndarray) -> Estimate | None:
-    """The interval where all items agree that a model gained 1, 0 or -1; otherwise None.
-
-    Resamples of these are all alike, as if it were certain of all items. Wilson's interval bounds
-    how many other items there may be.
-    """
-    rate = wilson(abs(differences))
-    if rate is None or not (differences == differences[0]).all():
-        return None
-    if not differences[0]:
-        return Estimate(0.0, -rate.high, rate.high, rate.count)
-    low, high = sorted((differences[0] * rate.low, differences[0] * rate.high))
-    return Estimate(float(differences[0]), low, high, rate.count)

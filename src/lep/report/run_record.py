@@ -14,6 +14,8 @@ from lep.files import read_json
 from lep.publish import publish_text
 from lep.settings import EvaluateSettings
 
+RUN_RECORD = "run.json"
+
 
 @dataclass(frozen=True)
 class CellRecord:
@@ -47,9 +49,9 @@ class RunRecord:
     @classmethod
     def load(cls, folder: Path) -> "RunRecord":
         """Raises `CheckpointError` if the run is missing or not finished."""
-        path, advice = folder / "run.json", "finish the run first (lep run RECIPE.yaml)"
+        path, advice = folder / RUN_RECORD, "finish the run first (lep run RECIPE.yaml)"
         if not path.is_file():
-            raise CheckpointError(f"{folder} has no run.json: {advice}")
+            raise CheckpointError(f"{folder} has no {RUN_RECORD}: {advice}")
         values = read_json(path)
         with foreign(f"{path} is no record of a run", advice, CheckpointError):
             seconds, cells = values.pop("seconds"), values.get("cells", [values])
@@ -67,7 +69,7 @@ class RunRecord:
     def save(self, folder: Path) -> None:
         cells = [asdict(cell) for cell in self.cells]
         values = {"seconds": self.seconds} | ({"cells": cells} if self.is_grid else cells[0])
-        publish_text(folder / "run.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+        publish_text(folder / RUN_RECORD, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_scores(folder: Path, stage: str) -> list[Score]:

@@ -78,14 +78,21 @@ def cell_name(cell: CellRecord) -> str:
 
 
 def best(scores: dict[str, list[Score]], language: str) -> str:
-    """The model with most right answers in the language, then fewest bits of answers, of text."""
+    """The model with most right answers in the language, then fewest bits of answers, of text.
+
+    Right answers do not count where no model has more than a few (`LEAST_RIGHT`).
+    """
 
     def rank(title: str) -> list[float]:
         values = {(s.metric, s.task): s.value for s in scores[title] if s.language == language}
+        if few:
+            values.pop((RIGHT, None), None)
         signs = {RIGHT: 1, ANSWER_BITS: -1, TEXT_BITS: -1}
         ranks = [sign * values.get((metric, None), math.nan) for metric, sign in signs.items()]
         return [-math.inf if math.isnan(value) else value for value in ranks]
 
+    right = [s for each in scores.values() for s in each if (s.metric, s.task) == (RIGHT, None)]
+    few = all(s.value < LEAST_RIGHT for s in right if s.language == language)
     return max(scores, key=rank)
 
 
@@ -184,6 +191,8 @@ def cost(name: str, tokens: Contrast) -> str:
         return f"{name} takes {amount} (in one text)"
     if tokens.before == tokens.after:
         return f"{name} takes as many tokens as before"
+    if tokens.outcome == "same":
+        return f"{name} takes as many tokens as before within {percent(MARGIN)} ({amount})"
     return f"{name} takes {amount}, not distinguishable from none ({span(*interval[::-1])})"
 
 
@@ -233,12 +242,12 @@ def percent(share: float, sign: str = "") -> str:
 
 
 def number(value: float, sign: str = "") -> str:
-    """One decimal, or none; more where the first digit comes later.
+    """One decimal, or none; more where the first digit comes later, down to the third.
 
-    >>> [number(x, "+") for x in (7.0, -0.04, 0.0, 12.34)]
-    ['+7', '-0.04', '0', '+12.3']
+    >>> [number(x, "+") for x in (7.0, -0.04, 0.0, 12.34, 3e-5)]
+    ['+7', '-0.04', '0', '+12.3', '0']
     """
-    if abs(value) < 1e-9:
+    if abs(value) < 5e-4:
         return "0"
     text = f"{value:{sign}.1f}"
     return text.removesuffix(".0") if abs(value) >= 0.05 else f"{value:{sign}.1g}"
