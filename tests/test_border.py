@@ -25,7 +25,7 @@ from lep.inference.generate import answers
 from lep.inference.models import load_model
 from lep.pipeline.recipe_file import load_recipe
 from lep.settings import EvaluateSettings, Texts
-from lep.tokenizer.chat import chat_ids
+from lep.tokenizer.chat import chat_ids, rendered
 from lep.tokenizer.load import load_tokenizer
 from lep.transfer.initialise import initialise
 
@@ -185,6 +185,14 @@ def test_end_tokens_of_odd_types_are_refused(value: object, instruct: Path) -> N
     change(instruct / "generation_config.json", eos_token_id=value)
     with pytest.raises(CheckpointError, match=r"eos_token_id of .* give token ids"):
         load_model(instruct)
+
+
+def test_templates_that_ask_for_the_day_get_one(instruct: Path) -> None:
+    """Two models that are asked on two days are asked the same."""
+    (instruct / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}")
+    tokenizer = load_tokenizer(instruct)
+    text = rendered(tokenizer, [{"role": "user", "content": "a"}])
+    assert text == "26 Jul 2024"
 
 
 @pytest.mark.parametrize(

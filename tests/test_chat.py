@@ -1,5 +1,6 @@
 """`lep chat`: two answers to one prompt, beside what transformers and tokenizers say of them."""
 
+import io
 import re
 import shutil
 import socket
@@ -16,6 +17,8 @@ from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lep
+from lep.chat.stream import Speaker
+from lep.chat.terminal import talk
 
 ORIGINAL = ROOT / "lab" / "pair" / "instruct"
 PROMPT = "Повтори это предложение: Сегодня мы работаем дома."
@@ -77,6 +80,16 @@ def test_both_answer_in_the_terminal(adapted: Path, prompts: list[str]) -> None:
     assert both[1][2] > 0  # it does write new tokens
     for text, _, _ in both:
         assert " ".join(text.split()) in " ".join(done.stdout.split())
+
+
+def test_a_full_context_is_said_and_the_talk_goes_on(adapted: Path, monkeypatch, capsys) -> None:
+    speakers = [Speaker.of(str(folder), folder.name) for folder in (ORIGINAL, adapted)]
+    long = "слово " * 3_000  # more than the lab model's context
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{long}\n{PROMPT}\n"))
+    talk(speakers, 4)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "as many as it can attend to: begin a new one" in said
+    assert said.index("begin a new one") < said.index(PROMPT)
 
 
 def test_a_character_counts_for_the_token_that_ends_it(adapted: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lep.corpus.clean import fault, plain
 from lep.corpus.language import dominant_script, in_language, script_share
-from lep.corpus.prepare import _Bounded, drawn, prepare, sample, sections, unit_hash
+from lep.corpus.prepare import _Bounded, drawn, prepare, sample, sections, unit_hash, windows
 from lep.corpus.read import Document, read_documents
 from lep.corpus.tasks import TASKS, make_tasks, paragraphs, sentences
 from lep.errors import CorpusError, LepError
@@ -111,6 +111,14 @@ def test_of_one_text_the_end_is_held_out_whatever_its_name(group: str) -> None:
     split = prepare([replace(book, group=group)], heldout_share=0.1)
     assert {d.text[:4] for d in split.heldout} == {"0036", "0037", "0038", "0039"}
     assert len(split.train) == 36
+
+
+def test_windows_come_from_many_documents() -> None:
+    """Of fifty books, not all windows are of the one with the smallest hash."""
+    books = [document(("ж" * 79 + "\n") * 2_000, f"book{i}") for i in range(50)]
+    found = windows(books, 100_000, 800)
+    assert sum(len(window.text) for window in found) >= 100_000
+    assert len({window.group for window in found}) > 15
 
 
 def test_what_is_trained_on_word_for_word_is_not_held_out(recwarn) -> None:

@@ -6,12 +6,19 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, TopPLogitsWarper
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TopPLogitsWarper,
+)
 
 from lep.inference import generate, models
-from lep.inference.generate import Nucleus, Sampling, continuations, end_tokens
+from lep.inference.generate import Nucleus, Sampling, answers, continuations, end_tokens
 from lep.inference.models import load_model, load_writer
 from lep.inference.packed import PackedLinear, pack
+from lep.tokenizer.chat import chat_ids
 
 LAB = ROOT / "lab" / "pair" / "instruct"
 TEXTS = ["Тихо.", "Вечером в саду пели птицы.", "Он взял книгу, сел у окна и долго читал её вслух."]
@@ -74,6 +81,19 @@ def test_an_answer_that_is_cut_off_has_as_many_tokens_as_asked_for() -> None:
     model = load_model(LAB)[0]
     (written,) = continuations(model, tokenizer, rows[2:], max_new_tokens=5)
     assert len(written.ids) == len(written.nats) == 5
+
+
+def test_no_answer_goes_beyond_the_context(tmp_path) -> None:
+    """Learned positions end there: one more would be an error."""
+    tokenizer, _ = rows_of(TEXTS)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=40)
+    model = GPT2LMHeadModel(config).eval()
+    prompts = [[{"role": "user", "content": text}] for text in ("да", "нет " * 5)]
+    lengths = [len(chat_ids(tokenizer, messages, ask=True)) for messages in prompts]
+    options = {"max_new_tokens": 100, "batch_size": 2, "leave_out": True}
+    (batch,) = answers(model, tokenizer, prompts, **options)
+    assert max(lengths) < 40
+    assert {len(answer.ids) for answer in batch} == {40 - max(lengths)}
 
 
 def test_samples_of_a_batch_are_drawn_again() -> None:

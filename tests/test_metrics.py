@@ -171,3 +171,6 @@ def test_repetition() -> None:
     assert repetition("раз два три четыре пять") == 0
     assert repetition("да да да да да да да да") == pytest.approx(4 / 5)
     assert repetition("да") == 0
+    # Three characters that come again and again: three different runs of eight, of 23.
+    assert repetition("我喜欢" * 10) == pytest.approx(20 / 23)
+    assert repetition("这条河从山里流出来") == 0

@@ -344,6 +344,18 @@ def test_data_of_a_benchmark_lie_beside_the_recipe(tmp_path) -> None:
     assert load_recipe(path, []).evaluate.benchmark.data == str(tmp_path / "bench")
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("calibrate: {after: swap}", "calibrate.prompts"), ("propagate: [auto]", "propagate")],
+)
+def test_prompts_that_no_task_can_make(section, key, tmp_path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"{SHORT}evaluate: {{tasks: []}}\n{section}\n")
+    with pytest.raises(RecipeError, match=r"takes tasks made from the text, and eval") as fault:
+        load_recipe(path)
+    assert key.partition(".")[0] in str(fault.value)
+
+
 @pytest.mark.parametrize("word", ["2024_06", "1_000", "1_0 is", "x_1"])
 def test_words_keep_their_underscores(word, tmp_path) -> None:
     """Numbers do not: `tokens: 1_000` is a thousand."""

@@ -74,6 +74,8 @@ def bounds(value: float, drawn: np.ndarray, count: int) -> Estimate:
     """
     from scipy.special import ndtr, stdtrit
 
+    if np.isfinite(value) and np.isfinite(drawn).any():  # resamples may have nothing to divide by
+        drawn = drawn[np.isfinite(drawn)]
     if count < 2:
         return Estimate(float(value), float(drawn.min()), float(drawn.max()), count)
     errors = stdtrit(count - 1, 0.975) * np.sqrt(count / (count - 1))

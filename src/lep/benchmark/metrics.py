@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lep.corpus.language import is_unspaced
 from lep.errors import LepError
 from lep.statistics import Statistic, mean
 
@@ -177,6 +178,12 @@ def exam_points(form: str, number: str, answer: str, given: str) -> int:
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """Share of a text's n-grams of words that repeat earlier ones; 0 for a shorter text."""
-    grams = ngrams(text.split(), n)
+    """Share of a text's n-grams of words that repeat earlier ones; 0 for a shorter text.
+
+    Without spaces between words they are of twice as many characters.
+    """
+    if is_unspaced(text):
+        grams = ngrams(list("".join(text.split())), 2 * n)
+    else:
+        grams = ngrams(text.split(), n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

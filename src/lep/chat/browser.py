@@ -47,7 +47,7 @@ def shown(reply: Reply) -> str:
         f'<span class="t{i % 4}{" new" if new else ""}">{escape(piece)}</span>'
         for i, (piece, new) in enumerate(zip(reply.pieces, reply.new, strict=True))
     )
-    return f'<div class="tokens">{"".join(spans)}</div><small>{reply.summary}</small>'
+    return f'<div class="tokens" dir="auto">{"".join(spans)}</div><small>{reply.summary}</small>'
 
 
 def serve(speakers: list[Speaker], max_new_tokens: int, port: int | None) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lep.chat.stream import Messages, Reply, Speaker, side_by_side
-from lep.errors import printable
+from lep.errors import CheckpointError, printable
 from lep.progress import announce
 
 COLOURS = ("on #cfe3ff", "on #ffe3c2", "on #d9f2d4", "on #f1d9f5")  # as in the page of a run
@@ -32,9 +32,14 @@ def talk(speakers: list[Speaker], max_new_tokens: int) -> None:
         said: Sequence[Reply | None] = []
         if not console.is_terminal:  # a file gets the answers when they are whole
             announce(f"answering, up to {max_new_tokens} tokens each ...")
-        with Live(console=console, refresh_per_second=8, transient=False) as live:
-            for said in side_by_side(speakers, conversations, max_new_tokens):
-                live.update(columns(speakers, said))
+        try:
+            with Live(console=console, refresh_per_second=8, transient=False) as live:
+                for said in side_by_side(speakers, conversations, max_new_tokens):
+                    live.update(columns(speakers, said))
+        except CheckpointError as error:  # a conversation has filled a context
+            console.print(printable(str(error)), markup=False)
+            conversations = [[] for _ in speakers]
+            continue
         console.print()
         for messages, reply in zip(conversations, said, strict=True):
             messages.append({"role": "assistant", "content": reply.text if reply else ""})

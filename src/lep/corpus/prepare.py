@@ -193,8 +193,11 @@ def sample(documents: Documents, limit: int | None, source_share: float = 1.0) -
 
 
 def windows(documents: Documents, characters: int, window_characters: int) -> list[Document]:
-    """Windows of bounded length, of documents in an order fixed by hash, up to `characters`."""
-    ordered = _shuffled(documents, "evaluate/")
+    """Windows of bounded length, of sections in an order fixed by hash, up to `characters`.
+
+    Long documents are cut into sections first, so that windows come from many of them.
+    """
+    ordered = _shuffled(chain.from_iterable(map(sections, documents)), "evaluate/")
     cut = (window for document in ordered for window in sections(document, window_characters))
     return list(_first(cut, characters))
 

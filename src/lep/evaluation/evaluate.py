@@ -96,6 +96,8 @@ def evaluate(
     if not (text or tasks or settings.prompts):
         kinds = "--text LANGUAGE=PATH, benchmark tasks, or --prompts"
         raise LepError(f"nothing to measure: give {kinds}")
+    if settings.speed and not text:
+        raise LepError("speed is measured on text: give --text LANGUAGE=PATH, or no --speed")
     subjects = [Subject.parse(source, tasks, settings.benchmark) for source in sources]
     material = Material.of(text, settings, _prompts(subjects, settings))
     original = subjects[0].checkpoint.vocabulary

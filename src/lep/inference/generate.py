@@ -79,8 +79,8 @@ def answers(
     A batch whose prompts are all `done` is skipped. Batches do not depend on `done`, so that a
     resumed run gives the same answers. Answers end at the model's own end tokens.
 
-    With `leave_out`, prompts that fill the model's context are not asked: their answers, which are
-    `too_long`, come first.
+    No answer goes beyond the model's context. With `leave_out`, prompts that fill it are not asked:
+    their answers, which are `too_long`, come first.
     """
     encoded = [chat_ids(tokenizer, messages, ask=True) for messages in prompts]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT
@@ -94,8 +94,9 @@ def answers(
         if all(index in done for index in batch):
             continue
         rows = [encoded[i] for i in batch]
+        most = max(1, min(max_new_tokens, context - len(rows[0])))  # the first is the longest
         written = continuations(
-            model, tokenizer, rows, max_new_tokens=max_new_tokens, sampling=sampling, draw=start
+            model, tokenizer, rows, max_new_tokens=most, sampling=sampling, draw=start
         )
         yield [_answer(i, row, ends, tokenizer) for i, row in zip(batch, written, strict=True)]
 

@@ -192,6 +192,8 @@ class Recipe(Settings):
             if getattr(self.evaluate, name):
                 message = f"compares models: give --{name} to lep evaluate after the run"
                 yield f"evaluate.{name}", f"evaluate.{name} {message}"
+        if not self.evaluate.tasks:
+            yield from self._faults_without_tasks()
         models = [*self.propagate, *(["direct"] if self.direct else [])]
         trained = [(name, "after") for name in ("adapt", "calibrate", "tune")]
         for stage, key in (*trained, ("calibrate", "new_rows")):
@@ -200,6 +202,19 @@ class Recipe(Settings):
                     direct = "the recipe does not make: set direct: true"
                     missing = direct if name == "direct" else "propagate does not list"
                     yield f"{stage}.{key}", f"{stage} comes after '{name}', which {missing}"
+
+    def _faults_without_tasks(self) -> Iterator[Fault]:
+        """Stages whose prompts are made from the tasks that the evaluation names."""
+        needed = {
+            "calibrate.prompts": self.calibrate and not self.calibrate.prompts,
+            "tune.data": self.tune and not self.tune.data,
+            "propagate": "auto" in self.propagate and not self.calibrate,
+        }
+        for key, is_needed in needed.items():
+            if is_needed:
+                stage, advice = key.partition(".")[0], "give prompts of your own, or name tasks"
+                reason = f"{stage} takes tasks made from the text, and evaluate.tasks is empty"
+                yield key, f"{reason}: {advice}"
 
     def _training_faults(self) -> Iterator[Fault]:
         """What is missing to train a base model, or an instruct model."""

@@ -118,7 +118,9 @@ def checked_models(recipe: Recipe) -> tuple[Path | None, Path]:
         check_kin(pack, check_merged(chat), adapt.from_pack, force=False)
     if names := resolve(recipe.evaluate.benchmark.tasks):
         for model in filter(None, (base, instruct)):
-            Benchmark(Checkpoint(model), names, recipe.evaluate.benchmark)
+            asks = recipe.evaluate.benchmark  # a base model is asked without a template
+            asks = asks.model_copy(update={"chat": False}) if model == base else asks
+            Benchmark(Checkpoint(model), names, asks)
     chats = adapt or calibrate or tune or "auto" in recipe.propagate
     if chats and not Checkpoint(instruct).tokenizer.chat_template:
         raise CheckpointError(

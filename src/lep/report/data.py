@@ -21,6 +21,7 @@ from lep.tokenizer.vocabulary import Vocabulary
 from lep.tokenizer.write import CHANGES_FILE
 
 SHOWN_CHARACTERS, SHOWN_ANSWERS, SHOWN_TOKENS = 700, 4, 60
+LONGEST_CUT = 40  # characters of a word that are left out at the end
 LOSS_FILES = {"pretrain": "pretrain.json", "direct": "pretrain.json"}
 LOSS_FILES |= {"adapt": "pretrain.json", "calibrate": "tune.json", "tune": "tune.json"}
 Table = dict[str, dict[str, Score]]  # scores by model and column
@@ -92,7 +93,8 @@ def saving(table: Table, language: str) -> dict[str, float] | None:
 def segmentation(folder: Path, recipe: dict[str, Any]) -> list[list[tuple[str, bool]]]:
     """A held-out text as tokens of the original and the extended tokenizer; True for a new one."""
     heldout = folder / "corpus" / f"{recipe['language']}.heldout.jsonl"
-    text = next(read_documents([heldout])).text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0]
+    text = next(read_documents([heldout])).text[:SHOWN_CHARACTERS]
+    text = text[: max(text.rfind(" "), len(text) - LONGEST_CUT)]
     new = set(IdMap.load(folder / "tokenizer" / ID_MAP_FILE).new)
     before = pieces(load_tokenizer(recipe.get("base") or recipe["instruct"]), text)
     after = pieces(load_tokenizer(folder / "tokenizer"), text)

@@ -18,6 +18,8 @@ from lep.limits import (
 
 # Ask for the answer without a chain of thought; templates that know no such option ignore it.
 TEMPLATE_OPTIONS = {"enable_thinking": False}
+# For templates that tell the model what day it is: those asked on two days are asked the same.
+TODAY = "strftime_now", "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
 # Contents that no template writes itself, with what one could escape, collapse or put in order.
 CONTENTS = ('Qz7 "é" & <ж>\n\n {x}  ЩW', "Jx4.\tÜk")
 
@@ -136,6 +138,9 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **optio
         memory_limit(TEMPLATE_BYTES, what, TokenizerError),
     ):
         options |= TEMPLATE_OPTIONS
+        template = tokenizer.get_chat_template()
+        if TODAY[0] in template:
+            options["chat_template"] = TODAY[1] + template
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
         CONVERSATION_BYTES.check(len(text.encode()), "a conversation in the template", CorpusError)
         return text
