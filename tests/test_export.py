@@ -112,9 +112,9 @@ def test_an_extended_model_in_a_file(extended: Path, here, tmp_path: Path) -> No
     assert metadata["tokenizer.ggml.add_bos_token"] is True
     assert metadata["tokenizer.ggml.add_eos_token"] is False
     assert metadata["tokenizer.chat_template"] == (extended / "chat_template.jinja").read_text()
-    assert (tmp_path / "model.Modelfile").read_text() == (
-        'FROM ./model.gguf\nPARAMETER stop "</s>"\nPARAMETER stop "<|end|>"\n'
-    )
+    recipe = (tmp_path / "model.Modelfile").read_text()
+    assert recipe.startswith('FROM ./model.gguf\nTEMPLATE """{{- $before := "start" -}}\n')
+    assert recipe.endswith('"""\nPARAMETER stop "</s>"\nPARAMETER stop "<|end|>"\n')
     assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "model.Modelfile"}
 
 

@@ -11,6 +11,7 @@ from lep.exports.convert import convert
 from lep.exports.job import Exported, Job, Texts, check_ids, composed, composes
 from lep.exports.llama_cpp import llama_cpp_ids, runtime
 from lep.exports.metadata import check_installed, read_tokenizer
+from lep.exports.ollama import Turns, modelfile
 from lep.exports.pre_tokenizers import ELSEWHERE
 from lep.exports.reading import Reading
 from lep.exports.vocabulary import Metadata, gguf_vocabulary
@@ -36,10 +37,12 @@ def write(job: Job) -> Exported:
     job.check_ends("llama.cpp")
     metadata = gguf_vocabulary(job.tokenizer, job.rows, job.ends)
     proven_by = prove(job.tokenizer, metadata, job.texts)
-    modelfile = _beside(job.output)
-    with publishing_files([job.output, modelfile]) as (file, beside):
+    beside, turns = _beside(job.output), None
+    if job.tokenizer.chat_template:
+        turns = Turns.of(job.tokenizer, adds_bos=metadata["tokenizer.ggml.add_bos_token"])
+    with publishing_files([job.output, beside]) as (file, recipe):
         _write(job.source.folder, Path(file.name), job.type, metadata)
-        beside.write(_modelfile(job.output.name, job.stops).encode())
+        recipe.write(modelfile(job.output.name, job.stops, turns).encode())
     return Exported(
         output=job.output,
         to="gguf",
@@ -50,7 +53,10 @@ def write(job: Job) -> Exported:
         proven_by=proven_by,
         agreement="",
         stops=job.stops,
-        notes=[f"for Ollama: ollama create NAME -f {modelfile}", *notes(job.tokenizer, job.stops)],
+        notes=[
+            f"for Ollama: ollama create NAME -f {beside}",
+            *notes(job.tokenizer, job.stops, turns),
+        ],
     )
 
 
@@ -97,15 +103,16 @@ def _beside(output: Path) -> Path:
     return output.with_name(f"{output.stem}.Modelfile")
 
 
-def _modelfile(name: str, stops: list[str]) -> str:
-    """What Ollama makes a model of; the template is in the GGUF file."""
-    quoted = (json.dumps(stop, ensure_ascii=False) for stop in stops)
-    return "\n".join([f"FROM ./{name}", *(f"PARAMETER stop {stop}" for stop in quoted)]) + "\n"
-
-
-def notes(tokenizer: PreTrainedTokenizerFast, stops: list[str]) -> list[str]:
+def notes(
+    tokenizer: PreTrainedTokenizerFast, stops: list[str], turns: Turns | None = None
+) -> list[str]:
     """What a user must know of a file that is right."""
     lines = []
+    if tokenizer.chat_template and turns is None:
+        lines.append(
+            "Ollama fills templates of its own language, and the model's cannot be told in it: in "
+            "Ollama, give the Modelfile a TEMPLATE, or conversations have another frame"
+        )
     if composes(tokenizer):
         lines.append("llama.cpp does not compose characters (NFC): give it composed text")
     if more := stops[ENDS:]:
