@@ -20,7 +20,7 @@ _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)"
 # How the text of a licence begins, and what the hub calls it.
 _BEGINNINGS = {
     r"apache license\s+version 2\.0": "apache-2.0",
-    r"\bmit license": "mit",
+    r"(?<!modified )\bmit license": "mit",
     r"llama (\d(?:\.\d)?)\s+community license": "llama{}",
     r"gemma terms of use": "gemma",
     r"\bqwen license agreement": "qwen",

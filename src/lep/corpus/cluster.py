@@ -27,7 +27,7 @@ from lep.corpus.duplicates import shingles, words_of
 from lep.corpus.files import corpus_files
 from lep.corpus.prepare import sections
 from lep.corpus.read import read_file
-from lep.errors import LepError, OutputError
+from lep.errors import CorpusError, LepError, OutputError, foreign
 from lep.files import read_text
 from lep.publish import check_output, created, fingerprint, publish_text
 from lep.settings import ClusterSettings
@@ -86,7 +86,10 @@ def run_stages(paths: list[str], output: Path, settings: ClusterSettings) -> Non
         return
     for number, (pipeline, tasks) in enumerate(stages(paths, output, settings)):
         logs = str(folder / "logs" / str(number))
-        LocalPipelineExecutor(pipeline, tasks, workers=settings.workers, logging_dir=logs).run()
+        what = f"step {number + 1} of the corpus on {tasks} tasks failed"
+        advice = f"look at {logs}; where no document is kept, there is nothing to go on with"
+        with foreign(what, advice, CorpusError):
+            LocalPipelineExecutor(pipeline, tasks, workers=settings.workers, logging_dir=logs).run()
 
 
 def _begun(paths: list[str], output: Path, settings: ClusterSettings) -> Path:

@@ -122,6 +122,7 @@ MESSAGES = (
 )
 TOKENS, WORD_TEXTS, NEW_TEXTS = 12, 100, 60  # tokens of a text; texts of any, and of late tokens
 SPECIALS = 24  # special tokens that are tried, first and last ones
+GREEDY = 200  # and of those that take spaces, or stand for whole words
 
 
 def sample(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
@@ -159,8 +160,13 @@ def _chains(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
 
 
 def _special_names(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    names = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items())]
-    return list(dict.fromkeys(names[: SPECIALS // 2] + names[-SPECIALS // 2 :]))
+    """Some special tokens, and all those (up to a number) that take the space beside them."""
+    tokens = [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    names = [token.content for token in tokens]
+    greedy = [t.content for t in tokens if t.lstrip or t.rstrip or t.single_word]
+    return list(
+        dict.fromkeys([*names[: SPECIALS // 2], *names[-SPECIALS // 2 :], *greedy[:GREEDY]])
+    )
 
 
 def _conversations(tokenizer: PreTrainedTokenizerFast, *prompted: bool) -> Iterator[str]:

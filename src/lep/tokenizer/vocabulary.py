@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from lep.errors import TokenizerError
+from lep.errors import TokenizerError, foreign
 from lep.limits import TOKEN_CHARACTERS, VOCABULARY
 
 T = TypeVar("T", bound=Hashable)
@@ -135,15 +135,20 @@ class Vocabulary:
             if not self._known_bytes.issuperset(content):  # the model would skip them
                 problem = f"the tokenizer lacks bytes of {content!r}: it is not lossless"
                 raise TokenizerError(f"{problem}; replace it with `lep tokenizer train`")
-            return [piece.id for piece in self.tokenizer.model.tokenize(byte_level_name(content))]
+            return self._by_model(byte_level_name(content))
         ids: list[int] = []
         for run in _RUNS.findall(content.decode(errors="surrogateescape")):
             if "\udc80" <= run <= "\udcff":
                 ids.append(self._byte_id(ord(run) - 0xDC00))
             else:
-                pieces = self.tokenizer.model.tokenize(run.replace(" ", SPACE))
-                ids += [piece.id for piece in pieces]
+                ids += self._by_model(run.replace(" ", SPACE))
         return ids
+
+    def _by_model(self, text: str) -> list[int]:
+        """The ids that the tokenizer's model gives. Raises `TokenizerError` where it has none."""
+        what = f"the tokenizer has no token for {text[:20]!r}, and none for what is unknown"
+        with foreign(what, "give a model whose tokenizer reads every text", TokenizerError):
+            return [piece.id for piece in self.tokenizer.model.tokenize(text)]
 
     def pieces(self, target: "Vocabulary") -> list[list[int]]:
         """For each target id, the ids here that stand for it: the same token, or else its spelling.
@@ -180,10 +185,16 @@ class Vocabulary:
     def _spelled(self, content: bytes) -> list[int]:
         """`spell`, as far as there are tokens."""
         try:
-            return self.spell(content)
+            if ids := self.spell(content):
+                return ids
         except TokenizerError:
             if not self.byte_ids:
                 raise
+        if not self.byte_ids:
+            raise TokenizerError(
+                f"no token stands for {content[:20]!r}, nor for single bytes, so a new token that "
+                "is spelled so has no rows to begin with: give a model that reads every text"
+            )
         missing = bytes(set(content) - self._known_bytes)
         runs = re.split(b"[" + re.escape(missing) + b"]", content)
         return [i for run in runs for i in self.spell(run)] or self.byte_ids
