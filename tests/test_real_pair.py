@@ -63,3 +63,7 @@ def test_an_instruct_model_is_tuned_from_a_base_and_the_recipe_runs(base, tmp_pa
     assert (output / "report.html").exists()
     for model in ("swap", "new-rows"):
         assert model in printed
+    table = run(script, "--run", output).splitlines()
+    titles = [line.split(" | ")[0] for line in table[2:]]
+    assert titles == ["| original instruct", "| mean initialisation", "| swap", "| new-rows"]
+    assert all(line.count("|") == 7 for line in table)
