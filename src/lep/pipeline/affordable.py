@@ -64,11 +64,13 @@ def _costs(recipe: Recipe) -> dict[str, tuple[float, float]]:
         "evaluate.items": (ITEMS_SHARE, MODELS * languages * tasks * TASK_TOKENS),
         "evaluate.characters": (CHARACTERS_SHARE, MODELS * languages / TOKEN_CHARACTERS),
     }
-    made = not adapt.prompts and (adapt.share("answers") or adapt.share("old_answers"))
+    has_prompts_to_make = not adapt.prompts and bool(
+        adapt.share("answers") or adapt.share("old_answers")
+    )
     return {
         name: (share, cost)
         for name, (share, cost) in costs.items()
-        if cost and (made or not name.startswith("adapt."))
+        if cost and (has_prompts_to_make or not name.startswith("adapt."))
     }
 
 
