@@ -88,6 +88,14 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
             if not match or match[1] not in hub.repositories:
                 return self.answer({"error": "Repository not found"}, 404)
             name = match[1]
+            if "/tree/" in self.path:
+                files = hub.repositories[name]
+                return self.answer(
+                    [
+                        {"type": "file", "path": path, "size": len(content), "oid": "c" * 40}
+                        for path, content in files.items()
+                    ]
+                )
             info = {"id": name, "modelId": name, "private": name in hub.private, "sha": "a" * 40}
             self.answer(info | {"siblings": [], "tags": [], "downloads": 0, "likes": 0})
 
@@ -151,6 +159,8 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = hub.large[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
             hub.commits += 1
             url = f"{hub.address}/{name}/commit/{'b' * 40}"
             self.answer({"commitUrl": url, "commitOid": "b" * 40, "success": True})

@@ -636,10 +636,30 @@ def test_a_truncated_shard(tmp_path, pair) -> None:
 
 def test_an_index_that_leaves_the_folder(tmp_path, pair) -> None:
     shutil.copytree(pair["base"], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "../base/model.safetensors"}}
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="outside its folder"):
         Checkpoint(tmp_path / "model")
+
+
+def test_shards_beside_a_single_file_are_ignored_as_by_transformers(tmp_path, pair) -> None:
+    """One of the two is left over, and libraries must not read different models."""
+    base, model = AutoModelForCausalLM.from_pretrained(pair["base"]), tmp_path / "model"
+    shutil.copytree(pair["base"], model)
+    with torch.no_grad():
+        base.get_input_embeddings().weight.zero_()
+    base.save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
+    for file in (tmp_path / "sharded").glob("*.safetensors*"):
+        shutil.copy(file, model)
+    assert (model / "model.safetensors.index.json").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    checkpoint = Checkpoint(model)
+    rows = checkpoint.tensor(checkpoint.tables.input)
+    assert rows.any()
+    assert torch.equal(rows.float(), loaded.get_input_embeddings().weight.float())
+    initialise(model, pair["tokenizer"], tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").glob("model*")] == ["model.safetensors"]
 
 
 def test_nothing_is_overwritten(tmp_path, pair) -> None:

@@ -68,6 +68,17 @@ def test_a_folder_arrives_whole(model, hub, here) -> None:
     assert len(hub.sent) == sent  # no weight is sent again
 
 
+def test_what_an_earlier_push_left_is_removed(model, hub, here) -> None:
+    """Programs would read it: a single weight file before shards, added tokens, a template."""
+    here("push", model, NAME)
+    old = {"model.safetensors", "added_tokens.json", "lep/facts.json", "chat_template.jinja"}
+    others = {"model.gguf": b"its own", "picture.png": b"seen on the card"}
+    hub.repositories[NAME] |= dict.fromkeys(old, b"old") | others
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    here("push", model, NAME)
+    assert hub.repositories == {NAME: contents(model) | others}
+
+
 def test_a_push_that_the_hub_interrupts_is_repeated(model, hub, here) -> None:
     """What has arrived is not sent again."""
     hub.stop_after = 2

@@ -29,7 +29,8 @@ MOST_PACKED = 64  # parameters in an element of a quantised tensor
 class Checkpoint:
     """A causal language model on disk: a local folder, or the download of a hub id.
 
-    Opening reads the configuration, the index and the header of every shard. Raises
+    Opening reads the configuration, the index and the header of every shard. Where there are a
+    single weight file and an index, the single file counts, as in transformers. Raises
     `CheckpointError` for a folder that is missing or has no safetensors, and for a shard that is
     missing or damaged.
     """
@@ -45,8 +46,10 @@ class Checkpoint:
         if advice := weights_advice(self.folder):
             raise CheckpointError(advice)
         self.config = read_config(self.folder)
-        indexed = (self.folder / INDEX).exists()
-        self.shard_of, self.entries = self._indexed() if indexed else self._single()
+        self.index: Path | None = self.folder / INDEX
+        if (self.folder / SINGLE).exists() or not self.index.exists():
+            self.index = None
+        self.shard_of, self.entries = self._indexed(self.index) if self.index else self._single()
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.folder)!r})"
@@ -118,9 +121,8 @@ class Checkpoint:
         stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
         return [str(self.folder.resolve()), stamps]
 
-    def _shards(self) -> dict[str, str]:
+    def _shards(self, index: Path) -> dict[str, str]:
         """The file of each tensor, as the index says."""
-        index = self.folder / INDEX
         shards = read_json(index, CheckpointError).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(f"{index} names no tensors (weight_map): download it again")
@@ -133,22 +135,21 @@ class Checkpoint:
                 )
         return shards
 
-    def _indexed(self) -> tuple[dict[str, str], dict[str, Entry]]:
+    def _indexed(self, index: Path) -> tuple[dict[str, str], dict[str, Entry]]:
         """Shard and header entry of each tensor."""
-        shard_of = self._shards()
+        shard_of = self._shards(index)
         shards = sorted(set(shard_of.values()))
         headers = {shard: read_header(self.folder / shard)[0] for shard in shards}
         for name, shard in shard_of.items():
             if name not in headers[shard]:
                 raise CheckpointError(
-                    f"{self.folder / INDEX} says that {name} is in {shard}, which lacks it: "
-                    "download both again"
+                    f"{index} says that {name} is in {shard}, which lacks it: download both again"
                 )
         return shard_of, {name: headers[shard][name] for name, shard in shard_of.items()}
 
     def _single(self) -> tuple[dict[str, str], dict[str, Entry]]:
-        """The same of a folder without an index."""
-        if (path := self.folder / SINGLE).exists():
-            entries = read_header(path)[0]
-            return dict.fromkeys(entries, SINGLE), entries
-        raise CheckpointError(f"{self.folder} has no weights: no {SINGLE}, no {INDEX}")
+        """The same of a single weight file."""
+        if not (path := self.folder / SINGLE).exists():
+            raise CheckpointError(f"{self.folder} has no weights: no {SINGLE}, no {INDEX}")
+        entries = read_header(path)[0]
+        return dict.fromkeys(entries, SINGLE), entries

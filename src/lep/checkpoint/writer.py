@@ -140,8 +140,8 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_index(source: Checkpoint, replaced: Replaced, output: Path) -> None:
-    if (path := source.folder / INDEX).exists():
-        index = read_json(path, CheckpointError)
+    if source.index:
+        index = read_json(source.index, CheckpointError)
         metadata = index.get("metadata")
         for name, growth in (("total_size", _growth), ("total_parameters", _more_numbers)):
             if isinstance(metadata, dict) and isinstance(metadata.get(name), int):

@@ -133,10 +133,9 @@ def stage(
     """A model folder with what a converter may see: weights, settings, tokenizer, no code."""
     folder.mkdir()
     source = job.source
-    names = [*set(source.shard_of.values()), "model.safetensors.index.json"]
-    for path in (source.folder / name for name in names):
-        if path.exists():
-            (folder / path.name).symlink_to(path.resolve())
+    weights = [source.folder / shard for shard in set(source.shard_of.values())]
+    for path in (*weights, *filter(None, [source.index])):
+        (folder / path.name).symlink_to(path.resolve())
     write_json(folder / CONFIG, settings(source.config), indent=2)
     carry(job, folder)
 

@@ -16,6 +16,8 @@ from lep.result import Result
 # What belongs to a run, is unfinished, or repeats the user's prompts and what was answered to them;
 # the client leaves .git and its own cache out.
 LEFT_OUT = ["lep_stage.json", "*.partial", "*.partial/*", ".DS_Store", "lep/*.jsonl"]
+# What an earlier push may have left and a program that loads the model would read.
+REPLACED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 LONGEST_REASON = 500  # characters of the hub's
 
 
@@ -40,6 +42,7 @@ def push(
     `licence` states a licence that the card does not name, or that a licence which is not known
     here allows changed copies to be published. The token is that of `hf auth login` or HF_TOKEN.
     When the same call is repeated after an interruption, what has arrived is not sent again.
+    Weights, settings and tokenizer files of an earlier push that the folder lacks are removed.
 
     Raises `CheckpointError` for a folder without model or card, `LepError` where the licence or the
     name is in the way or nobody is logged in, `OutputError` where the hub takes it not.
@@ -70,6 +73,7 @@ def push(
             folder_path=folder,
             commit_message=message,
             ignore_patterns=[*LEFT_OUT],
+            delete_patterns=REPLACED,
         )
     except LepError:
         raise
