@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import lep
 from lep.errors import LepError, TokenizerError
 from lep.exports import to_gguf
-from lep.exports.llama_cpp import llama_cpp_ids
+from lep.exports.llama_cpp import llama_cpp_chat_ids, llama_cpp_ids
 from lep.exports.pre_tokenizers import NAMES, pre_tokenizer_name
 from lep.exports.reading import Reading
 from lep.exports.sample import SENTENCES, sample
@@ -233,6 +233,36 @@ def test_llama_cpp_has_each_pre_tokenizer(by_rule: dict[str, Tokenizer], tmp_pat
         expected = [tokenizer(text, add_special_tokens=add)["input_ids"] for text, add in texts]
         metadata = gguf_vocabulary(tokenizer, 1510, [tokenizer.eos_token_id])
         assert llama_cpp_ids(metadata, texts) == expected, name
+
+
+@converter
+@llama_cpp
+@pytest.mark.parametrize(
+    ("template", "same"),
+    [
+        (TEMPLATE, True),
+        ("{{ strftime_now('%d %b %Y') }}" + TEMPLATE, True),
+        ("{{ messages[-1]['content'].swapcase() }}" + TEMPLATE, False),
+    ],
+    ids=["beginning", "date", "unknown method"],
+)
+def test_llama_cpp_fills_the_template_or_the_export_says_so(
+    by_rule: dict[str, Tokenizer], tmp_path: Path, template: str, same: bool
+) -> None:
+    """Without a first token llama.cpp has a comma for it, which no conversation may begin with."""
+    save_model(tmp_path, by_rule["gpt-2"], template=template)
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.bos_token = None
+    metadata = gguf_vocabulary(tokenizer, 1510, [tokenizer.eos_token_id])
+    count, notes = to_gguf.filled(tokenizer, metadata)
+    assert (count > 0, len(notes)) == (same, not same)
+    if same:
+        assert "bos_token" in template
+        conversation = [{"role": "user", "content": "Кошка"}]
+        expected = tokenizer.apply_chat_template(conversation, add_generation_prompt=True)
+        assert llama_cpp_chat_ids(metadata, [conversation]) == [expected["input_ids"]]
+        plain = metadata | {"tokenizer.chat_template": template}
+        assert llama_cpp_chat_ids(plain, [conversation]) != [expected["input_ids"]]
 
 
 def test_composed_text_is_compared_where_the_tokenizer_composes(

@@ -1,7 +1,7 @@
 """Token ids by llama.cpp itself, from a GGUF file with the tokenizer and a body of one tiny layer.
 
 A process of its own, because llama.cpp ends the process on some faults:
-python -m lep.exports.llama_cpp FILE RESULT < TEXTS
+python -m lep.exports.llama_cpp FILE RESULT < QUESTIONS
 """
 
 import json
@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,7 +21,8 @@ from typing import Any
 from lep.errors import TokenizerError, printable
 from lep.exports.metadata import add_metadata
 from lep.exports.pre_tokenizers import ELSEWHERE
-from lep.exports.vocabulary import Metadata
+from lep.exports.vocabulary import TEMPLATE, Metadata
+from lep.tokenizer.chat import TEMPLATE_OPTIONS, Record
 
 RUNTIME = "xllamacpp"  # llama.cpp's server as a Python package
 HIDDEN, CONTEXT = 32, 64  # of the tiny body
@@ -37,13 +39,32 @@ def llama_cpp_ids(metadata: Metadata, texts: Iterable[tuple[str, bool]]) -> list
 
     Raises `TokenizerError` where llama.cpp does not accept the tokenizer.
     """
+    plain = {key: value for key, value in metadata.items() if key != TEMPLATE}
+    questions = [{"content": text, "add_special": inserted} for text, inserted in texts]
+    return _answers(plain, questions)
+
+
+def llama_cpp_chat_ids(
+    metadata: Metadata, conversations: Iterable[Sequence[Record]]
+) -> list[list[int] | None]:
+    """The ids that each conversation has in llama.cpp's chat, up to the answer.
+
+    None for one that the template refuses there. Raises `TokenizerError` where llama.cpp does not
+    accept the tokenizer or the template.
+    """
+    options = {"chat_template_kwargs": TEMPLATE_OPTIONS}
+    return _answers(metadata, [{"messages": messages, **options} for messages in conversations])
+
+
+def _answers(metadata: Metadata, questions: list[dict[str, Any]]) -> Any:
+    """What the process of its own answers to each question; see `_main`."""
     with tempfile.TemporaryDirectory() as folder:
         file, result = Path(folder) / "tokenizer.gguf", Path(folder) / "ids.json"
         write_tiny(file, metadata)
         command = [sys.executable, "-m", __name__, str(file), str(result)]
         process = subprocess.run(
             command,
-            input=json.dumps(list(texts)),
+            input=json.dumps(questions),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -92,21 +113,32 @@ def _main(file: str, result: str) -> None:
     parameters = runtime.CommonParams()
     parameters.model.path, parameters.n_ctx = file, CONTEXT
     parameters.warmup = parameters.fit_params = False
+    parameters.use_jinja = True
     parameters.n_gpu_layers, parameters.cpuparams.n_threads = 0, 1
     server = runtime.Server(parameters)
-    ids = []
-    for text, inserted in json.load(sys.stdin):
-        question = {"content": text, "add_special": inserted, "parse_special": True}
-        request = urllib.request.Request(
-            f"{server.listening_address}/tokenize",
-            json.dumps(question).encode(),
-            {"Content-Type": "application/json"},
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request) as reply:
-            ids.append(json.load(reply)["tokens"])
+    questions = json.load(sys.stdin)
+    ids = [_ids(server.listening_address, question) for question in questions]
     Path(result).write_text(json.dumps(ids), encoding="utf-8")
     os._exit(0)  # the server's threads have nothing to finish
+
+
+def _ids(address: str, question: dict[str, Any]) -> list[int] | None:
+    """The ids of a text, or of a conversation; None where the template refuses it."""
+    if "messages" in question:
+        try:
+            text = _post(f"{address}/apply-template", question)["prompt"]
+        except urllib.error.HTTPError:
+            return None
+        question = {"content": text, "add_special": True}
+    return _post(f"{address}/tokenize", question | {"parse_special": True})["tokens"]
+
+
+def _post(address: str, question: dict[str, Any]) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, json.dumps(question).encode(), headers)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request) as reply:
+        return json.load(reply)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ LEARNED: Sequence[Sequence[str]] = (
     ("user", "assistant", "user"),
     ("system", "user", "assistant", "user"),
 )
+# In these roles a filled template is compared with the model's own.
 PROVEN: Sequence[Sequence[str]] = (
     ("user",),
     ("system", "user"),

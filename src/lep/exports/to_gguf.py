@@ -2,20 +2,23 @@
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from lep.errors import CheckpointError
+from lep.errors import CheckpointError, CorpusError, TokenizerError
 from lep.exports.convert import convert
 from lep.exports.job import Exported, Job, Texts, check_ids, composed, composes
-from lep.exports.llama_cpp import llama_cpp_ids, runtime
+from lep.exports.llama_cpp import llama_cpp_chat_ids, llama_cpp_ids, runtime
 from lep.exports.metadata import check_installed, read_tokenizer
-from lep.exports.ollama import Turns, modelfile
+from lep.exports.ollama import PROVEN, Turns, messages_of, modelfile
 from lep.exports.pre_tokenizers import ELSEWHERE
 from lep.exports.reading import Reading
-from lep.exports.vocabulary import Metadata, gguf_vocabulary
+from lep.exports.vocabulary import TEMPLATE, Metadata, gguf_vocabulary
 from lep.publish import check_files, publishing_files
+from lep.tokenizer.chat import Record, chat_ids, with_fixed_date
 
 ENDS = 3  # tokens that a GGUF file can name as ends: of text, of a turn, of a message
 READING = "an independent reading of the file's merges or scores"
@@ -37,6 +40,7 @@ def write(job: Job) -> Exported:
     job.check_ends("llama.cpp")
     metadata = gguf_vocabulary(job.tokenizer, job.rows, job.ends)
     proven_by = prove(job.tokenizer, metadata, job.texts)
+    same, different = filled(job.tokenizer, metadata)
     beside, turns = _beside(job.output), None
     if job.tokenizer.chat_template:
         turns = Turns.of(job.tokenizer, adds_bos=metadata["tokenizer.ggml.add_bos_token"])
@@ -51,10 +55,11 @@ def write(job: Job) -> Exported:
         tokenizer=f"pre-tokenizer {metadata['tokenizer.ggml.pre']}",
         texts=len(job.texts),
         proven_by=proven_by,
-        agreement="",
+        agreement=f"ids equal in {same} conversations by llama.cpp's template engine" if same else "",
         stops=job.stops,
         notes=[
             f"for Ollama: ollama create NAME -f {beside}",
+            *different,
             *notes(job.tokenizer, job.stops, turns),
         ],
     )
@@ -78,6 +83,38 @@ def ids_of(metadata: Metadata, texts: Texts) -> tuple[str, list[list[int]]]:
         return name, llama_cpp_ids(metadata, texts)
     reading = Reading(metadata)
     return READING, [reading.read(text, inserted=inserted) for text, inserted in texts]
+
+
+def filled(tokenizer: PreTrainedTokenizerFast, metadata: Metadata) -> tuple[int, list[str]]:
+    """Compare conversations that llama.cpp writes by the template with those of transformers.
+
+    How many have the same ids, and what to know where one has not. None are compared without the
+    runtime or a template.
+    """
+    expected = list(_conversations(tokenizer)) if runtime() and TEMPLATE in metadata else []
+    if not expected:
+        return 0, []
+    dated = metadata | {TEMPLATE: with_fixed_date(metadata[TEMPLATE])}
+    try:
+        results = llama_cpp_chat_ids(dated, [messages for messages, _ in expected])
+    except TokenizerError:  # the texts were read before: it is the template
+        results = [None] * len(expected)
+    for (messages, ids), result in zip(expected, results, strict=True):
+        if ids != result:
+            roles = ", ".join(message["role"] for message in messages)
+            return 0, [
+                f"llama.cpp does not fill the chat template as transformers does ({roles}): send "
+                "it whole texts (/completion), or give it a template of its own (--chat-template)"
+            ]
+    return len(expected), []
+
+
+def _conversations(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[list[Record], list[int]]]:
+    """Conversations that the template allows, up to the next answer, and their ids."""
+    for roles in dict.fromkeys(map(tuple, PROVEN)):
+        messages = messages_of(roles)
+        with suppress(CorpusError):
+            yield messages, chat_ids(tokenizer, messages, ask=True)
 
 
 def _write(folder: Path, file: Path, kind: str, metadata: Metadata) -> None:

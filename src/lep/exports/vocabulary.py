@@ -14,6 +14,7 @@ from lep.tokenizer.vocabulary import SPACE, described
 Metadata = dict[str, Any]  # of a GGUF file: a text, number, truth value or list by key
 PREFIX = "tokenizer."
 TEMPLATE = "tokenizer.chat_template"
+BOS = "bos_token"  # in templates; where a model has none, llama.cpp gives them token 11 or 1
 
 
 class TokenType(IntEnum):
@@ -47,6 +48,8 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerFast, rows: int, ends: Sequenc
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
+    if template and BOS in template and tokenizer.bos_token is None:
+        template = f"{{%- set {BOS} = '' -%}}{template}"
     return metadata | ({TEMPLATE: template} if template else {})
 
 

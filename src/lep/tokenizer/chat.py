@@ -120,6 +120,11 @@ def first_added_token(tokenizer: PreTrainedTokenizerFast, text: str) -> int | No
     return added[max(starts, key=len)] if starts else None
 
 
+def with_fixed_date(template: str) -> str:
+    """A template that names the same day whenever it is filled."""
+    return TODAY[1] + template if TODAY[0] in template else template
+
+
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **options: Any) -> str:
     """The text of a conversation by the model's template, with options of `apply_chat_template`.
 
@@ -138,9 +143,7 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Record], **optio
         memory_limit(TEMPLATE_BYTES, what, TokenizerError),
     ):
         options |= TEMPLATE_OPTIONS
-        template = tokenizer.get_chat_template()
-        if TODAY[0] in template:
-            options["chat_template"] = TODAY[1] + template
+        options["chat_template"] = with_fixed_date(tokenizer.get_chat_template())
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
         CONVERSATION_BYTES.check(len(text.encode()), "a conversation in the template", CorpusError)
         return text
