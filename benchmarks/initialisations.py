@@ -148,7 +148,10 @@ def untie(model: Any, experiment: Experiment) -> None:
 def initialised(experiment: Experiment, arm: str, folder: Path) -> dict[str, Any]:
     """Write the model of an arm to `folder`; returns what was chosen."""
     if arm in METHODS:
-        lep.initialise(experiment.model, experiment.arguments.tokenizer, folder, **METHODS[arm])
+        options = dict(METHODS[arm])
+        if "output" not in experiment.before.tables.by_kind():
+            options.pop("output_method", None)
+        lep.initialise(experiment.model, experiment.arguments.tokenizer, folder, **options)
         return {}
     candidates, facts = ROWS[arm](experiment)
     rows, choice = chosen(experiment, candidates)

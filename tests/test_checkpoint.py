@@ -202,6 +202,17 @@ def test_tied_models_have_one_table_and_one_map(tmp_path, byte_level, pair) -> N
         tmp_path / "base", tmp_path / "instruct", tmp_path / "adapted", tmp_path / "out"
     ).fits
     assert set(fits) == {"input"}
+    models, refused = [tmp_path / name for name in ("base", "instruct", "adapted")], tmp_path / "no"
+    for option in ({"output_method": "swap"}, {"ridge": 0.1, "method": "procrustes"}):
+        with pytest.raises(CheckpointError, match="leave it out"):
+            propagate(*models, refused, **option)
+    with pytest.raises(CheckpointError, match="ties its tables, so that --output-method first"):
+        initialise(models[0], pair["tokenizer"], refused, output_method="first")
+    with pytest.raises(
+        CheckpointError, match="--frequency-text changes nothing with --method swap"
+    ):
+        propagate(*models, refused, method="swap", frequency_text=["text"])
+    assert not refused.exists()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert len(model.get_input_embeddings().weight) == 600

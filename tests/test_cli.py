@@ -445,6 +445,15 @@ def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, here, tmp_path) 
             "rublimp is a task where a model is expected: write --tasks daru_rcb,rublimp",
         ),
         (["report", tmp_path], "has no run.json"),
+        (
+            ["tune", "--model", pair["instruct"], "--data", tmp_path, "--copy-tasks", 4]
+            + ["--output", out],
+            "--copy-tasks is 4, and there is no text to make them from",
+        ),
+        (
+            ["evaluate", pair["base"], "--text", "ru=x", "--bootstrap", 1, "--output", out],
+            "--bootstrap is 1: input should be greater than or equal to 10",
+        ),
     ]
     for number, (arguments, message) in enumerate(cases):
         output = (here if number else lep)(*arguments, code=2)

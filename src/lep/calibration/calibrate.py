@@ -6,7 +6,6 @@ from typing import Any
 
 from lep.calibration.answers import ANSWERS, COUNTS, KEPT
 from lep.checkpoint.reader import Checkpoint
-from lep.corpus.copies import copy_records
 from lep.corpus.files import Text
 from lep.corpus.read import read_messages, read_records
 from lep.errors import CheckpointError, CorpusError
@@ -14,7 +13,7 @@ from lep.files import read_json
 from lep.settings import CalibrateSettings
 from lep.training.results import TuneResult
 from lep.training.samples import Records
-from lep.training.tune import CALIBRATION, NEW_ROWS, train_adapter
+from lep.training.tune import CALIBRATION, NEW_ROWS, copy_tasks, train_adapter
 
 
 def calibrate(
@@ -36,8 +35,8 @@ def calibrate(
     `lep/answers.jsonl` holds them all with their grades. With `merge=False` the adapter is left
     beside the model, in `adapter/`.
 
-    Raises `CorpusError` for a folder without answers, `CheckpointError` for a model without a chat
-    template.
+    Raises `CorpusError` for a folder without answers and for copy tasks without text,
+    `CheckpointError` for a model without a chat template.
     """
     answers, output = Path(answers), Path(output)
     settings = CalibrateSettings.given(settings, options)
@@ -47,7 +46,8 @@ def calibrate(
         raise CheckpointError(
             f"{model} has no chat template, so it cannot be calibrated: give an instruct model"
         )
-    copies = copies or copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
+    if copies is None:
+        copies = copy_tasks(settings, text, heldout)
     counts = read_json(answers / COUNTS, CorpusError)
     facts = {"answers": counts, "copy_tasks": len(copies)}
     every = [record for _, record in read_records(answers / ANSWERS)]

@@ -55,7 +55,9 @@ def write(job: Job) -> Exported:
         tokenizer=f"pre-tokenizer {metadata['tokenizer.ggml.pre']}",
         texts=len(job.texts),
         proven_by=proven_by,
-        agreement=f"ids equal in {same} conversations by llama.cpp's template engine" if same else "",
+        agreement=f"ids equal in {same} conversations by llama.cpp's template engine"
+        if same
+        else "",
         stops=job.stops,
         notes=[
             f"for Ollama: ollama create NAME -f {beside}",

@@ -137,6 +137,7 @@ METHODS: dict[str, Callable[[Problem], Propagation]] = {
     "new-rows": new_rows,
 }
 UNFITTED = ("swap", "task-arithmetic", "new-rows")  # methods that fit no map
+UNPENALISED = (*UNFITTED, "procrustes")  # methods whose map has no penalty
 
 
 def propagate_rows(

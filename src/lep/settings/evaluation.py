@@ -5,7 +5,7 @@ from typing import Annotated, Self, get_args
 from pydantic import Field
 
 from lep.fields import Settings
-from lep.settings.kinds import Count, Names, PositiveInt, Seed, TaskName
+from lep.settings.kinds import Count, Names, PositiveInt, Resamples, Seed, TaskName
 
 
 class ScoringSettings(Settings):
@@ -44,7 +44,7 @@ class EvaluateSettings(ScoringSettings):
     """Held-out characters per language for bits per byte."""
     window_characters: PositiveInt = 800
     """Characters scored at once, the same for all models."""
-    bootstrap: PositiveInt = 1_000
+    bootstrap: Resamples = 1_000
     """Bootstrap resamples for each 95% interval."""
     benchmark: BenchmarkSettings = Field(default_factory=BenchmarkSettings)
     """Benchmark tasks to run as well."""

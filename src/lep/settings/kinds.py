@@ -22,6 +22,7 @@ PropagationName = Literal[
 
 BEYOND = 1 << 63  # what neither tensors nor files can count
 PositiveInt = Annotated[int, Field(gt=0, lt=BEYOND)]
+Resamples = Annotated[int, Field(ge=10, lt=BEYOND)]
 Count = Annotated[int, Field(ge=0, lt=BEYOND)]
 # Far beyond these, a step overflows float32.
 LearningRate = Annotated[float, Field(gt=0, le=1_000)]

@@ -12,6 +12,7 @@ from lep.settings.kinds import (
     NonNegative,
     PositiveInt,
     PropagationName,
+    Resamples,
     Seed,
 )
 
@@ -72,7 +73,7 @@ class SelectSettings(Settings):
     """Share of its bits per byte that an original language may lose."""
     batch_size: PositiveInt = 16
     """Texts or prompts in a batch."""
-    bootstrap: PositiveInt = 1_000
+    bootstrap: Resamples = 1_000
     """Bootstrap resamples for each 95% interval."""
     seed: Seed = 0
     """Seed of the resamples."""

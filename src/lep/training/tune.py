@@ -17,9 +17,9 @@ from lep.corpus.copies import copy_records
 from lep.corpus.files import Text
 from lep.corpus.read import read_messages, write_records
 from lep.durable import discard
-from lep.errors import LepError, TrainingError
+from lep.errors import CorpusError, LepError, TrainingError
 from lep.publish import check_output, check_space, fingerprint, publishing
-from lep.settings import LoraSettings, TuneSettings
+from lep.settings import CalibrateSettings, LoraSettings, TuneSettings
 from lep.training import lora, trainable_rows
 from lep.training.reporters import check_reporters
 from lep.training.results import Loss, TuneResult, write_record
@@ -71,13 +71,30 @@ def tune(
     made from `text`, {language: files}, and share no text with `heldout`; or `copies` are given as
     records. With `merge=False` the adapter is left beside the model, in `adapter/`.
 
-    Raises `CorpusError` for unusable conversations, `CheckpointError` and `OutputError` for model
-    and output, `TrainingError` for a loss that diverges or steps that change nothing.
+    Raises `CorpusError` for unusable conversations and for copy tasks without text,
+    `CheckpointError` and `OutputError` for model and output, `TrainingError` for a loss that
+    diverges or steps that change nothing.
     """
     settings = TuneSettings.given(settings, options)
-    copies = copies or copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
+    if copies is None:
+        copies = copy_tasks(settings, text, heldout)
     records = read_messages(data) + copies
     return train_adapter(model, records, output, settings, replace(TUNING, merge=merge))
+
+
+def copy_tasks(
+    settings: TuneSettings | CalibrateSettings, text: Text | None, heldout: Text | None
+) -> Records:
+    """Copy tasks that are made from `text`; none without text.
+
+    Raises `CorpusError` where a number of them was given, and no text.
+    """
+    if not text and settings.copy_tasks and "copy_tasks" in settings.model_fields_set:
+        raise CorpusError(
+            f"--copy-tasks is {settings.copy_tasks}, and there is no text to make them from: give "
+            "--text LANGUAGE=PATH, or leave --copy-tasks out"
+        )
+    return copy_records(text or {}, settings.copy_tasks, settings.seed, heldout)
 
 
 def train_adapter(

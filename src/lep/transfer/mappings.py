@@ -78,10 +78,23 @@ def token_at(vocabulary: Vocabulary, row: int) -> Token | None:
     return vocabulary.tokens[row] if row < len(vocabulary) else None
 
 
+def check_output_method(model: Checkpoint, method: str | None) -> None:
+    """Raise `CheckpointError` for a method of the output table where there is no such table."""
+    if method and "output" not in model.tables.by_kind():
+        raise CheckpointError(
+            f"{model.folder} ties its tables, so that --output-method {method} would do nothing: "
+            "leave it out"
+        )
+
+
 def build_mappings(
     source: Checkpoint, target: Vocabulary, settings: InitSettings
 ) -> dict[str, VocabularyMapping]:
-    """A mapping for the input table and, in an untied model, one for the output table."""
+    """A mapping for the input table and, in an untied model, one for the output table.
+
+    Raises `CheckpointError` for a method of the output table in a tied model.
+    """
+    check_output_method(source, settings.output_method)
     mappings = {}
     for kind, name in source.tables.by_kind().items():
         method = settings.method if kind == "input" else settings.output_method or settings.method

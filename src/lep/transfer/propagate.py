@@ -15,13 +15,14 @@ from lep.checkpoint.stream import Rows
 from lep.corpus.read import stream_texts
 from lep.errors import CheckpointError
 from lep.linear_map import FitReport
-from lep.propagation import METHODS, Problem, Propagation
+from lep.propagation import METHODS, UNFITTED, UNPENALISED, Problem, Propagation
 from lep.publish import check_output
 from lep.result import Result
 from lep.settings import PropagateSettings
 from lep.sums import NoRowsError
 from lep.tokenizer.prune import token_counts
 from lep.transfer.family import Family
+from lep.transfer.mappings import check_output_method
 from lep.transfer.write import write_recipient
 
 RECORD = "propagation.json"
@@ -58,6 +59,7 @@ def propagate(
     output, settings = Path(output), PropagateSettings.given(settings, options)
     check_output(output)
     family = Family.open(base, instruct, adapted)
+    _check_options(family, settings)
     weights = token_weights(family, settings.frequency_text)
     problems = {kind: family.problem(kind, weights, settings.ridge) for kind in family.mappings}
     propagations = {kind: fit(problem, settings.of(kind)) for kind, problem in problems.items()}
@@ -66,6 +68,21 @@ def propagate(
     tensors, notes = result_tensors(family, propagations), {RECORD: as_json(record)}
     write_recipient(family.recipient, tensors, notes, output)
     return Propagated(output, fits)
+
+
+def _check_options(family: Family, settings: PropagateSettings) -> None:
+    """Raise `CheckpointError` for options that would do nothing."""
+    check_output_method(family.instruct, settings.output_method)
+    methods = {settings.of(kind) for kind in family.mappings}
+    for option, given, without in (
+        ("--ridge", settings.ridge is not None, UNPENALISED),
+        ("--frequency-text", bool(settings.frequency_text), UNFITTED),
+    ):
+        if given and methods <= {*without}:
+            raise CheckpointError(
+                f"{option} changes nothing with --method {' and '.join(sorted(methods))}: leave it "
+                "out, or take a method that fits a map, such as ridge"
+            )
 
 
 def fit(problem: Problem, method: str) -> Propagation:
