@@ -446,8 +446,7 @@ def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, here, tmp_path) 
         ),
         (["report", tmp_path], "has no run.json"),
         (
-            ["tune", "--model", pair["instruct"], "--data", tmp_path, "--copy-tasks", 4]
-            + ["--output", out],
+            ["tune", "--model", adapted, "--data", tmp_path, "--copy-tasks", 4, "--output", out],
             "--copy-tasks is 4, and there is no text to make them from",
         ),
         (
