@@ -37,7 +37,9 @@ TUNE = "tune --model model --data prompts.jsonl --output out --copy-tasks 0 --ra
 TUNE += " --batch-size 2 --micro-batch-size 2 --max-length 200"
 CALIBRATE = "calibrate --model model --answers answers --output out --copy-tasks 0"
 PRETRAIN = "pretrain --model model --corpus text.txt --output out --tokens 200 --block-size 32"
-EVALUATE = "evaluate model --text ru=text.txt --output out --items 2 --characters 200 --bootstrap 9"
+EVALUATE = (
+    "evaluate model --text ru=text.txt --output out --items 2 --characters 200 --bootstrap 10"
+)
 CORPUS = "corpus input --output out"
 PLAN = "plan recipe.yaml"
 RUN = "run recipe.yaml --output out"

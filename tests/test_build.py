@@ -309,7 +309,7 @@ def test_lines_that_many_documents_have_are_removed(tmp_path) -> None:
         corpus = build_corpus([tmp_path / "news.jsonl"], out, boilerplate=least, dedup="none")
         assert corpus.boilerplate.lines == lines
         assert corpus.boilerplate.samples == [notice] * bool(lines)
-        assert ("7 lines that 7 or more documents have were removed" in str(corpus)) == (lines > 0)
+        assert ("7 lines found in 7 or more documents were removed" in str(corpus)) == (lines > 0)
         expected = [text.replace(f"{notice}\n", "") if lines else text for text in texts]
         assert sorted(record["text"] for record in written(out)) == sorted(expected)
 

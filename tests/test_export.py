@@ -97,12 +97,21 @@ def test_an_extended_model_in_a_file(extended: Path, here, tmp_path: Path) -> No
         assert decoder.decode([tokens[i] for i in ids]) == text
     model = AutoModelForCausalLM.from_pretrained(extended, dtype=torch.float32).state_dict()
     names = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
-    names |= {f"blk.3.ffn_{n}": f"model.layers.3.mlp.{n}_proj" for n in ("gate", "up", "down")}
+    for layer in range(4):
+        ours, theirs = f"blk.{layer}", f"model.layers.{layer}"
+        names |= {f"{ours}.ffn_{n}": f"{theirs}.mlp.{n}_proj" for n in ("gate", "up", "down")}
+        names |= {f"{ours}.attn_v": f"{theirs}.self_attn.v_proj"}
+        names |= {f"{ours}.attn_output": f"{theirs}.self_attn.o_proj"}
+        names |= {f"{ours}.attn_norm": f"{theirs}.input_layernorm"}
+        names |= {f"{ours}.ffn_norm": f"{theirs}.post_attention_layernorm"}
+    assert len(names) + 2 * 4 == len(tensors)
     for name, original in names.items():
         assert np.array_equal(tensors[f"{name}.weight"], model[f"{original}.weight"].numpy()), name
-    for name in "qk":
-        original = model[f"model.layers.2.self_attn.{name}_proj.weight"].numpy()
-        assert np.array_equal(tensors[f"blk.2.attn_{name}.weight"], interleaved(original, 3))
+    for layer in range(4):
+        for name in "qk":
+            original = model[f"model.layers.{layer}.self_attn.{name}_proj.weight"].numpy()
+            written = tensors[f"blk.{layer}.attn_{name}.weight"]
+            assert np.array_equal(written, interleaved(original, 3))
     ids = {name: metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")}
     assert {name: tokens[i] for name, i in ids.items()} == {
         "bos": "<s>",
@@ -116,6 +125,30 @@ def test_an_extended_model_in_a_file(extended: Path, here, tmp_path: Path) -> No
     assert recipe.startswith('FROM ./model.gguf\nTEMPLATE """{{- $before := "start" -}}\n')
     assert recipe.endswith('"""\nPARAMETER stop "</s>"\nPARAMETER stop "<|end|>"\n')
     assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "model.Modelfile"}
+
+
+@converter
+@pytest.mark.parametrize("kind", ["bf16", "q8_0"])
+@pytest.mark.parametrize("table", ["token_embd.weight", "output.weight"])
+def test_two_rows_that_a_converter_exchanges(
+    extended: Path, here, tmp_path: Path, monkeypatch, kind: str, table: str
+) -> None:
+    """The first user of the file would get wrong tokens: it never takes its name."""
+    from gguf import GGUFReader
+
+    convert = to_gguf.convert
+
+    def exchanging(model: Path, file: Path, *options: object) -> None:
+        convert(model, file, *options)
+        data = next(t.data for t in GGUFReader(file, "r+").tensors if t.name == table)
+        data[[4200, 4201]] = data[[4201, 4200]]
+        data.flush()
+
+    monkeypatch.setattr(to_gguf, "convert", exchanging)
+    file = tmp_path / "model.gguf"
+    refusal = here("export", "--model", extended, "--output", file, "--type", kind, code=2)
+    assert f"row 4,200 of {table} is not that of " in refusal
+    assert not list(tmp_path.iterdir())
 
 
 @converter

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import hostile_cases
 import pytest
 import torch
 from conftest import ROOT, SPECIALS, TEMPLATE, byte_level_tokenizer, sample_texts, save_model
@@ -30,6 +31,21 @@ MODULE = Path(__file__)
 NAMES = [case.name for case in [*all_cases("http://localhost"), *joint_cases()]]
 NAMES = [n for n in NAMES if re.search(os.environ.get("HOSTILE", ""), n)]
 FAST = NAMES[::SAMPLE_EVERY]
+VERBS = [
+    "INSPECT",
+    "VERIFY",
+    "INIT",
+    "EXTEND",
+    "TRAIN",
+    "COMPARE",
+    "COUNT",
+    "PROPAGATE",
+    "PACK",
+    "APPLY",
+    "ANSWER",
+    "TUNE",
+]
+VERBS += ["CALIBRATE", "PRETRAIN", "EVALUATE"]
 
 
 class Judge(BaseHTTPRequestHandler):
@@ -221,6 +237,18 @@ def test_a_hostile_input_is_one_sentence(
         assert len(lines) == 1 or usage, report
         assert usage or printed.rstrip("\n").splitlines()[-1].startswith("error: "), report
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_same_commands_succeed_on_files_that_are_whole(
+    name: str, world: Path, lep: Callable, tmp_path: Path
+) -> None:
+    """Otherwise a case would be refused for its options, and its file never read."""
+    command, folder = getattr(hostile_cases, name), tmp_path / "case"
+    needs = {"PACK": ("adapted",), "APPLY": ("pack",)}.get(name, ())
+    copied(world, Case(name, command, needs, lambda folder: None), folder)
+    code, _ = lep(folder, command.split(), {})
+    assert code == 0, (folder / "printed").read_text()
 
 
 def command_line(case: Case) -> list[str]:

@@ -146,7 +146,7 @@ def test_the_sheet_counts_what_was_written_and_each_document_once(tmp_path) -> N
     assert sheet.splitlines()[:5] == [header, "|---|---|---|---|---|", *rows.values()]
     lines = sum(text.count(NOTICE) for each in texts.values() for text in each)
     assert lines == 25 * 4 + 30
-    assert f"{lines} lines that 20 or more documents have were removed" in sheet
+    assert f"{lines} lines found in 20 or more documents were removed" in sheet
     assert corpus.boilerplate.characters == 25 * sum(map(len, MENU)) + 30 * len(NOTICE)
 
 

@@ -139,7 +139,7 @@ def test_what_is_public_does_not_take_a_private_model(model, hub, here) -> None:
 LICENCES = {
     "apache-2.0": ([], None),
     "unknown": ([], r"is unknown, so nobody may pass it on: .* give --licence NAME"),
-    "cc-by-nd-4.0": (["--licence", "cc-by-nd-4.0"], "forbids to publish changed copies"),
+    "cc-by-nd-4.0": (["--licence", "cc-by-nd-4.0"], "forbids publishing changed copies"),
     "their-own": ([], "their-own, whose terms lep does not know: .* give --licence their-own"),
     "mit": (["--licence", "apache-2.0"], "names the licence mit, and --licence is apache-2.0"),
     "llama3": ([], "asks for names that begin with 'Llama-3', and the name is 'Tiny-ru': publish"),

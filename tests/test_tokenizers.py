@@ -126,10 +126,10 @@ def test_last_merges_against_the_tokenizer_itself(byte_fallback) -> None:
 
 
 def test_too_small_to_hold_what_must_stay(pair, byte_level, english, tmp_path) -> None:
-    message = r"260 tokens shall stay, but \d+ must: .* what protected texts use \(\d+\)"
+    message = r"260 tokens are to stay, but \d+ must: .* what protected texts use \(\d+\)"
     with pytest.raises(TokenizerError, match=message):
         prune(byte_level, english, 260, english)
-    with pytest.raises(TokenizerError, match="9,999 tokens shall stay, but there are only"):
+    with pytest.raises(TokenizerError, match="9,999 tokens are to stay, but only"):
         prune_tokenizer(pair["base"], [RU], 9999, tmp_path / "no")
 
 

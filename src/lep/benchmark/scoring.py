@@ -148,7 +148,7 @@ def _score(model: Any, batch: list[Reading], prefix: Prefix) -> Iterator[tuple[i
     greedy = (chosen.argmax(1) == targets).cpu().split(lengths)
     if not all(losses.isfinite().all() for losses in nats):
         raise LepError(
-            "the model gives answers likelihoods that are not finite, so none can be chosen: it is "
+            "the model's likelihoods of answers are not finite, so none can be chosen: it is "
             "damaged or its dtype is too narrow; look at it with lep inspect"
         )
     for (number, *_), losses, hits in zip(scored, nats, greedy, strict=True):

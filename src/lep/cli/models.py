@@ -150,7 +150,7 @@ def apply(pack: str, /, model: str, output: Path, force: bool = False) -> Any:
     text="Text whose ids are compared too (default: none).",
 )
 def export(model: str, output: Path, settings: ExportSettings, text: Values = ()) -> Any:
-    """Write a model for llama.cpp, CTranslate2 or MLX, proven to read and answer alike there."""
+    """Write a model for llama.cpp, CTranslate2 or MLX, proven to read and answer the same."""
     return lep.export(model, output, settings, text=text)
 
 
@@ -187,7 +187,7 @@ def push(
     source="GGUF file, or folder with pytorch_model.bin or tokenizer.model.",
 )
 def import_model(source: Path, /, output: Path, settings: ImportSettings) -> Any:
-    """Make a model folder of a GGUF file, pickled weights or a SentencePiece tokenizer."""
+    """Make a model folder from a GGUF file, pickled weights or a SentencePiece tokenizer."""
     return lep.import_model(source, output, settings)
 
 

@@ -36,7 +36,7 @@ def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> An
     language="Code of the new language (default: the first of the text).",
     new_tokens="Tokens to add (default: by what they save).",
     tokens="Tokens to train on (default: 600 for each new token).",
-    prompts="Prompts: jsonl with messages (default: made from the text, and the model's).",
+    prompts="Prompts: jsonl with messages (default: from the text, and from the model).",
     hours="Hours for the whole run, which decide the tokens (default: no limit).",
     from_pack="Pack of a sibling of the model, to start from (default: none).",
     title="Heading of the report (default: the name of the run folder).",
@@ -130,7 +130,7 @@ def doctor() -> Any:
 
 @verb(app)
 def report(folder: Path, /) -> str:
-    """Write the report page of a run again, and say what came out."""
+    """Rewrite the report page of a run, and print its verdict."""
     from lep.report.page import write_report
     from lep.report.verdict import run_verdict
 

@@ -93,7 +93,7 @@ class Corpus(Result):
         lines: list[str] = []
         least = self.settings.boilerplate
         if removed := self.boilerplate.lines:
-            lines.append(f"{removed:,} lines that {least:,} or more documents have were removed")
+            lines.append(f"{removed:,} lines found in {least:,} or more documents were removed")
         if self.boilerplate.too_many_lines_to_tell:
             lines.append(
                 "no lines were removed: there are too many to tell which of them "

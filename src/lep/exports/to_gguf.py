@@ -16,6 +16,7 @@ from lep.exports.metadata import check_installed, read_tokenizer
 from lep.exports.ollama import PROVEN, Turns, messages_of, modelfile
 from lep.exports.pre_tokenizers import ELSEWHERE
 from lep.exports.reading import Reading
+from lep.exports.rows import check_rows
 from lep.exports.vocabulary import TEMPLATE, Metadata, gguf_vocabulary
 from lep.publish import check_files, publishing_files
 from lep.tokenizer.chat import Record, chat_ids, with_fixed_date
@@ -33,9 +34,10 @@ def check(output: Path) -> None:
 def write(job: Job) -> Exported:
     """Write a GGUF file, and a Modelfile beside it.
 
-    The tokenizer is written from tokenizer.json, so that vocabularies that no converter has seen
-    are right too. All texts must have its ids, in llama.cpp itself where the package xllamacpp is
-    installed, otherwise by a second reading of what the file holds.
+    The rows of tokens are compared with the model's. The tokenizer is written from tokenizer.json,
+    so that vocabularies that no converter has seen are right too. All texts must have its ids, in
+    llama.cpp itself where the package xllamacpp is installed, otherwise by a second reading of what
+    the file holds.
     """
     job.check_ends("llama.cpp")
     metadata = gguf_vocabulary(job.tokenizer, job.rows, job.ends)
@@ -46,6 +48,7 @@ def write(job: Job) -> Exported:
         turns = Turns.of(job.tokenizer, adds_bos=metadata["tokenizer.ggml.add_bos_token"])
     with publishing_files([job.output, beside]) as (file, recipe):
         _write(job.source.folder, Path(file.name), job.type, metadata)
+        check_rows(Path(file.name), job.source)
         recipe.write(modelfile(job.output.name, job.stops, turns).encode())
     return Exported(
         output=job.output,
@@ -149,8 +152,8 @@ def notes(
     lines = []
     if tokenizer.chat_template and turns is None:
         lines.append(
-            "Ollama fills templates of its own language, and the model's cannot be told in it: in "
-            "Ollama, give the Modelfile a TEMPLATE, or conversations have another frame"
+            "Ollama has its own template language, which cannot express the model's template: "
+            "add a TEMPLATE to the Modelfile, or Ollama formats conversations differently"
         )
     if composes(tokenizer):
         lines.append("llama.cpp does not compose characters (NFC): give it composed text")

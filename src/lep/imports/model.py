@@ -37,8 +37,8 @@ RECORD = Path("lep") / "import.json"
 DTYPE_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 PLAIN = ("F32", "F16", "BF16")  # types of numbers that were not quantised
 NOT_ENFORCED = (
-    "this system cannot shut a process in (Landlock and seccomp of Linux can): only the libraries' "
-    "own care kept the file from running code"
+    "this system cannot sandbox a process (Linux can, with Landlock and seccomp): only the "
+    "libraries' own care kept the file from running code"
 )
 
 

@@ -205,9 +205,9 @@ def _evaluation(figures: Figures) -> str:
     head, *lines = (f"| {' | '.join(map(_cell, row))} |" for row in rows)
     table = "\n".join([head, "|---" * len(rows[0]) + "|", *lines])
     return (
-        "## Evaluation\n\nOn held-out text, and tasks made from it. Of bits and of the probability "
-        "of new tokens (new token mass), less is better; of everything else, more. Intervals are "
-        "of 95%, by resampling documents or items.\n\n" + table
+        "## Evaluation\n\nOn held-out text, and tasks made from it. For bits and the probability "
+        "of new tokens (new token mass), lower is better; for all else, higher. Intervals are "
+        "95%, by resampling documents or items.\n\n" + table
     )
 
 

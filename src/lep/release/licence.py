@@ -134,7 +134,7 @@ class Licence:
             )
         if self.name in NO_DERIVATIVES:
             raise LepError(
-                f"{folder} has the licence {self.name}, which forbids to publish changed copies: "
+                f"{folder} has the licence {self.name}, which forbids publishing changed copies: "
                 "keep it to yourself, or ask the makers of the original"
             )
         if self.name not in REDISTRIBUTABLE and not stated:

@@ -33,15 +33,15 @@ class JointSettings(PretrainSettings):
     (default: 0.12 for new rows that learn from several streams, unless a learning rate is given;
     else the learning rate)."""
     logit_step: LearningRate | None = LOGIT_STEP
-    """Nats that a step may move a logit by: a relative rate is lowered where it would be more, for
-    the table that makes the logits."""
+    """Most nats that a step may move a logit by; the relative rate of the
+    table that makes the logits is lowered to stay within it."""
     lora_rate: LearningRate | None = None
     """Peak learning rate of the adapters (default: that of the tables, or 0.0002 where theirs is
     relative to their rows)."""
     practice: PositiveInt = 100
     """Count the new tokens that are learned less often than this."""
     shared_maps: bool = True
-    """Of a mixture: new rows also train maps in common, from the rows of their first and last
+    """In a mixture, new rows also train shared maps, from the rows of their first and last
     pieces, and a vector for all tokens that begin with a space: rare tokens learn from all."""
 
     @property
@@ -59,9 +59,9 @@ class PracticeSettings(Settings):
     """Practice tasks."""
 
     practice: PositiveInt = 100
-    """Make tasks until each new token is in so many answers."""
+    """Make tasks until each new token is in this many answers."""
     practice_tokens: PositiveInt | None = None
-    """Stop at so many tokens, questions included (default: no limit)."""
+    """Stop at this many tokens, questions included (default: no limit)."""
     practice_batch: PositiveInt = 64
     """Tasks that the original model is given at once."""
     practice_seed: Seed = 0

@@ -102,11 +102,11 @@ class ExportSettings(Settings):
     """Format: gguf (a file, for llama.cpp and Ollama), ctranslate2 or mlx (folders), or
     sentencepiece (a tokenizer.model, for other converters)."""
     type: Literal["bf16", "f16", "q8_0", "f32"] = "bf16"
-    """Numbers of the matrices."""
+    """Dtype of the matrices."""
 
 
 class ImportSettings(Settings):
     """What is written of other formats."""
 
     type: Literal["bf16", "f16", "f32"] | None = None
-    """Numbers of the weights (default: bf16 from a GGUF file, otherwise as they are)."""
+    """Dtype of the weights (default: bf16 from a GGUF file, otherwise as they are)."""

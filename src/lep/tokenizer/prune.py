@@ -58,8 +58,9 @@ def kept_tokens(parts: Parts, counts: np.ndarray, keep: int, protected: np.ndarr
     fixed = _fixed(parts, parents, protected & kept)
     if len(fixed) > keep:
         raise TokenizerError(
-            f"{keep:,} tokens shall stay, but {len(fixed):,} must: added tokens, characters, bytes "
-            f"and what protected texts use ({(protected & kept).sum():,}): keep more, protect less"
+            f"{keep:,} tokens are to stay, but {len(fixed):,} must: added tokens, characters, "
+            f"bytes and what protected texts use ({(protected & kept).sum():,}): keep more, "
+            "protect less"
         )
     children = Counter(parent for pair in parents for parent in pair or ())
     ids = np.flatnonzero(kept).tolist()

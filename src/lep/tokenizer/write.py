@@ -286,7 +286,7 @@ class _Source:
         parts = Parts.of(self.tokenizer)
         known, ids = len(parts.names) - parts.names.count(None), len(parts.names)
         if keep > known:
-            problem = f"{keep:,} tokens shall stay, but there are only {known:,}"
+            problem = f"{keep:,} tokens are to stay, but only {known:,} exist"
             raise TokenizerError(f"{problem}: ask for fewer")
         counts = token_counts(self.tokenizer, stream_texts(self.corpus), ids)
         texts = stream_texts(paths) if (paths := several(protect)) else ()

@@ -103,7 +103,7 @@ class PretrainResult(Result):
             share = self.look_seconds / self.seconds
             lines.append(f"looks at held-out text took {share:.0%} of the time")
         if not self.documents_isolated:
-            lines.append("the model ignores restarts of positions: a document saw those before it")
+            lines.append("the model ignores position restarts: a document saw those before it")
         return "\n".join([*lines, f"wrote {self.output}"])
 
     def _mixture(self) -> list[str]:
@@ -117,7 +117,9 @@ class PretrainResult(Result):
             lines.append(f"new tokens take {mass:.2%} of the probability on old text")
         if self.below_practice is not None:
             times = getattr(self.settings, "practice", 0)
-            lines.append(f"{self.below_practice:,} new tokens were learned less than {times} times")
+            lines.append(
+                f"{self.below_practice:,} new tokens were learned fewer than {times} times"
+            )
         return lines
 
 
