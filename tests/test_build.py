@@ -112,6 +112,23 @@ def test_planted_duplicates_are_found_and_clean_documents_are_not_lost() -> None
     assert Duplicates("none", NEAR).verdicts(texts) == [None] * len(texts)
 
 
+@pytest.mark.parametrize(
+    "letters", ["一丁七万丈三上下不与丐丑专且世丘丙业丛东丝", "กขคงจฉชซญดตถทนบปผฝพฟมยรลวสหอ"]
+)
+def test_near_duplicates_without_spaces_between_words(letters: str) -> None:
+    """A clause is no word: six changed characters in 1,500 leave a near duplicate."""
+    rng = random.Random(0)
+    originals = ["".join(rng.choices(letters + "。", k=1_500)) for _ in range(20)]
+    changed = []
+    for text in originals:
+        characters = list(text)
+        for place in rng.sample(range(1_500), 6):
+            characters[place] = rng.choice(letters)
+        changed.append("".join(characters))
+    verdicts = Duplicates("minhash", NEAR).verdicts(originals + changed)
+    assert verdicts == [None] * 20 + ["near duplicate"] * 20
+
+
 def test_duplicates_are_found_across_batches() -> None:
     memory = Duplicates("minhash", NEAR)
     assert memory.verdicts([article(1), article(2)]) == [None, None]

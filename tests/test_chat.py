@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TEMPLATE, save_model
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lep
@@ -103,6 +104,24 @@ def test_a_character_counts_for_the_token_that_ends_it(adapted: Path) -> None:
     assert "".join(pieces) == tokenizer.decode(ids)
     assert len(pieces) == len(ids)
     assert "" in pieces  # a snowman is three bytes, and no token
+
+
+def test_bytes_and_added_tokens_are_shown_and_special_ones_are_not(
+    tmp_path: Path, byte_fallback: Tokenizer
+) -> None:
+    """Line ends and rare characters are byte tokens in SentencePiece-like vocabularies."""
+    from lep.chat.stream import Speaker
+
+    tokenizer = Tokenizer.from_str(byte_fallback.to_str())
+    tokenizer.add_special_tokens(["<|user|>", "<|assistant|>", "<|end|>"])
+    tokenizer.add_tokens(["<table>"])
+    save_model(tmp_path / "model", tokenizer, template=TEMPLATE)
+    fast = AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = fast("один\n\nдва 🙂 <table>", add_special_tokens=False)["input_ids"]
+    ids.insert(3, fast.eos_token_id)
+    said = "".join(Speaker.of(tmp_path / "model")._pieces(ids))
+    assert said.strip() == fast.decode(ids, skip_special_tokens=True).strip()
+    assert all(part in said for part in ("\n\n", "🙂", "<table>"))
 
 
 def test_without_gradio_the_page_is_refused_in_a_sentence(here, adapted, monkeypatch) -> None:

@@ -50,6 +50,12 @@ def test_every_format_reads_the_same(tmp_path) -> None:
         ("a.jsonl", "день".encode("cp1251"), r"a.jsonl is not UTF-8"),
         ("a.jsonl.zst", b"nonsense", r"is not a readable zst file"),
         ("a.txt", b"  \n ", r"the corpus holds no text at all"),
+        ("a.txt", "день ".encode("utf-16-le") * 50, r"a.txt is UTF-16 or no text"),
+        (
+            "a.txt.zst",
+            zstandard.compress("".join(map(chr, range(97, 123))).encode("utf-16-le") * 9_000),
+            r"a.txt.zst is UTF-16 or no text",
+        ),
         ("a.doc", b"text", r"a.doc is none of .txt"),
     ],
 )
@@ -73,6 +79,35 @@ def test_sections_keep_all_text_but_white_space_between(text, limit) -> None:
         assert "".join("".join(p.text.split()) for p in pieces) == "".join(text.split())
     for piece in pieces:
         assert len(piece.text) <= max(limit, *(len(line) for line in text.split("\n")), 0) + 1
+
+
+def test_windows_of_text_without_line_ends() -> None:
+    """Windows come from many documents, at the ends of sentences or words where there are any."""
+    sentences = ["The lake was quiet in the morning. ", "湖边很安静。", "ทะเลสาบ"]
+    for sentence, end in zip(sentences, (". ", "。", ""), strict=True):
+        books = [document(sentence * 4_000, name=f"book {i}", source="s") for i in range(5)]
+        cut = windows(books, 24_000, 800)
+        assert max(len(window.text) for window in cut) <= 6_400
+        assert len({window.id.split("#")[0] for window in cut}) >= 3
+        assert all((window.text + " ").endswith(end) or window.id.count("#") > 1 for window in cut)
+        whole = sum(
+            window.text.replace(" ", "") in books[0].text.replace(" ", "") for window in cut
+        )
+        assert whole == len(cut)
+    short = document("\n".join(["A line of a poem."] * 400))
+    assert windows([short], 10**6, 800) == windows([short], 10**6, 800)
+    assert max(len(window.text) for window in windows([short], 10**6, 800)) <= 800
+
+
+def test_files_of_one_name_are_sources_of_their_own(tmp_path) -> None:
+    """The hub's data sets have `train-00000-of-00001.parquet` in every folder."""
+    for folder in ("wiki", "news"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_text(json.dumps({"text": folder * 9}) + "\n")
+    (tmp_path / "own.jsonl").write_text(json.dumps({"text": "own"}) + "\n")
+    read = list(read_documents([tmp_path]))
+    assert {d.source for d in read} == {"wiki/train", "news/train", "own"}
+    assert len({d.id for d in read}) == 3
 
 
 def test_groups_are_never_split() -> None:

@@ -1,5 +1,7 @@
 """Batches from which ended rows leave, nuclei, and packed layers, beside transformers."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +39,25 @@ def rows_of(texts: list[str]) -> tuple[object, list[list[int]]]:
 def until_end(row: list[int], ends: set[int]) -> list[int]:
     stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
     return row[: stop + 1]
+
+
+def test_a_turn_ends_where_the_template_ends_it(tmp_path) -> None:
+    """A model tuned from a base may have the base's settings, which know the end of a text only."""
+    shutil.copytree(LAB, tmp_path / "model")
+    tokenizer, rows = rows_of(TEXTS)
+    base = {"eos_token_id": tokenizer.eos_token_id}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(base))
+    plain = AutoModelForCausalLM.from_pretrained(LAB, dtype=torch.float32).eval()
+    model, _ = load_writer(tmp_path / "model")
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end_tokens(model) == {tokenizer.eos_token_id, end}
+    for row, written in zip(
+        rows, continuations(model, tokenizer, rows, max_new_tokens=40), strict=True
+    ):
+        expected = plain.generate(torch.tensor([row]), max_new_tokens=40, do_sample=False)
+        ids = until_end(written.ids, {end})
+        assert ids == until_end(expected[0, len(row) :].tolist(), {end})
+        assert ids[-1] == end
 
 
 @pytest.mark.parametrize("part", [3, 16])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import weights
+from safetensors.torch import load_file
 
 import lep
 from lep.checkpoint.reader import Checkpoint
@@ -101,6 +102,18 @@ def spoiled(folder: Path, how: str) -> str:
     name = {"outside": "../x.bin", "missing": "x.bin", "odd": 5}[how]
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     return "lacks x.bin" if how == "missing" else "which is no file beside it"
+
+
+def test_one_pickled_file_counts_before_an_index(pickled: Path, pair, tmp_path: Path) -> None:
+    """As in transformers; one of the two is left over."""
+    first = {name: torch.zeros_like(t) for name, t in weights(pair["base"]).items()}
+    torch.save(first, pickled / "pytorch_model.bin")
+    (tmp_path / "out").mkdir()
+    perform("pickles", pickled, tmp_path / "out", type=None)
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    read = load_file(file)
+    assert set(read) == set(first)
+    assert not any(tensor.any() for tensor in read.values())
 
 
 @pytest.mark.parametrize(

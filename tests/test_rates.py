@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from conftest import save_model
+from conftest import ROOT, save_model
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from lep.checkpoint.reader import Checkpoint
 from lep.errors import CheckpointError
 from lep.settings import JointSettings, NewRowsSettings
+from lep.training.pretrain import pretrain
 from lep.training.rates import relative_rates, state_size
 
 IDS = [*range(5, 69)]
@@ -98,6 +99,33 @@ def test_scaled_logits_are_moved_by_as_much_less(byte_level, tmp_path) -> None:
     GraniteForCausalLM(config).save_pretrained(tmp_path / "model")
     size = state_size(Checkpoint(tmp_path / "model"), SETTINGS, IDS)
     assert size == pytest.approx(size_of_states(tmp_path / "model") / 8, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_rate_that_a_sweep_chose_is_the_one_that_is_recorded(adapted, tmp_path) -> None:
+    text = [ROOT / "lab" / "text" / "train" / "ru"]
+    settings = JointSettings(
+        tokens=512,
+        block_size=32,
+        batch_tokens=64,
+        relative_rate=9.0,  # far too high, so that a lower one is taken
+        logit_step=None,
+        eval_text={"ru": [str(path) for path in text]},
+        checkpoints=1,
+        sweep=True,
+        precision="float32",
+    )
+    result = pretrain(adapted, text, tmp_path / "out", settings)
+    assert (
+        result.sweep.best
+        == result.settings.learning_rate
+        < max(map(float, result.sweep.bits_per_byte))
+    )
+    assert result.rates["input"].rate == pytest.approx(result.sweep.best)
+    share = result.sweep.best / size_of_rows(
+        Checkpoint(adapted).tensor("model.embed_tokens.weight")
+    )
+    assert result.rates["input"].share == pytest.approx(share, rel=0.1)
 
 
 def test_states_that_are_no_numbers_are_refused(byte_level, tmp_path) -> None:

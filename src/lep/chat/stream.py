@@ -114,9 +114,15 @@ class Speaker:
             yield reply
 
     def _pieces(self, ids: list[int]) -> list[str]:
-        """The text of each token; a character counts for the token that ends it."""
-        contents, decoder = self.checkpoint.vocabulary.contents, UTF8("replace")
-        return [decoder.decode(contents[index] or b"") for index in ids]
+        """The text of each token, none of special ones.
+
+        A character counts for the token that ends it.
+        """
+        tokens, decoder = self.checkpoint.vocabulary.tokens, UTF8("replace")
+        added = self.checkpoint.tokenizer.added_tokens_decoder
+        special = {index for index, token in added.items() if token.special}
+        said = [None if index in special else tokens[index] for index in ids]
+        return [decoder.decode(token.content if token else b"") for token in said]
 
 
 def side_by_side(

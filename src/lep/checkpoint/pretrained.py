@@ -1,5 +1,6 @@
 """Load a checkpoint as transformers' model: nothing in its folder decides what is run or drawn."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from lep.checkpoint.adapter import UNMERGED, has_unmerged
 from lep.checkpoint.config import TEXT_PARTS, load_config
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import CheckpointError, foreign
+from lep.errors import CheckpointError, TokenizerError, foreign
 from lep.files import read_json
+from lep.tokenizer.chat import turn_end
 
 GENERATION = "generation_config.json"
 # Settings of an adapter: those that the merge needs, and those that it does not depend on.
@@ -38,9 +40,11 @@ def load_pretrained(checkpoint: Checkpoint, dtype: torch.dtype | str) -> PreTrai
 
 
 def end_ids(checkpoint: Checkpoint) -> list[int] | None:
-    """The tokens that end a text, as the generation settings say, else the configuration.
+    """The tokens that end a text: the tokenizer's EOS, what the chat template writes after an
+    answer, and those of the generation settings, else of the configuration.
 
-    Raises `CheckpointError` for anything but token ids.
+    Models tuned from a base often keep its settings, which do not know the end of a turn. Raises
+    `CheckpointError` for anything but token ids.
     """
     path = checkpoint.folder / GENERATION
     if path.exists():
@@ -54,8 +58,11 @@ def end_ids(checkpoint: Checkpoint) -> list[int] | None:
         raise CheckpointError(
             f"eos_token_id of {checkpoint.folder} is {str(value)[:100]!r}: give token ids"
         )
+    with suppress(TokenizerError):  # a tokenizer that cannot be read is refused where it is needed
+        tokenizer = checkpoint.tokenizer
+        ids = [tokenizer.eos_token_id, turn_end(tokenizer), *ids]
     rows = checkpoint.shape(checkpoint.tables.input)[0]
-    return [index for index in ids if 0 <= index < rows] or None
+    return [*dict.fromkeys(i for i in ids if i is not None and 0 <= i < rows)] or None
 
 
 def merged(model: PreTrainedModel, folder: Path) -> Any:

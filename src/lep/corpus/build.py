@@ -18,7 +18,7 @@ import zstandard
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import Duplicates
-from lep.corpus.files import Paths, corpus_files, is_txt, several, stem
+from lep.corpus.files import Paths, corpus_files, several, source_names
 from lep.corpus.parallel import in_order
 from lep.corpus.prepare import sections, unit_hash
 from lep.corpus.read import HUB, Copy, Document, batches, read_documents, read_hub
@@ -57,10 +57,11 @@ def write_corpus(
     names = list(map(str, several(paths)))
     hub = [name for name in names if name.startswith(HUB)]
     local = [name for name in names if name not in hub]
-    local_files = corpus_files(local)
+    local_files = source_names(corpus_files(local))
     raw_bytes = HUB_BYTES * len(hub) + sum(map(_raw_bytes, local_files))
     # A hub data set's size is unknown, and an assumed one is no reason to refuse.
-    check_space(output, ceil(2 * sum(_weighted_bytes(file, settings) for file in local_files)))
+    size = sum(_weighted_bytes(file, name, settings) for file, name in local_files.items())
+    check_space(output, ceil(2 * size))
     shards = MOST_SHARDS if hub else min(MOST_SHARDS, ceil(raw_bytes / SHARD_BYTES))
     files = read_documents(local) if local else ()
     documents = itertools.chain(files, *(read_hub(name, settings.documents) for name in hub))
@@ -90,9 +91,8 @@ def _raw_bytes(file: Path) -> int:
     return file.stat().st_size * (GROWTH if file.suffix.lower() in COMPRESSED else 1)
 
 
-def _weighted_bytes(file: Path, settings: BuildSettings) -> float:
+def _weighted_bytes(file: Path, source: str, settings: BuildSettings) -> float:
     """Estimated size of a file's documents as they are written, before compression."""
-    source = file.parent.name if is_txt(file) else stem(file)
     return _raw_bytes(file) * weight_of(source, settings.weights)
 
 

@@ -24,7 +24,7 @@ from datatrove.utils.hashing import create_hash_func
 from lep.corpus.build import LONGEST
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import shingles, words_of
-from lep.corpus.files import corpus_files
+from lep.corpus.files import corpus_files, source_names
 from lep.corpus.prepare import sections
 from lep.corpus.read import read_file
 from lep.errors import CorpusError, LepError, OutputError, foreign
@@ -47,8 +47,9 @@ class Clean(PipelineStep):
         self.paths, self.language = paths, language
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Item]:
-        files = corpus_files(self.paths)[rank::world_size]
-        documents = (document for file in files for document in read_file(file))
+        names = source_names(corpus_files(self.paths))
+        mine = [*names][rank::world_size]
+        documents = (document for file in mine for document in read_file(file, names[file]))
         for piece in (piece for document in documents for piece in sections(document, LONGEST)):
             text = plain(piece.text)
             reason = fault(text, self.language)

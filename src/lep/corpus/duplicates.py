@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import regex
 
+from lep.corpus.language import UNSPACED, is_unspaced
+
 SHINGLE_WORDS = 5
 # Two documents are compared if all hashes of a band agree: 99% of the pairs that share 0.7 of their
 # shingles, and 6% of those that share 0.3. The last hashes are in no band.
@@ -13,6 +15,7 @@ PERMUTATIONS, BANDS, BAND_HASHES, SEED = 128, 25, 5, 42
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd and without a pattern (Knuth 1998, 6.4)
 EXACT, NEAR = "exact duplicate", "near duplicate"
 _WORD = regex.compile(r"\w+")
+_CHARACTER = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[\w--[{UNSPACED}]]+", regex.V1)
 
 
 class Duplicates:
@@ -116,8 +119,11 @@ def _sorted(keys: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, by which duplicates are compared."""
-    return _WORD.findall(text.lower())
+    """The words of a text in lower case, by which duplicates are compared.
+
+    In scripts without spaces each character counts as one.
+    """
+    return (_CHARACTER if is_unspaced(text) else _WORD).findall(text.lower())
 
 
 def shingles(words: list[str]) -> list[str]:

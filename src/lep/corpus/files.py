@@ -62,6 +62,29 @@ def stem(file: Path) -> str:
     return re.split(suffix, file.name, maxsplit=1, flags=re.IGNORECASE)[0]
 
 
+def source_names(files: Sequence[Path]) -> dict[Path, str]:
+    """The source of each file: a txt file's folder, another file's name.
+
+    Files of one name in several folders have as many folders before it as tell them apart.
+
+    >>> files = "a/wiki/0.parquet", "a/news/0.parquet", "b/c/1.txt"
+    >>> list(source_names([*map(Path, files)]).values())
+    ['wiki/0', 'news/0', 'c']
+    """
+    alike: dict[str, list[Path]] = {}
+    for file in files:
+        if not is_txt(file):
+            alike.setdefault(stem(file), []).append(file)
+    names = {file: file.parent.name for file in files if is_txt(file)}
+    for name, same in alike.items():
+        paths = [(*file.resolve().parent.parts[1:], name) for file in same]
+        deepest = max(map(len, paths))
+        depths = (d for d in range(1, deepest) if len({path[-d:] for path in paths}) == len(same))
+        depth = next(depths, 1)  # one name twice in a folder: two formats of one source
+        names |= {file: "/".join(path[-depth:]) for file, path in zip(same, paths, strict=True)}
+    return {file: names[file] for file in files}
+
+
 def file_stamps(paths: Paths) -> list[list[Any]]:
     """Path, size and time of files (or all files of folders), to notice changes without reading."""
     trees = (sorted(_walk(p)) if p.is_dir() else [p] for p in map(Path, several(paths)))

@@ -100,7 +100,7 @@ def _gzip_content(raw: IO[bytes]) -> Iterator[bytes]:
 
 def _not_utf16(path: Path, content: Iterator[bytes]) -> Iterator[bytes]:
     """The same content. Raises `CorpusError` when its beginning is UTF-16 or no text at all."""
-    for head in content:
+    for head in filter(None, content):  # of a compressed file the first piece may be empty
         begin = head[:PIECE_BYTES]
         controls = len(begin) - len(begin.translate(None, CONTROLS))
         if head.startswith(UTF16) or controls > MOST_CONTROLS * len(begin):

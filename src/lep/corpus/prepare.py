@@ -11,7 +11,8 @@ from lep.corpus.read import Document, Documents
 from lep.errors import CorpusError, note
 
 SECTION_CHARACTERS = 4000
-LONGEST_LINE = 1_000_000  # characters
+LONGEST_LINE, LONGEST_WINDOW = 1_000_000, 8  # characters; window sizes of a line that stays whole
+SENTENCE_ENDS = (". ", "! ", "? ", "… ", "。", "！", "？", "। ", "۔ ")
 ORDER = "order/"  # salt of the hash that orders samples
 
 
@@ -46,17 +47,19 @@ def unit_hash(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def sections(document: Document, max_characters: int = SECTION_CHARACTERS) -> list[Document]:
+def sections(
+    document: Document, max_characters: int = SECTION_CHARACTERS, longest_line: int = LONGEST_LINE
+) -> list[Document]:
     """Cut a long document at line ends into pieces of at most `max_characters`.
 
-    A longer line stays whole, up to `LONGEST_LINE`. Every piece starts a paragraph, as training
-    samples do in the paper (section 3.2).
+    A longer line stays whole, up to `longest_line`, and is then cut at the end of a sentence or a
+    word. Every other piece starts a paragraph, as training samples do in the paper (section 3.2).
     """
     if len(document.text) <= max_characters:
         return [document]
     text, start, stop = document.text, 0, 0
     pieces = list[str]()
-    for line in _lines(text):
+    for line in _lines(text, longest_line):
         if stop > start and stop + len(line) - start > max_characters:
             pieces.append(text[start:stop])
             start = stop
@@ -69,12 +72,15 @@ def sections(document: Document, max_characters: int = SECTION_CHARACTERS) -> li
     ]
 
 
-def _lines(text: str) -> Iterator[str]:
-    """The lines with their ends; from a very long one as much at once as a tokenizer can take."""
+def _lines(text: str, longest: int) -> Iterator[str]:
+    """The lines with their ends; of one above `longest` characters, parts of at most so many."""
     for line in text.splitlines(keepends=True):
         start = 0
-        while len(line) - start > LONGEST_LINE:
-            stop = line.rfind(" ", start, start + LONGEST_LINE) + 1 or start + LONGEST_LINE
+        while len(line) - start > longest:
+            limit = start + longest
+            ends = (line.rfind(mark, start, limit) + len(mark) for mark in SENTENCE_ENDS)
+            stop = max((end for end in ends if end > start + longest // 2), default=0)
+            stop = stop or line.rfind(" ", start, limit) + 1 or limit
             yield line[start:stop]
             start = stop
         yield line[start:] if start else line
@@ -193,12 +199,17 @@ def sample(documents: Documents, limit: int | None, source_share: float = 1.0) -
 
 
 def windows(documents: Documents, characters: int, window_characters: int) -> list[Document]:
-    """Windows of bounded length, of sections in an order fixed by hash, up to `characters`.
+    """Windows of sections in an order fixed by hash, up to `characters`.
 
-    Long documents are cut into sections first, so that windows come from many of them.
+    Long documents are cut into sections first, so that windows come from many of them. A window is
+    a line at least, up to `LONGEST_WINDOW` times the `window_characters`.
     """
-    ordered = _shuffled(chain.from_iterable(map(sections, documents)), "evaluate/")
-    cut = (window for document in ordered for window in sections(document, window_characters))
+    longest = LONGEST_WINDOW * window_characters
+    pieces = (sections(each, SECTION_CHARACTERS, longest) for each in documents)
+    ordered = _shuffled(chain.from_iterable(pieces), "evaluate/")
+    cut = (
+        window for document in ordered for window in sections(document, window_characters, longest)
+    )
     return list(_first(cut, characters))
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lep.corpus.files import Paths, corpus_files, is_txt, listed, stem
+from lep.corpus.files import Paths, corpus_files, is_txt, listed, source_names, stem
 from lep.corpus.formats import Record, read_lines, read_rows, read_txt
 from lep.errors import CorpusError, foreign, note
 from lep.files import check_depth
@@ -70,7 +70,8 @@ def read_documents(paths: Paths, *, group: Group | None = None) -> Iterator[Docu
     Raises `CorpusError` for missing paths, broken lines (named), and a corpus without any text.
     """
     files = corpus_files(paths)
-    contents = ((file, read_file(file, group)) for file in files)
+    names = source_names(files)
+    contents = ((file, read_file(file, names[file], group)) for file in files)
     yield from progress(_not_empty(contents, _document_text), "documents read")
 
 
@@ -109,7 +110,7 @@ def _not_empty(
 def _file_texts(file: Path) -> Iterator[str]:
     if is_txt(file):
         return map("".join, batches(read_lines(file), PIECE_CHARACTERS))
-    return (document.text for document in read_file(file))
+    return (document.text for document in read_file(file, stem(file)))
 
 
 def batches(
@@ -145,13 +146,12 @@ def cut_at_lines(texts: Iterable[str], characters: int) -> Iterator[str]:
             start = stop
 
 
-def read_file(file: Path, group: Group | None = None) -> Iterator[Document]:
-    """The documents of one file, including empty ones."""
+def read_file(file: Path, source: str, group: Group | None = None) -> Iterator[Document]:
+    """The documents of one file, including empty ones; `source` as in `source_names`."""
     if is_txt(file):
         name = stem(file)
-        yield Document(id=name, text=read_txt(file), source=file.parent.name, group=name)
+        yield Document(id=name, text=read_txt(file), source=source, group=name)
         return
-    source = stem(file)
     for number, record in read_records(file):
         yield _document(source, record, number, f"{file}, line {number}", group)
 

@@ -8,17 +8,15 @@ from pathlib import Path
 from tokenizers.normalizers import NFC
 from transformers import PreTrainedTokenizerFast
 
-from lep.checkpoint.pretrained import GENERATION
+from lep.checkpoint.pretrained import end_ids
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import CheckpointError, TokenizerError
-from lep.files import read_json
+from lep.errors import TokenizerError
 from lep.result import Result
-from lep.tokenizer.chat import first_added_token, rendered
+from lep.tokenizer.chat import turn_end
 from lep.tokenizer.vocabulary import described
 
 Texts = Sequence[tuple[str, bool]]  # texts, and whether BOS and EOS are put around them
 SHOWN_IDS, SHOWN_CHARACTERS = 12, 60  # in the sentence of a difference
-ANSWER = "Qz7"  # a content that no template writes itself
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,8 @@ class Job:
 
         The EOS of the tokenizer comes first, the token that the template writes second.
         """
-        path = self.source.folder / GENERATION
-        generation = read_json(path, CheckpointError) if path.exists() else {}
-        named = generation.get("eos_token_id", self.source.config.get("eos_token_id"))
-        given = [self.tokenizer.eos_token_id, self.turn_end]
-        given += named if isinstance(named, list) else [named]
         known = len(self.source.vocabulary)
-        return list(dict.fromkeys(i for i in given if isinstance(i, int) and 0 <= i < known))
+        return [index for index in end_ids(self.source) or () if index < known]
 
     def check_ends(self, program: str) -> None:
         """Raise `TokenizerError` where no token ends an answer."""
@@ -64,11 +57,7 @@ class Job:
     @cached_property
     def turn_end(self) -> int | None:
         """The added token that the template writes after an answer."""
-        if not self.tokenizer.chat_template:
-            return None
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
-        after = rendered(self.tokenizer, messages).partition(ANSWER)[2]
-        return first_added_token(self.tokenizer, after.lstrip())
+        return turn_end(self.tokenizer)
 
     @cached_property
     def stops(self) -> list[str]:

@@ -43,12 +43,12 @@ def convert(source: Path, output: Path, kind: str | None) -> int:
 
 
 def pickled_files(folder: Path) -> list[Path]:
-    """The files with the weights, as the index says if there is one.
+    """The files with the weights: a single one, as in transformers, else those of the index.
 
     Raises `CheckpointError` for names outside the folder and for missing files.
     """
     index = folder / INDEX
-    if not index.exists():
+    if (folder / SINGLE).is_file() or not index.exists():
         return [folder / SINGLE]
     names = read_json(index, CheckpointError).get("weight_map")
     values = list(names.values()) if isinstance(names, dict) else []

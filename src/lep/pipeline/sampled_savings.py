@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from lep.corpus.files import corpus_files
+from lep.corpus.files import corpus_files, stem
 from lep.corpus.read import batches, read_file, stream_texts
 from lep.errors import CorpusError
 from lep.pipeline.recipe import AdaptStage, Recipe
@@ -201,7 +201,7 @@ def _sample(paths: list[str], characters: int) -> list[str]:
 
 def _pieces(file: Path) -> Iterable[str]:
     size = PIECE_CHARACTERS
-    texts = (document.text for document in read_file(file) if document.text.strip())
+    texts = (document.text for document in read_file(file, stem(file)) if document.text.strip())
     cut = (text[i : i + size] for text in texts for i in range(0, len(text), size))
     return map("".join, batches(cut, size))
 

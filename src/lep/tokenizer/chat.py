@@ -120,6 +120,20 @@ def first_added_token(tokenizer: PreTrainedTokenizerFast, text: str) -> int | No
     return added[max(starts, key=len)] if starts else None
 
 
+def turn_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The added token that the template writes after an answer; None where there is none."""
+    if not tokenizer.chat_template:
+        return None
+    contents = zip(("user", "assistant"), reversed(CONTENTS), strict=True)
+    messages = [{"role": role, "content": content.strip()} for role, content in contents]
+    try:
+        text = rendered(tokenizer, messages)
+    except CorpusError:  # a template that refuses the conversation
+        return None
+    after = text.partition(messages[-1]["content"])[2]
+    return first_added_token(tokenizer, after.lstrip())
+
+
 def with_fixed_date(template: str) -> str:
     """A template that names the same day whenever it is filled."""
     return TODAY[1] + template if TODAY[0] in template else template

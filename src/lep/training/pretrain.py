@@ -224,11 +224,21 @@ class _Task:
             **self._mixture(settings, state.log_history),
             seconds=seconds,
             look_seconds=round(sum(e.get(LOOK_SECONDS, 0) for e in state.log_history), 1),
-            rates=self.rates,
+            rates=self._peaks(settings),
             settings=settings,
             output=self.output,
         )
         return result, tables, lora.adapter_factors(model, names)
+
+    def _peaks(self, settings: PretrainSettings) -> dict[str, TableRate] | None:
+        """Peak rates of the tables in this training; those of a sweep are shares of the usual."""
+        if not self.rates:
+            return None
+        share = settings.learning_rate / self.rates["input"].rate
+        return {
+            table: TableRate(peak.rate * share, peak.share * share)
+            for table, peak in self.rates.items()
+        }
 
     def _features(self, settings: PretrainSettings) -> dict[str, Tensor] | None:
         """The features of new rows that train a map in common, if they do."""
