@@ -588,16 +588,16 @@ def test_prompts_of_its_own_join_the_tasks(stages, tmp_path, monkeypatch) -> Non
 
 def test_few_answers_stop_the_run_with_counts(tmp_path) -> None:
     few, reason = {"kept": 9, "too long": 91}, {"kept": 40}
-    for name, value in (("answers", few), ("scripts", {"Cyrillic": few, "Latin": reason})):
+    for name, value in (("answers", few), ("languages", {"ru": few, "en": reason})):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     message = (
-        r"9 of 100 Cyrillic questions have an answer to learn from \(91 too long\), and 10 are "
+        r"9 of 100 ru questions have an answer to learn from \(91 too long\), and 10 are "
         "needed: look at .*, give more or better prompts .adapt.prompts., a model that can "
     )
     with pytest.raises(CorpusError, match=message):
         list(warnings(tmp_path, "ru"))
     (warning,) = warnings(tmp_path, None)  # where they have no share
-    assert "9 of 100 Cyrillic questions have an answer to learn from" in warning
+    assert "9 of 100 ru questions have an answer to learn from" in warning
 
 
 def test_warnings_are_said_before_the_next_stage_and_faults_stop_it(tmp_path) -> None:

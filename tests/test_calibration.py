@@ -78,7 +78,7 @@ def test_the_language_of_a_record_is_that_of_its_answer(pair, tmp_path, monkeypa
     monkeypatch.setattr(module, "answers", lambda *_, **__: [given])
     monkeypatch.setattr(Surprise, "measured", lambda _, batch: batch)
     made = answer(pair["instruct"], path, tmp_path / "out", max_new_tokens=4)
-    assert made.scripts == {"Latin": {"wrong language": 1}, "Greek": {"kept": 1}}
+    assert made.languages == {"Latin": {"wrong language": 1}, "el": {"kept": 1}}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_every_answer_is_on_record(pair, prompts, tmp_path, monkeypatch) -> None
         "Latin: kept: 1",
         f"wrote {tmp_path / 'out'}",
     ]
-    assert json.loads((tmp_path / "out" / "scripts.json").read_text()) == scripts
+    assert json.loads((tmp_path / "out" / "languages.json").read_text()) == scripts
     assert json.loads((tmp_path / "out" / "answers.json").read_text()) == result.counts
     records = read(tmp_path / "out" / "answers.jsonl")
     fields = ["messages", "sample", "grade", "dropped", "finished"]
@@ -225,6 +225,40 @@ def test_an_answer_that_ends_is_kept_before_one_that_was_cut_off(
     answer(pair["instruct"], prompts, tmp_path / "out", max_new_tokens=4, samples=3)
     kept = [r for r in read(tmp_path / "out" / "answers.jsonl") if not r["dropped"]]
     assert [(r["sample"], r["finished"]) for r in kept] == [(1, True)] * 3
+
+
+def other_letters(text: str) -> str:
+    """English in another language of the same script: each letter is its neighbour but one."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return text.lower().translate(str.maketrans(letters, letters[2:] + letters[:2]))
+
+
+def test_answers_in_another_language_of_the_same_script(
+    pair, english, tmp_path, all_pass, monkeypatch
+) -> None:
+    """Scripts do not tell them apart: the letters of the questions in each language do."""
+    pieces = [text[i : i + 120] for text in english for i in range(0, len(text) - 120, 120)]
+    assert len(pieces) >= 240
+    questions = [(piece, "en") for piece in pieces[:60]]
+    questions += [(other_letters(piece), "xx") for piece in pieces[60:120]]
+    said = [*pieces[120:180], *map(other_letters, pieces[180:210]), *pieces[210:240]]
+    given, path = module.answers, tmp_path / "prompts.jsonl"
+    lines = (
+        {"messages": [{"role": "user", "content": text}], "language": language}
+        for text, language in questions
+    )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def saying(*args: Any, **options: Any) -> Any:
+        for batch in given(*args, **options):
+            yield [replace(each, text=said[each.index]) for each in batch]
+
+    monkeypatch.setattr(module, "answers", saying)
+    result = answer(pair["instruct"], path, tmp_path / "out", max_new_tokens=2)
+    expected = {"en": {"kept": 60}, "xx": {"kept": 30, "wrong language": 30}}
+    assert result.languages == expected
+    records = read(tmp_path / "out" / "answers.jsonl")
+    assert [r["dropped"] for r in records] == [None] * 90 + ["wrong language"] * 30
 
 
 def test_a_language_without_answers_deserves_a_warning() -> None:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lep.calibration.filters import reason_to_drop
+from lep.calibration.filters import WRONG_LANGUAGE, reason_to_drop
 from lep.calibration.judge import Conversation, grades, load_judge
 from lep.calibration.saved import UNJUDGED, Key, SavedAnswers
 from lep.calibration.surprise import Surprise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.language import SCRIPTS as SCRIPT_OF
 from lep.corpus.language import dominant_script
-from lep.corpus.read import question, read_messages, write_records
+from lep.corpus.read import Record, question, read_messages, write_records
+from lep.corpus.trigrams import of_one_script
 from lep.errors import CorpusError, note
 from lep.files import read_json, write_json
 from lep.inference.generate import Sampling, answers
@@ -23,12 +24,13 @@ from lep.publish import check_output, fingerprint, publishing
 from lep.result import Result
 from lep.settings import AnswerSettings
 
-ANSWERS, KEPT, COUNTS, SCRIPTS = "answers.jsonl", "kept.jsonl", "answers.json", "scripts.json"
+ANSWERS, KEPT = "answers.jsonl", "kept.jsonl"
+COUNTS, LANGUAGES = "answers.json", "languages.json"
 BEATEN = "a better answer was kept"
 JUDGING = {"judge", "least_grade"}  # settings that do not change the answers
 NO_SCRIPT = "without letters"
 MOST_CUT = 0.5  # of the answers to learn from: more deserve a warning
-FEW = 0.5  # of the prompts in a script: fewer kept answers deserve a warning
+FEW = 0.5  # of the prompts in a language: fewer kept answers deserve a warning
 Counts = dict[str, int]  # prompts by outcome
 
 
@@ -47,37 +49,37 @@ class AnswerRecord:
 class Answers(Result):
     """Prompts by outcome: those whose answer is `kept`, and those without by reason.
 
-    `scripts` has the same by script of the question, which tells languages apart.
+    `languages` has the same by language of the question, or by script where no language is named.
     """
 
     counts: Counts
-    scripts: dict[str, Counts]
+    languages: dict[str, Counts]
     output: Path
 
     def __str__(self) -> str:
         lines = [_listed(self.counts)]
-        if len(self.scripts) > 1:
-            lines += [f"{name}: {_listed(counts)}" for name, counts in self.scripts.items()]
+        if len(self.languages) > 1:
+            lines += [f"{name}: {_listed(counts)}" for name, counts in self.languages.items()]
         return "\n".join([*lines, *self.warnings, f"wrote {self.output}"])
 
     @property
     def warnings(self) -> list[str]:
-        """A line for each script in which most questions have no answer to learn from."""
-        return list(filter(None, itertools.starmap(_warning, self.scripts.items())))
+        """A line for each language in which most questions have no answer to learn from."""
+        return list(filter(None, itertools.starmap(_warning, self.languages.items())))
 
 
 def _listed(counts: Counts) -> str:
     return ", ".join(f"{name}: {count:,}" for name, count in counts.items())
 
 
-def _warning(script: str, counts: Counts) -> str | None:
-    """What to know where most questions in a script have no answer to learn from."""
+def _warning(language: str, counts: Counts) -> str | None:
+    """What to know where most questions in a language have no answer to learn from."""
     kept, total = counts.get("kept", 0), sum(counts.values())
     if kept >= FEW * total:
         return None
     reasons = {reason: count for reason, count in counts.items() if reason != "kept"}
     return (
-        f"warning: {kept:,} of {total:,} {script} questions have an answer to learn from "
+        f"warning: {kept:,} of {total:,} {language} questions have an answer to learn from "
         f"(most are dropped as {max(reasons, key=lambda r: reasons[r])}): look at the answers, the "
         "original model may not know the language well enough"
     )
@@ -117,7 +119,8 @@ def answer(
     `answers.jsonl` holds every answer with its grade and the reason why it was dropped,
     `kept.jsonl` the conversations to learn from, with `finished` false where the length limit
     cut an answer off, which is then learned without an end, `answers.json` the counts that are
-    returned, and `scripts.json` the same by script of the question.
+    returned, and `languages.json` the same by language of the question, which a prompt's field
+    `language` names (otherwise by its script).
 
     Raises `CorpusError` when no answer is kept (they stay beside the output, for another judge or a
     lower bar), `OutputError` where answers of another run are saved there, `LepError` when the
@@ -127,11 +130,11 @@ def answer(
     run = _Run(output, original, prompts, settings)
     if run.saved.finished(run.facts):
         run.saved.path.unlink()
-        return Answers(read_json(output / COUNTS), read_json(output / SCRIPTS), output)
+        return Answers(read_json(output / COUNTS), read_json(output / LANGUAGES), output)
     check_output(output)
     with run.saved.open(Path(unjudged) if unjudged else None):
         run.answer()
-        records, counts, scripts = run.judged()
+        records, counts, languages = run.judged()
         if "kept" not in counts:
             raise CorpusError(
                 f"none of {len(run.prompts)} prompts got a usable answer ({counts}): check prompts "
@@ -148,8 +151,8 @@ def answer(
             note_cut(kept, settings.max_new_tokens)
             write_records(partial / KEPT, kept)
             write_json(partial / COUNTS, counts, indent=1)
-            write_json(partial / SCRIPTS, scripts, indent=1)
-    return Answers(counts, scripts, output)
+            write_json(partial / LANGUAGES, languages, indent=1)
+    return Answers(counts, languages, output)
 
 
 def note_cut(kept: list[dict[str, Any]], longest: int) -> None:
@@ -162,10 +165,10 @@ def note_cut(kept: list[dict[str, Any]], longest: int) -> None:
         )
 
 
-def _script(record: dict[str, Any]) -> str | None:
-    """The script of a prompt whose record names its language; its wording may be in another."""
+def _language(record: Record) -> str | None:
+    """The language that a prompt's record names; its wording may be in another."""
     language = record.get("language")
-    return SCRIPT_OF.get(language) if isinstance(language, str) else None
+    return language if isinstance(language, str) else None
 
 
 class _Run:
@@ -176,7 +179,12 @@ class _Run:
     ) -> None:
         records = read_messages(prompts)
         self.prompts = [question(record["messages"]) for record in records]
-        self.scripts = [_script(record) for record in records]
+        self.languages = [_language(record) for record in records]
+        by_language: dict[str, list[str]] = defaultdict(list)
+        for language, prompt in zip(self.languages, self.prompts, strict=True):
+            if language:
+                by_language[language].append(prompt[-1]["content"])
+        self.trigrams = of_one_script(by_language)
         self.original, self.settings = original, settings
         self.keys = list(itertools.product(range(settings.samples), range(len(self.prompts))))
         # Answers stay valid when more samples are wanted.
@@ -209,7 +217,7 @@ class _Run:
 
     def judged(self) -> tuple[list[AnswerRecord], Counts, dict[str, Counts]]:
         """A record of every answer, prompt by prompt; the number of prompts by outcome, in all and
-        by script of the question.
+        by language of the question.
         """
         texts = [prompt[-1]["content"] for prompt in self.prompts]
         reasons = {key: self._reason(key, texts) for key in self.keys}
@@ -217,7 +225,7 @@ class _Run:
             usable_keys = [key for key in self.keys if reasons[key] is None]
             self._grade(self.settings.judge, usable_keys)
         records, counts = [], Counter[str]()
-        scripts: dict[str, Counter[str]] = defaultdict(Counter)
+        languages: dict[str, Counter[str]] = defaultdict(Counter)
         for index, text in enumerate(texts):
             keys = [(sample, index) for sample in range(self.settings.samples)]
             samples = [self._record(key, reasons[key]) for key in keys]
@@ -225,15 +233,19 @@ class _Run:
             best = max(usable, key=lambda r: (r.grade or 0, r.finished), default=None)
             outcome = "kept" if best else str(samples[0].dropped)
             counts[outcome] += 1
-            scripts[self.scripts[index] or dominant_script(text) or NO_SCRIPT][outcome] += 1
+            languages[self.languages[index] or dominant_script(text) or NO_SCRIPT][outcome] += 1
             for record in samples:
                 beaten = record is not best and not record.dropped
                 records.append(replace(record, dropped=BEATEN) if beaten else record)
-        return records, dict(counts), {name: dict(scripts[name]) for name in sorted(scripts)}
+        return records, dict(counts), {code: dict(languages[code]) for code in sorted(languages)}
 
     def _reason(self, key: Key, texts: list[str]) -> str | None:
         index = key[1]
-        return reason_to_drop(texts[index], self.saved.answers[key], self.scripts[index])
+        answer, language = self.saved.answers[key], self.languages[index] or ""
+        reason, known = reason_to_drop(texts[index], answer, SCRIPT_OF.get(language)), self.trigrams
+        if reason is None and language in known and known[language].excludes(answer.text, language):
+            return WRONG_LANGUAGE
+        return reason
 
     def _grade(self, judge: str, keys: list[Key]) -> None:
         """Let the judge give the grades that are missing."""

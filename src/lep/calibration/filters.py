@@ -14,6 +14,7 @@ REPEATED_CHARACTERS = 8  # of scripts without spaces between words
 LOOP = 16  # characters of a run that may come again
 LEAST_CHARACTERS = 10  # of an answer whose mean likelihood says something
 WORDS_BEYOND = 2  # of a draft, after its opening
+WRONG_LANGUAGE = "wrong language"
 GREETING_WORDS = 2  # that may come back once
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 _DIGITS = regex.compile(r"\p{Nd}+")
@@ -37,7 +38,7 @@ def reason_to_drop(question: str, answer: Answer, script: str | None = None) -> 
     if not text:
         return "empty"
     if in_other_script(text, script or dominant_script(question)):
-        return "wrong language"
+        return WRONG_LANGUAGE
     if echoes(question, text):
         return "echo"
     if (repeats(text) and not repeats(question)) or (not answer.finished and goes_round(text)):
@@ -60,7 +61,7 @@ def reason_to_drop_draft(draft: Draft, script: str) -> str | None:
     if word_count(text) - word_count(draft.opening) < WORDS_BEYOND:
         return "too short"
     if in_other_script(text, script):
-        return "wrong language"
+        return WRONG_LANGUAGE
     if repeats(text) or stutters(text):
         return "repeating"
     return "word salad" if is_salad(text, draft.surprise) else None

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 
 import regex
 
@@ -34,6 +34,10 @@ class Sentences:
     script: str
     questions: list[str]
     others: list[str]
+
+    def sentences(self, most: int) -> list[str]:
+        """Some of the sentences, at most so many."""
+        return [*islice(chain(self.questions, self.others), most)]
 
     @classmethod
     def of(cls, language: str, paths: Paths, enough: int) -> "Sentences":

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from lep.calibration.drafts import Draft, Writer
-from lep.calibration.filters import reason_to_drop_draft
+from lep.calibration.filters import WRONG_LANGUAGE, reason_to_drop_draft
 from lep.calibration.openings import Sentences
 from lep.calibration.saved import append_lines, cut_half_line, whole_lines
 from lep.corpus.duplicates import Duplicates
 from lep.corpus.files import Text, file_stamps
 from lep.corpus.read import Record, write_records
+from lep.corpus.trigrams import Trigrams, of_one_script
 from lep.errors import CorpusError, note
 from lep.files import write_json
 from lep.progress import progress
@@ -26,6 +27,7 @@ PROMPTS, DRAFTS, COUNTS = "prompts.jsonl", "drafts.jsonl", "prompts.json"
 SAVED = "checkpoint-drafts"  # folder of an unfinished run
 MOST_DRAFTS = 4  # for each prompt that is wanted
 LEAST_KEPT, LEAST_DRAFTS = 0.1, 64  # share of the drafts with which it goes on after so many
+SAMPLED = 2_000  # sentences of a language by which it is told from others of its script
 MEASURED = 32  # sentences beside which a draft is word salad or not
 NEAR = 0.7  # Jaccard similarity of near duplicates
 KEPT, DUPLICATE, SURPLUS = "kept", "duplicate", "more than needed"
@@ -92,7 +94,8 @@ def write_prompts(
     writer = Writer(original, settings)
     most = MOST_DRAFTS * settings.own_prompts
     pools = [Sentences.of(language, paths, most) for language, paths in text.items()]
-    parts = [_Part(writer, pool) for pool in pools]
+    known = of_one_script({pool.language: pool.sentences(SAMPLED) for pool in pools})
+    parts = [_Part(writer, pool, known.get(pool.language)) for pool in pools]
     stamps = {language: file_stamps(paths) for language, paths in text.items()}
     key = fingerprint([writer.checkpoint.stamp(), stamps, settings.model_dump()])
     with publishing(output, resume_key=key) as partial:
@@ -133,9 +136,13 @@ def _saved(folder: Path) -> Iterator[tuple[Saved, IO[bytes]]]:
 class _Part:
     """The drafts in one language, and what becomes of each."""
 
-    def __init__(self, writer: Writer, pool: Sentences) -> None:
-        """Raises `CorpusError` for a model without room to write."""
+    def __init__(self, writer: Writer, pool: Sentences, trigrams: Trigrams | None) -> None:
+        """`trigrams` are those of the languages of the same script, if there are others.
+
+        Raises `CorpusError` for a model without room to write.
+        """
         self.writer, self.pool, self.settings = writer, pool, writer.settings
+        self.trigrams = trigrams
         self.language = pool.language
         most = MOST_DRAFTS * self.settings.own_prompts
         self.openings = pool.openings(most, self.settings.prompt_seed)
@@ -182,7 +189,7 @@ class _Part:
             yield batch
 
     def _add(self, batch: Batch) -> None:
-        reasons = [reason_to_drop_draft(draft, self.pool.script) for draft in batch]
+        reasons = [self._reason(draft) for draft in batch]
         usable = [draft.text for draft, reason in zip(batch, reasons, strict=True) if not reason]
         verdicts = iter(self.duplicates.verdicts(usable))
         for draft, reason in zip(batch, reasons, strict=True):
@@ -194,6 +201,12 @@ class _Part:
             messages = [{"role": "user", "content": draft.text}]
             facts = {"language": self.language, "opening": draft.opening, "dropped": dropped}
             self.records.append({"messages": messages, **facts})
+
+    def _reason(self, draft: Draft) -> str | None:
+        reason = reason_to_drop_draft(draft, self.pool.script)
+        if reason is None and self.trigrams and self.trigrams.excludes(draft.text, self.language):
+            return WRONG_LANGUAGE
+        return reason
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lep.calibration.answers import COUNTS, SCRIPTS, Answers
+from lep.calibration.answers import COUNTS, LANGUAGES, Answers
 from lep.calibration.practice import COUNTS as PRACTICE_COUNTS
 from lep.calibration.practice import FEW, practise
 from lep.calibration.prompts import COUNTS as PROMPT_COUNTS
@@ -179,15 +179,17 @@ def warnings(folder: Path, language: str | None) -> Iterator[str]:
 
     Raises `CorpusError` if there are too few to learn from in the `language`, where there is one.
     """
-    counts, scripts = read_json(folder / COUNTS), read_json(folder / SCRIPTS)
-    answers = Answers(counts, scripts, folder)
+    counts, languages = read_json(folder / COUNTS), read_json(folder / LANGUAGES)
+    answers = Answers(counts, languages, folder)
     script = SCRIPT_OF.get(language or "")
-    outcomes = scripts.get(script, {}) if script else counts
+    names = [name for name in (language, script) if name in languages]  # prompts may name none
+    name = (names or [script or language])[0]
+    outcomes = languages[name] if names else {} if script else counts
     kept, total = outcomes.get("kept", 0), sum(outcomes.values())
     if language and kept < LEAST_ANSWERS:
         dropped = ", ".join(f"{n:,} {why}" for why, n in outcomes.items() if why != "kept")
         raise CorpusError(
-            f"{kept:,} of {total:,} {script or language} questions have an answer to learn from "
+            f"{kept:,} of {total:,} {name} questions have an answer to learn from "
             f"({dropped or 'none dropped'}), and {LEAST_ANSWERS} are needed: look at {folder}, "
             "give more or better prompts (adapt.prompts), a model that can answer in "
             f"'{language}', or train without answers (adapt.shares=answers=0,old_answers=0)"
