@@ -3,7 +3,7 @@
 import pytest
 from conftest import SAMPLE
 
-from lep.corpus.copies import copy_records, evaluated_runs, runs_of
+from lep.corpus.copies import copy_records, evaluated_runs, records_apart, runs_of
 from lep.corpus.read import read_documents, write_records
 from lep.errors import CorpusError
 
@@ -39,6 +39,24 @@ def test_a_short_sentence_overlaps_as_a_whole(tmp_path) -> None:
     runs = evaluated_runs([tmp_path / "evaluated.jsonl"])
     assert not runs.isdisjoint(runs_of("Он пришёл домой поздно."))
     assert runs.isdisjoint(runs_of("Он пришёл домой рано."))
+
+
+@pytest.mark.parametrize(("shared", "stays"), [(7, True), (8, False)])
+def test_eight_words_in_a_row_are_the_same_text(shared: int, stays: bool, tmp_path) -> None:
+    """Counted without the runs of lep: of twelve words of a task, so many are in the evaluation."""
+    words = [f"слово{chr(1072 + i)}" for i in range(12)]
+    sentence = "Здесь " + " ".join(words) + "."
+    others = [f"Вот {i} раз нечто совсем другое о доме номер {i} у реки." for i in range(30)]
+    text, evaluated = tmp_path / "text.jsonl", tmp_path / "evaluated.jsonl"
+    write_records(text, ({"id": str(i), "text": t} for i, t in enumerate([sentence, *others])))
+    apart = ["Никто", "не", *words[2 : 2 + shared], "знает", "этого."]
+    write_records(evaluated, [{"id": "a", "text": " ".join(apart)}])
+    both = [[w.strip(".").lower() for w in t.split()] for t in (sentence, " ".join(apart))]
+    grams = [{tuple(t[i : i + 8]) for i in range(len(t) - 7)} for t in both]
+    assert grams[0].isdisjoint(grams[1]) == stays
+    heldout = {"ru": [evaluated]}
+    left = answers(records_apart({"ru": [text]}, ["copy_sentence"], 100, 0, heldout))
+    assert (sentence in left) == stays
 
 
 def test_the_same_text_is_refused() -> None:

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import CheckpointError
-from lep.tokenizer.load import load_tokenizer
+from lep.errors import CheckpointError, TokenizerError
+from lep.tokenizer.load import check_loaders, load_tokenizer
 from lep.tokenizer.write import count_corpus, extend_tokenizer
 
 
@@ -127,6 +127,10 @@ def test_a_tokenizer_that_is_rebuilt_is_named(english, tmp_path, here) -> None:
     )
     auto, fast = (c.from_pretrained(folder) for c in (AutoTokenizer, PreTrainedTokenizerFast))
     assert auto(" a  b")["input_ids"] != fast(" a  b")["input_ids"]
+    with pytest.raises(
+        TokenizerError, match=r"AutoTokenizer reads .* differently from its tokenizer"
+    ):
+        check_loaders(folder, ["a", " a  b"])
     line = "AutoTokenizer reads this folder differently from its tokenizer.json (on "
     assert here("inspect", folder).count(line) == 1
     text = min((SAMPLE / "ru").glob("*.txt"))

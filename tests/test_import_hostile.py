@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import byte_fallback_tokenizer, save_model
+from conftest import ROOT, byte_fallback_tokenizer, save_model
 
 from lep.checkpoint.reader import Checkpoint
-from lep.errors import LepError
+from lep.errors import CheckpointError, LepError
 from lep.exports.llama_cpp import write_tiny
 from lep.exports.vocabulary import gguf_vocabulary
 from lep.imports.worker import perform
@@ -216,6 +217,26 @@ def test_the_command_says_one_sentence(tiny: Path, here, tmp_path: Path) -> None
     assert len(output.splitlines()) == 1
     assert f"{tmp_path / 'm.gguf'} is no whole GGUF file" in output
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_the_current_folder_is_not_among_the_packages(tmp_path: Path, monkeypatch) -> None:
+    """`python -m lep` puts it on the path, and what is on the path can be read."""
+    from lep.imports import sandbox
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), "", *sys.path])
+    seen: list[dict[str, str]] = []
+
+    def run(*_: object, env: dict[str, str], **__: object) -> SimpleNamespace:
+        seen.append(env)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(sandbox.subprocess, "run", run)
+    with pytest.raises(CheckpointError, match="its process ended with 1"):
+        sandbox.confined("gguf", tmp_path, tmp_path)
+    folders = seen[0]["PYTHONPATH"].split(":")
+    assert str(tmp_path) not in folders
+    assert str(ROOT / "src") in folders
 
 
 ATTEMPTS = """

@@ -10,6 +10,7 @@ from conftest import ROOT
 from transformers import AutoTokenizer
 
 from lep.exports.ollama import Turns, messages_of, modelfile
+from lep.exports.to_gguf import notes
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -103,7 +104,10 @@ def test_turns_write_what_the_template_writes(tokenizer, name, adds_bos) -> None
 @pytest.mark.parametrize("template", [NUMBERED, UPPER])
 def test_what_cannot_be_told_is_not(tokenizer, template) -> None:
     tokenizer.chat_template = template
-    assert Turns.of(tokenizer, adds_bos=False) is None
+    turns = Turns.of(tokenizer, adds_bos=False)
+    assert turns is None
+    assert "TEMPLATE" not in modelfile("m.gguf", ["</s>"], turns)
+    assert "cannot express the model's template" in notes(tokenizer, [], turns)[0]
 
 
 @pytest.mark.skipif(not shutil.which("go"), reason="needs Go")

@@ -47,7 +47,7 @@ def confined(task: str, source: Path, output: Path, **options: Any) -> dict[str,
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment |= {k: v for k, v in os.environ.items() if k.startswith("LEP_MAX_")}
         environment |= dict.fromkeys(("HOME", "TMPDIR", "HF_HOME"), temporary)
-        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment |= {"PYTHONPATH": os.pathsep.join(_packages())}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-P", "-m", WORKER, temporary]
         with (scratch / "errors").open("w+b") as errors:
@@ -72,6 +72,16 @@ def confined(task: str, source: Path, output: Path, **options: Any) -> dict[str,
     if "error" in report:
         raise CheckpointError(str(report["error"]))
     return report
+
+
+def _packages() -> list[str]:
+    """Where modules are found, without the current folder, unless `lep` itself is there.
+
+    Python puts it first, and what lies in it is nothing for the process.
+    """
+    here, package = Path.cwd().resolve(), Path(__file__).resolve().parents[2]
+    folders = (folder for folder in sys.path if folder)
+    return [f for f in folders if here == package or Path(f).resolve() != here]
 
 
 def confine(

@@ -181,15 +181,14 @@ def warnings(folder: Path, language: str | None) -> Iterator[str]:
     """
     counts, languages = read_json(folder / COUNTS), read_json(folder / LANGUAGES)
     answers = Answers(counts, languages, folder)
-    script = SCRIPT_OF.get(language or "")
-    names = [name for name in (language, script) if name in languages]  # prompts may name none
-    name = (names or [script or language])[0]
-    outcomes = languages[name] if names else {} if script else counts
+    script = SCRIPT_OF.get(language or "", "")
+    name = language if language in languages else script  # prompts may name no language
+    outcomes = languages.get(name, {}) if name else counts
     kept, total = outcomes.get("kept", 0), sum(outcomes.values())
     if language and kept < LEAST_ANSWERS:
         dropped = ", ".join(f"{n:,} {why}" for why, n in outcomes.items() if why != "kept")
         raise CorpusError(
-            f"{kept:,} of {total:,} {name} questions have an answer to learn from "
+            f"{kept:,} of {total:,} {name or language} questions have an answer to learn from "
             f"({dropped or 'none dropped'}), and {LEAST_ANSWERS} are needed: look at {folder}, "
             "give more or better prompts (adapt.prompts), a model that can answer in "
             f"'{language}', or train without answers (adapt.shares=answers=0,old_answers=0)"
