@@ -179,7 +179,13 @@ def test_every_architecture(model_type, byte_level, extended, tmp_path) -> None:
 
 def test_the_page_names_every_architecture() -> None:
     page = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text()
-    assert {line.split("`")[1] for line in page.splitlines() if line.startswith("* ")} == set(NAMES)
+    sections = {part.partition("\n")[0]: part for part in page.split("\n## ")}
+    for title, part in sections.items():
+        named = {line.split("`")[1] for line in part.splitlines() if line.startswith("* ")}
+        tested = {"Covered": TESTED, "Not tested": NOT_BUILT}.get(title)
+        expected = REFUSED if title.startswith("Refused") else tested or ()
+        assert named == {*expected}, title
+    assert {*TESTED, *NOT_BUILT, *REFUSED} == {*NAMES}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 import pytest
 import typer
 from conftest import ROOT
+from typer._click.exceptions import MissingParameter
 
 from lep.cli import app
 
@@ -48,7 +50,8 @@ def test_a_documented_command_is_understood(page: str, line: str) -> None:
     is_cut = "..." in words
     given = [word for word in words if word != "..."]
     # It raises for an option that is not there, and for one that is missing.
-    command.make_context(command.name, given, resilient_parsing=is_cut)
+    with suppress(MissingParameter) if is_cut else nullcontext():
+        command.make_context(command.name, given)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
