@@ -65,6 +65,12 @@ def test_bad_corpora_are_named(name, content, message, tmp_path) -> None:
         list(read_documents([tmp_path / name]))
 
 
+def test_rows_without_text_are_empty_documents(tmp_path) -> None:
+    lines = ['{"text": null}', '{"text": ""}', '{"text": "день"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [(d.id, d.text) for d in read_documents([tmp_path])] == [("a/3", "день")]
+
+
 def test_missing_corpora(tmp_path) -> None:
     with pytest.raises(CorpusError, match="does not exist"):
         list(read_documents([tmp_path / "none.txt"]))

@@ -162,6 +162,8 @@ def _document(
     text = record.get("text")
     if "text" not in record:
         raise CorpusError(f"{where}: no field 'text' (fields: {', '.join(record) or 'none'})")
+    if text is None:  # as tables have it where there is none
+        text = ""
     if not isinstance(text, str):
         raise CorpusError(f"{where}: the field 'text' is {json.dumps(text)[:60]}, and no string")
     name = number if record.get("id") is None else record["id"]
