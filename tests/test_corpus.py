@@ -349,8 +349,8 @@ def test_records_without_an_id_are_told_apart(tmp_path) -> None:
     path = tmp_path / "n.jsonl"
     path.write_text('{"id": null, "text": "a"}\n{"id": null, "text": "b"}\n')
     assert len({(d.id, d.group) for d in read_documents([path])}) == 2
-    path.write_text('{"id": 1, "text": null}\n')
-    with pytest.raises(CorpusError, match="the field 'text' is null, and no string"):
+    path.write_text('{"id": 1, "text": 7}\n')
+    with pytest.raises(CorpusError, match="the field 'text' is 7, and no string"):
         list(read_documents([path]))
 
 
