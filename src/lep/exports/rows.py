@@ -33,7 +33,7 @@ def check_rows(file: Path, source: Checkpoint) -> None:
             )
         for start in range(0, len(table), ROWS):
             part = slice(start, start + ROWS)
-            values = torch.from_numpy(dequantize(written.data[part], written.tensor_type))
+            values = torch.tensor(dequantize(written.data[part], written.tensor_type))
             wrong = _differ(values, table[part], written.tensor_type).nonzero()
             if len(wrong):
                 raise CheckpointError(
