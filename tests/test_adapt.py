@@ -596,6 +596,13 @@ def test_few_answers_stop_the_run_with_counts(tmp_path) -> None:
     )
     with pytest.raises(CorpusError, match=message):
         list(warnings(tmp_path, "ru"))
+    named = {"ru": {"kept": 3}, "Cyrillic": {"kept": 5}, "Russian": {"kept": 2}, "en": reason}
+    (tmp_path / "languages.json").write_text(json.dumps(named))
+    assert not list(warnings(tmp_path, "ru"))  # three ways to say it
+    (tmp_path / "languages.json").write_text(json.dumps({"en": reason, "uk": reason}))
+    with pytest.raises(CorpusError, match="0 of 0 ru questions have"):
+        list(warnings(tmp_path, "ru"))
+    (tmp_path / "languages.json").write_text(json.dumps({"ru": few, "en": reason}))
     (warning,) = warnings(tmp_path, None)  # where they have no share
     assert "9 of 100 ru questions have an answer to learn from" in warning
 

@@ -21,6 +21,7 @@ from lep.calibration.judge import MOST_UNGRADED, grades, load_judge
 from lep.calibration.surprise import Surprise
 from lep.checkpoint.reader import Checkpoint
 from lep.corpus.read import write_records
+from lep.corpus.trigrams import Trigrams
 from lep.durable import locked
 from lep.errors import CorpusError, LepError, LepWarning, OutputError
 from lep.inference.generate import Answer, answers, end_tokens
@@ -259,6 +260,26 @@ def test_answers_in_another_language_of_the_same_script(
     assert result.languages == expected
     records = read(tmp_path / "out" / "answers.jsonl")
     assert [r["dropped"] for r in records] == [None] * 90 + ["wrong language"] * 30
+
+
+def test_a_language_with_little_text_does_not_win_by_what_it_has_not_shown(english) -> None:
+    """Names and code are unlike both languages; nothing is said of a language with less text."""
+    whole, few = " ".join(english), other_letters(" ".join(english)[:2_200])
+    trigrams = Trigrams.of({"en": [whole], "xx": [few]})
+    assert trigrams.counts["en"].total() == trigrams.counts["xx"].total() > 2_000
+    names = [
+        "numpy, matplotlib, scikit-learn, sqlite3, Kubernetes, nginx, ffmpeg, zsh, tmux",
+        "Tokyo, Kyoto, Osaka, Nagoya, Sapporo, Fukuoka, Kobe, Yokohama, Hiroshima, Sendai",
+        "Tchaikovsky, Rachmaninoff, Shostakovich, Mussorgsky, Prokofiev, Scriabin, Borodin",
+        "paracetamol, ibuprofen, amoxicillin, metformin, atorvastatin, omeprazole, ramipril",
+    ]
+    assert not any(trigrams.excludes(text, "en") for text in names)
+    pieces = [whole[i : i + 80] for i in range(3_000, 11_000, 80)]
+    assert not any(trigrams.excludes(text, "en") for text in pieces)
+    assert sum(trigrams.excludes(other_letters(text), "en") for text in pieces) >= 95
+    assert sum(trigrams.excludes(text, "xx") for text in pieces) >= 95
+    less = Trigrams.of({"en": [whole], "xx": [few[:1_000]]})
+    assert not any(less.excludes(text, "xx") for text in pieces)
 
 
 def test_a_language_without_answers_deserves_a_warning() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lep.corpus.clean import fault, plain
+from lep.corpus.files import corpus_files, source_names
 from lep.corpus.language import dominant_script, in_language, script_share
 from lep.corpus.prepare import _Bounded, drawn, prepare, sample, sections, unit_hash, windows
 from lep.corpus.read import Document, read_documents
@@ -114,6 +115,14 @@ def test_files_of_one_name_are_sources_of_their_own(tmp_path) -> None:
     read = list(read_documents([tmp_path]))
     assert {d.source for d in read} == {"wiki/train", "news/train", "own"}
     assert len({d.id for d in read}) == 3
+    for folder in ("wiki", "news"):  # as the hub's cache has them
+        (tmp_path / "cache" / folder).mkdir(parents=True)
+        link = tmp_path / "cache" / folder / "train.jsonl"
+        link.symlink_to(tmp_path / folder / "train.jsonl")
+    files = corpus_files([tmp_path / "cache"])
+    assert [*source_names(files).values()] == ["news/train", "wiki/train"]
+    formats = [Path("a/x.jsonl"), Path("a/x.parquet"), Path("b/x.jsonl")]
+    assert [*source_names(formats).values()] == ["a/x", "a/x", "b/x"]
 
 
 def test_groups_are_never_split() -> None:

@@ -72,7 +72,9 @@ def test_what_an_earlier_push_left_is_removed(model, hub, here) -> None:
     """Programs would read it: a single weight file before shards, added tokens, a template."""
     here("push", model, NAME)
     old = {"model.safetensors", "added_tokens.json", "lep/facts.json", "chat_template.jinja"}
-    others = {"model.gguf": b"its own", "picture.png": b"seen on the card"}
+    others = dict.fromkeys(("model.gguf", "picture.png", "requirements.txt"), b"the user's")
+    others |= dict.fromkeys(("mlx/model.safetensors", "onnx/config.json"), b"the user's")
+    others |= {"LICENSE.txt": b"the user's", "train.json": b"the user's"}
     hub.repositories[NAME] |= dict.fromkeys(old, b"old") | others
     (model / "chat_template.jinja").unlink(missing_ok=True)
     here("push", model, NAME)

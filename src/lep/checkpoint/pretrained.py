@@ -47,20 +47,19 @@ def end_ids(checkpoint: Checkpoint) -> list[int] | None:
     `CheckpointError` for anything but token ids.
     """
     path = checkpoint.folder / GENERATION
-    if path.exists():
-        settings = read_json(path, CheckpointError)
-    else:
+    value = read_json(path, CheckpointError).get("eos_token_id") if path.exists() else None
+    if value is None:
         inner = (checkpoint.config[key] for key in TEXT_PARTS if checkpoint.config.get(key))
-        settings = next(inner, {}) | _without_none(checkpoint.config)
-    value = settings.get("eos_token_id")
+        value = (next(inner, {}) | _without_none(checkpoint.config)).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(index) is int for index in ids):
         raise CheckpointError(
             f"eos_token_id of {checkpoint.folder} is {str(value)[:100]!r}: give token ids"
         )
     with suppress(TokenizerError):  # a tokenizer that cannot be read is refused where it is needed
-        tokenizer = checkpoint.tokenizer
-        ids = [tokenizer.eos_token_id, turn_end(tokenizer), *ids]
+        tokenizer, named = checkpoint.tokenizer, ids
+        ids = [tokenizer.eos_token_id, *named]
+        ids = [tokenizer.eos_token_id, turn_end(tokenizer), *named]
     rows = checkpoint.shape(checkpoint.tables.input)[0]
     return [*dict.fromkeys(i for i in ids if i is not None and 0 <= i < rows)] or None
 

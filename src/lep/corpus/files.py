@@ -77,10 +77,10 @@ def source_names(files: Sequence[Path]) -> dict[Path, str]:
             alike.setdefault(stem(file), []).append(file)
     names = {file: file.parent.name for file in files if is_txt(file)}
     for name, same in alike.items():
-        paths = [(*file.resolve().parent.parts[1:], name) for file in same]
+        paths = [(*file.absolute().parent.parts[1:], name) for file in same]
+        most = len({*paths})  # fewer than files: two formats in a folder are one source
         deepest = max(map(len, paths))
-        depths = (d for d in range(1, deepest) if len({path[-d:] for path in paths}) == len(same))
-        depth = next(depths, 1)  # one name twice in a folder: two formats of one source
+        depth = next(d for d in range(1, deepest + 1) if len({path[-d:] for path in paths}) == most)
         names |= {file: "/".join(path[-depth:]) for file, path in zip(same, paths, strict=True)}
     return {file: names[file] for file in files}
 

@@ -1,9 +1,11 @@
 """Which of a few languages of one script a text is in, by the runs of three letters in it."""
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import regex
 
@@ -12,6 +14,7 @@ from lep.corpus.language import SCRIPTS, dominant_script
 LEAST_RUNS = 20  # in a text that is judged
 LEAST_KNOWN = 2_000  # in the text of each language
 MARGIN = 0.25  # nats a run by which another language must be likelier
+UNSEEN = 0.1  # of the likelihood, for runs that a language has not shown
 _GAP = regex.compile(r"[^\p{L}\p{M}]+")
 
 
@@ -21,14 +24,21 @@ class Trigrams:
 
     counts: dict[str, Counter[str]]
 
+    @cached_property
+    def distinct(self) -> int:
+        """Number of different runs in all languages."""
+        return len(set().union(*self.counts.values()))
+
     @classmethod
     def of(cls, texts: Mapping[str, Iterable[str]]) -> "Trigrams":
-        """Languages with too little text are left out, and nothing is said of them."""
-        counted = {
-            language: Counter(run for text in every for run in runs(text))
-            for language, every in texts.items()
-        }
-        return cls({code: count for code, count in counted.items() if count.total() >= LEAST_KNOWN})
+        """As many runs of each language, drawn at random: one with more would know more.
+
+        Languages with too little text are left out, and nothing is said of them.
+        """
+        every = {code: [r for text in given for r in runs(text)] for code, given in texts.items()}
+        enough = {code: found for code, found in every.items() if len(found) >= LEAST_KNOWN}
+        least, rng = min(map(len, enough.values()), default=0), random.Random(0)
+        return cls({code: Counter(rng.sample(found, least)) for code, found in enough.items()})
 
     def excludes(self, text: str, language: str) -> bool:
         """Whether a text is surely in another of the languages."""
@@ -39,10 +49,13 @@ class Trigrams:
         return nats[language] - min(nats.values()) > MARGIN * len(found)
 
     def _nats(self, found: list[str], language: str) -> float:
-        """Minus the logarithm of the likelihood, with one occurrence more for each run."""
+        """Minus the logarithm of the likelihood.
+
+        A share of it is that of any run, the same in each language (Jelinek & Mercer 1980).
+        """
         counts = self.counts[language]
-        whole = counts.total() + len(set().union(*self.counts.values()))
-        return -sum(math.log((counts[run] + 1) / whole) for run in found)
+        known = (1 - UNSEEN) / counts.total()
+        return -sum(math.log(known * counts[run] + UNSEEN / self.distinct) for run in found)
 
 
 def of_one_script(texts: Mapping[str, Sequence[str]]) -> dict[str, Trigrams]:

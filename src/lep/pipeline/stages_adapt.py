@@ -1,5 +1,6 @@
 """The stages of joint training: what the instruct model learns from, and the training itself."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -181,19 +182,30 @@ def warnings(folder: Path, language: str | None) -> Iterator[str]:
     """
     counts, languages = read_json(folder / COUNTS), read_json(folder / LANGUAGES)
     answers = Answers(counts, languages, folder)
-    script = SCRIPT_OF.get(language or "", "")
-    name = language if language in languages else script  # prompts may name no language
-    outcomes = languages.get(name, {}) if name else counts
+    outcomes = _outcomes(languages, language) if language else counts
     kept, total = outcomes.get("kept", 0), sum(outcomes.values())
     if language and kept < LEAST_ANSWERS:
         dropped = ", ".join(f"{n:,} {why}" for why, n in outcomes.items() if why != "kept")
         raise CorpusError(
-            f"{kept:,} of {total:,} {name or language} questions have an answer to learn from "
+            f"{kept:,} of {total:,} {language} questions have an answer to learn from "
             f"({dropped or 'none dropped'}), and {LEAST_ANSWERS} are needed: look at {folder}, "
             "give more or better prompts (adapt.prompts), a model that can answer in "
             f"'{language}', or train without answers (adapt.shares=answers=0,old_answers=0)"
         )
     yield from answers.warnings
+
+
+def _outcomes(languages: dict[str, dict[str, int]], language: str) -> dict[str, int]:
+    """Prompts by outcome that may be in a language: those that name it, and those that name none,
+    or one that is not known here, but not those of another known language or script.
+    """
+    script = SCRIPT_OF.get(language)
+    others = {*SCRIPT_OF, *(SCRIPT_OF.values() if script else ())} - {language, script}
+    outcomes = Counter[str]()
+    for name, counts in languages.items():
+        if name not in others:
+            outcomes.update(counts)
+    return outcomes
 
 
 def practice_stage(given: Sources, start: Stage, looks: Stage, adapt: AdaptStage) -> Stage:

@@ -1,6 +1,9 @@
 """Push a model's folder to the hub, if its card and its licence allow it."""
 
+import glob
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,13 @@ from lep.result import Result
 # What belongs to a run, is unfinished, or repeats the user's prompts and what was answered to them;
 # the client leaves .git and its own cache out.
 LEFT_OUT = ["lep_stage.json", "*.partial", "*.partial/*", ".DS_Store", "lep/*.jsonl"]
-# What an earlier push may have left and a program that loads the model would read.
-REPLACED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+# What an earlier push may have left and a program that loads the model would read: files of a
+# repository's first level and of lep/.
+REPLACED = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("tokenizer*", "added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+    *("tekken.json", "*.model", "chat_template*", "lep/*"),
+)
 LONGEST_REASON = 500  # characters of the hub's
 
 
@@ -73,7 +81,7 @@ def push(
             folder_path=folder,
             commit_message=message,
             ignore_patterns=[*LEFT_OUT],
-            delete_patterns=REPLACED,
+            delete_patterns=_replaced(api.list_repo_files(repository)),
         )
     except LepError:
         raise
@@ -84,6 +92,12 @@ def push(
             "the command, and what has arrived is not sent again"
         ) from error
     return Pushed(f"{api.endpoint}/{repository}", commit.oid, is_private)
+
+
+def _replaced(files: list[str]) -> list[str]:
+    """Those of a repository's files that the model's replace, as patterns."""
+    near = (name for name in files if "/" not in name.removeprefix("lep/"))
+    return [glob.escape(name) for name in near if any(map(partial(fnmatch, name), REPLACED))]
 
 
 def _check_card(folder: Path, repository: str, stated: str | None) -> None:

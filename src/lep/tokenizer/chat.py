@@ -21,6 +21,7 @@ TEMPLATE_OPTIONS = {"enable_thinking": False}
 # For templates that tell the model what day it is: those asked on two days are asked the same.
 TODAY = "strftime_now", "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
 # Contents that no template writes itself, with what one could escape, collapse or put in order.
+ANSWER = "Qz7"
 CONTENTS = ('Qz7 "é" & <ж>\n\n {x}  ЩW', "Jx4.\tÜk")
 
 
@@ -124,13 +125,11 @@ def turn_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The added token that the template writes after an answer; None where there is none."""
     if not tokenizer.chat_template:
         return None
-    contents = zip(("user", "assistant"), reversed(CONTENTS), strict=True)
-    messages = [{"role": role, "content": content.strip()} for role, content in contents]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = rendered(tokenizer, messages)
+        after = rendered(tokenizer, messages).partition(ANSWER)[2]
     except CorpusError:  # a template that refuses the conversation
         return None
-    after = text.partition(messages[-1]["content"])[2]
     return first_added_token(tokenizer, after.lstrip())
 
 
