@@ -4,6 +4,7 @@ LEP_PYTHONS names further Pythons, separated by colons, that have the packages o
 (`make VENV=.venv313 PYTHON=python3.13 .venv313/ready`).
 """
 
+import ast
 import os
 import re
 import shutil
@@ -12,6 +13,9 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,54 @@ FIRST = re.compile(r"^([a-z0-9][a-z0-9._-]*)==([^ ;]+)( ; [^\\]+)? \\$")
 
 SHORTER = ["adapt.tokens=8_000", "adapt.prompt_tasks=8", "pretrain.tokens=8_000"]
 SHORTER += ["evaluate.items=4", "evaluate.characters=2_000"]
+
+
+# Packages that an extra brings, and where alone they may be imported.
+OPTIONAL = {
+    "aiohttp": "benchmark/",
+    "lm_eval": "benchmark/",
+    "pymorphy3": "benchmark/",
+    "ctranslate2": "exports/",
+    "mlx": "exports/",
+    "mlx_lm": "exports/",
+    "gguf": "exports/ imports/",
+    "gradio": "chat/",
+    "datatrove": "corpus/cluster.py",
+}
+
+
+def required(names: Iterable[str]) -> set[str]:
+    """The distributions that come with some, without extras, as their metadata say."""
+    known, left = set[str](), [*names]
+    while left:
+        requirement = Requirement(left.pop())
+        name = requirement.name.lower().replace("_", "-")
+        if name in known or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        known.add(name)
+        with suppress(PackageNotFoundError):
+            left += requires(name) or []
+    return known
+
+
+def test_what_is_imported_is_required() -> None:
+    """Without extras: a package that tests bring along is no package that a user has."""
+    have = required(PROJECT["dependencies"])
+    assert "scipy" in have
+    distributions = packages_distributions()
+    for file in sorted((ROOT / "src" / "lep").rglob("*.py")):
+        place = file.relative_to(ROOT / "src" / "lep").as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.partition(".")[0] for name in names} - {"lep"}:
+                if name in sys.stdlib_module_names:
+                    continue
+                if name in OPTIONAL:
+                    assert place.startswith(tuple(OPTIONAL[name].split())), f"{name} in {place}"
+                    continue
+                owners = {owner.lower().replace("_", "-") for owner in distributions[name]}
+                assert owners & have, f"{place} imports {name}, which no dependency brings"
 
 
 def tracked(*folders: str) -> set[str]:
