@@ -74,7 +74,9 @@ def test_a_merge_that_gives_no_numbers_is_refused(pair) -> None:
 def test_choices_of_a_model_without_numbers_are_refused(pair) -> None:
     model = AutoModelForCausalLM.from_pretrained(pair["base"])
     model.lm_head.weight.data[7] = NAN
-    with pytest.raises(LepError, match="likelihoods that are not finite, so none can be chosen"):
+    with pytest.raises(
+        LepError, match="likelihoods of answers are not finite, so none can be chosen"
+    ):
         list(continuation_nats(model, [([1, 2], [3]), ([1, 2], [4])], 2))
 
 

@@ -51,7 +51,7 @@ def end_ids(checkpoint: Checkpoint) -> list[int] | None:
     if value is None:
         inner = (checkpoint.config[key] for key in TEXT_PARTS if checkpoint.config.get(key))
         value = (next(inner, {}) | _without_none(checkpoint.config)).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+    ids = [index for index in (value if isinstance(value, list) else [value]) if index is not None]
     if not all(type(index) is int for index in ids):
         raise CheckpointError(
             f"eos_token_id of {checkpoint.folder} is {str(value)[:100]!r}: give token ids"

@@ -48,18 +48,19 @@ def unit_hash(key: str) -> float:
 
 
 def sections(
-    document: Document, max_characters: int = SECTION_CHARACTERS, longest_line: int = LONGEST_LINE
+    document: Document, max_characters: int = SECTION_CHARACTERS, longest_line: int | None = None
 ) -> list[Document]:
     """Cut a long document at line ends into pieces of at most `max_characters`.
 
-    A longer line stays whole, up to `longest_line`, and is then cut at the end of a sentence or a
-    word. Every other piece starts a paragraph, as training samples do in the paper (section 3.2).
+    A longer line stays whole, up to `longest_line` (or `LONGEST_LINE`), and is then cut at the end
+    of a sentence or a word. Every other piece starts a paragraph, as training samples do in the
+    paper (section 3.2).
     """
     if len(document.text) <= max_characters:
         return [document]
     text, start, stop = document.text, 0, 0
     pieces = list[str]()
-    for line in _lines(text, longest_line):
+    for line in _lines(text, longest_line or LONGEST_LINE):
         if stop > start and stop + len(line) - start > max_characters:
             pieces.append(text[start:stop])
             start = stop
