@@ -121,8 +121,8 @@ class Speaker:
         tokens, decoder = self.checkpoint.vocabulary.tokens, UTF8("replace")
         added = self.checkpoint.tokenizer.added_tokens_decoder
         special = {index for index, token in added.items() if token.special}
-        said = [None if index in special else tokens[index] for index in ids]
-        return [decoder.decode(token.content if token else b"") for token in said]
+        written = [None if index in special else tokens[index] for index in ids]
+        return [decoder.decode(token.content if token else b"") for token in written]
 
 
 def side_by_side(

@@ -57,9 +57,8 @@ def end_ids(checkpoint: Checkpoint) -> list[int] | None:
             f"eos_token_id of {checkpoint.folder} is {str(value)[:100]!r}: give token ids"
         )
     with suppress(TokenizerError):  # a tokenizer that cannot be read is refused where it is needed
-        tokenizer, named = checkpoint.tokenizer, ids
-        ids = [tokenizer.eos_token_id, *named]
-        ids = [tokenizer.eos_token_id, turn_end(tokenizer), *named]
+        ids.insert(0, checkpoint.tokenizer.eos_token_id)
+        ids.insert(1, turn_end(checkpoint.tokenizer))
     rows = checkpoint.shape(checkpoint.tables.input)[0]
     return [*dict.fromkeys(i for i in ids if i is not None and 0 <= i < rows)] or None
 

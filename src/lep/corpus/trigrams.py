@@ -36,26 +36,26 @@ class Trigrams:
         Languages with too little text are left out, and nothing is said of them.
         """
         every = {code: [r for text in given for r in runs(text)] for code, given in texts.items()}
-        enough = {code: found for code, found in every.items() if len(found) >= LEAST_KNOWN}
+        enough = {code: known for code, known in every.items() if len(known) >= LEAST_KNOWN}
         least, rng = min(map(len, enough.values()), default=0), random.Random(0)
-        return cls({code: Counter(rng.sample(found, least)) for code, found in enough.items()})
+        return cls({code: Counter(rng.sample(known, least)) for code, known in enough.items()})
 
     def excludes(self, text: str, language: str) -> bool:
         """Whether a text is surely in another of the languages."""
-        found = runs(text)
-        if language not in self.counts or len(found) < LEAST_RUNS:
+        text_runs = runs(text)
+        if language not in self.counts or len(text_runs) < LEAST_RUNS:
             return False
-        nats = {code: self._nats(found, code) for code in self.counts}
-        return nats[language] - min(nats.values()) > MARGIN * len(found)
+        nats = {code: self._nats(text_runs, code) for code in self.counts}
+        return nats[language] - min(nats.values()) > MARGIN * len(text_runs)
 
-    def _nats(self, found: list[str], language: str) -> float:
+    def _nats(self, text_runs: list[str], language: str) -> float:
         """Minus the logarithm of the likelihood.
 
         A share of it is that of any run, the same in each language (Jelinek & Mercer 1980).
         """
         counts = self.counts[language]
         known = (1 - UNSEEN) / counts.total()
-        return -sum(math.log(known * counts[run] + UNSEEN / self.distinct) for run in found)
+        return -sum(math.log(known * counts[run] + UNSEEN / self.distinct) for run in text_runs)
 
 
 def of_one_script(texts: Mapping[str, Sequence[str]]) -> dict[str, Trigrams]:
