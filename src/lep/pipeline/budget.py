@@ -56,8 +56,8 @@ def budget(
 ) -> Budget:
     """Choose what is not given: new tokens by the savings of a sample, tokens by what they need.
 
-    Of the sizes of which the last doubling still saves `LEAST_SAVED`, the largest is chosen that
-    text and budget can teach: `LEAST_SHARE` of `TOKENS_FOR_EACH`, and at most `MOST_PASSES` over
+    Up to the last doubling that still saves `LEAST_SAVED`, the largest size is chosen that text and
+    budget can teach: `LEAST_SHARE` of `TOKENS_FOR_EACH`, and at most `MOST_PASSES` over
     the text. With `epochs`, it takes so many passes; with `hours`, what fits into `TRAINING_SHARE`
     of them on this device.
 
@@ -206,13 +206,13 @@ class _Choice:
         """The number of new tokens, and why it is not larger."""
         sizes, pairs = list(self.curve), pairwise(self.curve.items())
         useful = [n for (_, less), (n, more) in pairs if 1 - more.after / less.after >= LEAST_SAVED]
-        useful = [sizes[0], *useful]
-        taught = [n for n in useful if self.training(n) >= self.least(n)]
+        largest = max(useful, default=sizes[0])
+        taught = [n for n in sizes if n <= largest and self.training(n) >= self.least(n)]
         if not taught:
             size = max(1, self.training(sizes[0]) // self.least(1))
             return size, "more need more text or training"
         size = max(taught)
-        if size < max(useful):
+        if size < largest:
             return size, "more need more text or training"
         if size < sizes[-1]:
             return size, f"twice as many save less than {LEAST_SAVED:.0%} more"
