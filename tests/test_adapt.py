@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lep
+from lep.corpus.language import SCRIPTS
 from lep.corpus.read import Document, read_documents, write_records
-from lep.errors import CorpusError, LepError, OutputError
+from lep.errors import CorpusError, LepError, LepWarning, OutputError
 from lep.pipeline import budget as budgets
 from lep.pipeline import stages_adapt
 from lep.pipeline.budget import budget
@@ -32,6 +33,7 @@ from lep.pipeline.sampled_savings import Savings, _sample, first_tokens, savings
 from lep.pipeline.shape import Shape
 from lep.pipeline.stage import RunFolder, Runner, Stage
 from lep.pipeline.stages_adapt import apart, warnings
+from lep.report.verdict import NAMES
 from lep.tokenizer.count import count_texts
 from lep.tokenizer.extend import extend_bpe
 from lep.tokenizer.parts import Parts
@@ -60,28 +62,40 @@ def no_run(monkeypatch) -> list[Recipe]:
 
 # --- what is missing ------------------------------------------------------------------------------
 
-ENGLISH_AS_RUSSIAN = {"ru": SAMPLE / "en", "en": SAMPLE / "en"}
+ENGLISH_AS_RUSSIAN = {"ru": SAMPLE / "en", "en": SAMPLE / "ru"}
 FAULTS = {
     "no model": ({"model": "/no/such"}, "there is no folder /no/such"),
     "no template": ({"model": "BASE"}, "base has no chat template, so it cannot be asked anything"),
-    "no text": ({"text": {}}, "--text has none, and two languages are needed"),
+    "no text": ({"text": {}}, "--text has no language, and two languages are needed"),
     "one language": (
         {"text": {"ru": SAMPLE / "ru"}},
         "--text has ru, and two languages are needed",
     ),
     "another language": ({"language": "kk"}, "--language is 'kk', and --text has ru, en: give"),
-    "no such text": ({"text": {"ru": "/no/text", "en": SAMPLE}}, "/no/text does not exist"),
+    "no such text": (
+        {"text": {"ru": "/no/text", "en": SAMPLE}},
+        "no file or folder /no/text: check",
+    ),
+    "one text for both": (
+        {"text": {"ru": SAMPLE, "en": SAMPLE / "en"}},
+        r"en/.*\.txt is text of both ru and en: give each language its own",
+    ),
+    "no model folder": ({"model": SAMPLE}, "has no config.json: it is not a model folder"),
     "another script": (
         {"text": ENGLISH_AS_RUSSIAN},
         "0% of the letters in .* are Cyrillic .most are Latin., and 'ru' is written in Cyrillic",
     ),
-    "no prompts": ({"prompts": "/no/prompts"}, "/no/prompts does not exist"),
+    "no prompts": ({"prompts": "/no/prompts"}, "no file or folder /no/prompts: check"),
     "no pack": ({"from_pack": "/no/pack"}, "there is no pack /no/pack: check the path"),
     "no time": ({"hours": 0}, "--hours is 0: give a time above 0"),
     "time and tokens": ({"hours": 1, "tokens": 10}, r"give --hours \(1\) or --tokens \(10\), not"),
 }
 SETTINGS = {
     "unknown": (["adapt.tokns=5"], "unknown key 'adapt.tokns'; did you mean 'tokens'"),
+    "unknown section": (
+        ["adpt.own_prompts=2"],
+        "^command line, adpt.own_prompts=2: unknown key 'adpt'; did you mean 'adapt'",
+    ),
     "two lengths": (
         ["adapt.epochs=2"],
         "--hours is 1, and adapt.tokens or adapt.epochs says how long to train: give one",
@@ -172,11 +186,35 @@ def test_the_recipe_holds_what_was_decided_and_nothing_else(
     }
     assert no_run == [load_recipe(path)]
     assert str(result).endswith("\n\nIt answers.")
-    first, second, third = said[0].splitlines()
+    assert said[0] == "reading text and measuring this device ..."
+    assert said[1] == "languages: new tokens for ru, none for en"
+    first, second, third = said[2].splitlines()
     reason = "more need more text or training"
     assert re.match(rf"new tokens: 100 \({reason}\); tokens saved: \d+% by 256, ", first)
     assert second.startswith("training: 40,000 tokens, 400 for each new token, ")
     assert re.match(r"time: about .*\d+ (s|min) of training on this device \(", third)
+
+
+def test_a_dry_run_says_what_is_decided_and_writes_nothing(here, instruct, tmp_path, no_run):
+    words = ["adapt", instruct, *texts("ru", "en"), "--output", tmp_path / "run"]
+    words += ["--tokens", "40000"]
+    dry = here(*words, "--dry-run")
+    assert "new tokens: 100 (" in dry
+    assert "training: 40,000 tokens, 400 for each new token" in dry
+    assert not list(tmp_path.iterdir())
+    assert not no_run
+    here(*words)
+    written = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert dry.endswith(written.split("\n", 1)[1])  # the recipe that is written without it
+    assert here(*words, "--dry-run") == written
+
+
+def test_codes_whose_script_is_unknown_are_named(instruct, tmp_path, no_run) -> None:
+    text = {"rr": SAMPLE / "ru", "en": SAMPLE / "en"}
+    with pytest.warns(LepWarning, match="'rr' is no code whose script is known, so text in anoth"):
+        lep.adapt(instruct, text, tmp_path / "run", new_tokens=50, say=lambda line: None)
+    assert len(no_run) == 1
+    assert set(NAMES) - set(SCRIPTS) == {"uz"}  # which has two scripts
 
 
 def test_the_same_command_continues_and_another_is_refused(
@@ -278,7 +316,7 @@ def test_new_tokens_are_bounded_by_the_budget(chosen) -> None:
     assert chosen(10**8, tokens=40_000).new_tokens == 100
     found = chosen(10**8, new_tokens=2048, tokens=300_000)
     assert (found.new_tokens, found.tokens) == (2048, 300_000)
-    needed = "each new token needs 400 tokens of training to be learned well: give more text or"
+    needed = "each new token needs 400 tokens of training to be learned well, 600 are better: give"
     assert needed in found.reason
 
 
@@ -591,7 +629,22 @@ def test_prompts_of_its_own_join_the_tasks(stages, tmp_path, monkeypatch) -> Non
     assert len(lines) == 5 * 2 + 1
     assert json.loads(lines[-1])["messages"][0]["content"] == "How so?"
     (warning,) = (line for line in said if line.startswith("warning"))
-    assert "0 of 200 prompts in ru, after 8 drafts" in warning
+    drafts = tmp_path / "run" / "own-prompts" / "drafts.jsonl"
+    assert f"0 of 200 prompts in ru, after 8 drafts: look at {drafts}, the" in warning
+
+
+def test_held_out_text_without_a_task_is_refused_before_the_training(stages, tmp_path) -> None:
+    """Lines have no paragraphs to copy: said when the text is split, not in the evaluation."""
+    text = tmp_path / "lines.jsonl"
+    sentence = "The {} house by the river was sold to a family from the city last year."
+    records = [{"id": str(i), "text": sentence.format(f"{i}th")} for i in range(40)]
+    write_records(text, records)
+    said = []
+    made = stages("evaluate.tasks=[copy_paragraph]", f"text.en={text}", "corpus.heldout_share=0.5")
+    with pytest.raises(CorpusError, match="the en text gives no copy_paragraph item"):
+        Runner(RunFolder(tmp_path / "run"), said.append).run_all([made["corpus"]])
+    enough = stages("evaluate.tasks=[first_word]", f"text.en={text}", "corpus.heldout_share=0.5")
+    Runner(RunFolder(tmp_path / "run"), said.append).run_all([enough["corpus"]])
 
 
 def test_few_answers_stop_the_run_with_counts(tmp_path) -> None:

@@ -62,9 +62,9 @@ def answers(adapted: Path) -> list[tuple[str, list[int], int]]:
     return [expected(folder, known) for folder in (ORIGINAL, adapted)]
 
 
-@pytest.mark.parametrize("prompts", [[PROMPT], ["", PROMPT]])
-def test_both_answer_in_the_terminal(adapted: Path, prompts: list[str]) -> None:
-    command = [sys.executable, "-m", "lep", "chat", ORIGINAL, adapted, "--terminal"]
+def in_terminal(models: list[Path], prompts: list[str]) -> str:
+    """What `lep chat` prints when the prompts are typed."""
+    command = [sys.executable, "-m", "lep", "chat", *models, "--terminal"]
     command += ["--max-new-tokens", str(MOST)]
     done = subprocess.run(
         list(map(str, command)),
@@ -74,13 +74,27 @@ def test_both_answer_in_the_terminal(adapted: Path, prompts: list[str]) -> None:
         env={"COLUMNS": "400", "PYTHONPATH": str(ROOT / "src"), "PYTHONUTF8": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert f"> {PROMPT}" in done.stdout
-    shown = re.findall(COUNTS, done.stdout)
+    return done.stdout
+
+
+def test_one_model_answers_alone(adapted: Path) -> None:
+    known = len(AutoTokenizer.from_pretrained(ORIGINAL))
+    text, ids, new = expected(ORIGINAL, known)
+    said = in_terminal([ORIGINAL], [PROMPT])
+    assert re.findall(COUNTS, said) == [(str(len(ids)), str(new), str(len(text)))]
+    assert " ".join(text.split()) in " ".join(said.split())
+
+
+@pytest.mark.parametrize("prompts", [[PROMPT], ["", PROMPT]])
+def test_both_answer_in_the_terminal(adapted: Path, prompts: list[str]) -> None:
+    said = in_terminal([ORIGINAL, adapted], prompts)
+    assert f"> {PROMPT}" in said
+    shown = re.findall(COUNTS, said)
     both = answers(adapted)
     assert shown == [(str(len(ids)), str(new), str(len(text))) for text, ids, new in both]
     assert both[1][2] > 0  # it does write new tokens
     for text, _, _ in both:
-        assert " ".join(text.split()) in " ".join(done.stdout.split())
+        assert " ".join(text.split()) in " ".join(said.split())
 
 
 def test_a_full_context_is_said_and_the_talk_goes_on(adapted: Path, monkeypatch, capsys) -> None:

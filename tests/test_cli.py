@@ -444,7 +444,7 @@ def test_faults_are_one_sentence_and_exit_code_2(pair, adapted, here, tmp_path) 
             ["evaluate", pair["base"], "--tasks", "daru_rcb", "rublimp", "--output", out],
             "rublimp is a task where a model is expected: write --tasks daru_rcb,rublimp",
         ),
-        (["report", tmp_path], "has no run.json"),
+        (["report", tmp_path], "has no run.json: finish the run first (lep run RECIPE.yaml)"),
         (
             ["tune", "--model", adapted, "--data", tmp_path, "--copy-tasks", 4, "--output", out],
             "--copy-tasks is 4, and there is no text to make them from",

@@ -73,7 +73,7 @@ def test_rows_without_text_are_empty_documents(tmp_path) -> None:
 
 
 def test_missing_corpora(tmp_path) -> None:
-    with pytest.raises(CorpusError, match="does not exist"):
+    with pytest.raises(CorpusError, match="there is no file or folder"):
         list(read_documents([tmp_path / "none.txt"]))
     with pytest.raises(CorpusError, match=r"holds no \.txt"):
         list(read_documents([tmp_path]))

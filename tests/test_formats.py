@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SAMPLE, byte_fallback_tokenizer, save_model, weights
+from conftest import ROOT, SAMPLE, byte_fallback_tokenizer, save_model, weights
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -56,6 +56,8 @@ def test_other_files_are_answered_with_their_folder(pair, here) -> None:
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         message = here("inspect", pair["base"] / name, code=2)
         assert f"is a file, not a folder: give the folder {pair['base']}" in message
+    message = here("inspect", ROOT / "README.md", code=2)
+    assert message.endswith("README.md is a file, not a folder: give the folder of a model\n")
 
 
 def pickled(folder: Path, pair: dict[str, Path], name: str = "pytorch_model.bin") -> Path:

@@ -389,7 +389,7 @@ def test_drafts_end_where_the_model_writes_hardly_a_prompt(scripted) -> None:
 def test_no_prompt_at_all_is_a_fault(scripted, tmp_path) -> None:
     message = (
         r"none of 12 prompts that .*instruct wrote in ru is of use \(too short: 12; the last "
-        r"begins 'Где да'\): give --prompts FILE, or leave the ru text out"
+        r"begins 'Где да'\): give prompts in a file \(--prompts FILE\), or ask for none \(adapt.own"
     )
     with pytest.raises(CorpusError, match=message):
         scripted(12 * ["Где да"], own_prompts=3, prompt_batch=5)
@@ -434,7 +434,7 @@ def test_faults(pair, tmp_path) -> None:
     )  # whose first words are in another script
     with pytest.raises(CorpusError, match="the en text has no sentence in Latin script"):
         write_prompts(LAB, {"en": mixed}, out)
-    with pytest.raises(CorpusError, match=r"corpus path .*nowhere does not exist"):
+    with pytest.raises(CorpusError, match=r"there is no file or folder .*nowhere: check"):
         write_prompts(LAB, {"ru": [tmp_path / "nowhere"]}, out)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import TEMPLATE, byte_level_tokenizer, sample_texts, save_model
+from conftest import SAMPLE, TEMPLATE, byte_level_tokenizer, sample_texts, save_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from lep.checkpoint.reader import Checkpoint
 from lep.cli import app
-from lep.errors import CheckpointError, OutputError, TokenizerError
+from lep.errors import CheckpointError, LepWarning, OutputError, TokenizerError
 from lep.settings import PropagateSettings
+from lep.tokenizer.write import extend_tokenizer
 from lep.transfer.initialise import initialise
 from lep.transfer.inspect import inspect_checkpoint
 from lep.transfer.language_pack import LanguagePack, apply_pack, make_pack
@@ -33,6 +34,35 @@ def trained(pair, tmp_path_factory):
         stored[name][::2] += 0.1 * torch.randn_like(stored[name][::2])
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def test_a_pack_of_nothing_says_so(pair, tmp_path) -> None:
+    initialise(pair["base"], pair["tokenizer"], tmp_path / "means")
+    with pytest.warns(
+        LepWarning, match="no row of .*means differs from what lep init gives: train"
+    ):
+        make_pack(pair["base"], tmp_path / "means", tmp_path / "ru.lep")
+
+
+def test_two_languages_within_padding_rows_are_new_in_one_pack(byte_level, tmp_path) -> None:
+    """A row of padding that the first language took is none that the base knew."""
+    save_model(tmp_path / "base", byte_level, padding_rows=64)
+    model = tmp_path / "base"
+    for code in ("ru", "el"):
+        extend_tokenizer(model, SAMPLE / code, 20, tmp_path / f"tokenizer-{code}")
+        model = initialise(model, tmp_path / f"tokenizer-{code}", tmp_path / code).output
+    before, after = (
+        AutoTokenizer.from_pretrained(tmp_path / n).get_vocab() for n in ("base", "el")
+    )
+    new = sorted(after[token] for token in set(after) - set(before))
+    assert len(new) == 40
+    assert max(new) < 564  # padding is enough
+    stored = load_file(tmp_path / "el" / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        stored[name][new] += 1
+    save_file(stored, tmp_path / "el" / "model.safetensors", metadata={"format": "pt"})
+    pack = make_pack(tmp_path / "base", tmp_path / "el", tmp_path / "both.lep", new_only=True)
+    assert pack.rows == {"input": 40, "output": 40}
 
 
 @pytest.mark.slow

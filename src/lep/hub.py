@@ -126,7 +126,9 @@ def _advice(file: Path) -> str:
         return gguf_advice(file)
     if file.match(PICKLED_MODEL):
         return f"give its folder; if that has no safetensors, {pickles_advice(file.parent)}"
-    return f"give the folder {file.parent}"
+    if (file.parent / "config.json").is_file():
+        return f"give the folder {file.parent}"
+    return "give the folder of a model"
 
 
 def short_names(models: list[str]) -> list[str]:

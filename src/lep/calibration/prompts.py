@@ -165,7 +165,7 @@ class _Part:
         return (
             f"none of {len(self.records):,} prompts that {self.writer.original} wrote in "
             f"{self.language} is of use ({_listed(+self.counts)}; the last begins {text!r}): "
-            f"give --prompts FILE, or leave the {self.language} text out"
+            "give prompts in a file (--prompts FILE), or ask for none (adapt.own_prompts=0)"
         )
 
     def _batches(self, saved: Sequence[Batch], file: IO[bytes]) -> Iterator[Batch]:

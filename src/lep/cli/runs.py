@@ -40,6 +40,7 @@ def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> An
     hours="Hours for the whole run, which decide the tokens (default: no limit).",
     from_pack="Pack of a sibling of the model, to start from (default: none).",
     title="Heading of the report (default: the name of the run folder).",
+    dry_run="Only say what is decided, and print the recipe.",
 )
 def adapt(
     model: str,
@@ -55,6 +56,7 @@ def adapt(
     hours: float | None = None,
     from_pack: str | None = None,
     title: str = "",
+    dry_run: bool = False,
 ) -> Any:
     """Teach an instruct model a new language, from text to verdict; writes a recipe and runs it."""
     # After --text, a change is read as text of a language with a dot.
@@ -71,13 +73,14 @@ def adapt(
         from_pack=from_pack,
         title=title,
         overrides=[*changes, *late],
+        dry_run=dry_run,
         say=say,
     )
 
 
 @verb(app, gpu="A GPU (h200, h100, a100, l40s, rtx4090, rtx3090), or here: this device.")
 def plan(
-    recipe: Path, changes: Values = (), /, hours: float | None = None, gpu: str = "h100"
+    recipe: Path, changes: Values = (), /, hours: float | None = None, gpu: str = "here"
 ) -> Any:
     """Estimate what a recipe takes and saves, before anything is loaded or written."""
     from lep.pipeline.recipe_file import load_grid
@@ -89,27 +92,27 @@ def plan(
 @verb(
     app,
     original="Original instruct model: a local folder or a hub id.",
-    adapted="The model that was made from it.",
+    adapted="The model that was made from it (default: none, one model answers).",
     terminal="Talk in the terminal; otherwise in a browser.",
     max_new_tokens="Longest answer, in tokens.",
     port="Port of the page (default: a free one).",
 )
 def chat(
     original: str,
-    adapted: str,
+    adapted: str | None = None,
     /,
     *,
     terminal: bool = False,
     max_new_tokens: PositiveInt = 256,
     port: PositiveInt | None = None,
 ) -> None:
-    """Ask two models at once, and watch both answers, token by token."""
+    """Ask a model, or two at once, and watch the answers, token by token."""
     if not terminal and find_spec("gradio") is None:
         advice = "install lep with its extra 'chat', or give --terminal"
         raise LepError(f"the page of lep chat needs gradio: {advice}")
     from lep.chat.stream import Speaker
 
-    sources = [original, adapted]
+    sources = [original, adapted] if adapted else [original]
     names = short_names(sources)
     speakers = [Speaker.of(*each) for each in zip(sources, names, strict=True)]
     if terminal:

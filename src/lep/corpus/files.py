@@ -94,7 +94,7 @@ def file_stamps(paths: Paths) -> list[list[Any]]:
 
 def _files(path: Path) -> list[Path]:
     if not path.exists():
-        raise CorpusError(f"corpus path {path} does not exist: check the spelling")
+        raise CorpusError(f"there is no file or folder {path}: check the spelling")
     suffixes = ", ".join(SUFFIXES)
     if not path.is_dir():
         if not path.name.lower().endswith(SUFFIXES):

@@ -7,14 +7,20 @@ from functools import cache, lru_cache, partial
 
 import regex
 
-# Unicode scripts, each with its languages (ISO 639-1). A code added here adds a language.
+# Unicode scripts, each with its languages (ISO 639-1, and ISO 639-3 where that has none). A code
+# added here adds a language. Those that are much written in two scripts (uz, ku) are left out.
 _TABLE = """
-    Adlam; Arabic ar fa ur; Armenian hy; Bengali bn; Bopomofo; Canadian_Aboriginal; Cherokee;
-    Cyrillic ru uk bg sr kk be ky tg; Devanagari hi mr ne; Ethiopic am ti; Georgian ka; Greek el;
-    Gujarati gu; Gurmukhi; Han zh; Hangul ko; Hebrew he; Hiragana; Javanese; Kannada kn;
-    Katakana; Khmer km; Lao lo; Latin en de fr es pl tr vi; Malayalam ml; Meetei_Mayek; Mongolian;
-    Myanmar my; Nko; Ol_Chiki; Oriya or; Sinhala si; Sundanese; Syriac; Tai_Le; Tamil ta; Telugu te;
-    Thaana dv; Thai th; Tibetan bo; Tifinagh; Vai; Yi
+    Adlam; Arabic ar fa ur ps sd ug ckb pnb; Armenian hy; Bengali bn as; Bopomofo;
+    Canadian_Aboriginal; Cherokee;
+    Cyrillic ru uk bg sr kk be ky tg mk mn tt ba cv os ce ab av kv sah udm;
+    Devanagari hi mr ne mai bho; Ethiopic am ti; Georgian ka; Greek el; Gujarati gu; Gurmukhi pa;
+    Han zh; Hangul ko; Hebrew he yi; Hiragana; Javanese; Kannada kn; Katakana; Khmer km; Lao lo;
+    Latin en de fr es pl tr vi af ast az bm br bs ca ceb co cs cy da eo et eu fi fil fo fy ga gd gl
+    gn ha haw hr ht hu id ig is it jv kl la lb lg ln lt lv mg mi ms mt nb nl nn no ny oc om pt qu rm
+    rn ro rw sc sk sl sm sn so sq st su sv sw tk tl tn to ts war wo xh yo zu;
+    Malayalam ml; Meetei_Mayek; Mongolian; Myanmar my; Nko; Ol_Chiki; Oriya or; Sinhala si;
+    Sundanese; Syriac; Tai_Le; Tamil ta; Telugu te; Thaana dv; Thai th; Tibetan bo dz; Tifinagh;
+    Vai; Yi
 """
 _LANGUAGES = {script: codes for script, *codes in map(str.split, _TABLE.split(";"))}
 JAPANESE, KANA = "Japanese", ("Hiragana", "Katakana")  # kana and Han are written together

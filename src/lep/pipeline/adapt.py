@@ -10,10 +10,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lep.checkpoint.config import read_config
 from lep.corpus.files import Text, corpus_files, several
 from lep.corpus.language import SCRIPTS, dominant_script, script_share
 from lep.corpus.read import read_messages, stream_texts
-from lep.errors import CheckpointError, CorpusError, LepError, OutputError, RecipeError, printable
+from lep.errors import (
+    CheckpointError,
+    CorpusError,
+    LepError,
+    OutputError,
+    RecipeError,
+    note,
+    printable,
+)
 from lep.fields import file_part
 from lep.files import read_json, read_text
 from lep.hub import local_folder, weights_advice
@@ -42,15 +51,17 @@ def adapt(
     from_pack: str | Path | None = None,
     title: str = "",
     overrides: Sequence[str] = (),
+    dry_run: bool = False,
     say: Callable[[str], None] = print,
-) -> "FinishedRun":
+) -> "FinishedRun | str":
     """Teach an instruct model a new language by joint training, in the folder `output`.
 
     `text` has paths by language code, the new one first unless `language` names it, and at least
     one that the model knows. What is not given is decided: new tokens by what they save, tokens to
     train on by what new tokens need (`lep.pipeline.budget`). `hours` is for the whole run on this
     device. The recipe is written to `output`; the same call continues a run that was killed, and
-    `lep run` with that recipe continues, repeats or changes it.
+    `lep run` with that recipe continues, repeats or changes it. With `dry_run` nothing is written,
+    and the result is the recipe that would be.
 
     Raises `CheckpointError` for a model without chat template, `CorpusError` for text that is
     missing or in another script, `OutputError` where the output holds another run, `LepError` and
@@ -67,7 +78,10 @@ def adapt(
         if hours is not None and not hours > 0:
             raise LepError(f"--hours is {hours:g}: give a time above 0")
         request.check()
+        say("reading text and measuring this device ...")
         content = _decided(request.values(output), path, options, overrides, say)
+    if dry_run:
+        return (read_text(path, RecipeError) if is_begun else f"{command}\n{content}").rstrip()
     from lep.pipeline.run import run_recipe
 
     with created(output):
@@ -130,7 +144,7 @@ class _Request:
             code: [str(Path(path).resolve()) for path in several(paths)]
             for code, paths in text.items()
         }
-        names = ", ".join(texts) or "none"
+        names = ", ".join(texts) or "no language"
         if language is not None and language not in texts:
             raise LepError(
                 f"--language is '{language}', and --text has {names}: give --text {language}=PATH"
@@ -162,10 +176,15 @@ class _Request:
 
     def check(self) -> None:
         """Raise `LepError` for what can be seen to be missing without loading anything."""
+        language_of = dict[Path, str]()
         for code, paths in self.text.items():
-            corpus_files(paths)
+            for file in corpus_files(paths):
+                if (other := language_of.setdefault(file.resolve(), code)) != code:
+                    both = f"both {other} and {code}"
+                    raise LepError(f"{file} is text of {both}: give each language its own")
             _check_script(code, paths)
         folder = local_folder(self.model, weights=False)
+        read_config(folder)
         if Path(self.model).is_dir() and (advice := weights_advice(folder)):
             raise CheckpointError(advice)
         if not _has_template(folder):
@@ -196,6 +215,10 @@ def _check_script(language: str, paths: Sequence[str]) -> None:
     """Raise `CorpusError` for text with next to no letter of the language's script."""
     script = SCRIPTS.get(language)
     if script is None:
+        note(
+            f"'{language}' is no code whose script is known, so text in another script would not "
+            "be noticed (codes are of ISO 639, two letters where there are two)"
+        )
         return
     sample = "".join(t[:SCRIPT_CHARACTERS] for t in islice(stream_texts(paths), SCRIPT_TEXTS))
     if (share := script_share(sample, script)) < LEAST_SCRIPT:
@@ -259,6 +282,8 @@ def _decided(
     epochs = None if open_tokens else provisional.training.epochs
     hours = options["hours"]
     chosen = budget(provisional, new_tokens=size, tokens=given, epochs=epochs, hours=hours)
+    old = ", ".join(provisional.old_languages)
+    say(f"languages: new tokens for {provisional.language}, none for {old}")
     say(chosen.reason)
     if open_size:
         tokenizer["new_tokens"] = str(chosen.new_tokens)

@@ -75,12 +75,13 @@ def budget(
         f"new tokens: {size:,} ({why}); tokens saved: {saved}",
         f"training: {trained:,} tokens, {trained / size:,.0f} for each new token, {passes} passes "
         "over the text",
-        f"time: about {choice.duration(size)} of training {choice.speed_note}",
+        f"time: about {choice.duration(size)} of training {choice.speed_note}; answers, practice "
+        "tasks and evaluation are extra",
     ]
     if trained < choice.least(size):
         advice = "give more text or time, or ask for fewer new tokens"
         need = f"each new token needs {choice.least(1):,} tokens of training to be learned well"
-        lines.append(f"note: {need}: {advice}")
+        lines.append(f"note: {need}, {choice.for_each:,} are better: {advice}")
     lines += _unfamiliar(recipe)
     counts = choice.counts(recipe, size)
     if counts:
@@ -100,7 +101,7 @@ def _unfamiliar(recipe: Recipe) -> list[str]:
     few = f"a token holds {sizes[new]:.1f} bytes of {new}, and {sizes[known]:.1f} of {known}"
     return [
         f"note: {few}: models with so few tokens for a language often know little of it, which "
-        f"cheaper tokens do not change: ask this one something in {new} before you train it"
+        f"cheaper tokens do not change: ask it something in {new} first (lep chat MODEL --terminal)"
     ]
 
 
@@ -194,7 +195,7 @@ class _Choice:
             raise LepError(
                 f"--hours {whole / self.speed / 3600:g} is too short for this model on this "
                 "device: its answers, the evaluation, and the training's share beside them need "
-                f"{needed:g}; give --hours {needed:g} or more, or --tokens"
+                f"{needed:g} hours; give --hours {needed:g} or more, or --tokens"
             )
         return affordable(recipe, whole / each)
 

@@ -267,7 +267,7 @@ def _gb(size: float) -> str:
 
 def forecast(
     recipe: str | Path | Recipe | Grid,
-    gpu: str = "h100",
+    gpu: str = "here",
     *,
     hours: float | None = None,
     overrides: Sequence[str] = (),

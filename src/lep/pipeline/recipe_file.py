@@ -163,7 +163,9 @@ class Draft:
             raise RecipeError(f"'{override}' is not of the form key=value, {example}")
         *sections, name = key.split(".")
         target = self.values
-        for section in sections:
+        for depth, section in enumerate(sections, 1):
+            if section not in target:
+                self.origins.by_key[".".join(sections[:depth])] = f"command line, {override}"
             if not isinstance(target.setdefault(section, {}), dict):
                 raise RecipeError(f"'{override}': {section} is not a section of the recipe")
             target = target[section]

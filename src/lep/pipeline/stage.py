@@ -29,6 +29,11 @@ Source: TypeAlias = "Stage | Path"  # what another stage builds, or a given file
 FolderOf: TypeAlias = Callable[[Source], Path]
 
 
+def final_folder(work: Path) -> Path:
+    """Where the folder that a stage builds at `work` goes."""
+    return work.parent.parent / work.name.rpartition("-")[0]
+
+
 @dataclass(frozen=True)
 class Stage:
     """What builds a folder, and everything that its content depends on.

@@ -13,7 +13,7 @@ from lep.checkpoint.reader import Checkpoint
 from lep.corpus.files import Text, all_paths, corpus_files, several
 from lep.corpus.prepare import Split, bounded, drawn, prepare
 from lep.corpus.read import Document, read_documents, read_records, write_records
-from lep.evaluation.score import score_model
+from lep.evaluation.score import Material, score_model
 from lep.files import write_json
 from lep.pipeline.recipe import PretrainStage, Recipe
 from lep.pipeline.stage import FolderOf, Source, Stage
@@ -84,11 +84,19 @@ def corpus_stage(recipe: Recipe) -> Stage:
     for side, texts in (("text", text), ("heldout", heldout)):
         names = {c: [f"{f.parent.name}/{f.name}" for f in files] for c, files in texts.items()}
         settings[side] = names
+
+    def check(folder: Path) -> Iterable[str]:
+        files = {code: [folder / f"{code}.heldout.jsonl"] for code in recipe.text}
+        tasks = recipe.evaluate.tasks if recipe.instruct else []
+        Material.of(files, recipe.evaluate.model_copy(update={"tasks": tasks}))  # raises
+        return ()
+
     return Stage(
         "corpus",
         lambda output, at: write_corpus(text, heldout, output, recipe.corpus),
         settings,
         tuple(chain(*text.values(), *heldout.values())),
+        check,
     )
 
 

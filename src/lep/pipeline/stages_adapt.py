@@ -20,7 +20,7 @@ from lep.corpus.read import Document, read_documents, read_records, write_record
 from lep.errors import CorpusError
 from lep.files import read_json, write_json
 from lep.pipeline.recipe import AdaptStage
-from lep.pipeline.stage import FolderOf, Source, Stage
+from lep.pipeline.stage import FolderOf, Source, Stage, final_folder
 from lep.pipeline.stages import (
     RECORDS,
     Sources,
@@ -159,7 +159,8 @@ def own_prompts_stage(
         if (folder / FAULT).exists():
             fault = read_json(folder / FAULT)["fault"]
             return [f"warning: {fault}; only tasks made from the text are answered"]
-        return OwnPrompts(read_json(folder / PROMPT_COUNTS), settings.own_prompts, folder).warnings
+        counts = read_json(folder / PROMPT_COUNTS)
+        return OwnPrompts(counts, settings.own_prompts, final_folder(folder)).warnings
 
     values = settings.model_dump() | {"languages": languages}
     values["alone"] = not adapt.prompt_tasks

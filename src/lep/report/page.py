@@ -14,7 +14,7 @@ from lep.report import data
 from lep.report.figure import line_figure
 from lep.report.grid import columns_of, grid_blocks
 from lep.report.paired import MARGIN
-from lep.report.run_record import RunRecord
+from lep.report.run_record import PAGE, RunRecord
 from lep.report.summary import outcomes, serving
 from lep.report.verdict import NAMES, judged_model, run_verdict
 from lep.tokenizer.compare import Comparison
@@ -27,7 +27,7 @@ def write_report(folder: str | Path) -> Path:
 
     Raises `CheckpointError` for a run that is not finished.
     """
-    folder, report = Path(folder), Path(folder, "report.html")
+    folder, report = Path(folder), Path(folder, PAGE)
     run = RunRecord.load(folder)
     publish_text(report, (grid_page if run.is_grid else run_page)(folder, run))
     return report
@@ -76,7 +76,7 @@ def write_progress(folder: Path, run: RunRecord, waiting: list[str]) -> None:
         segmentation=data.segmentation(folder, recipe) if is_cut else None,
         joint=[stream_figure(record) for record in records if "streams" in record],
     )
-    publish_text(folder / "report.html", page)
+    publish_text(folder / PAGE, page)
 
 
 def grid_page(folder: Path, run: RunRecord) -> str:

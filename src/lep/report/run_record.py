@@ -14,7 +14,7 @@ from lep.files import read_json
 from lep.publish import publish_text
 from lep.settings import EvaluateSettings
 
-RUN_RECORD = "run.json"
+RUN_RECORD, PAGE = "run.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class RunRecord:
         """Raises `CheckpointError` if the run is missing or not finished."""
         path, advice = folder / RUN_RECORD, "finish the run first (lep run RECIPE.yaml)"
         if not path.is_file():
+            if (folder / PAGE).is_file():
+                advice += f", or open {folder / PAGE}, the page of the run as far as it came"
             raise CheckpointError(f"{folder} has no {RUN_RECORD}: {advice}")
         values = read_json(path)
         with foreign(f"{path} is no record of a run", advice, CheckpointError):

@@ -19,7 +19,7 @@ from lep.checkpoint.origin import model_name
 from lep.checkpoint.reader import Checkpoint
 from lep.checkpoint.stream import sha256
 from lep.corpus.files import Paths
-from lep.errors import CheckpointError, TokenizerError
+from lep.errors import CheckpointError, TokenizerError, note
 from lep.files import read_json
 from lep.mapping import VocabularyMapping, row_chunks, rows_at_once
 from lep.publish import check_output, created, publishing_file
@@ -88,6 +88,8 @@ def make_pack(
     output = Path(output)
     with created(output.parent), publishing_file(output) as file:
         pack = _pack(base, adapted, new_only=new_only)
+        if not any(len(rows) for rows, _ in pack.learned.values()):
+            note(f"no row of {adapted} differs from what lep init gives: train it before lep pack")
         pack.write(file)
     rows = {kind: len(rows) for kind, (rows, _) in pack.learned.items()}
     return Packed(output, rows, pack.about["new_only"])

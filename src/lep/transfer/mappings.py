@@ -130,9 +130,15 @@ def adapted_mappings(base: Checkpoint, adapted: Checkpoint) -> dict[str, Vocabul
 
 
 def _fits(source: Vocabulary, target: Vocabulary, mapping: VocabularyMapping) -> bool:
-    """Whether copied rows stand for the same token in both vocabularies."""
+    """Whether copied rows stand for the same token in both vocabularies.
+
+    Not where the source's row is of no token, and the target's of one: another model between the
+    two has given that token its row.
+    """
     for row, source_row in zip(*(rows.tolist() for rows in mapping.kept()), strict=True):
         tokens = (token_at(source, source_row), token_at(target, row))
+        if tokens[0] is None and tokens[1] is not None:
+            return False
         # Not the whole tokens: one of them may be a byte token.
         if None not in tokens and len({(t.content, t.added) for t in tokens if t}) > 1:
             return False
