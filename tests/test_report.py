@@ -203,8 +203,8 @@ def test_measures_are_counted_below_the_verdict(page: str) -> None:
     """Of the signs of the table, without those of tokens."""
     paragraphs = [each["text"] for each in outline(page) if each["tag"] == "p"]
     assert paragraphs[1] == (
-        "Russian: of 3 measures, 2 as good, 1 worse. "
-        "English: of 3 measures, 2 as good, 1 undecided."
+        "Russian: of 3 measures, 2 as good, 1 worse (bits/byte). "
+        "English: of 3 measures, 2 as good, 1 undecided (exact match)."
     )
 
 

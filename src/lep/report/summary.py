@@ -29,23 +29,28 @@ def outcomes(compared: Mapping[str, Contrast]) -> list[str]:
 
     Tokens do not count: what they cost is said before.
     """
-    counts: dict[str, dict[str, int]] = {}
+    titles: dict[str, dict[str, list[str]]] = {}
     for column, contrast in compared.items():
         title, language = column.rsplit(" ", 1)
         if contrast.outcome and title != COST:
-            of = counts.setdefault(language, dict.fromkeys(OUTCOMES, 0))
-            of[contrast.outcome] += 1
-    return [_counted(NAMES.get(code, code), of) for code, of in counts.items()]
+            of = titles.setdefault(language, {outcome: [] for outcome in OUTCOMES})
+            of[contrast.outcome].append(title)
+    return [_counted(NAMES.get(code, code), of) for code, of in titles.items()]
 
 
-def _counted(language: str, counts: dict[str, int]) -> str:
-    """One sentence.
+def _counted(language: str, titles: dict[str, list[str]]) -> str:
+    """One sentence; measures that are not as good as before are named.
 
-    >>> _counted("Russian", {"better": 0, "same": 4, "worse": 1, "unclear": 0})
-    'Russian: of 5 measures, 4 as good, 1 worse.'
+    >>> _counted("Russian", {"better": [], "same": ["copies", "tasks"], "worse": ["bits/byte"]})
+    'Russian: of 3 measures, 2 as good, 1 worse (bits/byte).'
     """
-    parts = [f"{count} {OUTCOMES[name]}" for name, count in counts.items() if count]
-    whole = sum(counts.values())
+    parts = [
+        f"{len(named)} {OUTCOMES[outcome]}"
+        + (f" ({', '.join(named)})" if outcome != "same" else "")
+        for outcome, named in titles.items()
+        if named
+    ]
+    whole = sum(map(len, titles.values()))
     return f"{language}: of {whole} measure{'s' if whole > 1 else ''}, {', '.join(parts)}."
 
 
