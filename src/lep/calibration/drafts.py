@@ -62,7 +62,7 @@ class Writer:
 
     def median(self, sentences: Sequence[str]) -> float:
         """Median nats per byte of what people wrote."""
-        return statistics.median(self._nats(sentences, "sentences"))
+        return statistics.median(self._nats(sentences, "batches of sentences read"))
 
     def drafts(self, label: str, openings: Sequence[str], median: float) -> list[Draft]:
         """A draft after each opening. The `label` of the batch decides what is drawn."""
@@ -84,7 +84,7 @@ class Writer:
             self._draft(opening, row, each.ids, stops)
             for opening, row, each in zip(openings, rows, written, strict=True)
         ]
-        nats = self._nats([draft.text for draft in drafts], "prompts")
+        nats = self._nats([draft.text for draft in drafts], "batches of prompts read")
         shares = [share_of(median, value) for value in nats]
         return [replace(each, surprise=share) for each, share in zip(drafts, shares, strict=True)]
 
