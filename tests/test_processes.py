@@ -26,7 +26,11 @@ def command(model: Path, output: Path, engine: str, **settings) -> list[str]:
     """`lep pretrain` in two processes on this machine, as `torchrun` starts it."""
     lep = ["-m", "lep"] if engine == "ddp" else [str(Path(__file__).parent / "fsdp_on_cpu.py")]
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words = [*starter, "--nproc-per-node", "2", *lep, "pretrain"]
+    return [*starter, "--nproc-per-node", "2", *lep, *arguments(model, output, **settings)]
+
+
+def arguments(model: Path, output: Path, **settings) -> list[str]:
+    words = ["pretrain"]
     settings = {"model": model, "corpus": RU, "output": output} | settings
     for name, value in settings.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
@@ -113,6 +117,31 @@ def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: st
     killed = weights(tmp_path / "killed")
     for name, tensor in weights(tmp_path / "whole").items():
         torch.testing.assert_close(killed[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch_tokens", "is_refused"), [(256, False), (192, True)])
+def test_two_processes_go_on_where_one_was_stopped(
+    model, tmp_path, batch_tokens: int, is_refused: bool
+) -> None:
+    """Unless they cannot share its steps of three sequences."""
+    settings = SETTINGS | {"tokens": 20_000, "batch_tokens": batch_tokens, "precision": "float32"}
+    alone = [sys.executable, "-m", "lep", *arguments(model, tmp_path / "killed", **settings)]
+    states = "killed.*.partial/work/trainer/checkpoint-*/trainer_state.json"
+    kill_when(alone, lambda: list(tmp_path.glob(states)), env=environment("ddp"))
+    ran = launch(model, tmp_path / "killed", "ddp", **settings)
+    if is_refused:
+        assert "2 processes would take 4: go on with 1 process, or delete" in ran.stderr
+        assert list(tmp_path.glob(states))
+        subprocess.run(alone, env=environment("ddp"), check=True, capture_output=True)
+    else:
+        assert ran.returncode == 0, ran.stderr
+    record = json.loads((tmp_path / "killed" / "lep" / "pretrain.json").read_text())
+    whole = pretrain(model, [RU], tmp_path / "whole", PretrainSettings(**settings))
+    assert record["processes"] == (1 if is_refused else 2)
+    assert record["steps"] == whole.steps
+    losses = [loss["loss"] for loss in record["losses"]]
+    assert losses == pytest.approx([loss.loss for loss in whole.losses], rel=1e-4)
 
 
 @pytest.mark.slow

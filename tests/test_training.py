@@ -37,7 +37,7 @@ from lep.training.loss import head_is_plain, head_loss, linear_cross_entropy
 from lep.training.optimizer import EPSILON_SHARE, decay_touched_rows, scale_epsilon
 from lep.training.pretrain import pretrain
 from lep.training.samples import Sample, collate_answers, encode_records, in_order
-from lep.training.states import last_state
+from lep.training.states import check_step, last_state
 from lep.training.trainable_rows import check_frozen, frozen_digest
 from lep.training.trainer import (
     StopWhenDiverging,
@@ -423,6 +423,23 @@ def test_a_state_that_a_kill_left_half_written_is_passed_over(tmp_path) -> None:
     (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 12}')
     assert last_state(tmp_path) == tmp_path / "checkpoint-9"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-9"]
+
+
+def test_steps_of_saved_states_keep_their_size(tmp_path) -> None:
+    """More processes may share them, unless they need more sequences; a new training may differ."""
+    settings = PretrainSettings(tokens=6_000, batch_tokens=192)
+    sequences = [schedule(settings, 64, 94, processes)[0] for processes in (1, 2, 3)]
+    assert sequences == [3, 4, 3]
+    work = tmp_path / "out.partial" / "work"
+    (work / "trainer").mkdir(parents=True)
+    for number in sequences:
+        check_step(work, number)
+    (work / "trainer" / "checkpoint-9").mkdir()
+    check_step(work, 3)
+    message = r"out\.partial holds .* 3 sequences a step, .* would take 4: go on with 1 process, or"
+    with pytest.raises(OutputError, match=message):
+        check_step(work, 4)
+    check_step(work, 3)
 
 
 @pytest.mark.slow

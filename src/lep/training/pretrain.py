@@ -28,7 +28,7 @@ from lep.training.heldout import ALL_LANGUAGES, HeldoutText
 from lep.training.rates import relative_rates
 from lep.training.reporters import check_reporters
 from lep.training.results import PretrainResult, Sweep, TableRate, write_record
-from lep.training.states import last_state, state_step
+from lep.training.states import check_step, last_state, state_step
 from lep.training.trainer import (
     LOOK_SECONDS,
     TablesTrainer,
@@ -108,6 +108,7 @@ def pretrain(
                 tokens = settings.budget(len(blocks) * block)
         settings = _updated(settings, tokens=tokens, epochs=None)
         settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
+        check_step(work, data.schedule(settings, block, len(blocks), processes.world_size())[0])
         first = blocks[0]["input_ids"]
         if rates := relative_rates(checkpoint, rows, settings, first, work):
             settings = _updated(settings, learning_rate=rates["input"].rate)
