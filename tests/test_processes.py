@@ -68,6 +68,7 @@ def test_two_processes_reach_the_loss_of_one(
     assert ran.stdout.count("nats a token") == 1  # one of them speaks
     record = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
     assert (record["processes"], expected.processes) == (2, 1)
+    assert record["step_tokens"] == expected.step_tokens == 512
     assert record["best_step"] == record["steps"]
     share = 0.5 if engine == "fsdp2" else 1.0
     assert record["share_of_weights_held"] == pytest.approx(share, abs=0.05)
@@ -120,11 +121,20 @@ def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: st
 
 
 @pytest.mark.slow
+def test_two_processes_are_refused_where_they_would_double_the_steps(model, tmp_path) -> None:
+    settings = SETTINGS | {"tokens": 3_000, "batch_tokens": 64}
+    ran = launch(model, tmp_path / "out", "ddp", **settings)
+    assert "2 processes would train 128 tokens a step" in ran.stderr
+    assert "instead of 64: start fewer processes" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_tokens", "is_refused"), [(256, False), (192, True)])
 def test_two_processes_go_on_where_one_was_stopped(
     model, tmp_path, batch_tokens: int, is_refused: bool
 ) -> None:
-    """Unless they cannot share its steps of three sequences."""
+    """Unless they cannot share its steps of three sequences, but would take a fourth."""
     settings = SETTINGS | {"tokens": 20_000, "batch_tokens": batch_tokens, "precision": "float32"}
     alone = [sys.executable, "-m", "lep", *arguments(model, tmp_path / "killed", **settings)]
     states = "killed.*.partial/work/trainer/checkpoint-*/trainer_state.json"

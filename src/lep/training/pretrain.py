@@ -108,7 +108,9 @@ def pretrain(
                 tokens = settings.budget(len(blocks) * block)
         settings = _updated(settings, tokens=tokens, epochs=None)
         settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
-        check_step(work, data.schedule(settings, block, len(blocks), processes.world_size())[0])
+        shares = settings, block, len(blocks), processes.world_size()
+        data.check_sharing(*shares)
+        check_step(work, data.schedule(*shares)[0])
         first = blocks[0]["input_ids"]
         if rates := relative_rates(checkpoint, rows, settings, first, work):
             settings = _updated(settings, learning_rate=rates["input"].rate)
@@ -214,6 +216,7 @@ class _Task:
             block_size=self.block,
             packed_tokens=packed_tokens,
             blocks=len(self.blocks),
+            step_tokens=self._schedule(settings)[0] * self.block,
             trained_rows={kind: len(rows) for kind, rows in self.rows.items()},
             documents_isolated=isolated,
             frozen_tensors=len(before),
@@ -230,6 +233,9 @@ class _Task:
             output=self.output,
         )
         return result, tables, lora.adapter_factors(model, names)
+
+    def _schedule(self, settings: PretrainSettings) -> tuple[int, int, int]:
+        return data.schedule(settings, self.block, len(self.blocks), processes.world_size())
 
     def _peaks(self, settings: PretrainSettings) -> dict[str, TableRate] | None:
         """Peak rates of the tables in this training; those of a sweep are shares of the usual."""
@@ -268,10 +274,9 @@ class _Task:
     def _trainer(
         self, model: Any, folder: Path, settings: PretrainSettings, *, isolated: bool
     ) -> TablesTrainer:
-        blocks, count = len(self.blocks), processes.world_size()
-        sequences, accumulation, steps = data.schedule(settings, self.block, blocks, count)
+        sequences, accumulation, steps = self._schedule(settings)
         options: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
-        options["per_device_train_batch_size"] = sequences // accumulation // count
+        options["per_device_train_batch_size"] = sequences // accumulation // processes.world_size()
         if self.is_mixture:
             options["adam_beta2"] = ADAM_BETA2
         if settings.schedule == "wsd":
