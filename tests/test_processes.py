@@ -22,11 +22,15 @@ SETTINGS = {"learning_rate": 5e-3, "block_size": 64}
 TRAINED = ("model.embed_tokens.weight", "lm_head.weight")
 
 
+def torchrun(*words: str) -> list[str]:
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*starter, "--nproc-per-node", "2", *words]
+
+
 def command(model: Path, output: Path, engine: str, **settings) -> list[str]:
     """`lep pretrain` in two processes on this machine, as `torchrun` starts it."""
     lep = ["-m", "lep"] if engine == "ddp" else [str(Path(__file__).parent / "fsdp_on_cpu.py")]
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*starter, "--nproc-per-node", "2", *lep, *arguments(model, output, **settings)]
+    return torchrun(*lep, *arguments(model, output, **settings))
 
 
 def arguments(model: Path, output: Path, **settings) -> list[str]:
@@ -165,3 +169,37 @@ def test_two_processes_sweep_as_one(model, tmp_path) -> None:
     assert record["sweep"]["best"] == expected.sweep.best
     for rate, bits in expected.sweep.bits_per_byte.items():
         assert record["sweep"]["bits_per_byte"][rate] == pytest.approx(bits, rel=1e-4)
+
+
+PATIENCE = """
+import os, time
+from datetime import timedelta
+import torch
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
+from lep.training import processes
+
+processes.join()
+usual = _get_default_group()._get_backend(torch.device("cpu")).options._timeout
+assert usual == default_pg_timeout
+_set_pg_timeout(timedelta(seconds=1))
+time.sleep(3 * processes.is_main())
+processes.wait()
+time.sleep(3 * processes.is_main())
+try:
+    torch.distributed.all_reduce(torch.ones(1))
+except RuntimeError:
+    if not processes.is_main():
+        print("noticed", flush=True)
+os._exit(0)  # without a goodbye to a group that is broken
+"""
+
+
+@pytest.mark.slow
+def test_only_waiting_is_patient(tmp_path) -> None:
+    """The others wait long for the first process, but training soon misses one that is gone."""
+    (tmp_path / "patience.py").write_text(PATIENCE, encoding="utf-8")
+    words = torchrun(str(tmp_path / "patience.py"))
+    ran = subprocess.run(words, env=environment("ddp"), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "noticed\n"

@@ -204,6 +204,7 @@ class _Task:
         if self.is_mixture:
             trainer.stream_sums = streams.StreamSums()
             trainer.stream_weights = streams.stream_weights(settings.train)
+        processes.wait()  # each has read the weights in its own time
         losses, seconds = run(trainer)
         processes.wait()  # until all have read the best state, which the first process deletes
         trainable_rows.check_frozen(before, model)
