@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,20 @@ def test_two_processes_go_on_where_one_was_stopped(
     assert record["steps"] == whole.steps
     losses = [loss["loss"] for loss in record["losses"]]
     assert losses == pytest.approx([loss.loss for loss in whole.losses], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_each_process_may_read_the_model_from_a_disk_of_its_own(model, tmp_path) -> None:
+    """Copies of a file have times of their own, which are part of what a training is known by."""
+    for rank in range(2):
+        shutil.copytree(model, tmp_path / f"disk{rank}" / "model", copy_function=shutil.copy)
+    settings = SETTINGS | {"tokens": 1_000, "batch_tokens": 256}
+    words = arguments(Path("model"), tmp_path / "out", **settings)
+    on_disk = f'cd {tmp_path}/disk$RANK && exec "$@"'
+    lep = ["--no-python", "sh", "-c", on_disk, "sh", sys.executable, "-m", "lep", *words]
+    ran = subprocess.run(torchrun(*lep), env=environment("ddp"), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk0", "disk1", "out"]
 
 
 @pytest.mark.slow

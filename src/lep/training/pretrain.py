@@ -91,6 +91,7 @@ def pretrain(
     changed = checkpoint.shard_of if settings.has_adapters else names.values()
     check_space(output, states + rewritten_bytes(checkpoint, changed))
     processes.join()
+    key = processes.from_main(key)  # each disk may have its own times of the same files
     with processes.publishing_once(output, key) as folder:
         work = folder / "work"
         heldout = HeldoutText(settings.eval_text, settings.eval_characters, checkpoint)

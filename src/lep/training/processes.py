@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lep.publish import partial_path, publishing
 
+T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=7)  # while the first process packs and writes
 
 
@@ -49,6 +50,14 @@ def wait() -> None:
     """Wait until all processes are here."""
     if world_size() > 1:
         torch.distributed.barrier(_patient_group())
+
+
+def from_main(value: T) -> T:
+    """What the main process gives for a value."""
+    values = [value]
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(values, group=_patient_group())
+    return values[0]
 
 
 @contextmanager
