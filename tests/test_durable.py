@@ -76,6 +76,55 @@ def test_other_settings_do_not_delete_what_a_killed_run_saved(tmp_path) -> None:
     assert tree(tmp_path) == {"out": b""}
 
 
+@pytest.fixture
+def nfs(monkeypatch) -> None:
+    """An open file that is deleted stays in its folder as .nfsXXXX until it is closed."""
+    unlink, rmdir = os.unlink, os.rmdir
+
+    def is_open(inode: int) -> bool:
+        files = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+        return inode in [path.stat().st_ino for path in files]
+
+    def unlink_or_rename(path, *, dir_fd=None) -> None:
+        inode = os.stat(path, dir_fd=dir_fd).st_ino
+        if is_open(inode):
+            hidden = Path(path).with_name(f".nfs{inode}")
+            os.rename(path, hidden, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        else:
+            unlink(path, dir_fd=dir_fd)
+
+    def rmdir_without_closed(path, *, dir_fd=None) -> None:
+        if dir_fd is None:
+            for hidden in Path(path).glob(".nfs*"):
+                unlink_or_rename(hidden)
+        rmdir(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink_or_rename)
+    monkeypatch.setattr(os, "rmdir", rmdir_without_closed)
+
+
+@pytest.mark.parametrize("key", [None, "b"])
+def test_leftovers_are_no_obstacle_on_nfs(nfs, tmp_path, key) -> None:
+    """Nor is one whose deletion was interrupted: it holds a lock that nobody has."""
+    for name, files in {"a": ["x", "work/y"], "stale": [], "c": [".nfs0001"]}.items():
+        partial = publish.partial_path(tmp_path / "out", name)
+        partial.mkdir()
+        for file in [publish.LOCK_FILE, *files]:
+            (partial / file).parent.mkdir(exist_ok=True)
+            (partial / file).touch()
+    with publishing(tmp_path / "out", resume_key=key) as partial:
+        assert [path.name for path in tmp_path.iterdir()] == [partial.name]
+        (partial / "file").touch()
+    assert {name for name in tree(tmp_path) if ".nfs" not in name} == {"out", "out/file"}
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+def test_a_fault_leaves_nothing_on_nfs(nfs, tmp_path, key) -> None:
+    with pytest.raises(OutputError), publishing(tmp_path / "out", resume_key=key):
+        raise OutputError("for a reason")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_published_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
     events = []
     fsync, rename = os.fsync, Path.rename

@@ -1,7 +1,9 @@
 """Grids: combinations, shared stages, several processes, and faults that name their lines."""
 
+import fcntl
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import time
@@ -13,7 +15,7 @@ from test_pipeline import RECIPE, ROOT, results, stages_of
 from lep.errors import RecipeError
 from lep.pipeline.recipe_file import load_grid
 from lep.pipeline.run import run_recipe
-from lep.pipeline.stage import RunFolder, Runner, Stage
+from lep.pipeline.stage import MANIFEST, RunFolder, Runner, Stage, read_manifest
 from lep.publish import publishing
 from lep.report.grid import Block, Cell
 
@@ -273,6 +275,34 @@ def test_a_stage_is_made_by_one_process(tmp_path) -> None:
         process.join()
     assert sorted((tmp_path / "log").read_text().split()) == [f"s{i}" for i in range(6)]
     assert time.time() - started < 6 * 0.3  # at once
+
+
+def test_a_stage_that_another_machine_built_is_seen_after_the_lock(tmp_path, monkeypatch) -> None:
+    """NFS remembers that there was no manifest until the folder is opened."""
+    folder, built = RunFolder(tmp_path / "run"), []
+    stage = Stage("s", lambda output, at: built.append(output), {})
+    remembered: set[Path] = set()
+    lock, open_, read = fcntl.lockf, os.open, read_manifest
+
+    def lock_late(file, operation, *place) -> None:
+        if operation != fcntl.LOCK_UN:  # the other machine has just left it
+            folder.of(stage).mkdir()
+            manifest = {"fingerprint": stage.fingerprint, "seconds": 1}
+            (folder.of(stage) / MANIFEST).write_text(json.dumps(manifest))
+            remembered.update([folder.path, folder.of(stage)])
+        lock(file, operation, *place)
+
+    def open_and_ask(path, *options, **more) -> int:
+        remembered.discard(path)
+        return open_(path, *options, **more)
+
+    monkeypatch.setattr(fcntl, "lockf", lock_late)
+    monkeypatch.setattr(os, "open", open_and_ask)
+    seen = "lep.pipeline.stage.read_manifest"
+    monkeypatch.setattr(seen, lambda path: {} if remembered else read(path))
+    Runner(folder, lambda line: None).run_all([stage])
+    assert not built
+    assert (folder.of(stage) / MANIFEST).exists()
 
 
 def test_a_stage_that_is_built_is_told_with_those_that_come(tmp_path: Path) -> None:

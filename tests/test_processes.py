@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,19 @@ SETTINGS = {"learning_rate": 5e-3, "block_size": 64}
 TRAINED = ("model.embed_tokens.weight", "lm_head.weight")
 
 
+def torchrun(*words: str) -> list[str]:
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*starter, "--nproc-per-node", "2", *words]
+
+
 def command(model: Path, output: Path, engine: str, **settings) -> list[str]:
     """`lep pretrain` in two processes on this machine, as `torchrun` starts it."""
     lep = ["-m", "lep"] if engine == "ddp" else [str(Path(__file__).parent / "fsdp_on_cpu.py")]
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words = [*starter, "--nproc-per-node", "2", *lep, "pretrain"]
+    return torchrun(*lep, *arguments(model, output, **settings))
+
+
+def arguments(model: Path, output: Path, **settings) -> list[str]:
+    words = ["pretrain"]
     settings = {"model": model, "corpus": RU, "output": output} | settings
     for name, value in settings.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
@@ -64,6 +73,7 @@ def test_two_processes_reach_the_loss_of_one(
     assert ran.stdout.count("nats a token") == 1  # one of them speaks
     record = json.loads((tmp_path / "two" / "lep" / "pretrain.json").read_text())
     assert (record["processes"], expected.processes) == (2, 1)
+    assert record["step_tokens"] == expected.step_tokens == 512
     assert record["best_step"] == record["steps"]
     share = 0.5 if engine == "fsdp2" else 1.0
     assert record["share_of_weights_held"] == pytest.approx(share, abs=0.05)
@@ -116,6 +126,54 @@ def test_two_processes_go_on_where_they_were_stopped(model, tmp_path, engine: st
 
 
 @pytest.mark.slow
+def test_two_processes_are_refused_where_they_would_double_the_steps(model, tmp_path) -> None:
+    settings = SETTINGS | {"tokens": 3_000, "batch_tokens": 64}
+    ran = launch(model, tmp_path / "out", "ddp", **settings)
+    assert "2 processes would train 128 tokens a step" in ran.stderr
+    assert "instead of 64: start fewer processes" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch_tokens", "is_refused"), [(256, False), (192, True)])
+def test_two_processes_go_on_where_one_was_stopped(
+    model, tmp_path, batch_tokens: int, is_refused: bool
+) -> None:
+    """Unless they cannot share its steps of three sequences, but would take a fourth."""
+    settings = SETTINGS | {"tokens": 20_000, "batch_tokens": batch_tokens, "precision": "float32"}
+    alone = [sys.executable, "-m", "lep", *arguments(model, tmp_path / "killed", **settings)]
+    states = "killed.*.partial/work/trainer/checkpoint-*/trainer_state.json"
+    kill_when(alone, lambda: list(tmp_path.glob(states)), env=environment("ddp"))
+    ran = launch(model, tmp_path / "killed", "ddp", **settings)
+    if is_refused:
+        assert "2 processes would take 4: go on with 1 process, or delete" in ran.stderr
+        assert list(tmp_path.glob(states))
+        subprocess.run(alone, env=environment("ddp"), check=True, capture_output=True)
+    else:
+        assert ran.returncode == 0, ran.stderr
+    record = json.loads((tmp_path / "killed" / "lep" / "pretrain.json").read_text())
+    whole = pretrain(model, [RU], tmp_path / "whole", PretrainSettings(**settings))
+    assert record["processes"] == (1 if is_refused else 2)
+    assert record["steps"] == whole.steps
+    losses = [loss["loss"] for loss in record["losses"]]
+    assert losses == pytest.approx([loss.loss for loss in whole.losses], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_each_process_may_read_the_model_from_a_disk_of_its_own(model, tmp_path) -> None:
+    """Copies of a file have times of their own, which are part of what a training is known by."""
+    for rank in range(2):
+        shutil.copytree(model, tmp_path / f"disk{rank}" / "model", copy_function=shutil.copy)
+    settings = SETTINGS | {"tokens": 1_000, "batch_tokens": 256}
+    words = arguments(Path("model"), tmp_path / "out", **settings)
+    on_disk = f'cd {tmp_path}/disk$RANK && exec "$@"'
+    lep = ["--no-python", "sh", "-c", on_disk, "sh", sys.executable, "-m", "lep", *words]
+    ran = subprocess.run(torchrun(*lep), env=environment("ddp"), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk0", "disk1", "out"]
+
+
+@pytest.mark.slow
 def test_two_processes_sweep_as_one(model, tmp_path) -> None:
     settings = SETTINGS | {"tokens": 3_000, "batch_tokens": 256}
     ran = launch(model, tmp_path / "two", "ddp", **settings, eval_text=f"ru={RU}", sweep=True)
@@ -126,3 +184,37 @@ def test_two_processes_sweep_as_one(model, tmp_path) -> None:
     assert record["sweep"]["best"] == expected.sweep.best
     for rate, bits in expected.sweep.bits_per_byte.items():
         assert record["sweep"]["bits_per_byte"][rate] == pytest.approx(bits, rel=1e-4)
+
+
+PATIENCE = """
+import os, time
+from datetime import timedelta
+import torch
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
+from lep.training import processes
+
+processes.join()
+usual = _get_default_group()._get_backend(torch.device("cpu")).options._timeout
+assert usual == default_pg_timeout
+_set_pg_timeout(timedelta(seconds=1))
+time.sleep(3 * processes.is_main())
+processes.wait()
+time.sleep(3 * processes.is_main())
+try:
+    torch.distributed.all_reduce(torch.ones(1))
+except RuntimeError:
+    if not processes.is_main():
+        print("noticed", flush=True)
+os._exit(0)  # without a goodbye to a group that is broken
+"""
+
+
+@pytest.mark.slow
+def test_only_waiting_is_patient(tmp_path) -> None:
+    """The others wait long for the first process, but training soon misses one that is gone."""
+    (tmp_path / "patience.py").write_text(PATIENCE, encoding="utf-8")
+    words = torchrun(str(tmp_path / "patience.py"))
+    ran = subprocess.run(words, env=environment("ddp"), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "noticed\n"

@@ -29,15 +29,23 @@ from lep.corpus.copies import copy_records
 from lep.corpus.read import Document, read_documents, read_messages, write_records
 from lep.errors import CheckpointError, CorpusError, LepError, OutputError, TrainingError
 from lep.inference.models import load_model
-from lep.settings import CalibrateSettings, PretrainSettings, TuneSettings
+from lep.settings import CalibrateSettings, JointSettings, PretrainSettings, TuneSettings
 from lep.tokenizer.load import load_tokenizer
-from lep.training.data import collate, isolates, look_tokens, packed_blocks, schedule, tokens_of
+from lep.training.data import (
+    check_sharing,
+    collate,
+    isolates,
+    look_tokens,
+    packed_blocks,
+    schedule,
+    tokens_of,
+)
 from lep.training.heldout import HeldoutText
 from lep.training.loss import head_is_plain, head_loss, linear_cross_entropy
 from lep.training.optimizer import EPSILON_SHARE, decay_touched_rows, scale_epsilon
 from lep.training.pretrain import pretrain
 from lep.training.samples import Sample, collate_answers, encode_records, in_order
-from lep.training.states import last_state
+from lep.training.states import check_step, last_state
 from lep.training.trainable_rows import check_frozen, frozen_digest
 from lep.training.trainer import (
     StopWhenDiverging,
@@ -317,6 +325,19 @@ def test_schedule_spends_the_budget() -> None:
     assert schedule(long, 1024, 10**8)[0] == 256  # the paper's batch
 
 
+def test_processes_that_would_enlarge_a_step_are_refused() -> None:
+    """The usual joint training has 1,638 tokens a step; eight processes take eight blocks."""
+    settings = JointSettings(tokens=2_457_600, train="new_rows", old_text=["x"])
+    for count in (1, 2, 3):
+        check_sharing(settings, 1024, 2400, count)
+    with pytest.raises(TrainingError, match=r"8 processes would train 8,192 tokens .* of 2,048: "):
+        check_sharing(settings, 1024, 2400, 8)
+    check_sharing(settings, 256, 9600, 8)
+    check_sharing(variant(settings, batch_tokens=8192), 1024, 2400, 8)
+    check_sharing(PretrainSettings(tokens=300), 1024, 1, 1)  # a block is no process's fault
+    check_sharing(PretrainSettings(tokens=10**9), 1024, 10**6, 256)
+
+
 def test_arithmetic_follows_the_hardware(monkeypatch) -> None:
     for fast in (True, False):
         monkeypatch.setattr("lep.training.trainer.multiplies_bf16", lambda fast=fast: fast)
@@ -335,6 +356,7 @@ def test_only_the_tables_move(precision, dtype, byte_level, tmp_path) -> None:
     assert {t.dtype for t in after.values()} == {dtype}
     assert changed(before, after) == TABLES
     assert result.frozen_tensors == len(before) - 2
+    assert result.step_tokens == 256
     assert result.losses[-1].loss < result.losses[0].loss - 0.1
     assert not (tmp_path / "out" / "work").exists()
 
@@ -423,6 +445,23 @@ def test_a_state_that_a_kill_left_half_written_is_passed_over(tmp_path) -> None:
     (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 12}')
     assert last_state(tmp_path) == tmp_path / "checkpoint-9"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-9"]
+
+
+def test_steps_of_saved_states_keep_their_size(tmp_path) -> None:
+    """More processes may share them, unless they need more sequences; a new training may differ."""
+    settings = PretrainSettings(tokens=6_000, batch_tokens=192)
+    sequences = [schedule(settings, 64, 94, processes)[0] for processes in (1, 2, 3)]
+    assert sequences == [3, 4, 3]
+    work = tmp_path / "out.partial" / "work"
+    (work / "trainer").mkdir(parents=True)
+    for number in sequences:
+        check_step(work, number)
+    (work / "trainer" / "checkpoint-9").mkdir()
+    check_step(work, 3)
+    message = r"out\.partial holds .* 3 sequences a step, .* would take 4: go on with 1 process, or"
+    with pytest.raises(OutputError, match=message):
+        check_step(work, 4)
+    check_step(work, 3)
 
 
 @pytest.mark.slow

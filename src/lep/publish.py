@@ -90,7 +90,7 @@ def publishing(output: Path, *, resume_key: str | None = None) -> Iterator[Path]
             lock = locked(partial / LOCK_FILE, output)
             if resume_key is None:
                 _empty(partial)
-        with lock:
+        with _deleted_if_empty(partial), lock:
             try:
                 yield partial
                 sync_tree(partial)
@@ -124,7 +124,7 @@ def _check_others(output: Path, partial: Path) -> None:
     name = re.compile(re.escape(output.resolve().name) + r"\.[0-9a-f]{16}\.partial")
     others = (path for path in partial.parent.iterdir() if name.fullmatch(path.name))
     for other in (path for path in others if path != partial and path.is_dir()):
-        with locked(other / LOCK_FILE, output):
+        with _deleted_if_empty(other), locked(other / LOCK_FILE, output):
             if _has_saved(other):
                 raise OutputError(
                     f"{other} holds the saved state of an unfinished run with other settings or "
@@ -132,7 +132,21 @@ def _check_others(output: Path, partial: Path) -> None:
                     f"another output than "
                     f"{output}, or delete that folder"
                 )
-            shutil.rmtree(other)
+            shutil.rmtree(other, ignore_errors=True)
+
+
+@contextmanager
+def _deleted_if_empty(folder: Path) -> Iterator[None]:
+    """Delete a folder after the block, if it is still there and empty.
+
+    On NFS a deleted lock stays in its folder, under another name, until it is closed.
+    """
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if folder.exists():
+                folder.rmdir()
 
 
 def _has_saved(partial: Path) -> bool:

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -143,6 +144,8 @@ class Runner:
                 "the same stage: choose a run folder on a file system with locks"
             ) from error
         try:
+            look_again(self.folder.path)
+            look_again(self.folder.of(stage))
             if not self._is_current(stage, position):  # by the process that had the lock
                 self._build(stage, position)
         finally:
@@ -202,6 +205,12 @@ def built_stages(folder: Path) -> dict[str, str]:
     folders = [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     manifests = ((path.name, read_manifest(path)) for path in folders)
     return {manifest["fingerprint"]: name for name, manifest in manifests if manifest}
+
+
+def look_again(folder: Path) -> None:
+    """Open and close a folder: NFS then asks its server what is in it, not its own cache."""
+    with suppress(OSError):  # there may be none
+        os.close(os.open(folder, os.O_RDONLY))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from lep.corpus.blocks import packed, token_pieces
 from lep.corpus.files import Paths
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import Document, read_documents
-from lep.errors import CorpusError, LepError
+from lep.errors import CorpusError, LepError, TrainingError
 from lep.settings import JointSettings, PretrainSettings
 
 LARGEST_BATCH_TOKENS, LEAST_STEPS, LARGEST_BLOCK = 262_144, 500, 1024
 # New rows are to see many steps, rather than large ones.
 JOINT_BATCH_TOKENS, JOINT_STEPS = 1_024, 1_500
+MOST_GROWTH = 1.5  # of a step, where several processes share its blocks
 # Documents for SPARE times the tokens of a training are drawn, if that is at most LARGEST_SHARE of
 # the corpus.
 SPARE, LARGEST_SHARE, BUCKETS = 2, 0.25, 10_000
@@ -51,6 +52,21 @@ def schedule(
     # The last step of each pass takes the blocks that are left.
     steps = passes * math.ceil(blocks / sequences) + math.ceil(rest / (sequences * block))
     return sequences, accumulation, steps
+
+
+def check_sharing(settings: PretrainSettings, block: int, blocks: int, processes: int) -> None:
+    """Raise `TrainingError` where so many processes make a step far larger than it should be.
+
+    Each takes as many blocks of it as the others, and at least one.
+    """
+    alone, shared = (schedule(settings, block, blocks, n)[0] * block for n in (1, processes))
+    wanted = max(batch_of(settings), alone)
+    if shared > MOST_GROWTH * wanted:
+        raise TrainingError(
+            f"{processes} processes would train {shared:,} tokens a step, in blocks of {block:,}, "
+            f"instead of {wanted:,}: start fewer processes, give a smaller block_size "
+            f"(--block-size), or accept such steps with batch_tokens (--batch-tokens {shared})"
+        )
 
 
 def look_tokens(settings: PretrainSettings) -> int | None:

@@ -28,7 +28,7 @@ from lep.training.heldout import ALL_LANGUAGES, HeldoutText
 from lep.training.rates import relative_rates
 from lep.training.reporters import check_reporters
 from lep.training.results import PretrainResult, Sweep, TableRate, write_record
-from lep.training.states import last_state, state_step
+from lep.training.states import check_step, last_state, state_step
 from lep.training.trainer import (
     LOOK_SECONDS,
     TablesTrainer,
@@ -91,6 +91,7 @@ def pretrain(
     changed = checkpoint.shard_of if settings.has_adapters else names.values()
     check_space(output, states + rewritten_bytes(checkpoint, changed))
     processes.join()
+    key = processes.from_main(key)  # each disk may have its own times of the same files
     with processes.publishing_once(output, key) as folder:
         work = folder / "work"
         heldout = HeldoutText(settings.eval_text, settings.eval_characters, checkpoint)
@@ -108,6 +109,9 @@ def pretrain(
                 tokens = settings.budget(len(blocks) * block)
         settings = _updated(settings, tokens=tokens, epochs=None)
         settings = _updated(settings, batch_tokens=data.batch_of(settings))  # a sweep uses the same
+        shares = settings, block, len(blocks), processes.world_size()
+        data.check_sharing(*shares)
+        check_step(work, data.schedule(*shares)[0])
         first = blocks[0]["input_ids"]
         if rates := relative_rates(checkpoint, rows, settings, first, work):
             settings = _updated(settings, learning_rate=rates["input"].rate)
@@ -201,6 +205,7 @@ class _Task:
         if self.is_mixture:
             trainer.stream_sums = streams.StreamSums()
             trainer.stream_weights = streams.stream_weights(settings.train)
+        processes.wait()  # each has read the weights in its own time
         losses, seconds = run(trainer)
         processes.wait()  # until all have read the best state, which the first process deletes
         trainable_rows.check_frozen(before, model)
@@ -213,6 +218,7 @@ class _Task:
             block_size=self.block,
             packed_tokens=packed_tokens,
             blocks=len(self.blocks),
+            step_tokens=self._schedule(settings)[0] * self.block,
             trained_rows={kind: len(rows) for kind, rows in self.rows.items()},
             documents_isolated=isolated,
             frozen_tensors=len(before),
@@ -229,6 +235,9 @@ class _Task:
             output=self.output,
         )
         return result, tables, lora.adapter_factors(model, names)
+
+    def _schedule(self, settings: PretrainSettings) -> tuple[int, int, int]:
+        return data.schedule(settings, self.block, len(self.blocks), processes.world_size())
 
     def _peaks(self, settings: PretrainSettings) -> dict[str, TableRate] | None:
         """Peak rates of the tables in this training; those of a sweep are shares of the usual."""
@@ -267,10 +276,9 @@ class _Task:
     def _trainer(
         self, model: Any, folder: Path, settings: PretrainSettings, *, isolated: bool
     ) -> TablesTrainer:
-        blocks, count = len(self.blocks), processes.world_size()
-        sequences, accumulation, steps = data.schedule(settings, self.block, blocks, count)
+        sequences, accumulation, steps = self._schedule(settings)
         options: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
-        options["per_device_train_batch_size"] = sequences // accumulation // count
+        options["per_device_train_batch_size"] = sequences // accumulation // processes.world_size()
         if self.is_mixture:
             options["adam_beta2"] = ADAM_BETA2
         if settings.schedule == "wsd":

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lep.publish import partial_path, publishing
+
+T = TypeVar("T")
+LONGEST_WAIT = timedelta(days=7)  # while the first process packs and writes
 
 
 def world_size() -> int:
@@ -31,14 +35,29 @@ def join() -> None:
         from accelerate import PartialState
 
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        # The default timeout is too short: others wait while the first one packs and writes.
-        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+        PartialState(cpu=not torch.cuda.is_available())
+        _patient_group()
+
+
+@cache
+def _patient_group() -> Any:
+    """All processes, to wait for each other. What they add in training has the usual timeout, so
+    that one that is gone is noticed."""
+    return torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
 
 def wait() -> None:
     """Wait until all processes are here."""
     if world_size() > 1:
-        torch.distributed.barrier()
+        torch.distributed.barrier(_patient_group())
+
+
+def from_main(value: T) -> T:
+    """What the main process gives for a value."""
+    values = [value]
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(values, group=_patient_group())
+    return values[0]
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class PretrainResult(Result):
     block_size: int  # tokens
     packed_tokens: int  # of all documents, or of those drawn for this training
     blocks: int
+    step_tokens: int  # of a step of whole blocks
     trained_rows: dict[str, int]  # by table
     documents_isolated: bool  # whether documents in a block do not see each other
     frozen_tensors: int  # proven unchanged
