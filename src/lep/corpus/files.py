@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lep.corpus.completion import check_complete
 from lep.errors import CorpusError, check_utf8, note
 
 TXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
@@ -36,7 +37,8 @@ def corpus_files(paths: Paths) -> list[Path]:
     """All corpus files under `paths`, sorted within a folder; a file that is met again is left out.
 
     Hidden files and folders are not text. Files of a folder in other formats are passed over with a
-    note. Raises `CorpusError` when there are none.
+    note. Raises `CorpusError` when there are none, and for a folder that tasks of `lep corpus` are
+    still to complete.
     """
     files: dict[Path, Path] = {}
     for path in map(Path, several(paths)):
@@ -100,6 +102,7 @@ def _files(path: Path) -> list[Path]:
         if not path.name.lower().endswith(SUFFIXES):
             raise CorpusError(f"corpus file {path} is none of {suffixes}: convert it first")
         return [path]
+    check_complete(path)
     files, others = list[Path](), list[Path]()
     for file in sorted(_walk(path)):
         known = file.is_file() and file.name.lower().endswith(SUFFIXES)
