@@ -14,6 +14,7 @@ SUFFIXES = (*TXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SHEET = "sheet.json"  # beside a corpus: what happened to its documents
 # Files beside text that nobody takes for text, so they are passed over without a word.
 BESIDE = (SHEET, "sheet.md", "lep_stage.json", "readme.md", "readme", "license", "_success")
+COMPRESSED, GROWTH = (".gz", ".zst", ".parquet"), 4  # how many times larger, when read
 NAMED = 5  # of the files that are passed over
 Paths = str | Path | Iterable[str | Path]  # a path alone, or several
 Text = Mapping[str, Paths]  # by language
@@ -52,6 +53,11 @@ def corpus_files(paths: Paths) -> list[Path]:
 def is_txt(file: Path) -> bool:
     """Whether a file is one document of plain text."""
     return file.name.lower().endswith(TXT_SUFFIXES)
+
+
+def raw_bytes(file: Path) -> int:
+    """About how many bytes a file has when it is read."""
+    return file.stat().st_size * (GROWTH if file.suffix.lower() in COMPRESSED else 1)
 
 
 def stem(file: Path) -> str:
