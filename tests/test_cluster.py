@@ -142,6 +142,16 @@ def test_a_step_waits_for_all_arrays_of_the_one_before(raw, slurm, tmp_path) -> 
     ]
 
 
+def test_what_a_task_asks_for_is_as_documented(raw, slurm, tmp_path) -> None:
+    run_stages([raw], tmp_path / "out", SLURM)
+    scripts = [path.read_text() for path in work_folder(tmp_path / "out").rglob("*.slurm")]
+    assert len(scripts) == 5
+    for script in scripts:
+        options = re.findall(r"^#SBATCH --(\S+)$", script, re.MULTILINE)
+        assert {"cpus-per-task=1", "mem-per-cpu=2G", "qos=normal", "partition=cpu"} <= {*options}
+        assert not any(option.startswith("account") for option in options)
+
+
 def test_a_result_is_not_read_before_it_is_complete(raw, slurm, tmp_path) -> None:
     output = tmp_path / "out"
     run_stages([raw], output, SLURM)
