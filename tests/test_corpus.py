@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -205,16 +207,70 @@ def test_what_a_limit_leaves_out_is_not_remembered(shapes, share) -> None:
     documents = [
         Document(f"{s}/{i}", "ж" * size, str(s), f"{i}") for i, (s, size) in enumerate(shapes)
     ]
-    kept = _Bounded(100)
-    for document in documents:
-        kept.add(document)
-    assert sample(kept.documents, 100, share) == sample(documents, 100, share)
-    for source in "012":
-        assert sum(len(d.text) for d in kept.documents if d.source == source) < 100 + 40
+    for each, most in ((None, 100), (share, 100 * share)):
+        kept = _Bounded(100, each)
+        kept.extend(documents)
+        assert sample(kept.documents, 100, share) == sample(documents, 100, share)
+        for source in "012":
+            assert sum(len(d.text) for d in kept.documents if d.source == source) < most + 40
+    kept = _Bounded(100, 1)
+    kept.extend(documents)
+    assert sample(kept.documents, 100) == sample(documents, 100)
+    assert sum(len(d.text) for d in kept.documents) < 100 + 40
     whole = _Bounded(None)
-    for document in documents:
-        whole.add(document)
+    whole.extend(documents)
     assert sample(whole.documents, None) == sample(documents, None)
+
+
+def split_in_memory(documents: list[Document], share: float) -> tuple[list, list]:
+    """Training and held-out sections of all text: by hash, one group at least on each side."""
+    hashes = {d.group: unit_hash(d.group) for d in documents}
+    cut = [section for each in documents for section in sections(each)]
+    if len(hashes) == 1:
+        stop = len(cut) - max(1, round(share * len(cut)))
+        return cut[: max(1, stop)], cut[max(1, stop) :]
+    first, *_, last = sorted(hashes, key=hashes.__getitem__)
+    low = {g for g in hashes if g != last and (hashes[g] < share or g == first)}
+    return [s for s in cut if s.group not in low], [s for s in cut if s.group in low]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(1, 60)), min_size=2, max_size=60
+    ),
+    st.sampled_from([1e-6, 0.1, 0.4, 0.999999]),
+    st.sampled_from([0.3, 1.0]),
+    st.sampled_from([None, 1, 50, 400]),
+    st.sampled_from([None, 1, 50]),
+)
+def test_limits_choose_what_they_would_choose_of_all_text(
+    shapes, share, part, train, heldout
+) -> None:
+    documents = [
+        Document(f"{s}/{i}", f"{i} " + "ж" * size, str(s), f"g{group}")
+        for i, (s, group, size) in enumerate(shapes)
+    ]
+    sides = split_in_memory(documents, share)
+    limits = {"limit_characters": train, "limit_heldout_characters": heldout}
+    split = prepare(iter(documents), heldout_share=share, source_share=part, **limits)
+    assert split.train == sample(sides[0], train, part)
+    assert split.heldout == sample(sides[1], heldout, part)
+
+
+def test_memory_holds_the_limit_of_training_text_once_for_all_sources() -> None:
+    alive, most = weakref.WeakSet[Document](), 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal most
+        for i in range(2_000):
+            each = Document(f"{i % 50}/{i}", f"{i:>500}", f"{i % 50}", f"g{i}")
+            alive.add(each)
+            most = max(most, len(alive))
+            yield each
+
+    split = prepare(documents(), limit_characters=20_000, limit_heldout_characters=500)
+    assert len(split.train) == 40
+    assert most <= 40 + 50 + 5  # held-out text is held for each source
 
 
 def test_documents_are_drawn_in_a_fixed_random_order() -> None:

@@ -8,7 +8,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lep.corpus import blocks, clean
+from lep.corpus import blocks, clean, duplicates
 from lep.corpus.prepare import sections
 from lep.corpus.read import Document, cut_at_lines
 
@@ -186,3 +186,26 @@ def test_many_marks_compose_as_in_python(characters, times) -> None:
 
 def test_numbers_of_any_length_are_no_fault() -> None:
     assert clean.plain("a &#" + "9" * 100_000 + "; b &#1041;") == "a \ufffd b Б"
+
+
+def test_templated_sets_are_compared_with_few_others(monkeypatch) -> None:
+    """Two thirds of each set are a template; one whose other third is nearly another's is found."""
+    compared, candidates = list[int](), duplicates._candidates
+
+    def counted(*arguments: Any) -> list[Any]:
+        sets = candidates(*arguments)
+        compared.extend(map(len, sets))
+        return sets
+
+    monkeypatch.setattr(duplicates, "_candidates", counted)
+    template = [f"template {i}" for i in range(120)]
+    sets = [[*template, *(f"{seed}/{i}" for i in range(60))] for seed in range(4_000)]
+    memory, work = duplicates.Signatures(0.7), list[float]()
+    for start in range(0, len(sets), 200):  # two of them have 120 of 240 in common
+        compared.clear()
+        assert all(memory.add(sets[start : start + 200]))
+        assert max(compared) <= duplicates.BANDS * duplicates.MOST_SETS
+        work.append(sum(compared) / 200)
+    assert max(work[10:]) < 3 * max(work[:2])  # while there are ten times as many
+    near = [[*kept[:160], *(f"{kept[-1]} {i}" for i in range(20))] for kept in sets[::40]]
+    assert sum(memory.add(near)) <= 2  # 160 of 200

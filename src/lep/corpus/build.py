@@ -18,7 +18,7 @@ import zstandard
 from lep.corpus.boilerplate import Boilerplate
 from lep.corpus.clean import fault, plain
 from lep.corpus.duplicates import Duplicates
-from lep.corpus.files import Paths, corpus_files, several, source_names
+from lep.corpus.files import Paths, corpus_files, raw_bytes, several, source_names
 from lep.corpus.parallel import in_order
 from lep.corpus.prepare import sections, unit_hash
 from lep.corpus.read import HUB, Copy, Document, batches, read_documents, read_hub
@@ -30,7 +30,6 @@ from lep.settings import BuildSettings
 CHUNK_DOCUMENTS, CHUNK_CHARACTERS, LONGEST = 200, 2_000_000, 1_000_000
 CHUNKS_HERE = 4  # a smaller corpus is done before other processes would have started
 SHARD_BYTES, MOST_SHARDS = 16_000_000, 256  # of raw input: sorted in memory at once
-COMPRESSED, GROWTH = (".gz", ".zst", ".parquet"), 4  # how many times larger, when read
 HUB_BYTES = 1_000_000_000  # assumed for a hub data set, whose size is unknown beforehand
 Pass = Callable[[list[Document]], list[Document]]  # over the documents of a shard
 
@@ -58,14 +57,14 @@ def write_corpus(
     hub = [name for name in names if name.startswith(HUB)]
     local = [name for name in names if name not in hub]
     local_files = source_names(corpus_files(local))
-    raw_bytes = HUB_BYTES * len(hub) + sum(map(_raw_bytes, local_files))
+    size_bytes = HUB_BYTES * len(hub) + sum(map(raw_bytes, local_files))
     # A hub data set's size is unknown, and an assumed one is no reason to refuse.
     size = sum(_weighted_bytes(file, name, settings) for file, name in local_files.items())
     check_space(output, ceil(2 * size))
-    shards = MOST_SHARDS if hub else min(MOST_SHARDS, ceil(raw_bytes / SHARD_BYTES))
+    shards = MOST_SHARDS if hub else min(MOST_SHARDS, ceil(size_bytes / SHARD_BYTES))
     files = read_documents(local) if local else ()
     documents = itertools.chain(files, *(read_hub(name, settings.documents) for name in hub))
-    boilerplate = Boilerplate(settings.boilerplate, raw_bytes)
+    boilerplate = Boilerplate(settings.boilerplate, size_bytes)
     with publishing(output) as partial:
         spill = Spill(partial / "work", shards, settings.seed)
         tally = _fill(spill, boilerplate, documents, settings)
@@ -87,13 +86,9 @@ def write_corpus(
     return corpus
 
 
-def _raw_bytes(file: Path) -> int:
-    return file.stat().st_size * (GROWTH if file.suffix.lower() in COMPRESSED else 1)
-
-
 def _weighted_bytes(file: Path, source: str, settings: BuildSettings) -> float:
     """Estimated size of a file's documents as they are written, before compression."""
-    return _raw_bytes(file) * weight_of(source, settings.weights)
+    return raw_bytes(file) * weight_of(source, settings.weights)
 
 
 def _advice(tally: Tally, settings: BuildSettings) -> str:

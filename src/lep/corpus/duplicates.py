@@ -12,6 +12,7 @@ SHINGLE_WORDS = 5
 # Two documents are compared if all hashes of a band agree: 99% of the pairs that share 0.7 of their
 # shingles, and 6% of those that share 0.3. The last hashes are in no band.
 PERMUTATIONS, BANDS, BAND_HASHES, SEED = 128, 25, 5, 42
+MOST_SETS = 20  # of a run, with one key, that a set is compared with
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd and without a pattern (Knuth 1998, 6.4)
 EXACT, NEAR = "exact duplicate", "near duplicate"
 _WORD = regex.compile(r"\w+")
@@ -53,6 +54,11 @@ class Signatures:
     Holds a byte of each hash, which two sets share by chance once in 256 times, and a key for each
     band in sorted runs. Runs of equal length are merged, so a key moves only as often as the number
     of sets doubles.
+
+    In templated text thousands of sets share the keys of the template and are no duplicates. So at
+    most `MOST_SETS` sets of a run are compared for each band, and the work for a set grows with the
+    number of runs, the logarithm of the number of sets. Near duplicates share keys of the rest of
+    their text as well, by which they are found; some are missed that are nearly all template.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -95,8 +101,12 @@ class Signatures:
 
 
 def _candidates(keys: np.ndarray, run: np.ndarray, sets: np.ndarray) -> list[np.ndarray]:
-    """For each row of `keys`, the sets of the run that have one of its keys, each once."""
+    """For each row of `keys`, sets of the run that have one of its keys, each once.
+
+    Of more than `MOST_SETS` with the same key, those that were added first.
+    """
     first, last = run.searchsorted(keys, "left"), run.searchsorted(keys, "right")
+    last = np.minimum(last, first + MOST_SETS)
     matches = [sets[a:b] for a, b in zip(first.flat, last.flat, strict=True)]
     bands = (matches[i : i + BANDS] for i in range(0, len(matches), BANDS))
     return [np.unique(np.concatenate(band)) for band in bands]

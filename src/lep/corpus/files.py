@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lep.corpus.completion import check_complete
 from lep.errors import CorpusError, check_utf8, note
 
 TXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")
@@ -13,6 +14,7 @@ SUFFIXES = (*TXT_SUFFIXES, ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SHEET = "sheet.json"  # beside a corpus: what happened to its documents
 # Files beside text that nobody takes for text, so they are passed over without a word.
 BESIDE = (SHEET, "sheet.md", "lep_stage.json", "readme.md", "readme", "license", "_success")
+COMPRESSED, GROWTH = (".gz", ".zst", ".parquet"), 4  # how many times larger, when read
 NAMED = 5  # of the files that are passed over
 Paths = str | Path | Iterable[str | Path]  # a path alone, or several
 Text = Mapping[str, Paths]  # by language
@@ -36,7 +38,8 @@ def corpus_files(paths: Paths) -> list[Path]:
     """All corpus files under `paths`, sorted within a folder; a file that is met again is left out.
 
     Hidden files and folders are not text. Files of a folder in other formats are passed over with a
-    note. Raises `CorpusError` when there are none.
+    note. Raises `CorpusError` when there are none, and for a folder that tasks of `lep corpus` are
+    still to complete.
     """
     files: dict[Path, Path] = {}
     for path in map(Path, several(paths)):
@@ -50,6 +53,11 @@ def corpus_files(paths: Paths) -> list[Path]:
 def is_txt(file: Path) -> bool:
     """Whether a file is one document of plain text."""
     return file.name.lower().endswith(TXT_SUFFIXES)
+
+
+def raw_bytes(file: Path) -> int:
+    """About how many bytes a file has when it is read."""
+    return file.stat().st_size * (GROWTH if file.suffix.lower() in COMPRESSED else 1)
 
 
 def stem(file: Path) -> str:
@@ -100,6 +108,7 @@ def _files(path: Path) -> list[Path]:
         if not path.name.lower().endswith(SUFFIXES):
             raise CorpusError(f"corpus file {path} is none of {suffixes}: convert it first")
         return [path]
+    check_complete(path)
     files, others = list[Path](), list[Path]()
     for file in sorted(_walk(path)):
         known = file.is_file() and file.name.lower().endswith(SUFFIXES)

@@ -12,15 +12,22 @@ Chunk = TypeVar("Chunk")
 Answer = TypeVar("Answer")
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on: a job often has fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def in_order(
     function: Callable[[Chunk], Answer], chunks: Iterator[Chunk], *, here: int
 ) -> Iterator[Answer]:
-    """Apply a function to the first `here` chunks in this process, to others in one a core."""
+    """Apply a function to `here` chunks in this process, and to others in one a usable core."""
     yield from map(function, islice(chunks, here))
     following = list(islice(chunks, 1))
     if not following:
         return
-    workers = os.cpu_count() or 1
+    workers = usable_cores()
     # A worker only runs regular expressions; a fork spares callers the `if __name__ == "__main__"`.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:

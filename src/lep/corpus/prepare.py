@@ -100,76 +100,107 @@ def prepare(
     The groups with hashes below `heldout_share` are held out, so the split is stable when documents
     are added; of few groups at least the one with the smallest, and of a single one its end.
     Sections that are trained on word for word are not held out. A source stops at `source_share` of
-    a limit. Memory holds the limit for each source, or all text without one.
+    a limit.
+
+    Memory holds all text without limits; else the limit of training text, once where the share is
+    1, and the limit of held-out text for each source.
 
     Raises `CorpusError` when one side of the split would be empty.
     """
-    train, heldout = _Bounded(limit_characters), _Bounded(limit_heldout_characters)
-    smallest, spare = 1.0, list[Document]()  # the next group that would be held out
-    largest, last = 0.0, list[Document]()  # the next one that would be trained on
+    train = _Side(_Bounded(limit_characters, source_share))
+    heldout = _Side(_Bounded(limit_heldout_characters))  # some of it may be left out
     for document in documents:
         order, cut = unit_hash(document.group), sections(document)
-        side = heldout if order < heldout_share else train
-        for section in cut:
-            side.add(section)
-        if not heldout.added and order <= smallest:
-            spare = spare if order == smallest else []
-            spare += cut
-            smallest = order
-        if not train.added and order >= largest:
-            last = last if order == largest else []
-            last += cut
-            largest = order
-    trained = train.documents
-    if spare and not heldout.added:
-        if all(section.group == spare[0].group for section in trained):
-            spare = _end(spare, heldout_share)
-        taken = {section.id for section in spare}
-        trained = [section for section in trained if section.id not in taken]
-        for section in spare:
-            heldout.add(section)
-    held = heldout.documents
-    if last and not train.added:  # all hashes are small: the text is short
-        if all(section.group == last[0].group for section in held):
-            taken = {section.id for section in _end(last, heldout_share)}
-            last = [section for section in last if section.id not in taken]
-        taken = {section.id for section in last}
-        trained, held = last, [section for section in held if section.id not in taken]
-    split = Split.of(trained, held, train.limit, heldout.limit, source_share)
+        if order < heldout_share:
+            heldout.add(cut, order, train)
+        else:
+            train.add(cut, -order, heldout)
+    if heldout.added and train.added:
+        trained, held = train.documents, heldout.documents
+    else:
+        trained, held = _divided(train, heldout, heldout_share)
+    split = Split.of(trained, held, limit_characters, limit_heldout_characters, source_share)
     if not split.train or not split.heldout:
         empty = "held-out" if split.train else "training"
         raise CorpusError(
-            f"the {empty} side of the split is empty ({train.added} training and {heldout.added} "
+            f"the {empty} side of the split is empty ({len(trained)} training and {len(held)} "
             f"held-out sections at a held-out share of {heldout_share}): give more documents or "
             "another share"
         )
     return split
 
 
-def bounded(documents: Documents, limit: int | None) -> list[Document]:
-    """The sections of documents that `sample` can take, with as many in memory."""
-    side = _Bounded(limit)
-    for section in chain.from_iterable(map(sections, documents)):
-        side.add(section)
+class _Side:
+    """One side of a split. While the other is empty, the group that it would get stays apart."""
+
+    def __init__(self, bounded: "_Bounded") -> None:
+        self.bounded, self.added = bounded, 0
+        self.apart, self.rank = list[Document](), float("-inf")  # the group of the highest rank
+
+    def add(self, cut: list[Document], rank: float, other: "_Side") -> None:
+        self.added += len(cut)
+        if other.added or rank > self.rank:
+            self._settle()
+        if other.added or rank < self.rank:
+            self.bounded.extend(cut)
+        else:
+            self.apart += cut
+            self.rank = rank
+
+    @property
+    def documents(self) -> list[Document]:
+        self._settle()
+        return self.bounded.documents
+
+    def _settle(self) -> None:
+        self.bounded.extend(self.apart)
+        self.apart = []
+
+
+def _divided(train: _Side, heldout: _Side, share: float) -> tuple[list[Document], list[Document]]:
+    """Both sides where one is empty: it gets the other's group that is apart.
+
+    Of a single group the last sections are held out: a share of them, at least one and not all.
+    """
+    full = train if train.added else heldout
+    if not full.bounded.added:
+        cut = full.apart
+        start = len(cut) - min(max(1, round(share * len(cut))), len(cut) - 1)
+        return cut[:start], cut[start:]
+    sides = full.bounded.documents, full.apart
+    return sides if full is train else sides[::-1]
+
+
+def bounded(
+    documents: Documents, limit: int | None, source_share: float | None = None
+) -> list[Document]:
+    """The sections of documents that `sample` can take, with few more in memory.
+
+    Without a `source_share` they are those for any share, the limit of each source.
+    """
+    side = _Bounded(limit, source_share)
+    for document in documents:
+        side.extend(sections(document))
     return side.documents
 
 
-def _end(cut: list[Document], share: float) -> list[Document]:
-    """The last sections of a text: a share of them, at least one and not all."""
-    count = min(max(1, round(share * len(cut))), len(cut) - 1)
-    return cut[len(cut) - count :]
-
-
 class _Bounded:
-    """Keeps only documents that `sample` can take: the first of each source, up to the limit."""
+    """Keeps only documents that `sample` can take: the first ones of all sources together, if a
+    source may fill the limit, else the first ones of each, up to its share or the limit.
+    """
 
-    def __init__(self, limit: int | None) -> None:
-        self.limit, self.added = limit, 0
+    def __init__(self, limit: int | None, source_share: float | None = None) -> None:
+        self.by_source = source_share is None or source_share < 1
+        self.limit = None if limit is None else limit * (source_share or 1)
         self.heaps: dict[str, list[tuple[float, int, Document]]] = defaultdict(list)  # last first
-        self.characters = Counter[str]()
+        self.added, self.characters = 0, Counter[str]()
 
-    def add(self, document: Document) -> None:
-        heap, source = self.heaps[document.source], document.source
+    def extend(self, documents: Documents) -> None:
+        for document in documents:
+            self._add(document, document.source if self.by_source else "")
+
+    def _add(self, document: Document, source: str) -> None:
+        heap = self.heaps[source]
         heapq.heappush(heap, (-unit_hash(ORDER + document.id), self.added, document))
         self.added += 1
         self.characters[source] += len(document.text)

@@ -2,19 +2,22 @@
 
 import json
 import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lep.corpus.files import Paths, corpus_files, is_txt, listed, source_names, stem
+from lep.corpus.files import Paths, corpus_files, is_txt, listed, raw_bytes, source_names, stem
 from lep.corpus.formats import Record, read_lines, read_rows, read_txt
 from lep.errors import CorpusError, foreign, note
 from lep.files import check_depth
 from lep.progress import progress
 
 PIECE_CHARACTERS = 1_000_000
+SAMPLE_PIECES = 200  # of a sample, so at most so many files are opened for it
 HUB = "hub:"  # prefix of a hub data set among paths
 Group = Callable[[str, Record], str]  # of a source and a record
 T = TypeVar("T")
@@ -80,6 +83,27 @@ def stream_texts(paths: Paths) -> Iterator[str]:
     files = corpus_files(paths)
     contents = ((file, _file_texts(file)) for file in files)
     yield from progress(_not_empty(contents, str), "texts read")
+
+
+def sample_texts(paths: Paths, size_bytes: int) -> Iterator[str]:
+    """Beginnings of files from all over the list, `size_bytes` in all, more of a larger file.
+
+    Equal steps through the bytes of all files one after the other end in some of them; each gives
+    a piece for every step. So a script's share of the sample is about its share of the text.
+    """
+    files = corpus_files(paths)
+    ends = list(accumulate(map(raw_bytes, files)))
+    steps = ((2 * step + 1) * ends[-1] // (2 * SAMPLE_PIECES) for step in range(SAMPLE_PIECES))
+    pieces = Counter(bisect_right(ends, step) for step in steps) if ends[-1] else {}
+    for number, count in pieces.items():
+        file, left = files[number], count * size_bytes // SAMPLE_PIECES
+        texts = read_lines(file) if is_txt(file) else _file_texts(file)
+        for text in texts:
+            piece = text[:left].encode()[:left]
+            yield piece.decode(errors="ignore")
+            left -= len(piece)
+            if not left:
+                break
 
 
 def _document_text(document: Document) -> str:

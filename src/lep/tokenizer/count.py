@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from lep.corpus.files import Paths, several
 from lep.corpus.language import script_set
 from lep.corpus.parallel import in_order
-from lep.corpus.read import batches, read_lines, stream_texts
+from lep.corpus.read import batches, read_lines, sample_texts, stream_texts
 from lep.errors import CorpusError, TokenizerError, foreign
 from lep.limits import PATTERN_SECONDS, time_limit
 from lep.publish import fingerprint
@@ -25,7 +26,7 @@ from lep.tokenizer.script import resolve_script
 from lep.tokenizer.vocabulary import CHARACTER_TO_BYTE, SPACE, Vocabulary, described
 
 COUNTS_SUFFIX = ".counts.zst"
-SCRIPT_SAMPLE_CHARACTERS = 1_000_000
+SCRIPT_SAMPLE_CHARACTERS, SCRIPT_SAMPLE_BYTES = 1_000_000, 2_000_000
 CHUNK_CHARACTERS = 2_000_000  # what a worker gets at once
 PARALLEL_CHARACTERS = 8_000_000  # a smaller corpus is counted before a worker would have started
 MOST_HALVINGS = 64
@@ -190,7 +191,8 @@ def _stub(spec: str) -> Tokenizer:
 def count_words(tokenizer: Tokenizer, corpus: Paths, script: str = "auto") -> WordCounts:
     """Count the words of a corpus that hold a character of the script (all words for `any`).
 
-    `corpus` lists text files, folders, and files of counts (`write_counts`).
+    `corpus` lists text files, folders, and files of counts (`write_counts`). The script `auto` is
+    the one of most letters in a sample of all text files, of each by its size.
 
     Raises `CorpusError` for an empty corpus, one without the script, or counts of another
     tokenizer or script.
@@ -205,22 +207,36 @@ def count_words(tokenizer: Tokenizer, corpus: Paths, script: str = "auto") -> Wo
             raise CorpusError(f"{path} holds {words.script} words: count again for {script}")
         parts.append(words)
     if paths:
-        parts.append(count_texts(tokenizer, stream_texts(paths), script))
+        sample = "".join(sample_texts(paths, SCRIPT_SAMPLE_BYTES)) if script == "auto" else ""
+        parts.append(count_texts(tokenizer, stream_texts(paths), script, sample=sample))
     return merge_counts(parts)
 
 
-def count_texts(tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto") -> WordCounts:
-    """Count the words of texts; see `count_words`."""
+def count_texts(
+    tokenizer: Tokenizer, texts: Iterable[str], script: str = "auto", *, sample: str = ""
+) -> WordCounts:
+    """Count the words of texts; see `count_words`.
+
+    The script `auto` is the one of most letters in the `sample`; without one, in the beginnings of
+    all texts of a list, or in the first texts of a stream.
+    """
+    beginnings = _beginnings(texts) if isinstance(texts, Sequence) else ""
     texts = iter(texts)
-    sample = next(batches(texts, SCRIPT_SAMPLE_CHARACTERS), [])
-    name = resolve_script(script, "".join(sample))
-    cutter = WordCutter.of(tokenizer).check(text[:20_000] for text in sample[:50])
-    chunks = batches(chain(sample, texts), CHUNK_CHARACTERS)
+    first: list[str] = next(batches(texts, SCRIPT_SAMPLE_CHARACTERS), [])
+    name = resolve_script(script, sample.strip() or beginnings or "".join(first))
+    cutter = WordCutter.of(tokenizer).check(text[:20_000] for text in first[:50])
+    chunks = batches(chain(first, texts), CHUNK_CHARACTERS)
     here = PARALLEL_CHARACTERS // CHUNK_CHARACTERS
     words = _total(in_order(partial(_count_chunk, cutter, name), chunks, here=here), name)
     if name is not None and not words.counts:
         raise CorpusError(f"the corpus holds no {name} text: give some, or name another script")
     return words
+
+
+def _beginnings(texts: Sequence[str]) -> str:
+    """The same share of every text, about as many characters as tell the script."""
+    share = min(1, SCRIPT_SAMPLE_CHARACTERS / max(1, sum(map(len, texts))))
+    return "".join(text[: ceil(share * len(text))] for text in texts)
 
 
 def merge_counts(parts: list[WordCounts]) -> WordCounts:
