@@ -315,7 +315,7 @@ def split_text(files: list[Path], heldout: list[Path] | None, settings: CorpusSe
     if heldout is None:
         return prepare(read_documents(files), **settings.model_dump())
     limits = (settings.limit_characters, settings.limit_heldout_characters)
-    train = bounded(read_documents(files), limits[0])
+    train = bounded(read_documents(files), limits[0], settings.source_share)
     held = bounded(read_documents(heldout), limits[1])
     return Split.of(train, held, *limits, settings.source_share)
 
