@@ -157,6 +157,15 @@ def test_what_is_published_is_on_the_disk_before_it_has_its_name(tmp_path, monke
     ]
 
 
+def test_a_folder_with_an_open_file_is_deleted_on_nfs(nfs, tmp_path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "other").touch()
+    with (tmp_path / "work" / "data").open("w"):
+        discard(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+    assert {file.name[:4] for file in tmp_path.rglob("*") if file.is_file()} <= {".nfs"}
+
+
 def test_a_cluster_run_killed_before_it_noted_what_it_is_begins_again(tmp_path) -> None:
     pytest.importorskip("datatrove")
     from lep.corpus import cluster

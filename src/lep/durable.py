@@ -49,11 +49,14 @@ def locked(path: Path, output: Path, *, wait: bool = False) -> IO[bytes]:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder: a kill leaves it under its name as it was, or not at all."""
+    """Delete a folder: a kill leaves it under its name as it was, or not at all.
+
+    On NFS, files that are still mapped stay under other names until they are closed.
+    """
     doomed = folder.with_name(f"{folder.name}.deleted")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sync(file: IO[bytes] | IO[str]) -> None:
