@@ -229,7 +229,7 @@ def test_the_command_line_and_what_it_refuses(here, tmp_path) -> None:
         ("--weights: 'wiki' lacks a name or weight: write NAME=W", raw, "--weights", "wiki"),
         ("--weights", raw, "--weights", "wiki=-1"),
         ("--dedup is 'fuzzy'", raw, "--dedup", "fuzzy"),
-        ("none does not exist", tmp_path / "none"),
+        (f"there is no file or folder {tmp_path / 'none'}: check", tmp_path / "none"),
     ):
         assert message in here("corpus", *arguments, "--output", tmp_path / "refused", code=2)
         assert not list(tmp_path.glob("refused*"))
