@@ -245,6 +245,35 @@ def test_the_page_says_how_to_use_the_model_and_what_that_takes(
     ]
 
 
+@pytest.mark.parametrize(
+    ("memory", "head", "cells"),
+    [
+        ({}, [], []),
+        ({"machine": 1_500_000_000}, ["machine memory, GB"], [["1.5"], ["–"], ["–"]]),
+        (
+            {"machine": 1_500_000_000, "GPU": 20_000_000_000},
+            ["machine memory, GB", "GPU memory, GB"],
+            [["1.5", "20.0"], ["–", "–"], ["–", "–"]],
+        ),
+        ({"machine": "much"}, [], []),
+        ("much", [], []),
+    ],
+)
+def test_the_memory_of_each_stage(memory, head, cells, run: Path, tmp_path: Path) -> None:
+    """Of the stages that say it: earlier versions did not."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "corpus" / "lep_stage.json").write_text(json.dumps({"memory": memory}))
+    (folder / "tokenizer" / "lep_stage.json").write_text("{}")
+    page = write_report(folder).read_text(encoding="utf-8")
+    (table,) = re.findall(r'<table class="stages">(.*?)</table>', page, re.DOTALL)
+    heads, *rows = table.split("<tr>")[1:]
+    titles = re.findall(r'scope="col">([^<]*)<', heads)
+    assert titles == ["stage", *head, "seconds", "share"]
+    shown = [re.findall(r"<td>([^<]*)</td>", row)[: len(head)] for row in rows]
+    assert shown == (cells or [[], [], []])
+
+
 def test_a_long_run_can_be_watched(run: Path, tmp_path: Path) -> None:
     """The page of a run that is not finished: what is done, what comes next, what is known."""
     folder = tmp_path / "watched"

@@ -18,6 +18,7 @@ import lep
 from lep.durable import sync_folder
 from lep.errors import OutputError
 from lep.files import open_binary, read_json, without_paths
+from lep.pipeline.memory import forget_peaks, peaks
 from lep.publish import created, fingerprint, publish_text
 from lep.report.run_record import RUN_RECORD
 
@@ -166,12 +167,13 @@ class Runner:
         work = self.folder.path / WORK / f"{name}-{stage.fingerprint}"
         work.parent.mkdir(parents=True, exist_ok=True)
         started = time.time()
+        forget_peaks()
         if not work.exists():  # it exists if a run was killed just before it took its name
             stage.action(work, self.folder.of)
         for line in stage.check(work):
             self.say(line)
         self.seconds[name] = round(time.time() - started, 1)
-        publish_text(work / MANIFEST, self._manifest(stage))
+        publish_text(work / MANIFEST, self._manifest(stage, peaks()))
         if folder.exists():
             (self.folder.path / RUN_RECORD).unlink(missing_ok=True)  # it was of the stage before
             (folder / MANIFEST).unlink(missing_ok=True)  # half deleted is not up to date
@@ -185,7 +187,7 @@ class Runner:
         if others := [self.folder.name(s) for _, s in self.pending.values() if s is not stage]:
             self.watch(others)
 
-    def _manifest(self, stage: Stage) -> str:
+    def _manifest(self, stage: Stage, memory: dict[str, int]) -> str:
         name = self.folder.name(stage)
         manifest = {
             "stage": name,
@@ -196,6 +198,7 @@ class Runner:
             "upstream": {self.folder.name(other): other.fingerprint for other in stage.upstream},
             "files": without_paths(stage.files),
             "seconds": self.seconds[name],
+            "memory": memory,
         }
         return json.dumps(manifest, indent=1, default=str) + "\n"
 

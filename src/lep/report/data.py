@@ -120,6 +120,17 @@ def trainings(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def memory(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The most that each stage held at once, in GB: of the machine, and of a GPU if it used one."""
+    files = {stage: folder / stage / "lep_stage.json" for stage in stages}
+    found = {s: read_json(file).get("memory") for s, file in files.items() if file.is_file()}
+    return {
+        stage: {kind: size / 1e9 for kind, size in peaks.items() if isinstance(size, int)}
+        for stage, peaks in found.items()
+        if isinstance(peaks, dict)  # anybody can have written it
+    }
+
+
 def fits(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
     """For each method and table, how well the linear map explains the instruct model's rows."""
     files = {method: f"propagate-{method}/lep/propagation.json" for method in methods}
