@@ -8,6 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SAMPLE, TEMPLATE, changed, save_model, weights
@@ -323,6 +324,8 @@ def test_the_record_counts_what_is_learned(start, blocks) -> None:
     record, new = streams.Mixture.of(blocks), sorted(new_rows(start))
     assert record.counts == counts
     assert record.rarer_than(5, new) == sum(counts[row] < 5 for row in new)
+    assert record.median_count(new) == np.median([counts[row] for row in new]) > 0
+    assert record.median_count([]) is None
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ PRETRAIN = {
     "streams": STREAMS,
     "new_token_mass": [[1, 0.31], [20, 0.0123]],
     "below_practice": 1_234,
+    "median_learned": 61.5,
     "settings": {"practice": 100},
 }
 
@@ -168,7 +169,10 @@ def test_the_streams_of_a_training_have_a_table_and_curves(page: str) -> None:
         ["old text", "4,000", "40.0%", "3,987", "2.000", "1.500"],
     ]
     assert "new tokens took 31.00% of the probability at first, and 1.23% at last" in page
-    assert "1,234 new tokens were learned fewer than 100 times" in page
+    assert (
+        "A new token was learned 61.5 times in the median. "
+        "1,234 new tokens were learned fewer than 100 times" in page
+    )
 
 
 def test_curves_are_drawn_in_the_page(page: str) -> None:

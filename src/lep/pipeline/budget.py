@@ -26,8 +26,8 @@ from lep.training.trainer import uses_bf16
 
 SIZES = tuple(2**power for power in range(8, 16))  # new tokens that are tried
 LEAST_SAVED = 0.03  # of the tokens, by the last doubling of the new tokens
-# Joint training for each new token, so that it is the expected one some 100 times; after a pack,
-# whose rows are learned already; and the share of it that is needed at least.
+# Tokens of joint training for each new token, of which about a twentieth are that token; after a
+# pack, whose rows are learned already; and the share of it that is needed at least.
 TOKENS_FOR_EACH, TOKENS_AFTER_PACK, LEAST_SHARE = 600, 60, 2 / 3
 TRAINING_SHARE = 0.6  # of the hours; the others are for answers, practice tasks and evaluation
 FAMILIAR = 0.7  # of the bytes a token in the known language; models know little of a language below

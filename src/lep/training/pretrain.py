@@ -271,6 +271,7 @@ class _Task:
             "streams": mixture.records(history),
             "new_token_mass": streams.logged(history, streams.MASS) if new_rows else None,
             "below_practice": mixture.rarer_than(settings.practice, new_rows),
+            "median_learned": mixture.median_count(new_rows),
         }
 
     def _trainer(

@@ -78,6 +78,7 @@ class PretrainResult(Result):
     streams: dict[str, StreamRecord] | None = None  # of a mixture
     new_token_mass: list[tuple[int, float]] | None = None  # step, probability on old text
     below_practice: int | None = None  # new tokens that were learned less than `practice` times
+    median_learned: float | None = None  # times that a new token was learned
     seconds: float  # of the steps and the looks, without those that an interruption lost
     look_seconds: float
     rates: dict[str, TableRate] | None = None  # where they are relative to rows
@@ -118,9 +119,10 @@ class PretrainResult(Result):
             lines.append(f"new tokens take {mass:.2%} of the probability on old text")
         if self.below_practice is not None:
             times = getattr(self.settings, "practice", 0)
-            lines.append(
-                f"{self.below_practice:,} new tokens were learned fewer than {times} times"
-            )
+            line = f"{self.below_practice:,} new tokens were learned fewer than {times} times"
+            if self.median_learned is not None:
+                line = f"a new token was learned {self.median_learned:g} times (median); {line}"
+            lines.append(line)
         return lines
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -267,6 +268,11 @@ class Mixture:
     def rarer_than(self, times: int, rows: Iterable[int]) -> int:
         """How many of the rows are learned less often than so many times."""
         return sum(self.counts[row] < times for row in rows)
+
+    def median_count(self, rows: Iterable[int]) -> float | None:
+        """How often a row is learned, in the median; None without rows."""
+        counts = [self.counts[row] for row in rows]
+        return median(counts) if counts else None
 
 
 def stream_weights(train: str) -> Tensor:
