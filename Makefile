@@ -1,7 +1,7 @@
 # make demo   its own environment, the demo recipe, the report
 # make test   the default tests (two cores, some three minutes) with lint and types
 # make check  every test, the slow ones too (under an hour); LEP_DATA names a folder of real text, LEP_MODELS one of real models,
-#             LEP_VLLM a Python that has vLLM
+#             LEP_VLLM a Python that has vLLM, LEP_AXE axe-core's axe.min.js (Chromium looks at the page with it)
 
 PYTHON ?= python3
 VENV ?= .venv

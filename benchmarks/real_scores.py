@@ -10,7 +10,6 @@ from typing import Any
 
 import darumeru_data
 
-from lep.corpus.language import dominant_script
 from lep.corpus.prepare import unit_hash
 from lep.corpus.read import question, read_messages, write_records
 from lep.evaluation.evaluate import Subject, subject_records
@@ -21,7 +20,6 @@ from lep.report.paired import relative
 from lep.settings import BenchmarkSettings, EvaluateSettings
 
 LONGEST_PROMPT = 400  # characters
-LANGUAGE = {"Cyrillic": "ru", "Latin": "en"}
 CHAT_TASKS = ["copy_sentence", "first_word", "last_word"]
 BENCHMARKS = {  # tasks and their data
     "rublimp": "rublimp",
@@ -76,6 +74,7 @@ TABLES = {
         Column("new tokens on en text", "new token mass", "en", digits=4),
         Column("ru answers that end", "ends its turn", "ru"),
         Column("new tokens in ru answers", "new tokens", "ru"),
+        Column("repeated in ru answers", "repetition", "ru"),
     ],
     "Other benchmarks": [
         Column("RuCoLA", "score", "ru", "daru_rucola"),
@@ -162,11 +161,16 @@ def scored(model: Path, original: Path, given: tuple[Any, Any], folder: Path) ->
 def read(folder: Path) -> list[Record]:
     """The records in a folder of scores; an answer's language is that of its prompt."""
     return [
-        replace(r, language=LANGUAGE.get(dominant_script(r.prompt[-1]["content"]) or "", "en"))
+        replace(r, language=language_of(r.prompt[-1]["content"]))
         if isinstance(r, PromptRecord)
         else r
         for r in load_records(folder / "records.jsonl")
     ]
+
+
+def language_of(prompt: str) -> str:
+    """The language in which a prompt asks for a short answer; some Russian ones are mostly code."""
+    return next((code for code, asked in BRIEFLY.items() if prompt.endswith(asked)), "en")
 
 
 def by_column(records: list[Record]) -> dict[str, Measure]:

@@ -2,22 +2,26 @@
 
 import json
 import math
+import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 from conftest import ROOT, sample_texts
 from scipy.stats import sem, t
-from test_adapt import lab_command
+from test_adapt import LAB, lab_command
 
 sys.path.append(str(ROOT / "benchmarks"))
 import real_scores
 
 from lep.evaluation.measures import measures
-from lep.evaluation.records import PromptRecord, TaskRecord
+from lep.evaluation.records import PromptRecord, TaskRecord, TextRecord, save_records
 
 SMALL = ["--characters", "2000", "--items", "2", "--prompts", "2", "--limit", "4"]
 
@@ -145,3 +149,58 @@ def test_a_difference_has_a_sign_and_an_interval() -> None:
     half = t.ppf(0.975, 3) * sem([0, -1, -1, 0])  # of the classical interval of a mean: wider
     assert half > 0.75
     assert shown == "0.25 (-0.50, -0.75 to +0.25)"  # than from none right to all
+
+
+def test_a_russian_prompt_about_code_is_russian(data: Path) -> None:
+    """Not by its script: most of it is Latin."""
+    prompts = {"ru": "Is this right?\nprint('x')", "en": "Что значит слово «снег»?"}
+    for code, prompt in prompts.items():
+        assert real_scores.language_of(f"{prompt}\n{real_scores.BRIEFLY[code]}") == code
+    written = list(real_scores.users_prompts(data, "ru", 2))
+    asked = [each["messages"][0]["content"] for each in written]
+    assert [real_scores.language_of(each) for each in asked] == ["ru", "ru"]
+
+
+def test_seeds_are_averaged_as_logarithms_with_a_t_interval(tmp_path: Path) -> None:
+    """Beside the original, and beside another arm of the same seed."""
+    bits = {"original": [1.0, 1.0, 1.0], "mixture": [2.0, 2.5, 3.0], "text": [2.2, 2.5, 3.6]}
+    size = {"tokens": 10, "characters": 20, "bytes": 30}
+    for arm, values in bits.items():
+        for seed, value in enumerate(values):
+            file = tmp_path / str(seed) / "scores" / arm / "records.jsonl"
+            file.parent.mkdir(parents=True)
+            window = TextRecord(language="ru", id="1", nats=value, **size)
+            save_records(file, [window])
+    folders = [str(tmp_path / str(seed)) for seed in range(3)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "real_seeds.py"), *folders]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    beside = dict(zip(("original", "mixture"), printed.split("\nBeside ")[1:], strict=True))
+    shown = {
+        against: dict(re.findall(r"^\| ([\w-]+) \| .* \| (x.*) \|$", part, re.MULTILINE))
+        for against, part in beside.items()
+    }
+
+    def expected(arm: str, against: str) -> str:
+        logs = np.log(bits[arm]) - np.log(bits[against])
+        low, high = t.interval(0.95, 2, logs.mean(), sem(logs))
+        return f"x{np.exp(logs.mean()):.3f} ({np.exp(low):.3f} to {np.exp(high):.3f})"
+
+    assert shown["original"] == {arm: expected(arm, "original") for arm in ("mixture", "text")}
+    assert shown["mixture"]["text"] == expected("text", "mixture")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("sh"), reason="a shell script")
+def test_the_script_for_a_gpu_runs_on_small_shapes(tmp_path: Path) -> None:
+    """A line of the table of steps for each way, and one of generation, with equal answers."""
+    prompts = tmp_path / "prompts.jsonl"
+    asked = [[{"role": "user", "content": text[:60]}] for text in sample_texts("ru")[:4]]
+    prompts.write_text("".join(json.dumps({"messages": each}) + "\n" for each in asked))
+    command = ["sh", str(ROOT / "benchmarks" / "gpu.sh"), "1", str(LAB), str(prompts)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"SMALL": "1", "PATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = re.findall(r"^\| (\w+) \| [\d.]+", done.stdout, re.MULTILINE)
+    assert rows == ["plain", "new_rows", "plain", "ours"]
+    assert "4 of 4 answers are equal" in done.stdout

@@ -303,19 +303,22 @@ def test_a_long_run_can_be_watched(run: Path, tmp_path: Path) -> None:
 
 
 CHROMIUM, AXE = shutil.which("chromium"), os.environ.get("LEP_AXE")
+SCHEMES = {"dark": "0", "light": "1"}  # Chromium's numbers
 CHECK = """<script>axe.run().then(found => {
   const shown = document.createElement("pre"), width = document.documentElement.scrollWidth;
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   shown.id = "found";
-  shown.textContent = JSON.stringify({width, ids: found.violations.map(each => each.id)});
+  shown.textContent = JSON.stringify({width, dark, ids: found.violations.map(each => each.id)});
   top.document.body.append(shown);
 })</script>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and AXE), reason="LEP_AXE names axe-core's axe.min.js")
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [390, 1_200])
 def test_the_page_is_accessible_and_as_wide_as_its_window(
-    width: int, page: str, tmp_path: Path
+    width: int, scheme: str, page: str, tmp_path: Path
 ) -> None:
     """In a frame: no window of Chromium is as narrow as a phone."""
     script = Path(str(AXE)).read_text(encoding="utf-8").replace("</script", "<\\/script")
@@ -324,11 +327,13 @@ def test_the_page_is_accessible_and_as_wide_as_its_window(
     (tmp_path / "page.html").write_text(f"<body>{frame}</iframe></body>", encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += ["--window-size=1300,900", "--virtual-time-budget=20000"]
+    command += [f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     found = json.loads(unescape(re.findall(r'<pre id="found">(.*?)</pre>', shown, re.DOTALL)[0]))
     assert found["ids"] == []
     assert found["width"] <= width
+    assert found["dark"] == (scheme == "dark")
 
 
 def test_a_page_of_base_models_alone(run: Path, tmp_path: Path) -> None:
