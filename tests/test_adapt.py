@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -613,8 +614,9 @@ def test_a_model_that_writes_no_prompts_answers_tasks(stages, tmp_path, monkeypa
 
 
 def test_prompts_of_its_own_join_the_tasks(stages, tmp_path, monkeypatch) -> None:
-    def write_prompts(original, text, output, settings, *, each) -> None:
+    def write_prompts(original, text, output, settings, *, wanted, each) -> None:
         assert not each  # a language without prompts has tasks
+        assert wanted == {"ru": 200, "en": 200}
         output.mkdir()
         record = {"messages": [{"role": "user", "content": "How so?"}], "language": "en"}
         write_records(output / "prompts.jsonl", [record])
@@ -631,6 +633,28 @@ def test_prompts_of_its_own_join_the_tasks(stages, tmp_path, monkeypatch) -> Non
     (warning,) = (line for line in said if line.startswith("warning"))
     drafts = tmp_path / "run" / "own-prompts" / "drafts.jsonl"
     assert f"0 of 200 prompts in ru, after 8 drafts: look at {drafts}, the" in warning
+
+
+def test_old_languages_share_as_many_prompts_as_the_new_one_has(
+    stages, tmp_path, monkeypatch
+) -> None:
+    """Of tasks and of its own prompts; with an odd number each gets the next whole one."""
+    asked = {}
+
+    def write_prompts(original, text, output, settings, *, wanted, each) -> None:
+        asked.update(wanted)
+        output.mkdir()
+        write_records(output / "prompts.jsonl", [])
+        (output / "prompts.json").write_text(json.dumps({code: {"kept": 9} for code in wanted}))
+
+    monkeypatch.setattr(stages_adapt, "write_prompts", write_prompts)
+    text = f"text={{ru: {SAMPLE}/ru, en: {SAMPLE}/en, el: {SAMPLE}/el}}"
+    made = stages(text, "adapt.prompt_tasks=3", "adapt.own_prompts=5", "evaluate.tasks=first_word")
+    names = ("corpus", "looks", "prompt-tasks", "own-prompts", "adapt-prompts")
+    Runner(RunFolder(tmp_path / "run"), lambda line: None).run_all([made[n] for n in names])
+    assert asked == {"ru": 5, "en": 3, "el": 3}
+    lines = (tmp_path / "run" / "prompt-tasks" / "records.jsonl").read_text().splitlines()
+    assert Counter(json.loads(line)["language"] for line in lines) == {"ru": 3, "en": 2, "el": 2}
 
 
 def test_held_out_text_without_a_task_is_refused_before_the_training(stages, tmp_path) -> None:

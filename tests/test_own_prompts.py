@@ -305,6 +305,15 @@ def test_a_whole_run(all_pass, tmp_path) -> None:
         assert all(word in sentences for word in words)
 
 
+def test_languages_may_want_different_numbers(all_pass, tmp_path) -> None:
+    result = write_prompts(LAB, TEXT, tmp_path / "out", **OPTIONS, wanted={"ru": 3, "en": 1})
+    prompts = read(tmp_path / "out" / "prompts.jsonl")
+    assert [prompt["language"] for prompt in prompts] == ["ru"] * 3 + ["en"]
+    few = OwnPrompts({"ru": {"kept": 1}, "en": {"kept": 1}}, {"ru": 3, "en": 1}, tmp_path)
+    assert [line.split(", after")[0] for line in few.warnings] == ["warning: 1 of 3 prompts in ru"]
+    assert result.warnings == []
+
+
 def test_a_killed_run_continues_with_the_same_bits(all_pass, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "MEASURED", 8)
     options = {"own_prompts": 6, "prompt_batch": 2, "prompt_tokens": 8}

@@ -42,7 +42,7 @@ class OwnPrompts(Result):
     """Drafts by language and outcome: those that are `kept`, and those without use by reason."""
 
     counts: dict[str, dict[str, int]]
-    wanted: int  # in each language
+    wanted: dict[str, int]  # by language
     output: Path
 
     def __str__(self) -> str:
@@ -53,11 +53,11 @@ class OwnPrompts(Result):
     def warnings(self) -> list[str]:
         """A line for each language in which few drafts are of use."""
         return [
-            f"warning: {counts[KEPT]:,} of {self.wanted:,} prompts in {language}, after "
+            f"warning: {counts[KEPT]:,} of {self.wanted[language]:,} prompts in {language}, after "
             f"{sum(counts.values()):,} drafts: look at {self.output / DRAFTS}, the original model "
             "may not know the language well enough"
             for language, counts in self.counts.items()
-            if counts[KEPT] < FEW * self.wanted
+            if counts[KEPT] < FEW * self.wanted[language]
         ]
 
 
@@ -67,6 +67,7 @@ def write_prompts(
     output: str | Path,
     settings: OwnPromptSettings | None = None,
     *,
+    wanted: Mapping[str, int] | None = None,
     each: bool = True,
     **options: Any,
 ) -> OwnPrompts:
@@ -74,7 +75,8 @@ def write_prompts(
 
     The model's chat template is cut where the user begins to write, and the model continues from
     there to the end of the turn (Magpie, Xu et al. 2024, arXiv:2406.08464). One to three words of a
-    question in `text`, or of another sentence where questions are few, decide the language.
+    question in `text`, or of another sentence where questions are few, decide the language. There
+    are `own_prompts` of the settings in each language, or as many as `wanted` says of it.
 
     The folder `output` gets `prompts.jsonl` with the prompts as `messages` records, `drafts.jsonl`
     with all that was written and why it was dropped, and `prompts.json` with the counts. An
@@ -92,12 +94,12 @@ def write_prompts(
             f"no prompts to write: {given}, give --text LANGUAGE=PATH and --own-prompts N"
         )
     writer = Writer(original, settings)
-    most = MOST_DRAFTS * settings.own_prompts
-    pools = [Sentences.of(language, paths, most) for language, paths in text.items()]
+    wanted = dict(wanted or dict.fromkeys(text, settings.own_prompts))
+    pools = [Sentences.of(code, paths, MOST_DRAFTS * wanted[code]) for code, paths in text.items()]
     known = of_one_script({pool.language: pool.sentences(SAMPLED) for pool in pools})
-    parts = [_Part(writer, pool, known.get(pool.language)) for pool in pools]
+    parts = [_Part(writer, p, wanted[p.language], known.get(p.language)) for p in pools]
     stamps = {language: file_stamps(paths) for language, paths in text.items()}
-    key = fingerprint([writer.checkpoint.stamp(), stamps, settings.model_dump()])
+    key = fingerprint([writer.checkpoint.stamp(), stamps, settings.model_dump(), wanted])
     with publishing(output, resume_key=key) as partial:
         try:
             with _saved(partial / SAVED) as (saved, file):
@@ -118,7 +120,7 @@ def write_prompts(
         write_records(partial / DRAFTS, records)
         write_json(partial / COUNTS, counts, indent=1)
         shutil.rmtree(partial / SAVED)
-    return OwnPrompts(counts, settings.own_prompts, output)
+    return OwnPrompts(counts, wanted, output)
 
 
 @contextmanager
@@ -136,16 +138,17 @@ def _saved(folder: Path) -> Iterator[tuple[Saved, IO[bytes]]]:
 class _Part:
     """The drafts in one language, and what becomes of each."""
 
-    def __init__(self, writer: Writer, pool: Sentences, trigrams: Trigrams | None) -> None:
+    def __init__(
+        self, writer: Writer, pool: Sentences, wanted: int, trigrams: Trigrams | None
+    ) -> None:
         """`trigrams` are those of the languages of the same script, if there are others.
 
         Raises `CorpusError` for a model without room to write.
         """
         self.writer, self.pool, self.settings = writer, pool, writer.settings
-        self.trigrams = trigrams
+        self.wanted, self.trigrams = wanted, trigrams
         self.language = pool.language
-        most = MOST_DRAFTS * self.settings.own_prompts
-        self.openings = pool.openings(most, self.settings.prompt_seed)
+        self.openings = pool.openings(MOST_DRAFTS * wanted, self.settings.prompt_seed)
         writer.check_room(self.openings)
         self.duplicates = Duplicates("minhash", NEAR)
         self.records: list[Record] = []
@@ -172,7 +175,7 @@ class _Part:
         """Saved and new batches, until there are enough prompts, or drafts that are of no use."""
         size, median = self.settings.prompt_batch, None
         for number, start in enumerate(range(0, len(self.openings), size)):
-            if self.counts[KEPT] >= self.settings.own_prompts:
+            if self.counts[KEPT] >= self.wanted:
                 return
             drafts = len(self.records)
             if drafts >= LEAST_DRAFTS and self.counts[KEPT] < LEAST_KEPT * drafts:
@@ -194,7 +197,7 @@ class _Part:
         verdicts = iter(self.duplicates.verdicts(usable))
         for draft, reason in zip(batch, reasons, strict=True):
             outcome = reason or (DUPLICATE if next(verdicts) else KEPT)
-            if outcome == KEPT and self.counts[KEPT] == self.settings.own_prompts:
+            if outcome == KEPT and self.counts[KEPT] == self.wanted:
                 outcome = SURPLUS
             self.counts[outcome] += 1
             dropped = None if outcome == KEPT else outcome

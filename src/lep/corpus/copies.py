@@ -1,6 +1,6 @@
 """Tasks to train on that contain no text of the evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import regex
 
@@ -26,18 +26,25 @@ def copy_records(text: Text, count: int, seed: int, evaluation: Text | None = No
 
 
 def records_apart(
-    text: Text, tasks: Sequence[str], count: int, seed: int, evaluation: Text | None = None
+    text: Text,
+    tasks: Sequence[str],
+    count: int | Mapping[str, int],
+    seed: int,
+    evaluation: Text | None = None,
 ) -> list[Record]:
-    """At most `count` items of each task and language as `messages` records.
+    """At most `count` items of each task and language (or by language) as `messages` records.
 
     Items that share a run of eight words with the `evaluation` text of any language are left out.
     Raises `CorpusError` if these are more than a tenth: then it is the same text.
     """
     evaluated = evaluated_runs(all_paths(evaluation or {}))
     records: list[Record] = []
-    for language, paths in text.items() if count else ():
+    for language, paths in text.items():
+        size = count if isinstance(count, int) else count[language]
+        if not size:
+            continue
         documents = read_documents(paths)
-        items = make_tasks(documents, language, tasks, count=count, seed=seed, enough=SPARE * count)
+        items = make_tasks(documents, language, tasks, count=size, seed=seed, enough=SPARE * size)
         shared = [item for item in items if not evaluated.isdisjoint(runs_of(item.text))]
         if len(shared) > MOST_OVERLAPPING * len(items):
             raise CorpusError(

@@ -57,10 +57,11 @@ def _costs(recipe: Recipe) -> dict[str, tuple[float, float]]:
     adapt, evaluate = recipe.adapt, recipe.evaluate
     assert adapt is not None
     languages, tasks = len(recipe.text), len(evaluate.tasks)
+    sides = min(languages, 2)  # old languages share their prompts
     written = (MOST_DRAFTS + 1) * adapt.prompt_tokens + adapt.max_new_tokens
     costs = {
-        "adapt.own_prompts": (OWN_PROMPTS_SHARE, languages * written),
-        "adapt.prompt_tasks": (TASKS_SHARE, languages * tasks * TASK_TOKENS),
+        "adapt.own_prompts": (OWN_PROMPTS_SHARE, sides * written),
+        "adapt.prompt_tasks": (TASKS_SHARE, sides * tasks * TASK_TOKENS),
         "evaluate.items": (ITEMS_SHARE, MODELS * languages * tasks * TASK_TOKENS),
         "evaluate.characters": (CHARACTERS_SHARE, MODELS * languages / TOKEN_CHARACTERS),
     }

@@ -94,7 +94,9 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     eval_text: ClassVar[dict[str, list[str]]] = {}  # type: ignore[misc]
 
     prompts: str | None = Field(None, description="messages jsonl (default: made from the text)")
-    prompt_tasks: Count = Field(100, description="generated prompts per task and language")
+    prompt_tasks: Count = Field(
+        100, description="generated prompts per task, as many in all old languages together"
+    )
     looks_share: ProperShare = Field(0.02, description="of the training text, to choose a state on")
     after: Annotated[list[MethodName], Listed] = Field(
         [], description="propagated models whose new rows are trained in the same way"

@@ -1,5 +1,6 @@
 """The stages of joint training: what the instruct model learns from, and the training itself."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -117,15 +118,27 @@ def prompts_stage(given: Sources, looks: Stage, adapt: AdaptStage) -> Stage:
     return Stage("adapt-prompts", action, {}, (*tasks, *written))
 
 
+def shared_out(count: int, languages: Sequence[str], new: str) -> dict[str, int]:
+    """The count in the `new` language, and as many in all the others together: in each the same,
+    rounded up.
+
+    >>> shared_out(100, ["ru", "en", "de", "fr"], "ru")
+    {'ru': 100, 'en': 34, 'de': 34, 'fr': 34}
+    """
+    others = max(1, sum(code != new for code in languages))
+    return {code: count if code == new else math.ceil(count / others) for code in languages}
+
+
 def tasks_stage(given: Sources, looks: Stage, languages: Sequence[str], adapt: AdaptStage) -> Stage:
     """Make chat tasks from training text; they share nothing with the held-out text."""
     evaluate, count = given.recipe.evaluate, adapt.prompt_tasks
     tasks, seed = list(evaluate.tasks), evaluate.seed + 1
+    counts = shared_out(count, languages, given.recipe.language)
 
     def action(output: Path, at: FolderOf) -> None:
         text, heldout = rest_of(looks, languages, at), given.text("heldout", at)
         try:
-            records = records_apart(text, tasks, count, seed, heldout)
+            records = records_apart(text, tasks, counts, seed, heldout)
         except CorpusError as error:
             raise CorpusError(f"{error}; evaluate.tasks names the tasks to make") from error
         with publishing(output) as partial:
@@ -143,11 +156,12 @@ def own_prompts_stage(
     A model that cannot is no fault where there are tasks to answer.
     """
     settings = part(OwnPromptSettings, adapt)
+    wanted = shared_out(settings.own_prompts, languages, given.recipe.language)
 
     def action(output: Path, at: FolderOf) -> None:
         try:
             text, alone = rest_of(looks, languages, at), not adapt.prompt_tasks
-            write_prompts(given.instruct, text, output, settings, each=alone)
+            write_prompts(given.instruct, text, output, settings, wanted=wanted, each=alone)
         except CorpusError as error:
             if not adapt.prompt_tasks:
                 raise
@@ -160,7 +174,7 @@ def own_prompts_stage(
             fault = read_json(folder / FAULT)["fault"]
             return [f"warning: {fault}; only tasks made from the text are answered"]
         counts = read_json(folder / PROMPT_COUNTS)
-        return OwnPrompts(counts, settings.own_prompts, final_folder(folder)).warnings
+        return OwnPrompts(counts, wanted, final_folder(folder)).warnings
 
     values = settings.model_dump() | {"languages": languages}
     values["alone"] = not adapt.prompt_tasks

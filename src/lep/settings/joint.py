@@ -72,7 +72,7 @@ class OwnPromptSettings(Settings):
     """Prompts that the original instruct model writes."""
 
     own_prompts: Count = 200
-    """Prompts to write in each language."""
+    """Prompts to write in each language (in a run: as many in all old languages together)."""
     prompt_tokens: PositiveInt = 128
     """Longest prompt, in tokens; longer ones are dropped."""
     prompt_temperature: PositiveFloat = 1.0
