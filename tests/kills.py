@@ -32,7 +32,8 @@ CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.syml
 TORN_BYTES = 16  # that a file keeps which is killed while it is written
 # Times and speeds, and the random names of figures.
 VARYING = re.compile(
-    rb'"[a-z_]*seconds?": (\{[^}]*\}|[\d.e-]+)|[\d.,]+ s\b|<td>[\d.]+</td>'
+    rb'"(?:[a-z_]*seconds?|memory)": (\{[^}]*\}|[\d.e-]+)|[\d.,]+ s\b|<td>[\d.]+</td>'
+    rb'|<caption>\d+ min in all|<td><span class="bar"[^>]*></span> \d+%</td>'
     rb"|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 )
 
