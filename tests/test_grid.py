@@ -313,7 +313,7 @@ def test_a_stage_that_another_machine_built_is_seen_after_the_lock(tmp_path, mon
 
 
 def test_a_stage_says_how_much_memory_it_held(tmp_path: Path) -> None:
-    """The second stage does not count what the first one held."""
+    """The second stage does not count what the first one gave back."""
     size = 400 << 20
 
     def take(output: Path, at) -> None:

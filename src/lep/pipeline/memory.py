@@ -20,10 +20,10 @@ def forget_peaks() -> None:
 def peaks() -> dict[str, int]:
     """Bytes of resident memory, files that are mapped included, and of the GPU that held most."""
     unit = 1 if sys.platform == "darwin" else 1024
-    found = {"machine": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    sizes = {"machine": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
     if gpus := _gpus():
-        found["GPU"] = max(map(sys.modules["torch"].cuda.max_memory_allocated, gpus))
-    return found
+        sizes["GPU"] = max(map(sys.modules["torch"].cuda.max_memory_allocated, gpus))
+    return sizes
 
 
 def _gpus() -> range:

@@ -120,13 +120,14 @@ def trainings(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def memory(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, float]]:
-    """The most that each stage held at once, in GB: of the machine, and of a GPU if it used one."""
+def stage_memory(folder: Path, stages: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The most that the process held during each stage, in GB: of the machine, of a GPU if used."""
     files = {stage: folder / stage / "lep_stage.json" for stage in stages}
-    found = {s: read_json(file).get("memory") for s, file in files.items() if file.is_file()}
+    manifests = {stage: read_json(file) for stage, file in files.items() if file.is_file()}
+    memory = {stage: manifest.get("memory") for stage, manifest in manifests.items()}
     return {
         stage: {kind: size / 1e9 for kind, size in peaks.items() if isinstance(size, int)}
-        for stage, peaks in found.items()
+        for stage, peaks in memory.items()
         if isinstance(peaks, dict)  # anybody can have written it
     }
 

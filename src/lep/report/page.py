@@ -54,7 +54,7 @@ def run_page(folder: Path, run: RunRecord) -> str:
             "benchmark": benchmark_table(folder, cell.instruct_models, settings),
             "counts": read_json(folder / "corpus" / "counts.json"),
             "verdict": run_verdict(folder),
-            "memory": data.memory(folder, run.seconds),
+            "memory": data.stage_memory(folder, run.seconds),
         }
         side = "instruct" if len(tables["instruct"]) > 1 else "base"
         if len(tables[side]) > 1:
@@ -76,7 +76,7 @@ def write_progress(folder: Path, run: RunRecord, waiting: list[str]) -> None:
         waiting=waiting,
         segmentation=data.segmentation(folder, recipe) if is_cut else None,
         joint=[stream_figure(record) for record in records if "streams" in record],
-        memory=data.memory(folder, run.seconds),
+        memory=data.stage_memory(folder, run.seconds),
     )
     publish_text(folder / PAGE, page)
 
@@ -85,7 +85,7 @@ def grid_page(folder: Path, run: RunRecord) -> str:
     """The page of a recipe with a grid: a table for each combination."""
     instruct, base = (grid_blocks(folder, run, base=base) for base in (False, True))
     values = {"recipe": run.cells[0].recipe, "verdict": run_verdict(folder)}
-    values["memory"] = data.memory(folder, run.seconds)
+    values["memory"] = data.stage_memory(folder, run.seconds)
     return render("grid.html", run=run, instruct=instruct, base=base, **values)
 
 
