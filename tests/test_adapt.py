@@ -193,7 +193,11 @@ def test_the_recipe_holds_what_was_decided_and_nothing_else(
     reason = "more need more text or training"
     assert re.match(rf"new tokens: 100 \({reason}\); tokens saved: \d+% by 256, ", first)
     assert second.startswith("training: 40,000 tokens, 400 for each new token, ")
-    assert re.match(r"time: about .*\d+ (s|min) of training on this device \(", third)
+    time = r"(?:\d+ h )?(?:\d+ min ?)?(?:\d+ s)?"
+    parts = ("training", "prompts and answers", "practice tasks", "evaluation")
+    named = ", ".join(f"{part} {time}" for part in parts)
+    limit = "; --hours N makes it fit N hours"
+    assert re.fullmatch(rf"time: about {time} on this device \(.*\): {named}{limit}", third)
 
 
 def test_a_dry_run_says_what_is_decided_and_writes_nothing(here, instruct, tmp_path, no_run):
@@ -328,12 +332,50 @@ def test_hours_decide_how_much_is_trained(chosen, instruct, monkeypatch) -> None
     shape = Shape.of(instruct)
     rows = shape.ids + 512
     operations = 4 * (shape.body + rows * shape.hidden) + 2 * 512 * shape.hidden
-    found = chosen(10**9, new_tokens=512, hours=0.01)
-    assert found.tokens == pytest.approx(0.6 * 36 * 1e9 / operations, abs=1)
-    assert (
-        "time: about 22 s of training on this device (1 GFLOP/s, as told), 60% of 0.01 hours"
-        in (found.reason)
-    )
+    found = chosen(10**9, new_tokens=512, hours=0.02)
+    assert found.tokens == pytest.approx(0.6 * 72 * 1e9 / operations, abs=1)
+    assert "on this device (1 GFLOP/s, as told): training 43 s, prompts" in found.reason
+    assert "--hours" not in found.reason
+
+
+def test_the_time_of_a_run_has_all_of_its_parts(chosen, instruct, monkeypatch) -> None:
+    """Seconds of each part, by how many tokens the model could read in the time that it takes."""
+    told = Device("this CPU", 1e9, "as told", 1e9, is_cpu=True)
+    monkeypatch.setattr(budgets, "this_device", lambda *_, **__: told)
+    shape = Shape.of(instruct)
+    rows = shape.ids + 512
+    forward = 2 * (shape.body + rows * shape.hidden)
+    changes = ("adapt.own_prompts=40", "adapt.prompt_tasks=10", "adapt.max_new_tokens=100")
+    changes += ("evaluate.items=20", "evaluate.characters=60_000")
+    prompts = instruct.parent / "prompts.jsonl"
+    message = {"messages": [{"role": "user", "content": "?"}]}
+    prompts.write_text(f"{json.dumps(message)}\n" * 70, encoding="utf-8")
+
+    def seconds(*more: str) -> dict[str, float]:
+        reason = chosen(10**9, *changes, *more, new_tokens=512, tokens=2_000_000).reason
+        (line,) = (line for line in reason.splitlines() if line.startswith("time: "))
+        units = {"h": 3600, "min": 60, "s": 1}
+        pairs = re.findall(r"(about|[a-z ]+[a-z]) ((?:\d+ (?:h|min|s)\b ?)+)", line)
+        return {
+            part.strip(): sum(int(n) * units[u] for n, u in re.findall(r"(\d+) (h|min|s)", time))
+            for part, time in pairs
+        }
+
+    found = seconds()
+    tokens = {
+        "prompts and answers": 1.5 * 2 * (40 * (5 * 128 + 100) + 10 * 5 * 200),
+        "practice tasks": 2 * 1.2 * 0.5 * 2_000_000,  # half of them are kept
+        "evaluation": 3 * 2 * (1.5 * 20 * 5 * 200 + 60_000 / 3),
+    }
+    expected = {part: count * forward / 1e9 for part, count in tokens.items()}
+    trained = 2_000_000 * (2 * forward + 2 * 512 * shape.hidden) / 1e9
+    expected = {"about": trained + sum(expected.values()), "training": trained} | expected
+    assert found == pytest.approx(expected, abs=60)
+    given = seconds(f"adapt.prompts={prompts}", "adapt.practice_tokens=1000")
+    assert given["prompts and answers"] == pytest.approx(1.5 * 70 * 100 * forward / 1e9, abs=1)
+    assert given["practice tasks"] == pytest.approx(2_000 * forward / 1e9, abs=1)
+    silent = seconds("adapt.shares=answers=0,old_answers=0,practice=0")
+    assert list(silent) == ["about", "training", "evaluation"]
 
 
 def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> None:
@@ -342,40 +384,48 @@ def test_hours_bound_answers_and_evaluation(chosen, instruct, monkeypatch) -> No
     monkeypatch.setattr(budgets, "this_device", lambda *_, **__: told)
     shape = Shape.of(instruct)
     forward = 2 * (shape.body + (shape.ids + 512) * shape.hidden)
-    hours = 241_000 * forward / 1e9 / 3600  # in which 241,000 tokens are read
+    hours = 361_500 * forward / 1e9 / 3600  # in which 361,500 tokens are read
     expected = {
-        "adapt.own_prompts": 10,  # 24,100 tokens; 5 texts of 256 and an answer, in 2 languages
-        "adapt.prompt_tasks": 12,
+        "adapt.own_prompts": 9,  # 32,535 tokens; 5 texts of 128 and an answer, in 2 languages
+        "adapt.prompt_tasks": 10,
+        "adapt.practice_tokens": 10_845,  # 21,690 tokens, of which half is kept
         "evaluate.items": 10,  # the fewest
         "evaluate.characters": 10_000,
     }
     found = chosen(10**9, new_tokens=512, hours=hours)
     assert found.counts == expected
-    assert "to fit the hours: adapt.own_prompts 10, adapt.prompt_tasks 12, eval" in found.reason
+    assert "to fit the hours: adapt.own_prompts 9, adapt.prompt_tasks 10, adapt.pra" in found.reason
     named = chosen(10**9, "evaluate.items=10", "adapt.own_prompts=0", new_tokens=512, hours=hours)
-    assert named.counts == {name: expected[name] for name in list(expected)[1::2]}
-    found = chosen(10**9, new_tokens=512, hours=5 * hours)  # 1,205,000 tokens
+    others = ("adapt.prompt_tasks", "adapt.practice_tokens", "evaluate.characters")
+    assert named.counts == {name: expected[name] for name in others}
+    found = chosen(10**9, new_tokens=512, hours=5 * hours)  # 1,807,500 tokens
     assert found.counts["evaluate.items"] == 16  # of 5 tasks, by 3 models, in 2 languages
     characters = found.counts["evaluate.characters"]  # a token is three
-    assert characters == pytest.approx(30_125, abs=1)
-    prompts = f"adapt.prompts={instruct}/config.json"  # prompts that are given are all answered
-    found = chosen(10**9, prompts, new_tokens=512, hours=hours)
-    assert list(found.counts) == ["evaluate.items", "evaluate.characters"]
+    assert characters == pytest.approx(36_150, abs=1)
+    prompts = instruct.parent / "few.jsonl"  # prompts that are given are all answered
+    prompts.write_text('{"messages": [{"role": "user", "content": "?"}]}', encoding="utf-8")
+    found = chosen(10**9, f"adapt.prompts={prompts}", new_tokens=512, hours=hours)
+    silent = ["adapt.practice_tokens", "evaluate.items", "evaluate.characters"]
+    assert list(found.counts) == silent
     assert chosen(10**9, new_tokens=512, hours=1000 * hours).counts == {}
-    # 8 prompts and 10 items of 5 tasks, 10,000 characters: 96,000 tokens, 40% of 240,000.
+    # 8 prompts and 10 items of 5 tasks, 2,000 tokens of practice, 10,000 characters: 138,000
+    # tokens, 40% of 345,000.
     with pytest.raises(LepError, match="too short for this model on this device") as refused:
-        chosen(10**9, new_tokens=512, hours=hours * 239 / 241)
+        chosen(10**9, new_tokens=512, hours=hours * 344 / 361.5)
     (advised,) = re.findall(r"give --hours ([\d.]+) or more", str(refused.value))
-    assert 240 / 241 * hours <= float(advised) < 240 / 241 * hours + 0.001
+    assert 345 / 361.5 * hours <= float(advised) < 345 / 361.5 * hours + 0.001
     assert chosen(10**9, new_tokens=512, hours=float(advised)).tokens > 0
     assert chosen(10**9, new_tokens=512).counts == {}
     # Without answers to learn from there is nothing to answer, and without tasks own prompts are.
-    silent = chosen(10**9, "adapt.shares=answers=0,old_answers=0", new_tokens=512, hours=hours)
-    assert list(silent.counts) == ["evaluate.items", "evaluate.characters"]
+    no_answers = "adapt.shares=answers=0,old_answers=0"
+    assert list(chosen(10**9, no_answers, new_tokens=512, hours=hours).counts) == silent
+    none = chosen(10**9, f"{no_answers},practice=0", new_tokens=512, hours=hours)
+    assert list(none.counts) == silent[1:]
     alone = chosen(10**9, "adapt.prompt_tasks=0", new_tokens=512, hours=1.5 * hours)
     assert alone.counts["adapt.own_prompts"] == 20
     untasked = chosen(10**9, "evaluate.tasks=[]", new_tokens=512, hours=1.5 * hours)
-    assert list(untasked.counts) == ["adapt.own_prompts", "evaluate.characters"]
+    names = ["adapt.own_prompts", "adapt.practice_tokens", "evaluate.characters"]
+    assert list(untasked.counts) == names
 
 
 def test_passes_that_are_asked_for_are_budgeted(chosen) -> None:

@@ -63,13 +63,29 @@ def test_a_loop_that_knows_its_goal_alone(clock, capfd) -> None:
     for amount in clock((100, 200, 600)):
         meter.reach(amount)
     meter.close()
-    assert capfd.readouterr().err == "tokens: 600 of 1,000 after 1 min 15 s, about 50 s left\n"
+    assert capfd.readouterr().err == "tokens: 600 of 1,000 after 1 min 15 s, about 40 s left\n"
+
+
+def test_what_starts_up_with_the_first_step_is_no_rate(clock, capfd) -> None:
+    """After a first step of 100 seconds, each takes 25: nothing is said of what is left before."""
+
+    def steps():
+        yield from clock(range(3))  # which are not reported
+        for step in clock(range(9)):
+            lines.reach(step + 1)
+
+    lines = progress.Lines("steps", 9)
+    list(steps())
+    assert capfd.readouterr().err.splitlines() == [
+        "steps: 1 of 9 after 1 min 40 s",
+        "steps: 4 of 9 after 2 min 55 s, about 2 min 5 s left",
+        "steps: 7 of 9 after 4 min 10 s, about 50 s left",
+    ]
 
 
 def test_a_goal_that_is_passed() -> None:
     """The last round brings more than what was missing: no time is left, and none is owed."""
-    line = progress.Lines("tokens", 1_000).text(75)
-    assert line == "tokens: 0 of 1,000 after 1 min 15 s, about 20 h 50 min left"
+    assert progress.Lines("tokens", 1_000).text(75) == "tokens: 0 of 1,000 after 1 min 15 s"
     passed = progress.Lines("tokens", 1_000)
     passed.done = 1_047
     assert passed.text(75) == "tokens: 1,047 of 1,000 after 1 min 15 s, about 0 s left"

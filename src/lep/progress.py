@@ -22,11 +22,14 @@ class Lines:
     def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total = label, total
         self.done, self.started = 0, time.monotonic()
+        self.first: tuple[int, float] | None = None  # amount, seconds; what starts up is in it
 
     def reach(self, amount: int) -> None:
         """Take note of it, and print a line if the loop is long and the last minute had none."""
         self.done = amount
         now = time.monotonic()
+        if self.first is None and amount:
+            self.first = amount, now - self.started
         silence = now - Lines.latest
         due = now - self.started >= SECONDS_OF_A_LOOP and silence >= SECONDS_BETWEEN_LINES
         if due and is_first() and not is_terminal():
@@ -40,9 +43,12 @@ class Lines:
         """The line after so many seconds of the loop."""
         if self.total is None:
             return f"{self.label}: {self.done:,} after {duration(seconds)}"
-        left = duration(seconds * max(0, self.total - self.done) / max(1, self.done))
-        amount = f"{self.done:,} of {self.total:,}"
-        return f"{self.label}: {amount} after {duration(seconds)}, about {left} left"
+        line = f"{self.label}: {self.done:,} of {self.total:,} after {duration(seconds)}"
+        first, spent = self.first or (0, 0.0)
+        if self.done <= first:
+            return line
+        left = (seconds - spent) * max(0, self.total - self.done) / (self.done - first)
+        return f"{line}, about {duration(left)} left"
 
 
 class Meter:

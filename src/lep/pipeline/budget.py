@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lep.errors import CorpusError, LepError
 from lep.hub import local_folder
-from lep.pipeline.affordable import affordable, least_tokens
+from lep.pipeline.affordable import affordable, least_tokens, tokens_beside
 from lep.pipeline.devices import this_device
 from lep.pipeline.forecast import MOST_PASSES
 from lep.pipeline.recipe import Recipe
@@ -71,19 +71,18 @@ def budget(
     passes = f"{trained * choice.share / one_pass:.1f}"
     if choice.characters >= CHARACTERS_READ:
         passes = f"at most {passes}"
+    counts = choice.counts(recipe, size)
     lines = [
         f"new tokens: {size:,} ({why}); tokens saved: {saved}",
         f"training: {trained:,} tokens, {trained / size:,.0f} for each new token, {passes} passes "
         "over the text",
-        f"time: about {choice.duration(size)} of training {choice.speed_note}; answers, practice "
-        "tasks and evaluation are extra",
+        choice.time(recipe, size, counts),
     ]
     if trained < choice.least(size):
         advice = "give more text or time, or ask for fewer new tokens"
         need = f"each new token needs {choice.least(1):,} tokens of training to be learned well"
         lines.append(f"note: {need}, {choice.for_each:,} are better: {advice}")
     lines += _unfamiliar(recipe)
-    counts = choice.counts(recipe, size)
     if counts:
         fitted = ", ".join(f"{k} {n:,}" for k, n in counts.items())
         lines.append(f"to fit the hours: {fitted}")
@@ -120,6 +119,7 @@ class _Choice:
     speed: float  # operations a second
     recomputes: bool
     speed_note: str
+    hours: float | None  # that the run may take
 
     @classmethod
     def of(
@@ -140,7 +140,6 @@ class _Choice:
         operations, note = None, f"on this device ({speed / 1e9:,.0f} GFLOP/s, {device.source})"
         if hours is not None and tokens is None:
             operations = hours * 3600 * TRAINING_SHARE * speed
-            note += f", {TRAINING_SHARE:.0%} of {hours:g} hours"
         return cls(
             _curve(recipe, folder, new_tokens, characters),
             characters,
@@ -153,6 +152,7 @@ class _Choice:
             speed,
             adapt.activation_checkpointing,
             note,
+            hours,
         )
 
     def pass_tokens(self, size: int) -> float:
@@ -173,12 +173,22 @@ class _Choice:
 
     def token_operations(self, size: int) -> float:
         """Of a token of the training, with so many new rows."""
-        rows = self.shape.rows_with(size)
+        rows = self._rows(size)
         return self.shape.token_operations(rows, size, recomputes=self.recomputes)
 
-    def duration(self, size: int) -> str:
-        """Of the training, in words."""
-        return duration(self.training(size) * self.token_operations(size) / self.speed)
+    def _rows(self, size: int) -> int:
+        return self.shape.rows_with(size)
+
+    def time(self, recipe: Recipe, size: int, counts: dict[str, int]) -> str:
+        """A line on how long the run and its parts take."""
+        trained, each = self.training(size), self.shape.forward_operations(self._rows(size))
+        operations = {"training": trained * self.token_operations(size)}
+        for part, tokens in tokens_beside(recipe, trained, counts).items():
+            operations[part] = tokens * each
+        seconds = {part: count / self.speed for part, count in operations.items()}
+        parts = ", ".join(f"{part} {duration(taken)}" for part, taken in seconds.items())
+        whole = f"time: about {duration(sum(seconds.values()))} {self.speed_note}: {parts}"
+        return whole + ("; --hours N makes it fit N hours" if self.hours is None else "")
 
     def counts(self, recipe: Recipe, size: int) -> dict[str, int]:
         """Settings that keep answers and evaluation within the hours.
@@ -187,7 +197,7 @@ class _Choice:
         """
         if self.operations is None:
             return {}
-        each = self.shape.forward_operations(self.shape.rows_with(size))
+        each = self.shape.forward_operations(self._rows(size))
         whole = self.operations / TRAINING_SHARE
         least = least_tokens(recipe) * each / (1 - TRAINING_SHARE)
         if whole < least:
@@ -197,7 +207,7 @@ class _Choice:
                 "device: its answers, the evaluation, and the training's share beside them need "
                 f"{needed:g} hours; give --hours {needed:g} or more, or --tokens"
             )
-        return affordable(recipe, whole / each)
+        return affordable(recipe, self.training(size), whole / each)
 
     def least(self, size: int) -> int:
         """Tokens of training without which so many new tokens are not learned."""

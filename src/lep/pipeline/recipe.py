@@ -58,6 +58,8 @@ AFTER_PACK: dict[str, Any] = {
     "shares": {"text": 0.15, "answers": 0.1, "practice": 0.3, "old_text": 0.15, "old_answers": 0.3},
 }
 
+SPARE_PRACTICE = 1.2  # practice tasks that are made, for each token of them that is trained on
+
 
 class PretrainStage(PretrainSettings):
     """Continued pre-training on the new language, with replayed text of the old ones."""
@@ -120,6 +122,16 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     def share(self, stream: str) -> float:
         """The tokens of a stream of the mixture, relative to the others."""
         return self.shares.get(stream, STREAMS[stream])
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the original's answers are in the mixture."""
+        return bool(self.share("answers") or self.share("old_answers"))
+
+    def practice_for(self, tokens: int) -> int:
+        """Tokens of practice tasks to make for a training of so many tokens."""
+        share = self.share("practice") / sum(map(self.share, STREAMS))
+        return self.practice_tokens or max(1, round(SPARE_PRACTICE * share * tokens))
 
 
 def _with_usual(given: Any, usual: dict[str, float]) -> Any:
@@ -246,8 +258,7 @@ class Recipe(Settings):
             reason = "the mixture has text and answers of a language that the model knows"
             advice = f"give its text, or set adapt.shares={zero}"
             yield "adapt", f"text has only {self.language}, and {reason}: {advice}"
-        answers = adapt.share("answers") or adapt.share("old_answers")
-        if answers and not (adapt.prompts or adapt.prompt_tasks or adapt.own_prompts):
+        if adapt.needs_answers and not (adapt.prompts or adapt.prompt_tasks or adapt.own_prompts):
             advice = "give prompts, prompt_tasks or own_prompts, or set their share to 0"
             yield "adapt", f"the mixture has answers, and there is nothing to answer: {advice}"
         if adapt.from_pack and self.base:

@@ -31,19 +31,12 @@ from lep.pipeline.stages import (
     write_documents,
 )
 from lep.publish import publishing
-from lep.settings import (
-    STREAMS,
-    AnswerSettings,
-    NewRowsSettings,
-    OwnPromptSettings,
-    PracticeSettings,
-)
+from lep.settings import AnswerSettings, NewRowsSettings, OwnPromptSettings, PracticeSettings
 from lep.training.pretrain import pretrain
 from lep.transfer.language_pack import apply_pack, pack_tokenizer
 
 FAULT = "fault.json"  # why the instruct model wrote no prompts
 LEAST_ANSWERS = 10  # in the new language: with fewer the model cannot answer in it
-SPARE_PRACTICE = 1.2  # practice tasks that are made, for each token that is trained on
 
 
 def pack_stage(given: Sources, pack: Path) -> Stage:
@@ -226,10 +219,9 @@ def _outcomes(languages: dict[str, dict[str, int]], language: str) -> dict[str, 
 def practice_stage(given: Sources, start: Stage, looks: Stage, adapt: AdaptStage) -> Stage:
     """Make tasks that practise each new token, of which the instruct model solves every one."""
     settings: PracticeSettings = part(PracticeSettings, adapt)
-    if adapt.practice_tokens is None and adapt.tokens is not None:
-        share = adapt.share("practice") / sum(map(adapt.share, STREAMS))
-        tokens = max(1, round(SPARE_PRACTICE * share * adapt.tokens))
-        settings = settings.model_copy(update={"practice_tokens": tokens})
+    if adapt.tokens is not None:
+        most = adapt.practice_for(adapt.tokens)
+        settings = settings.model_copy(update={"practice_tokens": most})
     language = given.recipe.language
     old = given.recipe.old_languages if adapt.share("old_answers") else []
 
