@@ -135,6 +135,12 @@ def test_changes_that_cannot_be_followed(name, instruct, tmp_path) -> None:
     refused(instruct, tmp_path / "run", message, overrides=overrides, **options)
 
 
+def test_a_wrong_key_shows_before_the_text_is_read(instruct, tmp_path) -> None:
+    text = {"ru": "/no/text", "en": SAMPLE / "en"}
+    changes = ["adpt.own_prompts=2"]
+    refused(instruct, tmp_path / "run", "unknown key 'adpt'", text=text, overrides=changes)
+
+
 def test_faults_show_before_torch_is_imported(pair, tmp_path) -> None:
     """In the first second: each of these commands in a new process, one after the other."""
     commands = [

@@ -26,7 +26,7 @@ from lep.benchmark.metrics import common_subsequence, copied
 from lep.corpus.read import read_documents
 from lep.errors import LepError, OutputError, TokenizerError
 from lep.evaluation.evaluate import evaluate
-from lep.evaluation.records import TextRecord, load_records, load_scores
+from lep.evaluation.records import Score, TextRecord, load_records, load_scores
 from lep.evaluation.score import Material, bits_per_byte, score_model, summarise, task_record
 from lep.evaluation.spans import answer_nats
 from lep.evaluation.table import comparison, comparison_table, text_table
@@ -413,7 +413,30 @@ def test_names_in_the_table() -> None:
     assert short_names(["a/model", "b/model"]) == ["a/model", "b/model"]
     assert short_names(["a/model", "a/model"]) == ["a/model", "a/model (2)"]
     assert short_names(["a/model@http://localhost:8000/v1", "b"]) == ["model", "b"]
-    assert text_table({"m": []}).splitlines()[-1].startswith("m")
+
+
+def test_the_table_has_a_block_for_each_language() -> None:
+    """With every measure, as a run ends: narrow enough for a terminal."""
+
+    def scores(value: float) -> list[Score]:
+        measures = [("symbols per token", None), ("bits per byte", None), ("exact match", None)]
+        measures += [("exact match", "copy_sentence"), ("exact match", "copy_paragraph")]
+        measures += [("answer bits per byte", None)]
+        return [
+            Score(metric, code, task, "share", value, 0, 1, 9)
+            for metric, task in measures
+            for code in ("en", "ru")
+        ]
+
+    table = text_table({"original instruct": scores(1.0), "mine": scores(0.25)[:2]})
+    russian, english = (block.splitlines() for block in table.split("\n\n"))
+    titles = "symbols/token bits/byte copy copy paragraph exact match answer bits/byte"
+    for (head, original, mine), code in ((russian, "ru"), (english, "en")):
+        assert head.split() == [code, *titles.split()]
+        assert original.split() == ["original", "instruct", *["1.000"] * 6]
+        assert mine.split() == ["mine", "0.250", *["-"] * 5]
+        assert len(head) == len(original) == len(mine) < 100
+    assert text_table({"mine": []}) == ""
 
 
 def test_heldout_text_is_read_in_a_fixed_order(pair) -> None:

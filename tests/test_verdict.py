@@ -179,6 +179,30 @@ def test_a_language_that_lost_is_told_by_answers_and_text() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("gain", "nats", "says"),
+    [
+        (0.0, 1.1, "are right where the original's are (90% of 20), though right ones cost 10% m"),
+        (0.0, 1.01, "are right where the original's are (90% of 20)."),
+        (-0.01, 1.5, "95% -1 to -1 points), though right ones cost 50% more bits (95% +50% to +"),
+        (-0.1, 1.5, "lost 10 points (80% right, the original 90%; 95% -10 to -10 points)."),
+        (0.05, 1.5, "gained 5 points (95% right, the original 90%; 95% +5 to +5 points)."),
+    ],
+)
+def test_right_answers_that_cost_more_are_told(gain: float, nats: float, says: str) -> None:
+    """Where the share of right answers does not tell the models apart, in either language."""
+    original = [*answers("ru", [0.9] * 20), *answers("en", [0.9] * 20)]
+    adapted = [*answers("ru", [0.9 + gain] * 20, nats), *answers("en", [0.9] * 20, nats)]
+    russian, english = re.split(r"(?<=\.) (?=English)", verdict(original, adapted, "ru", SETTINGS))
+    assert says in russian
+    figures = "the same 90% of 20 answers are right"
+    if nats == 1.01:
+        assert english == f"English is as before ({figures})."
+    else:
+        same = "English answers are right where the original's are (90% of 20), though right ones"
+        assert english.startswith(same)
+
+
 @pytest.mark.parametrize(("mass", "told"), [(0.009, False), (0.042, True)])
 def test_what_new_tokens_take_is_told_above_one_percent(mass: float, told: bool) -> None:
     adapted = texts("en", [101.0] * 3, mass=mass)

@@ -106,12 +106,13 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
 def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
-    >>> [duration(each) for each in (42.3, 75, 3_700)]
-    ['42 s', '1 min 15 s', '1 h 01 min']
+    >>> [duration(each) for each in (42.3, 75, 1_575, 3_680)]
+    ['42 s', '1 min 15 s', '26 min', '1 h 01 min']
     """
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
+    if minutes < 10:
         return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes = int(seconds / 60 + 0.5)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

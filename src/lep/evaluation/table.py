@@ -36,13 +36,22 @@ def cells(scores: Iterable[Score]) -> dict[str, Score]:
 
 
 def text_table(models: dict[str, list[Score]]) -> str:
-    """Aligned text under two lines of heading; a dash where a model has no score."""
+    """Aligned text, a block for each language; a dash where a model has no score."""
     rows = {name: cells(scores) for name, scores in models.items()}
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    heads = [[f"{word:>6}" for word in column.rsplit(" ", 1)] for column in columns]
-    lines = [[first, *(head[i] for head in heads)] for i, first in enumerate(("", "model"))]
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    titles: dict[str, list[str]] = {}  # by language
+    for column in columns:
+        title, _, language = column.rpartition(" ")
+        titles.setdefault(language, []).append(title)
+    return "\n\n".join(_block(language, titles[language], rows) for language in titles)
+
+
+def _block(language: str, titles: list[str], rows: dict[str, dict[str, Score]]) -> str:
+    """The scores of the language, a line for each model."""
+    lines = [[language, *(f"{title:>6}" for title in titles)]]
     for name, row in rows.items():
-        lines.append([name, *(f"{row[c].value:.3f}" if c in row else "-" for c in columns)])
+        scores = [row.get(f"{title} {language}") for title in titles]
+        lines.append([name, *(f"{score.value:.3f}" if score else "-" for score in scores)])
     first, *widths = _widths(lines)
     return "\n".join(
         " ".join([name.ljust(first), *map(str.rjust, values, widths)]) for name, *values in lines

@@ -77,9 +77,7 @@ def adapt(
             raise LepError(f"give --hours ({hours:g}) or --tokens ({tokens:,}), not both")
         if hours is not None and not hours > 0:
             raise LepError(f"--hours is {hours:g}: give a time above 0")
-        request.check()
-        say("reading text and measuring this device ...")
-        content = _decided(request.values(output), path, options, overrides, say)
+        content = _decided(request, path, options, overrides, say)
     if dry_run:
         return (read_text(path, RecipeError) if is_begun else f"{command}\n{content}").rstrip()
     from lep.pipeline.run import run_recipe
@@ -239,13 +237,14 @@ def _has_template(folder: Path) -> bool:
 
 
 def _decided(
-    values: dict[str, Any],
+    request: _Request,
     path: Path,
     options: Mapping[str, Any],
     overrides: Sequence[str],
     say: Callable[[str], None],
 ) -> str:
     """The text of the recipe with all that is decided. Writes nothing."""
+    values = request.values(path.parent)
     draft = Draft(values, Origins(path), overrides)
     for section, key in (("tokenizer", "new_tokens"), ("adapt", "tokens")):
         if options[key] is not None:
@@ -269,6 +268,8 @@ def _decided(
         "adapt": training | ({"tokens": "1"} if open_tokens else {}),
     }
     provisional = Draft(tried, draft.origins, overrides).recipe()
+    request.check()
+    say("reading text and measuring this device ...")
     # Only here, because they import torch.
     from lep.pipeline.budget import CHARACTERS_READ, budget
     from lep.pipeline.recipe_stages import recipe_stages

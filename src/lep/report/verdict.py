@@ -129,7 +129,7 @@ class Language:
     name: str
     tokens: Contrast | None
     right: Contrast | None  # share of right answers
-    answer_bits: Contrast | None  # in place of `right` where that is near zero
+    answer_bits: Contrast | None  # of right answers; without `right` if that is near zero
     text_bits: Contrast | None
 
     @classmethod
@@ -137,7 +137,7 @@ class Language:
         tokens, right, answers, text = (compared.get((metric, code, None)) for metric in METRICS)
         if right and max(right.before, right.after) < LEAST_RIGHT:
             right = None
-        return cls(NAMES.get(code, code), tokens, right, None if right else answers, text)
+        return cls(NAMES.get(code, code), tokens, right, answers, text)
 
     def sentences(self) -> list[str]:
         """On tokens, and on answers or else on text."""
@@ -149,7 +149,8 @@ class Language:
 
         `mass` is the probability that new tokens take in the language.
         """
-        compared = [each for each in (self.right, self.answer_bits, self.text_bits) if each]
+        bits = None if self.right and not self.dearer else self.answer_bits
+        compared = [each for each in (self.right, bits, self.text_bits) if each]
         if all(each.outcome in ("better", "same") for each in compared):
             head = "is as before"
             if all(each.within_margin for each in compared):
@@ -167,18 +168,30 @@ class Language:
             share = percent(self.right.after)
             same = f"the same {share} of {self.right.gain.count:,} answers are right"
             figures = [same if self.right.unchanged else f"{share} right"]
-        for noun, bits in (("answers", self.answer_bits), ("text", self.text_bits)):
+        answers = None if self.right else self.answer_bits
+        for noun, bits in (("answers", answers), ("text", self.text_bits)):
             if bits:
                 figures.append(f"{noun} {percent(-bits.gain.value, '+')} bits")
         return figures
 
     def worth(self) -> list[str]:
         """A clause on answers, and one on text, of those that were measured."""
-        clauses = [answers_in(self.name, self.right)] if self.right else []
-        for noun, contrast in (("answers", self.answer_bits), ("text", self.text_bits)):
-            if contrast:
-                clauses.append(bits_of(f"{self.name} {noun}", contrast))
+        clauses = []
+        if self.right:
+            clauses.append(answers_in(self.name, self.right) + (self.dearer or ""))
+        elif self.answer_bits:
+            clauses.append(bits_of(f"{self.name} answers", self.answer_bits))
+        if self.text_bits:
+            clauses.append(bits_of(f"{self.name} text", self.text_bits))
         return clauses
+
+    @property
+    def dearer(self) -> str | None:
+        """That right answers cost more bits, where as many are given as far as one can tell."""
+        bits = self.answer_bits
+        if not (bits and self.right and self.right.outcome in ("same", "unclear")):
+            return None
+        return f", though right ones cost {more_bits(bits)}" if bits.outcome == "worse" else None
 
 
 def cost(name: str, tokens: Contrast) -> str:
@@ -218,18 +231,27 @@ def answers_in(name: str, right: Contrast) -> str:
 def bits_of(subject: str, bits: Contrast) -> str:
     """How many bits text or answers cost, from the relative gain."""
     value, low, high = (-gain for gain in bits.gain_interval)
-    amount = f"{percent(abs(value))} {'fewer' if value < 0 else 'more'} bits"
     figures = f"({percent(value, '+')}, {span(high, low)})"
     match bits.outcome:
         case "better" | "worse":
-            return f"{subject}: {amount} ({span(high, low)})"
+            return f"{subject}: {more_bits(bits)}"
         case "same":
             return f"{subject}: as many bits as before within {percent(MARGIN)} {figures}"
         case "unclear":
             return f"{subject}: bits not distinguishable from before {figures}"
     if not math.isfinite(value):
         return f"{subject}: no bits, for the model gives no probabilities"
-    return f"{subject}: {amount} (a single one)"
+    return f"{subject}: {amount_of_bits(value)} (a single one)"
+
+
+def more_bits(bits: Contrast) -> str:
+    """How many more or fewer, and the interval."""
+    value, low, high = (-gain for gain in bits.gain_interval)
+    return f"{amount_of_bits(value)} ({span(high, low)})"
+
+
+def amount_of_bits(value: float) -> str:
+    return f"{percent(abs(value))} {'fewer' if value < 0 else 'more'} bits"
 
 
 def span(low: float, high: float) -> str:
