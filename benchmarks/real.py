@@ -16,6 +16,7 @@ for the first three:
     text          text of the new language alone
     no-answers    the mixture without the original's answers, in both languages
     no-practice   the mixture without practice tasks
+    less-practice the mixture with fewer practice tasks, and text instead
     no-old        the mixture without text and answers of the old language
     token-distillation, alm   see anchors.py
 
@@ -47,6 +48,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "text": {"shares": ALONE},
     "no-answers": {"shares": {"answers": 0, "old_answers": 0}},
     "no-practice": {"shares": {"practice": 0}},
+    "less-practice": {"shares": {"text": 0.52, "practice": 0.2}},
     "no-old": {"shares": {"old_text": 0, "old_answers": 0}},
 }
 GIVEN = {"mean": "init-instruct", "adapt": "adapt"}  # stages of the run

@@ -95,11 +95,11 @@ def _costs(recipe: Recipe) -> dict[str, _Cost]:
     written = (MOST_DRAFTS + 1) * adapt.prompt_tokens + adapt.max_new_tokens
     answered = WRITING * TASK_TOKENS * tasks
     costs = {
-        "adapt.own_prompts": _Cost(ANSWERS, 0.09, WRITING * sides * written),
-        "adapt.prompt_tasks": _Cost(ANSWERS, 0.09, sides * answered),
-        "adapt.practice_tokens": _Cost(PRACTICE, 0.06, 1 / KEPT),
-        "evaluate.items": _Cost(EVALUATION, 0.08, MODELS * languages * answered),
-        "evaluate.characters": _Cost(EVALUATION, 0.04, MODELS * languages / TOKEN_CHARACTERS),
+        "adapt.own_prompts": _Cost(ANSWERS, 0.07, WRITING * sides * written),
+        "adapt.prompt_tasks": _Cost(ANSWERS, 0.07, sides * answered),
+        "adapt.practice_tokens": _Cost(PRACTICE, 0.12, 1 / KEPT),
+        "evaluate.items": _Cost(EVALUATION, 0.07, MODELS * languages * answered),
+        "evaluate.characters": _Cost(EVALUATION, 0.03, MODELS * languages / TOKEN_CHARACTERS),
     }
     if adapt.prompts or not adapt.needs_answers:
         del costs["adapt.own_prompts"], costs["adapt.prompt_tasks"]
