@@ -179,12 +179,15 @@ def test_a_language_that_lost_is_told_by_answers_and_text() -> None:
     )
 
 
+LESS = "though the right answers became less likely:"
+
+
 @pytest.mark.parametrize(
     ("gain", "nats", "says"),
     [
-        (0.0, 1.1, "are right where the original's are (90% of 20), though right ones cost 10% m"),
+        (0.0, 1.1, f"are right where the original's are (90% of 20), {LESS} 10% more bits (95% "),
         (0.0, 1.01, "are right where the original's are (90% of 20)."),
-        (-0.01, 1.5, "95% -1 to -1 points), though right ones cost 50% more bits (95% +50% to +"),
+        (-0.01, 1.5, f"95% -1 to -1 points), {LESS} 50% more bits (95% +50% to +"),
         (-0.1, 1.5, "lost 10 points (80% right, the original 90%; 95% -10 to -10 points)."),
         (0.05, 1.5, "gained 5 points (95% right, the original 90%; 95% +5 to +5 points)."),
     ],
@@ -199,7 +202,7 @@ def test_right_answers_that_cost_more_are_told(gain: float, nats: float, says: s
     if nats == 1.01:
         assert english == f"English is as before ({figures})."
     else:
-        same = "English answers are right where the original's are (90% of 20), though right ones"
+        same = "English answers are right where the original's are (90% of 20), though the right"
         assert english.startswith(same)
 
 

@@ -40,7 +40,7 @@ class Comparison(Result):
 
     @property
     def table(self) -> str:
-        """A row per model if there are held-out texts, then a row per measure."""
+        """A row per model in each language with held-out text, then a row per measure."""
         shown = [text_table(self.scores)] if any(map(cells, self.scores.values())) else []
         return "\n\n".join([*shown, comparison_table(self.rows, list(self.scores))])
 

@@ -1,4 +1,4 @@
-"""Tables of models: one with a row per model, one with a row per measure and differences."""
+"""Tables of models: a row per model in each language, or a row per measure with differences."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

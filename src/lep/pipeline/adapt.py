@@ -279,8 +279,10 @@ def _decided(
     size = None if open_size else provisional.tokenizer.added
     if training.get("from_pack"):
         size = len(LanguagePack.load(Path(training["from_pack"])).mappings["input"].new_rows())
-    given = None if open_tokens else provisional.training.tokens
-    epochs = None if open_tokens else provisional.training.epochs
+    stage = provisional.adapt
+    assert stage is not None
+    given = None if open_tokens else stage.tokens
+    epochs = None if open_tokens else stage.epochs
     hours = options["hours"]
     chosen = budget(provisional, new_tokens=size, tokens=given, epochs=epochs, hours=hours)
     old = ", ".join(provisional.old_languages)
@@ -290,6 +292,8 @@ def _decided(
         tokenizer["new_tokens"] = str(chosen.new_tokens)
     if open_tokens:
         training["tokens"] = str(chosen.tokens)
+    elif epochs and stage.share("practice"):  # else it ends where each token has enough practice
+        training["practice_tokens"] = str(stage.practice_for(chosen.tokens))
     for name, count in chosen.counts.items():
         section, _, key = name.partition(".")
         values.setdefault(section, {})[key] = str(count)

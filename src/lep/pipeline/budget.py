@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lep.errors import CorpusError, LepError
 from lep.hub import local_folder
-from lep.pipeline.affordable import affordable, least_tokens, tokens_beside
+from lep.pipeline.affordable import Beside
 from lep.pipeline.devices import this_device
 from lep.pipeline.forecast import MOST_PASSES
 from lep.pipeline.recipe import Recipe
@@ -22,6 +22,7 @@ from lep.pipeline.sampled_savings import (
 )
 from lep.pipeline.shape import Shape
 from lep.progress import duration
+from lep.training.pretrain import SWEPT_RATES, SWEPT_SHARE
 from lep.training.trainer import uses_bf16
 
 SIZES = tuple(2**power for power in range(8, 16))  # new tokens that are tried
@@ -29,7 +30,9 @@ LEAST_SAVED = 0.03  # of the tokens, by the last doubling of the new tokens
 # Tokens of joint training for each new token, of which about a twentieth are that token; after a
 # pack, whose rows are learned already; and the share of it that is needed at least.
 TOKENS_FOR_EACH, TOKENS_AFTER_PACK, LEAST_SHARE = 600, 60, 2 / 3
-TRAINING_SHARE = 0.6  # of the hours; the others are for answers, practice tasks and evaluation
+# Of the hours, at most: for the training, and for all that is planned. The rest is for what is not:
+# to read text, to learn the tokenizer, to load and write models.
+TRAINING_SHARE, PLANNED_SHARE = 0.6, 0.96
 FAMILIAR = 0.7  # of the bytes a token in the known language; models know little of a language below
 CHARACTERS_READ = 200_000_000  # of the text at most, to say how many passes a training is
 
@@ -42,7 +45,7 @@ class Budget:
     tokens: int
     text_characters: int  # of the training text, up to `CHARACTERS_READ`
     read_characters: int  # that the training takes of them, repeated ones included
-    counts: dict[str, int]  # of prompts and of what is evaluated, where the hours allow few
+    counts: dict[str, int]  # of prompts, practice and what is evaluated, if the hours allow few
     reason: str
 
 
@@ -71,12 +74,12 @@ def budget(
     passes = f"{trained * choice.share / one_pass:.1f}"
     if choice.characters >= CHARACTERS_READ:
         passes = f"at most {passes}"
-    counts = choice.counts(recipe, size)
+    counts = choice.counts(size)
     lines = [
         f"new tokens: {size:,} ({why}); tokens saved: {saved}",
         f"training: {trained:,} tokens, {trained / size:,.0f} for each new token, {passes} passes "
         "over the text",
-        choice.time(recipe, size, counts),
+        choice.time(size, counts),
     ]
     if trained < choice.least(size):
         advice = "give more text or time, or ask for fewer new tokens"
@@ -114,12 +117,13 @@ class _Choice:
     for_each: int  # tokens to train on for each new token
     tokens: int | None  # to train on, if they are given
     epochs: float | None  # passes over the text, if they are given
-    operations: float | None  # of the training, that the hours allow, if they are given
+    hours: float | None  # that the run may take, if they are given
+    beside: Beside  # what else the run does
     shape: Shape
     speed: float  # operations a second
     recomputes: bool
+    passes: float  # tokens that are trained on, with those of a sweep, for each of the training
     speed_note: str
-    hours: float | None  # that the run may take
 
     @classmethod
     def of(
@@ -137,9 +141,6 @@ class _Choice:
         shape = Shape.of(folder)
         device = this_device(shape, bf16=uses_bf16(adapt))
         speed = device.operations
-        operations, note = None, f"on this device ({speed / 1e9:,.0f} GFLOP/s, {device.source})"
-        if hours is not None and tokens is None:
-            operations = hours * 3600 * TRAINING_SHARE * speed
         return cls(
             _curve(recipe, folder, new_tokens, characters),
             characters,
@@ -147,12 +148,13 @@ class _Choice:
             TOKENS_AFTER_PACK if adapt.from_pack else TOKENS_FOR_EACH,
             tokens,
             epochs,
-            operations,
+            hours,
+            Beside.of(recipe),
             shape,
             speed,
             adapt.activation_checkpointing,
-            note,
-            hours,
+            1 + len(SWEPT_RATES) * SWEPT_SHARE if adapt.sweep else 1.0,
+            f"on this device ({speed / 1e9:,.0f} GFLOP/s, {device.source})",
         )
 
     def pass_tokens(self, size: int) -> float:
@@ -167,47 +169,59 @@ class _Choice:
         if self.epochs is not None:
             return max(1, round(self.epochs * self.pass_tokens(size) / self.share))
         most = MOST_PASSES * self.pass_tokens(size) / self.share
-        if self.operations is None:
-            return max(1, int(min(self.for_each * size, most)))
-        return max(1, int(min(self.operations / self.token_operations(size), most)))
+        taught = self.for_each * size if self.hours is None else self._in_hours(size)[0]
+        return max(1, int(min(taught, most)))
 
     def token_operations(self, size: int) -> float:
         """Of a token of the training, with so many new rows."""
-        rows = self._rows(size)
-        return self.shape.token_operations(rows, size, recomputes=self.recomputes)
+        rows = self.shape.rows_with(size)
+        once = self.shape.token_operations(rows, size, recomputes=self.recomputes)
+        return once * self.passes
 
-    def _rows(self, size: int) -> int:
-        return self.shape.rows_with(size)
+    def reading_operations(self, size: int) -> float:
+        """Of a token that is read, with so many new rows."""
+        return self.shape.forward_operations(self.shape.rows_with(size))
 
-    def time(self, recipe: Recipe, size: int, counts: dict[str, int]) -> str:
+    def time(self, size: int, counts: dict[str, int]) -> str:
         """A line on how long the run and its parts take."""
-        trained, each = self.training(size), self.shape.forward_operations(self._rows(size))
+        trained, each = self.training(size), self.reading_operations(size)
         operations = {"training": trained * self.token_operations(size)}
-        for part, tokens in tokens_beside(recipe, trained, counts).items():
+        for part, tokens in self.beside.parts(trained, counts).items():
             operations[part] = tokens * each
         seconds = {part: count / self.speed for part, count in operations.items()}
         parts = ", ".join(f"{part} {duration(taken)}" for part, taken in seconds.items())
         whole = f"time: about {duration(sum(seconds.values()))} {self.speed_note}: {parts}"
-        return whole + ("; --hours N makes it fit N hours" if self.hours is None else "")
+        if self.beside.recipe.evaluate.benchmark.tasks:
+            whole += "; benchmark tasks are extra"
+        is_open = self.hours is None and self.tokens is None and self.epochs is None
+        return whole + ("; --hours N makes it fit N hours" if is_open else "")
 
-    def counts(self, recipe: Recipe, size: int) -> dict[str, int]:
-        """Settings that keep answers and evaluation within the hours.
+    def counts(self, size: int) -> dict[str, int]:
+        """Settings that keep answers, practice tasks and evaluation within the hours.
 
         Raises `LepError` for hours into which these do not fit at all.
         """
-        if self.operations is None:
+        if self.hours is None:
             return {}
-        each = self.shape.forward_operations(self._rows(size))
-        whole = self.operations / TRAINING_SHARE
-        least = least_tokens(recipe) * each / (1 - TRAINING_SHARE)
-        if whole < least:
+        least = self.beside.least() * self.reading_operations(size) / (1 - TRAINING_SHARE)
+        if self.hours * 3600 * self.speed < least:
             needed = ceil(1000 * least / self.speed / 3600) / 1000  # what is said suffices
             raise LepError(
-                f"--hours {whole / self.speed / 3600:g} is too short for this model on this "
-                "device: its answers, the evaluation, and the training's share beside them need "
+                f"--hours {self.hours:g} is too short for this model on this device: its answers, "
+                "practice tasks, the evaluation, and the training's share beside them need "
                 f"{needed:g} hours; give --hours {needed:g} or more, or --tokens"
             )
-        return affordable(recipe, self.training(size), whole / each)
+        return self._in_hours(size)[1]
+
+    def _in_hours(self, size: int) -> tuple[int, dict[str, int]]:
+        """Tokens to train on, and settings of all else, with which the run takes the hours."""
+        assert self.hours is not None
+        whole = self.hours * 3600 * self.speed
+        trained, each = self.token_operations(size), self.reading_operations(size)
+        most = int(TRAINING_SHARE * whole / trained)
+        counts = self.beside.affordable(most, whole / each)
+        others = sum(self.beside.parts(most, counts).values()) * each
+        return min(most, int((PLANNED_SHARE * whole - others) / trained)), counts
 
     def least(self, size: int) -> int:
         """Tokens of training without which so many new tokens are not learned."""

@@ -58,9 +58,9 @@ AFTER_PACK: dict[str, Any] = {
     "shares": {"text": 0.15, "answers": 0.1, "practice": 0.3, "old_text": 0.15, "old_answers": 0.3},
 }
 
-# Practice tasks that are made, for each token of them that is trained on: with three times as many,
-# which the original must read, right answers are about one point better (docs/log.md).
-SPARE_PRACTICE = 0.4
+# Tokens of practice tasks that are made, for each that is trained on: most are read several times.
+# With three times as many, which the original must read, answers are hardly better (docs/log.md).
+PRACTICE_MADE = 0.4
 
 
 class PretrainStage(PretrainSettings):
@@ -133,7 +133,7 @@ class AdaptStage(NewRowsSettings, AnswerSettings, OwnPromptSettings, PracticeSet
     def practice_for(self, tokens: int) -> int:
         """Tokens of practice tasks to make for a training of so many tokens."""
         share = self.share("practice") / sum(map(self.share, STREAMS))
-        return self.practice_tokens or max(1, round(SPARE_PRACTICE * share * tokens))
+        return self.practice_tokens or max(1, round(PRACTICE_MADE * share * tokens))
 
 
 def _with_usual(given: Any, usual: dict[str, float]) -> Any:

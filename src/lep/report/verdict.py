@@ -129,7 +129,7 @@ class Language:
     name: str
     tokens: Contrast | None
     right: Contrast | None  # share of right answers
-    answer_bits: Contrast | None  # of right answers; without `right` if that is near zero
+    answer_bits: Contrast | None  # of the right answers; compared alone where `right` is None
     text_bits: Contrast | None
 
     @classmethod
@@ -149,7 +149,7 @@ class Language:
 
         `mass` is the probability that new tokens take in the language.
         """
-        bits = None if self.right and not self.dearer else self.answer_bits
+        bits = None if self.right and not self.less_likely else self.answer_bits
         compared = [each for each in (self.right, bits, self.text_bits) if each]
         if all(each.outcome in ("better", "same") for each in compared):
             head = "is as before"
@@ -178,7 +178,7 @@ class Language:
         """A clause on answers, and one on text, of those that were measured."""
         clauses = []
         if self.right:
-            clauses.append(answers_in(self.name, self.right) + (self.dearer or ""))
+            clauses.append(answers_in(self.name, self.right) + self.less_likely)
         elif self.answer_bits:
             clauses.append(bits_of(f"{self.name} answers", self.answer_bits))
         if self.text_bits:
@@ -186,12 +186,14 @@ class Language:
         return clauses
 
     @property
-    def dearer(self) -> str | None:
-        """That right answers cost more bits, where as many are given as far as one can tell."""
+    def less_likely(self) -> str:
+        """A clause on right answers that cost more bits, where as many are given, or nearly."""
         bits = self.answer_bits
         if not (bits and self.right and self.right.outcome in ("same", "unclear")):
-            return None
-        return f", though right ones cost {more_bits(bits)}" if bits.outcome == "worse" else None
+            return ""
+        if bits.outcome != "worse":
+            return ""
+        return f", though the right answers became less likely: {change_in_bits(bits)}"
 
 
 def cost(name: str, tokens: Contrast) -> str:
@@ -234,7 +236,7 @@ def bits_of(subject: str, bits: Contrast) -> str:
     figures = f"({percent(value, '+')}, {span(high, low)})"
     match bits.outcome:
         case "better" | "worse":
-            return f"{subject}: {more_bits(bits)}"
+            return f"{subject}: {change_in_bits(bits)}"
         case "same":
             return f"{subject}: as many bits as before within {percent(MARGIN)} {figures}"
         case "unclear":
@@ -244,13 +246,18 @@ def bits_of(subject: str, bits: Contrast) -> str:
     return f"{subject}: {amount_of_bits(value)} (a single one)"
 
 
-def more_bits(bits: Contrast) -> str:
-    """How many more or fewer, and the interval."""
+def change_in_bits(bits: Contrast) -> str:
+    """How many more or fewer bits, with the interval."""
     value, low, high = (-gain for gain in bits.gain_interval)
     return f"{amount_of_bits(value)} ({span(high, low)})"
 
 
 def amount_of_bits(value: float) -> str:
+    """A relative change, without its sign.
+
+    >>> amount_of_bits(-0.1)
+    '10% fewer bits'
+    """
     return f"{percent(abs(value))} {'fewer' if value < 0 else 'more'} bits"
 
 

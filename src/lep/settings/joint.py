@@ -61,7 +61,8 @@ class PracticeSettings(Settings):
     practice: PositiveInt = 100
     """Make tasks until each new token is in this many answers."""
     practice_tokens: PositiveInt | None = None
-    """Stop at this many tokens, questions included (default: no limit)."""
+    """Stop at this many tokens, questions included (default: no limit; in a run with a number of
+    tokens to train on, two fifths of the practice that it trains on)."""
     practice_batch: PositiveInt = 64
     """Tasks that the original model is given at once."""
     practice_seed: Seed = 0
