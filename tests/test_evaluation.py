@@ -399,8 +399,8 @@ def test_compare_writes_table_and_records(pair, tmp_path) -> None:
     comparison = evaluate([pair["base"], pair["instruct"]], text, str(output), SETTINGS)
     table = comparison.table
     assert str(comparison) == f"{table}\n\nall scores and records: {output}"
-    assert table.splitlines()[2].startswith("base ")
-    assert table.splitlines()[2].rstrip().endswith("-")  # a base model cannot be asked
+    assert table.splitlines()[1].startswith("base ")
+    assert table.splitlines()[1].rstrip().endswith("-")  # a base model cannot be asked
     assert (tmp_path / "out" / "table.txt").read_text() == table + "\n"
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert all(

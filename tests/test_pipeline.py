@@ -94,13 +94,14 @@ def test_run_report_and_second_run(recipe, tmp_path) -> None:
     assert "fewer tokens" in page
     assert "http://" not in page.split("</script>")[-1]
     assert "https://" not in page.split("</script>")[-1]
-    report, scores, benchmark, verdict = str(finished).split("\n\n")
+    report, *tables, benchmark, verdict = str(finished).split("\n\n")
+    assert [table.split()[0] for table in tables] == ["ru", "en"]
     assert verdict == finished.verdict
     assert "Russian takes" in verdict
     assert report == f"report: {tmp_path / 'run' / 'report.html'}"
     assert "Benchmark" in page
     assert "daru_rwsd" in benchmark
-    lines = scores.splitlines()[2:]
+    lines = tables[0].splitlines()[1:]
     rows = [line.split("  ")[0] for line in lines]
     assert rows == [
         "original instruct",
