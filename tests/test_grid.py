@@ -332,6 +332,39 @@ def test_a_stage_says_how_much_memory_it_held(tmp_path: Path) -> None:
         assert 0.9 * size < much - little < 1.1 * size
 
 
+def test_a_stage_counts_the_seconds_of_attempts_that_were_cut(tmp_path: Path) -> None:
+    """Each up to the last file that it wrote, whose time is set here; one that wrote none leaves
+    nothing behind.
+    """
+    lasted = iter([100, 50, 0])
+
+    def write(output: Path, at) -> None:
+        seconds = next(lasted)
+        if seconds:
+            file = output.with_name(output.name + ".partial") / "deeper" / "file"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            for path in (file, *list(file.parents)[:2]):
+                os.utime(path, (time.time() + seconds,) * 2)
+            raise KeyboardInterrupt
+        output.mkdir()
+
+    def fail(output: Path, at) -> None:
+        raise KeyboardInterrupt
+
+    stage = Stage("s", write, {})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            Runner(RunFolder(tmp_path / "run"), lambda line: None).run_all([stage])
+    runner = Runner(RunFolder(tmp_path / "run"), lambda line: None)
+    runner.run_all([stage])
+    assert runner.seconds["s"] == pytest.approx(150, abs=5)
+    assert not any((tmp_path / "run" / ".work").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        Runner(RunFolder(tmp_path / "none"), lambda line: None).run_all([Stage("f", fail, {})])
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_stage_that_is_built_is_told_with_those_that_come(tmp_path: Path) -> None:
     """Not one that is up to date, nor the last one: nothing comes after it."""
 

@@ -24,6 +24,7 @@ from lep.report.run_record import RUN_RECORD
 
 HASHED_BYTES = 64 << 20  # larger files are known by size and time of change
 MANIFEST, LOCKS, WORK = "lep_stage.json", ".lock", ".work"
+ATTEMPT = ".attempt.json"  # beside what a stage has built so far: its seconds before, and its start
 WAIT_SECONDS = 0.5  # for another process
 VERSION = 1  # of the fingerprints
 
@@ -125,8 +126,12 @@ class Runner:
 
     def _tidy(self) -> None:
         """Delete the lock of a folder without any stage, finished or not."""
+        work = self.folder.path / WORK
+        for record in work.glob(f"*{ATTEMPT}"):
+            if _leftovers(work, re.escape(record.name.removesuffix(ATTEMPT))) == [record]:
+                record.unlink(missing_ok=True)
         with suppress(OSError):
-            (self.folder.path / WORK).rmdir()
+            work.rmdir()
         if [path.name for path in self.folder.path.iterdir()] == [LOCKS]:
             (self.folder.path / LOCKS).unlink()
 
@@ -166,13 +171,13 @@ class Runner:
         self.say(f"{position} {name} ...")
         work = self.folder.path / WORK / f"{name}-{stage.fingerprint}"
         work.parent.mkdir(parents=True, exist_ok=True)
-        started = time.time()
+        before, started = _attempt(work), time.time()
         forget_peaks()
         if not work.exists():  # it exists if a run was killed just before it took its name
             stage.action(work, self.folder.of)
         for line in stage.check(work):
             self.say(line)
-        self.seconds[name] = round(time.time() - started, 1)
+        self.seconds[name] = round(before + time.time() - started, 1)
         publish_text(work / MANIFEST, self._manifest(stage, peaks()))
         if folder.exists():
             (self.folder.path / RUN_RECORD).unlink(missing_ok=True)  # it was of the stage before
@@ -180,8 +185,8 @@ class Runner:
             shutil.rmtree(folder)
         work.rename(folder)
         sync_folder(folder.parent)
-        leftover = re.compile(rf"{re.escape(name)}-[0-9a-f]{{{len(stage.fingerprint)}}}(\..*)?")
-        for path in filter(lambda path: leftover.fullmatch(path.name), work.parent.iterdir()):
+        keys = f"[0-9a-f]{{{len(stage.fingerprint)}}}"  # of other settings too
+        for path in _leftovers(work.parent, f"{re.escape(name)}-{keys}"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.say(f"{position} {name}: {self.seconds[name]:.0f} s")
         if others := [self.folder.name(s) for _, s in self.pending.values() if s is not stage]:
@@ -201,6 +206,25 @@ class Runner:
             "memory": memory,
         }
         return json.dumps(manifest, indent=1, default=str) + "\n"
+
+
+def _leftovers(folder: Path, names: str) -> list[Path]:
+    """What attempts at stages left, whose names fit a regular expression, suffixes apart."""
+    pattern = re.compile(rf"{names}(\..*)?")
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
+
+
+def _attempt(work: Path) -> float:
+    """Begin an attempt; the seconds of earlier ones, each up to the last file that it wrote."""
+    record, seconds = work.with_name(work.name + ATTEMPT), 0.0
+    if record.exists():
+        earlier = read_json(record)
+        left = [path for path in _leftovers(work.parent, re.escape(work.name)) if path != record]
+        files = [file for path in left for file in (path, *path.rglob("*"))]
+        last = max((file.stat().st_mtime for file in files), default=0.0)
+        seconds = earlier["seconds"] + max(0.0, last - earlier["started"])
+    publish_text(record, json.dumps({"seconds": seconds, "started": time.time()}))
+    return seconds
 
 
 def built_stages(folder: Path) -> dict[str, str]:
