@@ -1,4 +1,4 @@
-"""Give an open large language model a new language.
+"""Make a language cheaper in an open large language model.
 
 The public names load on first use, so that `import lep` costs nothing.
 """

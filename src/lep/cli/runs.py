@@ -34,7 +34,7 @@ def run(recipe: Path, changes: Values = (), /, output: Path | None = None) -> An
     "both are needed).",
     output="Run folder; the same command continues there.",
     language="Code of the new language (default: the first of the text).",
-    new_tokens="Tokens to add (default: by what they save).",
+    new_tokens="Tokens to add (default: as many as pay and can be taught).",
     tokens="Tokens to train on (default: 600 for each new token).",
     prompts="Prompts: jsonl with messages (default: from the text, and from the model).",
     hours="Hours for the whole run, which decide the tokens (default: no limit).",

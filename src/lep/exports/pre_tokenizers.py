@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from lep.errors import TokenizerError
 from lep.tokenizer.vocabulary import described
 
-ELSEWHERE = "serve the folder as it is (vLLM, transformers, MLX)"  # the way out of every refusal
+ELSEWHERE = "serve the folder as it is (vLLM, transformers)"  # the way out of every refusal
 Rule = tuple[str, ...]  # expressions applied one after the other; each cuts what the last one left
 
 _SHORT = r"'s|'t|'re|'ve|'m|'ll|'d"  # English contractions

@@ -25,7 +25,7 @@ class LanguageSettings(Settings):
     """Language."""
 
     language: str | None = None
-    """ISO 639-1 code; documents in another script are dropped (default: no check)."""
+    """ISO 639 code; documents in another script are dropped (default: no check)."""
 
 
 class BuildSettings(LanguageSettings):

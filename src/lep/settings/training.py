@@ -69,7 +69,8 @@ class PretrainSettings(TrainingSettings):
     """Share of the steps in the final decay, with wsd."""
     eval_text: Texts = Field({})
     """LANGUAGE=PATH: held-out text to evaluate at the start and at each checkpoint; the state that
-    is best on the first language is kept (default: none, the last state is kept)."""
+    is best on the first language, in a mixture on all, is kept (default: none, the last state
+    is kept)."""
     eval_characters: PositiveInt = 50_000
     """Characters of held-out text to evaluate per language (by default fewer, where looks would
     take more than a tenth of the time)."""
@@ -78,7 +79,8 @@ class PretrainSettings(TrainingSettings):
     block_size: PositiveInt | None = None
     """Tokens in a sample (default: 1024, or the model's context if that is shorter)."""
     batch_tokens: PositiveInt | None = None
-    """Tokens in a step (default: 1/500 of all tokens, at most 262,144)."""
+    """Tokens in a step (default: 1/500 of all tokens, at most 262,144; with several streams
+    1/1,500, and at least 1,024)."""
     micro_batch_tokens: PositiveInt = 8192
     """Tokens in memory at once."""
 
