@@ -106,12 +106,12 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
 def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
-    >>> [duration(each) for each in (42.3, 75, 1_575, 3_680)]
-    ['42 s', '1 min 15 s', '26 min', '1 h 01 min']
+    >>> [duration(each) for each in (42.3, 59.7, 75, 1_575, 3_680)]
+    ['42 s', '1 min 0 s', '1 min 15 s', '26 min', '1 h 01 min']
     """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
     if minutes < 10:
         return f"{minutes} min {rest} s"
     minutes = int(seconds / 60 + 0.5)
