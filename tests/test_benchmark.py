@@ -648,6 +648,15 @@ def test_the_average_over_tasks_counts_each_task_the_same() -> None:
     assert (mean.value - mean.low, mean.high - mean.value) == pytest.approx((below, above))
 
 
+def test_an_average_with_a_single_item_has_no_interval() -> None:
+    """It is as little known as that task, however sure the others are."""
+    records = [scored("daru_rwsd", "0", 0.5)]
+    records += [scored("daru_rummlu", str(i), float(i % 2)) for i in range(200)]
+    mean = average([figure(m, 300, 0) for m in measures(records)]).estimate()
+    assert mean.value == 0.5
+    assert not mean.has_interval
+
+
 def test_evaluate_runs_the_benchmark_of_a_recipe(pair, data) -> None:
     settings = EvaluateSettings(
         tasks=[], bootstrap=20, benchmark={"tasks": ["daru_rwsd"], "data": str(data), "limit": 5}

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -339,6 +340,7 @@ def test_evaluate_records_and_scores(pair) -> None:
         ("Снег пошёл ночью.", 1.0, 1.0),
         ("Снег пошёл ночью", 0.0, 0.0),
         ("Снег пошёл ночью. Так.", 0.0, 1.0),
+        (unicodedata.normalize("NFD", "Снег пошёл ночью."), 1.0, 1.0),
         ("", 0, 0),
     ],
 )
@@ -412,6 +414,7 @@ def test_names_in_the_table() -> None:
     assert short_names(["a/base", "b/instruct"]) == ["base", "instruct"]
     assert short_names(["a/model", "b/model"]) == ["a/model", "b/model"]
     assert short_names(["a/model", "a/model"]) == ["a/model", "a/model (2)"]
+    assert short_names(["m", "m", "m (2)"]) == ["m", "m (3)", "m (2)"]
     assert short_names(["a/model@http://localhost:8000/v1", "b"]) == ["model", "b"]
 
 

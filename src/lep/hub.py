@@ -139,4 +139,8 @@ def short_names(models: list[str]) -> list[str]:
         name if counts[name] == 1 else redacted(model)
         for name, model in zip(last, models, strict=True)
     ]
-    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+    for i, name in enumerate(names):
+        number = i + 1
+        while names[i] in names[:i] or (names[i] != name and names[i] in names[i + 1 :]):
+            names[i], number = f"{name} ({number})", number + 1
+    return names

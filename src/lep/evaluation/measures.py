@@ -12,7 +12,7 @@ import numpy as np
 from lep.benchmark.harness import BenchmarkRecord
 from lep.benchmark.metrics import Metric, metric
 from lep.evaluation.records import AnswerRecord, Record
-from lep.statistics import Estimate, bounds, draws, mean, ratio, wilson
+from lep.statistics import Estimate, bounds, draws, mean, paired_difference, ratio, wilson
 
 BITS = 1 / math.log(2)
 NEW_MASS = "new token mass"  # mean probability of all new tokens where an old token is right
@@ -123,7 +123,8 @@ def _plain(language: str, task: str | None, members: list[Any]) -> Iterator[Meas
             for item, unit, member in zip(ids, units, members, strict=True)
             if getattr(member, formula.top) is not None
         }
-        if values:
+        sizes = [getattr(member, formula.bottom) for member in members] if formula.bottom else [1]
+        if values and any(sizes):
             statistic = mean if formula.bottom is None else ratio
             sums = Metric(statistic, lambda parts: np.sum(parts, axis=0).tolist())
             yield Measure(title, language, task, formula.unit, values, sums)
@@ -205,34 +206,24 @@ def figure(
     result = Figure(first - sum(second), drawn, len(arrays[0]))
     if not measure.is_mean_share:
         return result
-    known = certain(arrays[0] - arrays[1]) if second else wilson(arrays[0])
-    return replace(result, known=known, limits=(-sum(second), 1 - sum(second)))
+    if second:
+        known = paired_difference(arrays[0] - arrays[1])
+        return replace(result, known=known, limits=(-1.0, 1.0))
+    return replace(result, known=wilson(arrays[0]), limits=(0.0, 1.0))
 
 
 def average(figures: Sequence[Figure]) -> Figure:
     """The mean over tasks: each counts the same, and their errors are independent.
 
-    Its interval combines theirs (Zou & Donner 2008, MOVER), which know of few and of equal items.
+    Its interval combines theirs (Zou & Donner 2008, MOVER), which know of few and of equal items;
+    it has none where one of them has none.
     """
     value = float(np.mean([f.value for f in figures]))
     drawn = np.mean([f.drawn for f in figures], axis=0)
     parts = [f.estimate() for f in figures]
     below = math.hypot(*(part.value - part.low for part in parts)) / len(parts)
     above = math.hypot(*(part.high - part.value for part in parts)) / len(parts)
-    count = sum(part.count for part in parts)
-    return Figure(value, drawn, count, Estimate(value, value - below, value + above, count))
-
-
-def certain(differences: np.ndarray) -> Estimate | None:
-    """The interval where all items agree that a model gained 1, 0 or -1; otherwise None.
-
-    Resamples of these are all alike, as if it were certain of all items. Wilson's interval bounds
-    how many other items there may be.
-    """
-    rate = wilson(abs(differences))
-    if rate is None or not (differences == differences[0]).all():
-        return None
-    if not differences[0]:
-        return Estimate(0.0, -rate.high, rate.high, rate.count)
-    low, high = sorted((differences[0] * rate.low, differences[0] * rate.high))
-    return Estimate(float(differences[0]), low, high, rate.count)
+    known = all(part.has_interval for part in parts)  # of one unit nothing is known
+    count = sum(part.count for part in parts) if known else 1
+    low, high = (value - below, value + above) if known else (value, value)
+    return Figure(value, drawn, count, Estimate(value, low, high, count))

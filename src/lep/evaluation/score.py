@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from lep.benchmark.harness import Benchmark
 from lep.benchmark.metrics import copied, token_ratio
@@ -200,16 +201,19 @@ def task_records(model: Any, checkpoint: Checkpoint, material: Material) -> list
 def task_record(
     item: TaskItem, answer: Answer, nats: float | None, length: Callable[[str], int]
 ) -> TaskRecord:
-    """The scores of an answer; `length` counts tokens."""
-    right, text = item.answer, answer.text
+    """The scores of an answer; `length` counts tokens.
+
+    Composed or not, the same characters are the same answer: tokenizers compose them, or do not.
+    """
+    right, text = (normalize("NFC", each) for each in (item.answer, answer.text))
     name: dict[str, Any] = {"language": item.language, "task": item.task, "question": item.question}
     scores: dict[str, Any] = {"finished": answer.finished, "exact": float(text == right)}
     if nats is not None:
-        scores |= {"nats": nats, "bytes": len(right.encode())}
+        scores |= {"nats": nats, "bytes": len(item.answer.encode())}
     if item.task.startswith("copy"):
         scores["length_ratio"] = token_ratio(answer.tokens, right, length)
         scores["copied"] = float(copied(text, right))
-    return TaskRecord(**name, expected=right, answer=text, **scores)
+    return TaskRecord(**name, expected=item.answer, answer=answer.text, **scores)
 
 
 def summarise(records: Iterable[Record], settings: EvaluateSettings) -> Iterator[Score]:

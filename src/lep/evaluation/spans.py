@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from lep.checkpoint.reader import Checkpoint
 from lep.inference.generate import Answer, answers
@@ -29,18 +30,26 @@ class AnswerSpan:
         """
         question = chat_ids(checkpoint.tokenizer, messages[:-1], ask=True)
         ids = chat_ids(checkpoint.tokenizer, messages)
-        answer, start = messages[-1]["content"].encode().strip(), len(question)
+        answer, start = _composed(messages[-1]["content"].encode()), len(question)
         spelled = bytearray()
         if ids[:start] != question:
             return None
         for stop, index in enumerate(ids[start:], start=start):
             token = checkpoint.vocabulary.tokens[index]
-            if token and token.added and spelled.strip() == answer:
+            if token and token.added and _composed(spelled) == answer:
                 offsets = byte_offsets(checkpoint.vocabulary, ids[start:stop])
                 borders = {offset: start + i for i, offset in enumerate(offsets)}
                 return cls(ids[: stop + 1], start, stop, borders)
             spelled += token.content if token else b""
         return None
+
+
+def _composed(text: bytes | bytearray) -> bytes:
+    """UTF-8 without spaces around it, in the form that tokenizers with an NFC normalizer give."""
+    try:
+        return normalize("NFC", text.decode()).encode().strip()
+    except UnicodeDecodeError:  # a part of a character
+        return bytes(text.strip())
 
 
 def answer_nats(

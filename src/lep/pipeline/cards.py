@@ -138,7 +138,7 @@ def _measured(run: Path, cell: CellRecord, stage: str) -> Figures:
     first = next(iter(models.values()))
     scores, original = (_one_model(run / name / SCORES) for name in (stage, first))
     before, after = (load_records(run / name / RECORDS) for name in (first, stage))
-    sentence = verdict(before, after, cell.recipe["language"], cell.evaluate_settings)
+    sentence = verdict(before, after, [cell.recipe["language"]], cell.evaluate_settings)
     return Figures(scores, original if stage != first else [], sentence)
 
 
@@ -173,7 +173,7 @@ def _evaluated(folder: Path, name: str, languages: list[str]) -> Figures:
     sentence = None
     if original and languages:
         records = _records(folder / RECORDS)
-        sentence = verdict(records[first], records[name], languages[0], EvaluateSettings())
+        sentence = verdict(records[first], records[name], languages, EvaluateSettings())
     return Figures(by_name[name], original, sentence)
 
 

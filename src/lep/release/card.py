@@ -205,9 +205,10 @@ def _evaluation(figures: Figures) -> str:
     head, *lines = (f"| {' | '.join(map(_cell, row))} |" for row in rows)
     table = "\n".join([head, "|---" * len(rows[0]) + "|", *lines])
     return (
-        "## Evaluation\n\nOn held-out text, and tasks made from it. For bits and the probability "
-        "of new tokens (new token mass), lower is better; for all else, higher. Intervals are "
-        "95%, by resampling documents or items.\n\n" + table
+        "## Evaluation\n\nOn held-out text, and tasks made from it. Lower is better for bits, "
+        "repetition, time, the cache, and the probability of new tokens (new token mass); higher "
+        "is better for symbols per token, shares of right and of ended answers, and speed. "
+        "Intervals are 95%, over documents or items.\n\n" + table
     )
 
 

@@ -93,8 +93,10 @@ def saving(table: Table, language: str) -> dict[str, float] | None:
 def segmentation(folder: Path, recipe: dict[str, Any]) -> list[list[tuple[str, bool]]]:
     """A held-out text as tokens of the original and the extended tokenizer; True for a new one."""
     heldout = folder / "corpus" / f"{recipe['language']}.heldout.jsonl"
-    text = next(read_documents([heldout])).text[:SHOWN_CHARACTERS]
-    text = text[: max(text.rfind(" "), len(text) - LONGEST_CUT)]
+    whole = next(read_documents([heldout])).text
+    text = whole[:SHOWN_CHARACTERS]
+    if text != whole:
+        text = text[: max(text.rfind(" "), len(text) - LONGEST_CUT)]
     new = set(IdMap.load(folder / "tokenizer" / ID_MAP_FILE).new)
     before = pieces(load_tokenizer(recipe.get("base") or recipe["instruct"]), text)
     after = pieces(load_tokenizer(folder / "tokenizer"), text)

@@ -73,7 +73,7 @@ class Block:
     def changes(self) -> Rows:
         """What calibration and tuning changed in each model, by column, paired by seed."""
         return {
-            name: {column: row[column] - self.models[before][column] for column in row}
+            name: {c: row[c] - self.models[before][c] for c in row if c in self.models[before]}
             for name, row in self.models.items()
             if (before := name.rpartition(" + ")[0]) in self.models
         }

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lep.evaluation.measures import Figure, Key, Measure, certain, figure, measures
+from lep.evaluation.measures import Figure, Key, Measure, figure, measures
 from lep.evaluation.records import Record
 from lep.settings import EvaluateSettings
-from lep.statistics import Estimate, bounds
+from lep.statistics import Estimate, bounds, paired_difference
 
 Wanted = Collection[tuple[str, str | None]]  # metrics, and the task or None
 MARGIN = 0.02  # a smaller loss counts as none: of a share, or relative in bits and in tokens
@@ -36,6 +36,11 @@ class Contrast:
     def within_margin(self) -> bool:
         """Whether the interval excludes a loss of the margin."""
         return self.gain.low > -MARGIN
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the interval excludes a gain of the margin, too."""
+        return self.within_margin and self.gain.high < MARGIN
 
     @property
     def outcome(self) -> str:
@@ -93,8 +98,8 @@ class Original:
         if not first.is_mean_share:
             return Contrast(before.value, after.value, gain)
         differences = second.array(items) - first.array(items)
-        low, high = max(gain.low, -before.value), min(gain.high, 1 - before.value)
-        gain = certain(differences) or replace(gain, low=low, high=high)  # a share ends at 0 and 1
+        low, high = max(gain.low, -1.0), min(gain.high, 1.0)
+        gain = paired_difference(differences) or replace(gain, low=low, high=high)
         return Contrast(before.value, after.value, gain, not differences.any())
 
 

@@ -58,6 +58,8 @@ class RunRecord:
         with foreign(f"{path} is no record of a run", advice, CheckpointError):
             seconds, cells = values.pop("seconds"), values.get("cells", [values])
             record = TypeAdapter(cls).validate_python({"seconds": seconds, "cells": cells})
+            for stage in seconds:
+                file_part(stage)
             if not record.cells:
                 raise ValueError("it has no cells")
             for cell in record.cells:

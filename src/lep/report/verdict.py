@@ -49,12 +49,13 @@ def run_verdict(folder: str | Path) -> str | None:
         original, adapted = (
             load_records(folder / models[title] / "records.jsonl") for title in (first, chosen)
         )
-        sentences = verdict(original, adapted, language, cell.evaluate_settings)
+        sentences = verdict(original, adapted, [language], cell.evaluate_settings)
     if sentences is None:
         return None
     parts = [cell_name(cell)] if cell.seed is not None else []
     if chosen != JOINT:
-        parts += [f"{chosen} (the best of {len(others)} models)" if others[1:] else chosen]
+        of = f" (the best of {len(others)} models, chosen on the same items)"
+        parts += [chosen + of if others[1:] else chosen]
     return ": ".join([*parts, sentences])
 
 
@@ -97,11 +98,14 @@ def best(scores: dict[str, list[Score]], language: str) -> str:
 
 
 def verdict(
-    original: Sequence[Record], adapted: Sequence[Record], language: str, settings: EvaluateSettings
+    original: Sequence[Record],
+    adapted: Sequence[Record],
+    languages: Sequence[str],
+    settings: EvaluateSettings,
 ) -> str | None:
-    """Up to three sentences on an adapted model beside its original, from their records.
+    """A few sentences on an adapted model beside its original, from their records.
 
-    They are on tokens of the new `language`, on answers in it (or on its text, without answers),
+    They are on tokens of the new `languages`, on answers in them (or on text, without answers),
     and on the other languages. `settings` give the resamples and their seed. None if the models
     have no text and no answers in common.
     """
@@ -109,10 +113,13 @@ def verdict(
     compared = Original(original, wanted, settings).contrasts(adapted)
     codes = {code for metric, code, _ in compared if metric in (TEXT_BITS, RIGHT)}
     by_language = {code: Language.of(code, compared) for code in sorted(codes)}
-    new = by_language.pop(language, None)
+    new = [by_language.pop(code) for code in languages if code in by_language]
     mass = new_mass(adapted)
-    old = [each.summary(mass.get(code, 0.0)) for code, each in by_language.items()]
-    sentences = [*(new.sentences() if new else []), *(["; ".join(old)] if old else [])]
+    old = [
+        each.summary(mass.get(code, 0.0)) for code, each in by_language.items() if each.figures()
+    ]
+    sentences = [each for one in new for each in one.sentences()]
+    sentences += ["; ".join(old)] if old else []
     return " ".join(f"{sentence}." for sentence in sentences) or None
 
 
@@ -135,7 +142,8 @@ class Language:
     @classmethod
     def of(cls, code: str, compared: dict[Key, Contrast]) -> "Language":
         tokens, right, answers, text = (compared.get((metric, code, None)) for metric in METRICS)
-        if right and max(right.before, right.after) < LEAST_RIGHT:
+        few = right and max(right.before, right.after) < LEAST_RIGHT
+        if right and few and right.outcome != "worse":
             right = None
         return cls(NAMES.get(code, code), tokens, right, answers, text)
 
@@ -158,6 +166,8 @@ class Language:
             text = f"{self.name} {head} ({'; '.join(self.figures())})"
         else:
             text = ", ".join(self.worth())
+        if self.tokens and self.tokens.outcome == "worse":
+            text += f"; {cost(self.name, self.tokens)}"
         taken = f", and new tokens take {percent(mass)} of the probability in its text"
         return text + (taken if mass > MOST_NEW_MASS else "")
 
@@ -202,12 +212,13 @@ def cost(name: str, tokens: Contrast) -> str:
     amount = f"{percent(abs(value))} {'fewer' if value < 0 else 'more'} tokens"
     if tokens.outcome in ("better", "worse"):
         return f"{name} takes {amount}"
-    if not tokens.outcome:
-        return f"{name} takes {amount} (in one text)"
     if tokens.before == tokens.after:
         return f"{name} takes as many tokens as before"
+    if not tokens.outcome:
+        return f"{name} takes {amount} (in one text)"
     if tokens.outcome == "same":
-        return f"{name} takes as many tokens as before within {percent(MARGIN)} ({amount})"
+        as_many = "as many tokens as" if tokens.is_level else "no more tokens than"
+        return f"{name} takes {as_many} before within {percent(MARGIN)} ({amount})"
     return f"{name} takes {amount}, not distinguishable from none ({span(*interval[::-1])})"
 
 
@@ -238,7 +249,8 @@ def bits_of(subject: str, bits: Contrast) -> str:
         case "better" | "worse":
             return f"{subject}: {change_in_bits(bits)}"
         case "same":
-            return f"{subject}: as many bits as before within {percent(MARGIN)} {figures}"
+            as_many = "as many bits as" if bits.is_level else "no more bits than"
+            return f"{subject}: {as_many} before within {percent(MARGIN)} {figures}"
         case "unclear":
             return f"{subject}: bits not distinguishable from before {figures}"
     if not math.isfinite(value):

@@ -5,6 +5,7 @@ a task name it as `data`. A record becomes one row or two, each with an `id`, an
 scores are averaged over.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -150,6 +151,11 @@ def _rows(name: str, split: str, records: list[Row], rows: Rows) -> Dataset:
             ) from error
     if not result:
         raise CorpusError(f"{name}/{split} holds no record")
+    seen = Counter[str]()
+    for row in result:  # two records with one id are two records
+        seen[row["id"]] += 1
+        if seen[row["id"]] > 1:
+            row["id"] = f"{row['id']} ({seen[row['id']]})"
     with foreign(f"the records of {name}/{split} differ in form", "mend the data", CorpusError):
         return Dataset.from_list(result)
 
