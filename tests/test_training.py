@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SAMPLE, TEMPLATE, changed, kill_when, save_model, weights
+from conftest import ROOT, SAMPLE, TEMPLATE, changed, kill_when, save_model, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -44,12 +44,13 @@ from lep.training.heldout import HeldoutText
 from lep.training.loss import head_is_plain, head_loss, linear_cross_entropy
 from lep.training.optimizer import EPSILON_SHARE, decay_touched_rows, scale_epsilon
 from lep.training.pretrain import pretrain
-from lep.training.samples import Sample, collate_answers, encode_records, in_order
+from lep.training.samples import Sample, batches, collate_answers, encode_records, in_order
 from lep.training.states import check_step, last_state
 from lep.training.trainable_rows import check_frozen, frozen_digest
 from lep.training.trainer import (
     StopWhenDiverging,
     TablesTrainer,
+    load_to_train,
     logging_steps,
     look_steps,
     uses_bf16,
@@ -559,6 +560,52 @@ def test_the_state_that_is_best_on_held_out_text_is_kept(adapted, tmp_path) -> N
     stopped = pretrain(adapted, EN, tmp_path / "early", variant(settings, patience=1))
     assert len(stopped.looks) < len(looks)
     assert stopped.best_step == result.best_step
+
+
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_the_best_state_is_kept_after_a_step_of_hard_text(seed: int, tmp_path) -> None:
+    """One document of twelve is far harder; its step, and the next one, are no divergence."""
+    (hard,) = list((SAMPLE / "el").glob("news-01-*.txt"))
+    easy = "The river is long and the river is wide. " * 20
+    texts = [*(f"{easy}{i}" for i in range(11)), hard.read_text(encoding="utf-8")[:500]]
+    corpus, look = tmp_path / "corpus.jsonl", hard.with_name("dialogue-01-viliothiki.txt")
+    write_records(corpus, ({"text": text} for text in texts))
+    settings = PretrainSettings(
+        epochs=1, block_size=512, batch_tokens=256, train="embeddings", learning_rate=2e-4,
+        seed=seed, precision="float32", warmup_share=0.0, checkpoints=50,
+        eval_text={"el": [str(look)]}, eval_characters=1_500,
+    )  # fmt: skip
+    result = pretrain(ROOT / "lab" / "pair" / "instruct", [corpus], tmp_path / "out", settings)
+    losses = [each.loss for each in result.losses]
+    assert max(losses[-3:]) > max(losses[:3]) + 1  # hard text came late
+    best = min(result.looks, key=lambda each: each.bits_per_byte["el"])
+    assert result.best_step == best.step
+
+
+def test_a_narrower_type_in_the_configuration_rounds_no_known_row(pair, tmp_path) -> None:
+    """Of a model that is stored in float32, products in bf16 leave the rows as they are."""
+    shutil.copytree(pair["instruct"], tmp_path / "model")
+    stored = {name: tensor.float() for name, tensor in weights(tmp_path / "model").items()}
+    generator = torch.Generator().manual_seed(0)
+    for tensor in stored.values():
+        tensor += 1e-4 * torch.randn(tensor.shape, generator=generator)  # no bf16 numbers
+    save_file(stored, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["dtype"] = "bfloat16"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    model = load_to_train(
+        Checkpoint(tmp_path / "model"), PretrainSettings(tokens=1, precision="bf16")
+    )
+    table = model.get_input_embeddings().weight
+    assert torch.equal(table, stored["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(("epochs", "samples"), [(1, 90), (0.5, 300), (2, 5), (1, 64)])
+def test_tuning_trains_all_samples(epochs: float, samples: int) -> None:
+    settings = TuneSettings(epochs=epochs, batch_size=64, micro_batch_size=16)
+    steps, sizes = batches(settings, samples)
+    step = sizes["per_device_train_batch_size"] * sizes["gradient_accumulation_steps"]
+    assert (steps - 1) * step < round(epochs * samples) <= steps * step
 
 
 def test_the_start_is_kept_where_no_step_is_better(adapted, tmp_path) -> None:

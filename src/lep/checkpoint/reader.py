@@ -1,6 +1,6 @@
 """`Checkpoint`: a folder of safetensors, a configuration and a tokenizer, read lazily."""
 
-from functools import cached_property
+from functools import cached_property, reduce
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lep.checkpoint.architecture import Architecture
 from lep.checkpoint.config import read_config
-from lep.checkpoint.stream import Entry, read_header
+from lep.checkpoint.stream import DTYPES, Entry, read_header
 from lep.checkpoint.tables import Search, Tables
 from lep.errors import CheckpointError, foreign
 from lep.files import read_json
@@ -102,6 +102,12 @@ class Checkpoint:
                     "set tie_word_embeddings to false, or remove the second table"
                 )
         return tables
+
+    @property
+    def table_type(self) -> torch.dtype:
+        """The widest type of a table in the files; config.json may name a narrower one."""
+        stored = (DTYPES[self.entries[name].dtype] for name in self.tables.names)
+        return reduce(torch.promote_types, stored)
 
     def check(self) -> "Checkpoint":
         """Return the checkpoint. Raises `CheckpointError` unless every token has its rows."""

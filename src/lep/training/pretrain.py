@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -267,9 +268,10 @@ class _Task:
         if not (isinstance(settings, JointSettings) and self.is_mixture):
             return {}
         mixture, new_rows = streams.Mixture.of(self.blocks), self.new_rows.tolist()
+        measured = new_rows and settings.trains_new_rows  # tables as a whole do not tell them apart
         return {
             "streams": mixture.records(history),
-            "new_token_mass": streams.logged(history, streams.MASS) if new_rows else None,
+            "new_token_mass": streams.logged(history, streams.MASS) if measured else None,
             "below_practice": mixture.rarer_than(settings.practice, new_rows),
             "median_learned": mixture.median_count(new_rows),
         }
@@ -329,9 +331,10 @@ def _sweep(task: _Task, work: Path, settings: PretrainSettings) -> Sweep:
 
 
 def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -> float | None:
-    """The lowest bits per byte of the first held-out text at a rate; None when training diverges.
+    """The lowest bits per byte of held-out text at a rate; None when training diverges.
 
-    A finished trial is read from its file.
+    Of the first text, or of a mixture the geometric mean of all: as the best state is chosen. A
+    finished trial is read from its file.
     """
     file = folder.with_name(f"{folder.name}.json")
     if file.exists():
@@ -339,8 +342,9 @@ def _trial(task: _Task, folder: Path, settings: PretrainSettings, rate: float) -
     tokens = max(1, round(SWEPT_SHARE * settings.budget(0)))
     short = _updated(settings, tokens=tokens, learning_rate=rate, checkpoints=1)
     try:
-        looks, language = task.train(folder, short)[0].looks or [], next(iter(settings.eval_text))
-        bits = min(look.bits_per_byte[language] for look in looks if look.step)
+        looks = task.train(folder, short)[0].looks or []
+        measured = [list(look.bits_per_byte.values()) for look in looks if look.step]
+        bits = min(geometric_mean(each if task.is_mixture else each[:1]) for each in measured)
     except TrainingError:
         bits = None
     clear_device_cache(garbage_collection=True)

@@ -111,7 +111,7 @@ def whole_words(text: str) -> str:
 def batches(settings: LoraSettings, samples: int) -> tuple[int, dict[str, Any]]:
     """Optimizer steps, and the Trainer's arguments for samples as `in_order` orders them."""
     accumulation, micro = _micro_batches(settings)
-    steps = max(1, round(settings.epochs * samples / (micro * accumulation)))
+    steps = math.ceil(_drawn(settings, samples) / (micro * accumulation))  # the last has the rest
     sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
     return steps, sizes | {"train_sampling_strategy": "sequential"}
 
@@ -122,6 +122,11 @@ def _micro_batches(settings: LoraSettings) -> tuple[int, int]:
     return accumulation, math.ceil(settings.batch_size / accumulation)
 
 
+def _drawn(settings: LoraSettings, samples: int) -> int:
+    """How many samples all epochs have."""
+    return max(1, round(settings.epochs * samples))
+
+
 def in_order(samples: list[Sample], settings: LoraSettings) -> list[Sample]:
     """The samples of all epochs in random order, with samples of similar length in a micro-batch.
 
@@ -130,7 +135,7 @@ def in_order(samples: list[Sample], settings: LoraSettings) -> list[Sample]:
     """
     rng, micro = random.Random(settings.seed), _micro_batches(settings)[1]
     epochs = [rng.sample(samples, len(samples)) for _ in range(math.ceil(settings.epochs))]
-    drawn = [*chain(*epochs)][: max(1, round(settings.epochs * len(samples)))]
+    drawn = [*chain(*epochs)][: _drawn(settings, len(samples))]
     ordered: list[Sample] = []
     for start in range(0, len(drawn), SORTED_BATCHES * micro):
         part = drawn[start : start + SORTED_BATCHES * micro]

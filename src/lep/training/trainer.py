@@ -191,6 +191,8 @@ class TablesTrainer(TrainedOnlyTrainer):
         self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.state.global_step == 0:
             self._keep_start(metrics)
+        elif metrics[self.args.metric_for_best_model] < self.state.best_metric:
+            self.control.should_save = True  # it has not diverged, however hard the step's text
         return metrics
 
     @torch.no_grad()
@@ -260,7 +262,7 @@ class StopWhenDiverging(TrainerCallback):
 
     Of a mixture, it is that of the text: the whole loss changes with what a step holds. A report
     may be of a few hundred tokens of one text, so that only the mean of several says something. No
-    state is saved after a high report.
+    state is saved after a high report, unless it is the best so far on held-out text.
     """
 
     def __init__(self) -> None:
@@ -308,8 +310,8 @@ def with_precision(settings: S) -> S:
 
 
 def load_to_train(checkpoint: Checkpoint, settings: TrainingSettings) -> PreTrainedModel:
-    """The model, in float32 unless products are computed in bf16."""
-    dtype = "auto" if uses_bf16(settings) else torch.float32
+    """The model, in float32 unless products are computed in bf16: then as its tables are stored."""
+    dtype = checkpoint.table_type if uses_bf16(settings) else torch.float32
     model = load_pretrained(checkpoint, dtype)
     model.config.use_cache = False
     return model
