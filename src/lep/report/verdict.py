@@ -165,7 +165,10 @@ class Language:
                 head = f"is as good as before within {percent(MARGIN)}"
             text = f"{self.name} {head} ({'; '.join(self.figures())})"
         else:
-            text = ", ".join(self.worth())
+            clauses, bits = self.worth(), self.text_bits
+            if clauses[1:] and bits and bits.is_level:
+                clauses[1] = f"and its text is as before ({percent(-bits.gain.value, '+')} bits)"
+            text = ", ".join(clauses)
         if self.tokens and self.tokens.outcome == "worse":
             text += f"; {cost(self.name, self.tokens)}"
         taken = f", and new tokens take {percent(mass)} of the probability in its text"
@@ -203,7 +206,7 @@ class Language:
             return ""
         if bits.outcome != "worse":
             return ""
-        return f", though the right answers became less likely: {change_in_bits(bits)}"
+        return f", though right ones became less likely ({amount_of_bits(-bits.gain.value)})"
 
 
 def cost(name: str, tokens: Contrast) -> str:
